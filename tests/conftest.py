@@ -1,0 +1,43 @@
+"""Settings of the whole test run; they must stand before anything imports jax or jroute."""
+
+import os
+from pathlib import Path
+
+import hypothesis
+import jax
+import jaxtyping
+
+import tests.support  # the hook below looks its checker up there
+
+CACHE = Path(__file__).parent.parent / ".cache"
+
+# Also set in the environment, so that a command started by a test runs under the same rules.
+JAX_SETTINGS = {
+    "jax_platforms": "cpu",
+    "jax_num_cpu_devices": 8,
+    "jax_numpy_dtype_promotion": "strict",
+    "jax_numpy_rank_promotion": "raise",
+    "jax_compilation_cache_dir": str(CACHE / "jax"),
+    "jax_persistent_cache_min_compile_time_secs": 0.2,
+    "jax_persistent_cache_min_entry_size_bytes": 0,
+    # A bounded cache is also a locked one: several test runs may share it.
+    "jax_compilation_cache_max_size": 2**30,
+}
+for name, value in JAX_SETTINGS.items():
+    os.environ[name.upper()] = str(value)
+    jax.config.update(name, value)
+
+# No test may reach for a network; Hugging Face's libraries would try.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["HF_HOME"] = str(CACHE / "huggingface")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+checker = f"{tests.support.__name__}.typecheck"
+jaxtyping.install_import_hook(["jroute", "converters"], checker)
+
+# The same examples on every machine; the first one may compile, so no deadline.
+hypothesis.settings.register_profile(
+    "jroute", deadline=None, derandomize=True, database=None, max_examples=50
+)
+hypothesis.settings.load_profile("jroute")

@@ -1,0 +1,25 @@
+"""What several tests need."""
+
+import os
+from pathlib import Path
+
+import pytest
+from beartype import BeartypeConf, beartype
+
+# An int is welcome where a float is expected, as it is for a static checker.
+typecheck = beartype(conf=BeartypeConf(is_pep484_tower=True))
+
+
+def data_dir() -> Path:
+    """Returns the folder with data from outside the repository, or skips the test.
+
+    The folder is ``$JROUTE_DATA``. With ``JROUTE_REQUIRE_DATA=1`` a test that would be skipped
+    fails instead.
+    """
+    folder = os.environ.get("JROUTE_DATA", "")
+    if folder and Path(folder).is_dir():
+        return Path(folder)
+    reason = f"JROUTE_DATA is no folder: {folder!r}" if folder else "JROUTE_DATA is not set"
+    if os.environ.get("JROUTE_REQUIRE_DATA") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
