@@ -1,0 +1,1 @@
+"""Fixed decoding, the cache, the engine that completes prompts, and scoring."""

@@ -1,0 +1,278 @@
+"""Batched generation: jitted prefill, then chunks of on-device decode steps over fixed slots.
+
+Requests are grouped by prompt-length bucket and run ``slots`` at a time; the last group is filled
+up with dummies, so a bucket has one execution shape only. At a fixed shape a row's tokens depend on
+that row alone. Each bucket costs two compiled programs, which live as long as the process.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+from transformers import PreTrainedTokenizerFast
+
+from jroute.errors import UserError
+from jroute.generate.cache import Cache, from_prefill
+from jroute.generate.decoding import Completion, Decoding, StopReason, choose
+from jroute.model.config import Qwen3Config
+from jroute.model.qwen3 import Params, forward, unembed, unstack_blocks
+from jroute.model.routing import Routing
+
+SMALLEST_BUCKET = 32
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Execution shape of generation; part of how a cell was made, not of what it means.
+
+    Attributes:
+        slots: Rows of a batch.
+        chunk: Decode steps between two looks at stop strings.
+    """
+
+    slots: int = 64
+    chunk: int = 16
+
+    def __post_init__(self) -> None:
+        if self.slots < 1 or self.chunk < 1:
+            raise UserError("engine.slots and engine.chunk must be at least 1")
+
+
+class Request(NamedTuple):
+    """One prompt to complete: its tokens, its gate per layer, and the seed of its randomness."""
+
+    tokens: Sequence[int]
+    gate: Float[np.ndarray, " layers"] | None
+    seed: int = 0
+
+
+class DecodeState(NamedTuple):
+    """Everything a decode chunk carries; donated from one chunk to the next.
+
+    Attributes:
+        cache: Keys and values per layer.
+        tokens: Tokens generated so far, ``[slots, max_new_tokens]``, -1 where none.
+        last: The newest token of each row, not yet in the cache.
+        lengths: Tokens of a row in the cache.
+        count: Tokens generated per row.
+        done: Rows that are finished.
+    """
+
+    cache: Cache
+    tokens: Int[Array, "slots max_new"]
+    last: Int[Array, " slots"]
+    lengths: Int[Array, " slots"]
+    count: Int[Array, " slots"]
+    done: Bool[Array, " slots"]
+
+
+def bucket(length: int) -> int:
+    """Padded width of a prompt: the next power of two, at least 32."""
+    return max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
+
+
+def check_context(prompt_tokens: int, new_tokens: int, context: int) -> None:
+    """Refuses a prompt that does not fit.
+
+    Raises:
+        UserError: Prompt and completion together are longer than the model's context.
+    """
+    if prompt_tokens < 1:
+        raise UserError("a prompt is empty; give at least one token")
+    if prompt_tokens + new_tokens > context:
+        raise UserError(
+            f"a prompt of {prompt_tokens} tokens plus max_new_tokens {new_tokens} is longer than the model's "
+            f"context of {context} tokens; shorten the prompt or lower max_new_tokens"
+        )
+
+
+@partial(jax.jit, static_argnames=("config", "decoding"))
+def prefill(
+    params: Params,
+    tokens: Int[Array, "slots seq"],
+    lengths: Int[Array, " slots"],
+    seeds: Int[Array, " slots"],
+    ends: Int[Array, " ends"],
+    routing: Routing | None,
+    gate: Float[Array, "slots layers"] | None,
+    *,
+    config: Qwen3Config,
+    decoding: Decoding,
+) -> DecodeState:
+    """Reads right-padded prompts and chooses each row's first token.
+
+    Only the last hidden state of a row is unembedded. Rows of length 0 are dummies and done.
+    """
+    columns = jnp.arange(tokens.shape[1])[None]
+    positions = jnp.where(columns < lengths[:, None], columns, -1)
+    out = forward(params, config, tokens, positions, routing=routing, gate=gate)
+    final = jnp.take_along_axis(out.hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[
+        :, 0
+    ]
+    first = choose(unembed(params, config, final), seeds, lengths, decoding)
+    generated = jnp.full((tokens.shape[0], decoding.max_new_tokens), -1, jnp.int32)
+    dummy = lengths == 0
+    ended = jnp.any(first[:, None] == ends[None], axis=1) | (decoding.max_new_tokens == 1)
+    return DecodeState(
+        cache=from_prefill(out.kv, tokens.shape[1] + decoding.max_new_tokens),
+        tokens=generated.at[:, 0].set(first),
+        last=first,
+        lengths=lengths,
+        count=jnp.ones_like(lengths),
+        done=dummy | ended,
+    )
+
+
+@partial(jax.jit, static_argnames=("config", "decoding", "steps"), donate_argnames=("state",))
+def decode(
+    params: Params,
+    state: DecodeState,
+    seeds: Int[Array, " slots"],
+    ends: Int[Array, " ends"],
+    routing: Routing | None,
+    gate: Float[Array, "slots layers"] | None,
+    *,
+    config: Qwen3Config,
+    decoding: Decoding,
+    steps: int,
+) -> DecodeState:
+    """Up to ``steps`` decode steps on the device; stops early when every row is done."""
+    params = unstack_blocks(params)  # slices every layer's weights once, outside the loop
+    rows = jnp.arange(state.last.shape[0])
+
+    def step(carry: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
+        i, s = carry
+        positions = jnp.where(s.done, -1, s.lengths)[:, None]
+        out = forward(
+            params, config, s.last[:, None], positions, cache=s.cache, routing=routing, gate=gate
+        )
+        lengths = s.lengths + 1
+        token = choose(unembed(params, config, out.hidden[:, 0]), seeds, lengths, decoding)
+        column = jnp.where(s.done, decoding.max_new_tokens, s.count)  # finished rows write nowhere
+        count = s.count + ~s.done
+        ended = jnp.any(token[:, None] == ends[None], axis=1) | (count >= decoding.max_new_tokens)
+        new = DecodeState(
+            cache=out.kv,
+            tokens=s.tokens.at[rows, column].set(token, mode="drop"),
+            last=jnp.where(s.done, s.last, token),
+            lengths=jnp.where(s.done, s.lengths, lengths),
+            count=count,
+            done=s.done | ended,
+        )
+        return i + 1, new
+
+    def unfinished(carry: tuple[Array, DecodeState]) -> Array:
+        i, s = carry
+        return (i < steps) & ~jnp.all(s.done)
+
+    return jax.lax.while_loop(unfinished, step, (jnp.int32(0), state))[1]
+
+
+class Engine:
+    """Completes requests under one fixed decoding."""
+
+    def __init__(
+        self,
+        params: Params,
+        config: Qwen3Config,
+        tokenizer: PreTrainedTokenizerFast,
+        decoding: Decoding,
+        *,
+        end_token_ids: Sequence[int],
+        routing: Routing | None = None,
+        shape: EngineConfig | None = None,
+    ):
+        self._params = params
+        self._config = config
+        self._tokenizer = tokenizer
+        self._decoding = decoding
+        self._ends = np.asarray(end_token_ids, np.int32)
+        self._routing = routing
+        self._shape = shape or EngineConfig()
+
+    def run(
+        self,
+        requests: Sequence[Request],
+        *,
+        finished: Callable[[list[int], list[Completion]], None] | None = None,
+    ) -> list[Completion]:
+        """Completes every request, in the order given.
+
+        Args:
+            requests: What to complete. Either all have a gate or none has.
+            finished: Called after each batch with the indices and completions of its requests.
+
+        Raises:
+            UserError: A prompt that does not fit the context.
+        """
+        for request in requests:
+            check_context(
+                len(request.tokens),
+                self._decoding.max_new_tokens,
+                self._config.max_position_embeddings,
+            )
+        groups: dict[int, list[int]] = {}
+        for i, request in enumerate(requests):
+            groups.setdefault(bucket(len(request.tokens)), []).append(i)
+        done: dict[int, Completion] = {}
+        for width, members in sorted(groups.items()):
+            for start in range(0, len(members), self._shape.slots):
+                indices = members[start : start + self._shape.slots]
+                completions = self._batch([requests[i] for i in indices], width)
+                done.update(zip(indices, completions, strict=True))
+                if finished:
+                    finished(indices, completions)
+        return [done[i] for i in range(len(requests))]
+
+    def _batch(self, requests: list[Request], width: int) -> list[Completion]:
+        slots, layers = self._shape.slots, self._config.num_hidden_layers
+        tokens = np.zeros((slots, width), np.int32)
+        lengths, seeds = np.zeros(slots, np.int32), np.zeros(slots, np.int32)
+        gate = np.zeros((slots, layers), np.float32)
+        routed = requests[0].gate is not None
+        if routed and self._routing is None:
+            raise UserError(
+                "a gate was given, but no routing: load the model with one to use a gate"
+            )
+        for row, request in enumerate(requests):
+            tokens[row, : len(request.tokens)] = request.tokens
+            lengths[row], seeds[row] = len(request.tokens), request.seed
+            if request.gate is not None:
+                gate[row] = request.gate
+        routing = self._routing if routed else None
+        fixed = (seeds, self._ends, routing, jnp.asarray(gate) if routed else None)
+        static = {"config": self._config, "decoding": self._decoding}
+        state = prefill(self._params, tokens, lengths, *fixed, **static)
+        if not self._decoding.stop:
+            state = decode(
+                self._params, state, *fixed, **static, steps=self._decoding.max_new_tokens
+            )
+            return self._collect(state, len(requests))
+        while True:
+            completions = self._collect(state, len(requests))
+            stopped = [c.stop_reason == "stop_string" for c in completions] + [True] * (
+                slots - len(requests)
+            )
+            state = state._replace(done=state.done | jnp.asarray(stopped))
+            if bool(jnp.all(state.done)):
+                return completions
+            state = decode(self._params, state, *fixed, **static, steps=self._shape.chunk)
+
+    def _collect(self, state: DecodeState, rows: int) -> list[Completion]:
+        """Reads the rows back; rows that are still running are reported as of now."""
+        tokens, count = np.asarray(state.tokens)[:rows], np.asarray(state.count)[:rows]
+        generated = [row[:n].tolist() for row, n in zip(tokens, count, strict=True)]
+        texts = self._tokenizer.batch_decode(generated, skip_special_tokens=True)
+        return [self._completion(ids, text) for ids, text in zip(generated, texts, strict=True)]
+
+    def _completion(self, ids: list[int], text: str) -> Completion:
+        reason: StopReason = "end_token" if ids and ids[-1] in self._ends else "length"
+        cuts = [at for stop in self._decoding.stop if (at := text.find(stop)) >= 0]
+        if cuts:
+            text, reason = text[: min(cuts)], "stop_string"
+        return Completion(tuple(ids), text, reason)

@@ -1,0 +1,1 @@
+"""The frozen Qwen3 decoder and the streams in it."""

@@ -1,0 +1,122 @@
+"""The shape of a Qwen3 decoder, read from a Hugging Face ``config.json``."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jroute.errors import UserError
+
+
+@dataclass(frozen=True)
+class Qwen3Config:
+    """Sizes and constants of one dense Qwen3 model; names are Hugging Face's.
+
+    Hashable, so that it can be a static argument of a jitted function.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    tie_word_embeddings: bool
+    max_position_embeddings: int
+
+    def __post_init__(self) -> None:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise UserError(
+                f"num_attention_heads ({self.num_attention_heads}) in config.json is not a multiple of "
+                f"num_key_value_heads ({self.num_key_value_heads}); the file is damaged or not Qwen3's"
+            )
+        if self.head_dim % 2:
+            raise UserError(
+                f"head_dim must be even for rotary embeddings, config.json says {self.head_dim}"
+            )
+
+    @property
+    def axis_sizes(self) -> dict[str, int]:
+        """Length of every logical axis of the parameters."""
+        return {
+            "layers": self.num_hidden_layers,
+            "vocab": self.vocab_size,
+            "embed": self.hidden_size,
+            "heads": self.num_attention_heads,
+            "kv_heads": self.num_key_value_heads,
+            "head_dim": self.head_dim,
+            "mlp": self.intermediate_size,
+        }
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any], *, where: str = "config.json") -> "Qwen3Config":
+        """Reads the dictionary of a ``config.json``.
+
+        ``rope_theta`` is taken from the file, never assumed: it is 1e6 for Qwen3-4B and 5e6 for
+        Qwen3-4B-Instruct-2507. Transformers 5 writes it under ``rope_parameters``.
+
+        Args:
+            config: The parsed JSON.
+            where: Name of the file, for messages.
+
+        Raises:
+            UserError: Another architecture, or a feature of Qwen3 that is not implemented.
+        """
+        kind = config.get("model_type")
+        if kind != "qwen3":
+            raise UserError(
+                f"{where}: model_type is {kind!r}, but jroute converts dense Qwen3 models only "
+                "(model_type 'qwen3'); choose another source"
+            )
+        rope: Mapping[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        rope_type = rope.get("rope_type", rope.get("type", "default"))
+        layer_types = config.get("layer_types") or ()
+        unsupported = {
+            f"rotary scaling of type {rope_type!r}": rope_type != "default",
+            "sliding-window attention": bool(config.get("use_sliding_window"))
+            or any(t != "full_attention" for t in layer_types),
+            "attention_bias": bool(config.get("attention_bias")),
+            f"hidden_act {config.get('hidden_act')!r}": config.get("hidden_act", "silu") != "silu",
+        }
+        for feature, present in unsupported.items():
+            if present:
+                raise UserError(
+                    f"{where}: {feature} is not implemented in jroute; choose another source"
+                )
+        theta = config.get("rope_theta", rope.get("rope_theta"))
+        values = {**config, "rope_theta": theta}
+        values.setdefault("tie_word_embeddings", False)
+        if values.get("head_dim") is None:
+            values["head_dim"] = config.get("hidden_size", 0) // max(
+                config.get("num_attention_heads", 1), 1
+            )
+        missing = [name for name in cls.__dataclass_fields__ if values.get(name) is None]
+        if missing:
+            raise UserError(
+                f"{where}: missing {', '.join(missing)}; take config.json from the model's release"
+            )
+        kinds: dict[str, type] = {k: f.type for k, f in cls.__dataclass_fields__.items()}  # type: ignore[misc]
+        try:
+            return cls(**{name: kind(values[name]) for name, kind in kinds.items()})
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{where}: a size is not a number ({error}); take config.json from the release"
+            ) from None
+
+    def to_hf(self) -> dict[str, Any]:
+        """The ``config.json`` of a Hugging Face checkpoint of this shape (both rope layouts)."""
+        return {
+            "architectures": ["Qwen3ForCausalLM"],
+            "model_type": "qwen3",
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "hidden_act": "silu",
+            "initializer_range": 0.02,
+            "rope_scaling": None,
+            "sliding_window": None,
+            "use_cache": True,
+            "use_sliding_window": False,
+            **asdict(self),
+        }

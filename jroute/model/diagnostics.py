@@ -1,0 +1,67 @@
+"""What the streams look like at a mixing site, as numbers per row."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+class StreamMetrics(NamedTuple):
+    """Means over the real tokens of each row; a forward pass adds a leading ``layers`` axis.
+
+    Attributes:
+        rms: Root mean square of every stream as it is mixed (after norm matching).
+        diversity: 1 - mean cosine over pairs of streams: 0 when all are copies of one another.
+        dominance: Share ``p_i`` of stream i in the mixed trunk, ``E|M[0,i] S[i]|`` normalised.
+        effective_streams: ``exp(entropy(p))``, between 1 and the number of streams.
+        change: Relative change of the trunk by the mixing, ``|after - before| / |before|``.
+        cosine: Cosine between the trunk before and after the mixing.
+    """
+
+    rms: Float[Array, "*layers batch streams"]
+    diversity: Float[Array, "*layers batch"]
+    dominance: Float[Array, "*layers batch streams"]
+    effective_streams: Float[Array, "*layers batch"]
+    change: Float[Array, "*layers batch"]
+    cosine: Float[Array, "*layers batch"]
+
+
+def stream_metrics(
+    streams: Sequence[Float[Array, "batch seq embed"]],
+    weights: Float[Array, " streams"],
+    before: Float[Array, "batch seq embed"],
+    after: Float[Array, "batch seq embed"],
+    valid: Bool[Array, "batch seq"],
+) -> StreamMetrics:
+    """Measures one site; ``weights`` is row 0 of the mixing matrix."""
+    tiny = jnp.float32(1e-20)
+    stack = jnp.stack([s.astype(jnp.float32) for s in streams])
+    before, after = before.astype(jnp.float32), after.astype(jnp.float32)
+    tokens = jnp.maximum(jnp.sum(valid, axis=-1), 1).astype(jnp.float32)
+
+    def mean(x: Float[Array, "*some batch seq"]) -> Float[Array, "*some batch"]:
+        weights = valid.astype(jnp.float32) / tokens[:, None]
+        return jnp.einsum("...bs,bs->...b", x, weights)
+
+    norms = jnp.linalg.norm(stack, axis=-1)
+    unit = stack / jnp.maximum(norms, tiny)[..., None]
+    n = len(streams)
+    cosines = mean(jnp.einsum("ibse,jbse->ijbs", unit, unit))
+    pairs = max(n * (n - 1), 1)
+    diversity = (
+        1 - (cosines.sum((0, 1)) - jnp.trace(cosines)) / pairs if n > 1 else jnp.zeros_like(tokens)
+    )
+    parts = mean(jnp.abs(weights)[:, None, None] * norms)
+    dominance = parts / jnp.maximum(parts.sum(0, keepdims=True), tiny)
+    entropy = -jnp.sum(dominance * jnp.log(jnp.maximum(dominance, tiny)), axis=0)
+    size = jnp.maximum(jnp.linalg.norm(before, axis=-1), tiny)
+    size_after = jnp.maximum(jnp.linalg.norm(after, axis=-1), tiny)
+    return StreamMetrics(
+        rms=mean(norms / before.shape[-1] ** 0.5).T,
+        diversity=diversity,
+        dominance=dominance.T,
+        effective_streams=jnp.exp(entropy),
+        change=mean(jnp.linalg.norm(after - before, axis=-1) / size),
+        cosine=mean(jnp.sum(before * after, axis=-1) / (size * size_after)),
+    )

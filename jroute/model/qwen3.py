@@ -1,0 +1,302 @@
+"""A frozen dense Qwen3 decoder in Flax NNX, with an optional multi-stream residual.
+
+Modules define and name the parameters; everything that runs takes them as one plain nested
+dictionary (``params``), so a jit boundary never sees a module. Block parameters are stacked on a
+leading ``layers`` axis and the forward pass scans over it; ``unstack_blocks`` slices them apart
+once for decoding, where a loop over separate layers is faster. Both drivers run the same block.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jroute.model.attention import apply_rope, attend, causal_mask, rope_tables
+from jroute.model.config import Qwen3Config
+from jroute.model.routing import Routing, StreamMetrics
+
+Params = Mapping[str, Any]
+
+
+class KeyValue(NamedTuple):
+    """Keys and values of one layer, ``[batch, keys, kv_heads, head_dim]`` (or stacked over layers)."""
+
+    key: Float[Array, "*layers batch keys kv_heads head_dim"]
+    value: Float[Array, "*layers batch keys kv_heads head_dim"]
+
+
+class BlockOutput(NamedTuple):
+    """What a block made of its input ``x``: the two updates, their running sum, and its keys."""
+
+    attention: Float[Array, "batch seq embed"]
+    mlp: Float[Array, "batch seq embed"]
+    trunk: Float[Array, "batch seq embed"]
+    kv: KeyValue
+
+
+class ForwardOutput(NamedTuple):
+    """Result of a forward pass.
+
+    Attributes:
+        hidden: Final-normed states ``[batch, seq, embed]``; ``unembed`` makes logits of them.
+        kv: Keys and values of every layer: stacked, or a tuple when the blocks are unstacked.
+        metrics: Stream metrics with leading ``layers`` axis, if asked for.
+        trunks: Trunk after each block ``[layers, batch, seq, embed]``, if asked for.
+    """
+
+    hidden: Float[Array, "batch seq embed"]
+    kv: Any
+    metrics: StreamMetrics | None
+    trunks: Float[Array, "layers batch seq embed"] | None
+
+
+def rms_norm(
+    x: Float[Array, "*rest dim"], weight: Float[Array, " dim"], eps: float
+) -> Float[Array, "*rest dim"]:
+    """Root-mean-square norm (Zhang & Sennrich 2019), computed in float32 whatever the dtype."""
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return jnp.broadcast_to(weight, x.shape) * wide.astype(x.dtype)
+
+
+def _parameter(
+    config: Qwen3Config, rngs: nnx.Rngs, axes: tuple[str, ...], fan_in: int = 1
+) -> nnx.Param:
+    """One declaration from which shape, initial values and sharding all follow."""
+    shape = tuple(config.axis_sizes[axis] for axis in axes)
+    init = nnx.initializers.normal(1 / fan_in**0.5) if fan_in > 1 else nnx.initializers.ones
+    return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
+
+
+class Attention(nnx.Module):
+    """Self-attention with per-head query and key norms before the rotation."""
+
+    def __init__(self, config: Qwen3Config, rngs: nnx.Rngs):
+        embed, out = config.hidden_size, config.num_attention_heads * config.head_dim
+        self.q_proj = _parameter(config, rngs, ("embed", "heads", "head_dim"), embed)
+        self.k_proj = _parameter(config, rngs, ("embed", "kv_heads", "head_dim"), embed)
+        self.v_proj = _parameter(config, rngs, ("embed", "kv_heads", "head_dim"), embed)
+        self.o_proj = _parameter(config, rngs, ("heads", "head_dim", "embed"), out)
+        self.q_norm = _parameter(config, rngs, ("head_dim",))
+        self.k_norm = _parameter(config, rngs, ("head_dim",))
+        self.eps = config.rms_norm_eps
+
+    def __call__(self, x, cos, sin, mask, write: Callable[[KeyValue], KeyValue]):
+        """Returns the update of ``x`` and the keys and values it attended to.
+
+        ``write`` merges this call's keys into a cache (or returns them as they are).
+        """
+        query = jnp.einsum("bse,ehd->bshd", x, self.q_proj[...])
+        key = jnp.einsum("bse,ehd->bshd", x, self.k_proj[...])
+        value = jnp.einsum("bse,ehd->bshd", x, self.v_proj[...])
+        query = apply_rope(rms_norm(query, self.q_norm[...], self.eps), cos, sin)
+        key = apply_rope(rms_norm(key, self.k_norm[...], self.eps), cos, sin)
+        kv = write(KeyValue(key, value))
+        attended = attend(query, kv.key, kv.value, mask)
+        return jnp.einsum("bshd,hde->bse", attended, self.o_proj[...]), kv
+
+
+class MLP(nnx.Module):
+    """SwiGLU feed-forward (Shazeer 2020)."""
+
+    def __init__(self, config: Qwen3Config, rngs: nnx.Rngs):
+        self.gate_proj = _parameter(config, rngs, ("embed", "mlp"), config.hidden_size)
+        self.up_proj = _parameter(config, rngs, ("embed", "mlp"), config.hidden_size)
+        self.down_proj = _parameter(config, rngs, ("mlp", "embed"), config.intermediate_size)
+
+    def __call__(self, x):
+        gated = jax.nn.silu(x @ self.gate_proj[...]) * (x @ self.up_proj[...])
+        return gated @ self.down_proj[...]
+
+
+class Block(nnx.Module):
+    """One pre-norm decoder block."""
+
+    def __init__(self, config: Qwen3Config, rngs: nnx.Rngs):
+        self.input_norm = _parameter(config, rngs, ("embed",))
+        self.attention = Attention(config, rngs)
+        self.post_attention_norm = _parameter(config, rngs, ("embed",))
+        self.mlp = MLP(config, rngs)
+        self.eps = config.rms_norm_eps
+
+    def __call__(self, x, cos, sin, mask, write) -> BlockOutput:
+        attention, kv = self.attention(
+            rms_norm(x, self.input_norm[...], self.eps), cos, sin, mask, write
+        )
+        middle = x + attention
+        mlp = self.mlp(rms_norm(middle, self.post_attention_norm[...], self.eps))
+        return BlockOutput(attention, mlp, middle + mlp, kv)
+
+
+class Qwen3(nnx.Module):
+    """All parameters of the decoder; ``blocks`` are stacked on a leading ``layers`` axis."""
+
+    def __init__(self, config: Qwen3Config, rngs: nnx.Rngs):
+        self.embed_tokens = _parameter(config, rngs, ("vocab", "embed"), config.hidden_size)
+        stacked = nnx.vmap(lambda keys: Block(config, keys), axis_size=config.num_hidden_layers)
+        self.blocks = stacked(rngs.fork(split=config.num_hidden_layers))
+        self.final_norm = _parameter(config, rngs, ("embed",))
+        if not config.tie_word_embeddings:
+            self.lm_head = _parameter(config, rngs, ("embed", "vocab"), config.hidden_size)
+
+
+@cache
+def _block_graph(config: Qwen3Config) -> nnx.GraphDef:
+    return nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))))[0]
+
+
+@cache
+def _abstract_model(config: Qwen3Config) -> nnx.State:
+    return nnx.state(nnx.eval_shape(lambda: Qwen3(config, nnx.Rngs(0))), nnx.Param)
+
+
+def logical_axes(config: Qwen3Config) -> dict[str, Any]:
+    """The tree of ``params`` with, for every array, the tuple of its logical axis names."""
+
+    def axes(path: tuple[Any, ...], variable: nnx.Variable) -> tuple[str, ...]:
+        stacked = path[0] == "blocks"
+        return (
+            ("layers", *variable.get_metadata()["axes"])
+            if stacked
+            else variable.get_metadata()["axes"]
+        )
+
+    flat = nnx.to_flat_state(_abstract_model(config))
+    return nnx.traversals.unflatten_mapping({path: axes(path, variable) for path, variable in flat})
+
+
+def abstract_params(config: Qwen3Config, dtype: Any = "float32") -> dict[str, Any]:
+    """The tree of ``params`` as ``jax.ShapeDtypeStruct``, nothing allocated."""
+    shapes = nnx.to_pure_dict(_abstract_model(config))
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)
+
+
+def init_params(
+    config: Qwen3Config, key: Array, dtype: Any = "float32"
+) -> dict[str, Any]:
+    """Random parameters: every projection normal with variance 1 / fan-in, norms one."""
+    state = nnx.state(Qwen3(config, nnx.Rngs(key)), nnx.Param)
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), nnx.to_pure_dict(state))
+
+
+def unstack_blocks(params: Params) -> dict[str, Any]:
+    """The same parameters with ``blocks`` as a tuple of per-layer trees, for unrolled decoding."""
+    blocks = params["blocks"]
+    if isinstance(blocks, tuple):
+        return dict(params)
+    layers = jax.tree.leaves(blocks)[0].shape[0]
+    return {
+        **params,
+        "blocks": tuple(jax.tree.map(lambda leaf, i=i: leaf[i], blocks) for i in range(layers)),
+    }
+
+
+def unembed(
+    params: Params, config: Qwen3Config, hidden: Float[Array, "*rest embed"]
+) -> Float[Array, "*rest vocab"]:
+    """Logits in float32; with tied embeddings the token table is the output layer."""
+    head = params["embed_tokens"].T if config.tie_word_embeddings else params["lm_head"]
+    return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+
+
+def forward(
+    params: Params,
+    config: Qwen3Config,
+    tokens: Int[Array, "batch seq"],
+    positions: Int[Array, "batch seq"],
+    *,
+    cache: Sequence[KeyValue] | None = None,
+    routing: Routing | None = None,
+    gate: Float[Array, "batch layers"] | None = None,
+    metrics: bool = False,
+    trunks: bool = False,
+) -> ForwardOutput:
+    """Runs the decoder.
+
+    Args:
+        params: Parameters, with ``blocks`` stacked or unstacked.
+        config: Shape of the model.
+        tokens: Token ids.
+        positions: Position of every token in its own row; padding, on either side, is -1.
+        cache: Per-layer keys and values of earlier tokens, where index = position. The new keys
+            are written at ``positions``. Needs unstacked blocks.
+        routing: The streams and their mixing; ``None`` is the plain model.
+        gate: Mixing strength per row and layer; required with ``routing``.
+        metrics: Also return stream metrics (static; off costs nothing).
+        trunks: Also return the trunk after every block.
+
+    Returns:
+        A ``ForwardOutput``; ``kv`` is the updated cache, or the new keys if there was none.
+
+    With ``gate == 0`` the values of a row equal the plain model's bit for bit. This rests on
+    two things. The select in ``Routing.mix`` hands back the block's own trunk; and the
+    optimization barriers around every block keep XLA from fusing its arithmetic with what comes
+    after, so that the block is compiled alike in both programs.
+    """
+    valid = positions >= 0
+    x = params["embed_tokens"][tokens]
+    cos, sin = rope_tables(jnp.maximum(positions, 0), config.head_dim, config.rope_theta, x.dtype)
+    if cache is None:
+        mask = causal_mask(positions, positions)
+    else:
+        mask = causal_mask(positions, jnp.arange(cache[0].key.shape[1])[None])
+    graph = _block_graph(config)
+    routed = routing is not None and gate is not None
+
+    def block(x: Array, weights: Params, past: KeyValue | None) -> BlockOutput:
+        def write(new: KeyValue) -> KeyValue:
+            if past is None:
+                return new
+            rows = jnp.arange(tokens.shape[0])[:, None]
+            columns = jnp.where(valid, positions, past.key.shape[1])  # padding falls off the end
+            return KeyValue(
+                *(
+                    old.at[rows, columns].set(add, mode="drop")
+                    for old, add in zip(past, new, strict=True)
+                )
+            )
+
+        x = jax.lax.optimization_barrier(x)
+        out = nnx.merge(graph, weights)(x, cos, sin, mask, write)
+        return jax.lax.optimization_barrier(out)
+
+    def step(carry, per_layer):
+        x, streams = carry
+        weights, layer_gate, mixing, past = per_layer
+        out = block(x, weights, past)
+        found = None
+        if routed:
+            x, streams, found = routing.mix(
+                streams, out, mixing, layer_gate, valid if metrics else None
+            )
+        else:
+            x = out.trunk
+        return (x, streams), (out.kv, found, x if trunks else None)
+
+    carry = (x, routing.start(x) if routed else None)
+    gates = gate.T if routed else None
+    mixing = routing.mixing if routed else None
+    blocks = params["blocks"]
+    if isinstance(blocks, tuple):
+        outputs = []
+        for i, weights in enumerate(blocks):
+            past = None if cache is None else cache[i]
+            per_layer = (weights, gates[i] if routed else None, mixing[i] if routed else None, past)
+            carry, output = step(carry, per_layer)
+            outputs.append(output)
+        kv = tuple(output[0] for output in outputs)
+        found, kept = jax.tree.map(
+            lambda *leaves: jnp.stack(leaves), *(output[1:] for output in outputs)
+        )
+    else:
+        if cache is not None:
+            raise ValueError(
+                "decoding with a cache needs unstacked blocks: call unstack_blocks(params) once"
+            )
+        carry, (kv, found, kept) = jax.lax.scan(step, carry, (blocks, gates, mixing, None))
+    hidden = rms_norm(carry[0], params["final_norm"], config.rms_norm_eps)
+    return ForwardOutput(hidden, kv, found, kept)
