@@ -1,0 +1,107 @@
+"""Tasks: problems with numeric answers, prompts for them, and the reading of answers.
+
+:func:`load_problems` gives the problems of a split, always in the same order;
+:mod:`jroute.tasks.prompts` turns a question into a prompt, :mod:`jroute.tasks.answers` a completion
+into a reward. Nothing here knows a model.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jroute.errors import UserError
+from jroute.tasks.problem import Problem
+
+__all__ = ["Problem", "Split", "TaskConfig", "load_problems"]
+
+Split = Literal["train", "validation", "test", "ood"]
+
+_SPLITS: dict[str, tuple[Split, ...]] = {
+    "synthetic": ("train", "validation", "test", "ood"),
+    "gsm8k": ("train", "validation", "test"),
+    "svamp": ("test",),
+    "jsonl": ("train", "validation", "test", "ood"),
+}
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """One task and where its problems come from.
+
+    Attributes:
+        name: ``synthetic`` (generated), ``gsm8k``, ``svamp``, or ``jsonl`` (the user's own).
+        path: File or folder of the data, absolute, relative to the working directory, or relative
+            to ``$JROUTE_DATA``. If it is empty, ``gsm8k`` and ``svamp`` are taken from the folder
+            of that name under ``$JROUTE_DATA``, and if there is none, from the hub. Without meaning
+            for ``synthetic``.
+        question_field: Field of a ``jsonl`` line with the question.
+        answer_field: Field of a ``jsonl`` line with the answer.
+        train: Number of training problems of ``synthetic``; files have as many as they have.
+        validation: Number of validation problems: generated for ``synthetic``, held out of the
+            training file for ``gsm8k`` and ``jsonl`` (see :func:`jroute.tasks.sources.held_out`).
+        test: Number of test problems of ``synthetic``.
+        ood: Number of out-of-distribution problems of ``synthetic``.
+        limit: If not 0, only the first so many problems of a split are used.
+        seed: Of the ``synthetic`` problems.
+    """
+
+    name: Literal["synthetic", "gsm8k", "svamp", "jsonl"] = "synthetic"
+    path: str = ""
+    question_field: str = "question"
+    answer_field: str = "answer"
+    train: int = 1500
+    validation: int = 500
+    test: int = 1000
+    ood: int = 1000
+    limit: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse unknown tasks and negative sizes."""
+        if self.name not in _SPLITS:
+            known = ", ".join(_SPLITS)
+            raise UserError(f"task.name {self.name!r} is unknown; choose one of {known}.")
+        for size in ("train", "validation", "test", "ood", "limit"):
+            if getattr(self, size) < 0:
+                raise UserError(f"task.{size} is {getattr(self, size)}; give zero or more.")
+
+
+def load_problems(config: TaskConfig, split: Split) -> list[Problem]:
+    """Load or generate the problems of one split.
+
+    Args:
+        config: The task.
+        split: The split.
+
+    Returns:
+        The problems, in an order that depends on the data and the config alone.
+
+    Raises:
+        UserError: The task has no such split, or its data is missing or damaged.
+    """
+    if split not in _SPLITS[config.name]:
+        known = ", ".join(_SPLITS[config.name])
+        raise UserError(f"task {config.name} has no {split!r} split; choose one of {known}.")
+    problems = _load(config, split)
+    return problems[: config.limit] if config.limit else problems
+
+
+def _load(config: TaskConfig, split: Split) -> list[Problem]:
+    # Imported here so that one task's needs (`datasets`) do not burden the others.
+    if config.name == "synthetic":
+        from jroute.tasks import synthetic
+
+        return synthetic.problems(split, getattr(config, split), config.seed)
+    if config.name == "jsonl":
+        from jroute.tasks import jsonl
+
+        return jsonl.load(
+            config.path, split, config.validation, config.question_field, config.answer_field
+        )
+    if config.name == "svamp":
+        from jroute.tasks import svamp
+
+        return svamp.load(config.path)
+    from jroute.tasks import gsm8k
+
+    assert split != "ood"  # _SPLITS says so
+    return gsm8k.load(config.path, split, config.validation)

@@ -1,0 +1,78 @@
+"""Any JSON-lines file with a question and a numeric answer per line.
+
+A name ``jsonl/<split>/<line>-<digest>`` holds the line number and eight hexadecimal digits of the
+question's and answer's SHA-256: outcomes filed under it can not be mistaken for those of another
+file or of an edited line.
+"""
+
+import hashlib
+from typing import Any, Literal
+
+from jroute.errors import UserError
+from jroute.tasks.answers import canonical, parse_number
+from jroute.tasks.problem import Problem
+from jroute.tasks.sources import (
+    field,
+    held_out,
+    locate,
+    own_split,
+    read_lines,
+    split_file,
+    text_field,
+)
+
+
+def load(
+    path: str,
+    split: Literal["train", "validation", "test", "ood"],
+    validation: int,
+    question_field: str,
+    answer_field: str,
+) -> list[Problem]:
+    """Load one split.
+
+    Args:
+        path: A folder with a file per split, or one file (see
+            :func:`jroute.tasks.sources.split_file`). Without a ``validation.jsonl`` the validation
+            split is held out of ``train.jsonl``.
+        split: Which one.
+        validation: How many rows of the training file are then held out.
+        question_field: Name of the field with the question's text.
+        answer_field: Name of the field with the answer: a number, or a text that is one.
+
+    Raises:
+        UserError: The data is missing or damaged; the message names the line.
+    """
+    if not path:
+        raise UserError("task jsonl has no data of its own; set task.path to a file or a folder.")
+    where = locate(path, "jsonl")
+    assert where is not None  # a path was given
+    if where.is_dir():
+        has_validation = (where / "validation.jsonl").is_file()
+    else:
+        has_validation = own_split(where) == "validation"
+    shared = split in ("train", "validation") and not has_validation
+    source = "train" if shared else split
+    file = split_file(where, source, "jsonl")
+
+    problems = []
+    for line, row in read_lines(file):
+        here = f"{file}, line {line}"
+        question = text_field(row, question_field, here).strip()
+        answer = _gold(field(row, answer_field, here), f"{here}: field {answer_field!r}")
+        digest = hashlib.sha256(f"{question}\n{answer}".encode()).hexdigest()[:8]
+        problems.append(Problem(f"jsonl/{source}/{line}-{digest}", question, answer))
+    if not shared:
+        return problems
+    held = held_out([problem.question for problem in problems], validation, "jsonl")
+    wanted = split == "validation"
+    return [problem for problem, out in zip(problems, held, strict=True) if out == wanted]
+
+
+def _gold(answer: Any, where: str) -> str:
+    """The canonical form of an answer; raises UserError if it is no number."""
+    numeric = isinstance(answer, int | float | str) and not isinstance(answer, bool)
+    value = parse_number(str(answer)) if numeric else None
+    if value is None:
+        raise UserError(f"{where} is not a number ({answer!r:.60}); give a number such as 18.")
+    return canonical(value)

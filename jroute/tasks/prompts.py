@@ -1,0 +1,92 @@
+"""From a question to the text that a model reads."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from jroute.errors import UserError
+
+PLACEHOLDER = "{question}"
+
+
+@runtime_checkable
+class ChatTokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that :func:`render` uses."""
+
+    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
+        """Render a conversation."""
+        ...
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """How a question becomes a prompt.
+
+    Attributes:
+        template: The user's message; ``{question}`` stands for the question. All other text,
+            braces included, is taken as it is.
+        system: The system message of a chat; ``""`` for none.
+        chat: Whether to wrap the message in the tokenizer's chat template, up to the point where
+            the model's turn begins. Otherwise the message alone is the prompt.
+    """
+
+    template: str = PLACEHOLDER
+    system: str = ""
+    chat: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what could not have been meant."""
+        if PLACEHOLDER not in self.template:
+            raise UserError(
+                f"prompt.template {self.template!r} has no place for the question; "
+                f"put {PLACEHOLDER} where it belongs."
+            )
+        if self.system and not self.chat:
+            raise UserError(
+                "prompt.system is set but prompt.chat is false, and a raw prompt has no system "
+                "message; set prompt.chat to true or move the text into prompt.template."
+            )
+
+
+def user_message(problem_question: str, config: PromptConfig) -> str:
+    """Put a question into the template.
+
+    Args:
+        problem_question: The question; it may hold braces.
+        config: The template.
+
+    Returns:
+        The text of the user's message.
+    """
+    return config.template.replace(PLACEHOLDER, problem_question)
+
+
+def render(question: str, config: PromptConfig, tokenizer: ChatTokenizer) -> str:
+    """Make the whole prompt of a question.
+
+    Args:
+        question: The question.
+        config: The template, the system message and whether this is a chat.
+        tokenizer: A Hugging Face tokenizer; only its chat template is used, and only for a chat.
+
+    Returns:
+        The prompt as text. In a chat it holds the special tokens already, so it must be encoded
+        with ``add_special_tokens=False``.
+
+    Raises:
+        UserError: The tokenizer has no chat template, or its template refuses the messages.
+    """
+    message = user_message(question, config)
+    if not config.chat:
+        return message
+    system = [{"role": "system", "content": config.system}] if config.system else []
+    try:
+        return tokenizer.apply_chat_template(
+            [*system, {"role": "user", "content": message}],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+    except Exception as error:  # a template is a program of its own and may raise anything
+        raise UserError(
+            f"the tokenizer's chat template cannot render this prompt ({error}); "
+            "set prompt.chat to false or use a tokenizer with a chat template."
+        ) from error

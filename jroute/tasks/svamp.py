@@ -1,0 +1,59 @@
+"""SVAMP (Patel et al. 2021, arXiv 2103.07191): 1,000 short problems with perturbed wording.
+
+All of them are the test split, and nothing is trained on them. The hub's copy cuts them into 700
+and 300; both parts are read, and problems are named after and ordered by the number in their
+``ID``, so the hub and the original file give the same list.
+"""
+
+import re
+from pathlib import Path
+
+from jroute.errors import UserError
+from jroute.tasks.answers import canonical, parse_number
+from jroute.tasks.problem import Problem
+from jroute.tasks.sources import field, locate, read_hub, read_json, text_field
+
+HUB_NAME = "ChilleD/SVAMP"
+_ID = re.compile(r"chal-([0-9]{1,9})")
+
+
+def load(path: str) -> list[Problem]:
+    """Load all problems.
+
+    Args:
+        path: ``SVAMP.json`` or its folder; ``""`` for ``$JROUTE_DATA/svamp`` or else the hub.
+
+    Raises:
+        UserError: The data is missing or damaged.
+    """
+    where = locate(path, "svamp")
+    if where is None:
+        name, rows = HUB_NAME, read_hub(HUB_NAME, None, ["train", "test"])
+    else:
+        file = where / "SVAMP.json" if where.is_dir() else where
+        if not file.is_file():
+            raise UserError(f"{where} has no SVAMP.json; put it there or correct task.path.")
+        name, rows = str(file), read_json(Path(file))
+
+    problems: dict[int, Problem] = {}
+    for number, row in enumerate(rows):
+        here = f"{name}, row {number} (from 0)"
+        identity = _ID.fullmatch(text_field(row, "ID", here))
+        if not identity or int(identity[1]) in problems:
+            raise UserError(
+                f"{here}: ID {row['ID']!r} is not a new 'chal-' number; restore the file."
+            )
+        gold = parse_number(str(field(row, "Answer", here)))
+        if gold is None or gold.denominator != 1:
+            raise UserError(
+                f"{here}: Answer {row['Answer']!r} is not a whole number; restore the file."
+            )
+        body = text_field(row, "Body", here).strip()
+        question = text_field(row, "Question", here).strip()
+        problems[int(identity[1])] = Problem(
+            id=f"svamp/test/{int(identity[1])}",
+            question=f"{body}{'' if body.endswith('.') else '.'} {question}",
+            answer=canonical(gold),
+            labels={"type": str(row.get("Type") or "")},
+        )
+    return [problems[number] for number in sorted(problems)]

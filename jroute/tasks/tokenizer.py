@@ -1,0 +1,27 @@
+"""Tokenizers, loaded without torch."""
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+from jroute.errors import UserError
+
+
+def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerFast:
+    """Loads ``tokenizer.json`` with its ``tokenizer_config.json`` from a model's folder.
+
+    ``PreTrainedTokenizerFast`` is named outright because ``AutoTokenizer`` imports torch.
+
+    Raises:
+        UserError: The files are missing or damaged.
+    """
+    directory = Path(directory)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if not (directory / name).is_file():
+            raise UserError(f"{directory} has no {name}; copy it there from the model's release")
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
+    except Exception as error:
+        raise UserError(
+            f"the tokenizer in {directory} cannot be read ({error}); copy it there again"
+        ) from error
