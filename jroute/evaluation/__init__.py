@@ -1,0 +1,1 @@
+"""Judging: statistics, reports, and the lm-evaluation-harness adapter."""

@@ -1,0 +1,258 @@
+"""What a table of per-item results can and cannot say.
+
+Arms are compared on the same items. A deterministic arm is an array ``[items]`` of 0 and 1; an arm
+known by its expectation (``random``) has item values between 0 and 1; an arm of several trained
+controllers is ``[seeds, items]``, and its accuracy is the mean over seeds.
+
+Intervals and p-values of anything but one deterministic arm come from the *crossed bootstrap*:
+items are resampled, the same for all arms, and whole seeds are resampled, for each arm on its own,
+because one seed's controller answers all items. Three refinements matter when seeds are few:
+
+* deviations of the resampling weights from 1 are scaled by sqrt(n / (n - 1)), so that seeds and
+  items each contribute their unbiased variance;
+* percentiles are expanded from the normal's to Student's t (Hesterberg 2015, The American
+  Statistician 69:371), with the degrees of freedom of Welch and Satterthwaite;
+* variation of single (seed, item) cells counts more than once (Owen 2007, Annals of Applied
+  Statistics 1:386), which errs on the careful side.
+
+Items with equal values are exchangeable, so they are drawn together, as one multinomial count.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, sqrt
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy.typing import ArrayLike
+from scipy import optimize, stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+REPLICATES = 10_000
+"""Bootstrap resamples; the smallest p-value they can give is about 2 / 10,000."""
+
+_CHUNK = 1_000
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Mean of an arm's item values, with a 95 % interval, over ``n`` items."""
+
+    accuracy: float
+    ci95: tuple[float, float]
+    n: int
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Accuracy of arm a minus that of arm b on the same ``n`` items.
+
+    ``p`` is two-sided, and at most 0.05 exactly where ``ci95`` leaves 0 out (but for the
+    interpolation of percentiles).
+    """
+
+    difference: float
+    ci95: tuple[float, float]
+    p: float
+    n: int
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Exact McNemar test: items only one of two arms got right, and the two-sided p-value."""
+
+    only_a: int
+    only_b: int
+    p: float
+    n: int
+
+
+def accuracy(values: ArrayLike, *, replicates: int = REPLICATES, seed: int = 0) -> Accuracy:
+    """Accuracy of one arm with a 95 % interval.
+
+    Wilson's interval for one deterministic arm (``[items]``, all 0 or 1); otherwise the crossed
+    bootstrap described at the top of this module.
+
+    Args:
+        values: ``[items]`` or ``[seeds, items]``.
+        replicates: Number of bootstrap resamples.
+        seed: Of the resampling.
+    """
+    arm = _arm(values, "values")
+    items = arm.shape[1]
+    mean = float(arm.mean())
+    if len(arm) == 1 and np.isin(arm, (0.0, 1.0)).all():
+        right = int(arm.sum())
+        low, high = proportion_confint(right, items, alpha=0.05, method="wilson")
+        return Accuracy(mean, (float(low), float(high)), items)
+    draws, freedom = _crossed_bootstrap([arm], [1.0], replicates, seed)
+    low, high = np.clip(_percentiles(draws, freedom), arm.min(), arm.max())
+    return Accuracy(mean, (float(low), float(high)), items)
+
+
+def paired_contrast(
+    a: ArrayLike, b: ArrayLike, *, replicates: int = REPLICATES, seed: int = 0
+) -> Contrast:
+    """Difference of two arms on the same items, by the crossed bootstrap.
+
+    The p-value inverts the interval: with k the number of resampled differences at or beyond 0 on
+    the side away from the estimate (the lesser of the counts at or below and at or above 0), the
+    tail is q = (k + 1) / (replicates + 1), and p = min(1, 2 T(z)) where z is the normal's quantile
+    of q and T Student's distribution function; with many seeds or none, p is just 2 q. It is never
+    0, and where two seeds are all there is it cannot be small.
+
+    Args:
+        a: ``[items]`` or ``[seeds, items]``.
+        b: The same items in the same order; its seeds, if any, are its own.
+        replicates: Number of bootstrap resamples.
+        seed: Of the resampling.
+    """
+    first, second = _arm(a, "a"), _arm(b, "b")
+    _same_items(first, second)
+    draws, freedom = _crossed_bootstrap([first, second], [1.0, -1.0], replicates, seed)
+    low, high = _percentiles(draws, freedom)
+    beyond = min((draws <= _ROUNDING).sum(), (draws >= -_ROUNDING).sum())
+    tail = (beyond + 1) / (replicates + 1)
+    p = min(1.0, 2.0 * float(stats.t.cdf(stats.norm.ppf(tail), freedom))) if tail < 0.5 else 1.0
+    return Contrast(float(first.mean() - second.mean()), (low, high), p, first.shape[1])
+
+
+def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> McNemar:
+    """Exact McNemar test of two deterministic arms, ``[items]`` of 0 and 1 each."""
+    first, second = _arm(a, "a"), _arm(b, "b")
+    _same_items(first, second)
+    both = np.concatenate([first, second])
+    if len(both) != 2 or not np.isin(both, (0.0, 1.0)).all():
+        raise ValueError("McNemar's test compares two arms of one row each, with values 0 and 1")
+    right_a, right_b = first[0] == 1.0, second[0] == 1.0
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    both_right = int((right_a & right_b).sum())
+    items = first.shape[1]
+    table = [[both_right, only_a], [only_b, items - both_right - only_a - only_b]]
+    return McNemar(only_a, only_b, float(mcnemar(table, exact=True).pvalue), items)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given: compare each with the family's level."""
+    if not len(p_values):
+        return []
+    return [float(p) for p in multipletests(p_values, method="holm")[1]]
+
+
+def resolvable_gap(n: int, discordance: float, *, alpha: float = 0.05) -> float:
+    """Smallest difference in accuracy that an exact McNemar test finds significant.
+
+    Args:
+        n: Number of items.
+        discordance: Share of items that exactly one of the two arms gets right.
+        alpha: Two-sided level.
+
+    Returns:
+        A difference of accuracies, or infinity if no outcome would be significant.
+    """
+    discordant = np.array([round(n * discordance)])
+    lost = int(_most_losses(discordant, alpha)[0])
+    return inf if lost < 0 else float(discordant[0] - 2 * lost) / n
+
+
+def detectable_gap(n: int, discordance: float, *, power: float = 0.8, alpha: float = 0.05) -> float:
+    """Smallest true difference that an exact McNemar test finds with the given power.
+
+    The number of discordant items is itself binomial.
+
+    Args:
+        n: Number of items.
+        discordance: Expected share of items that exactly one of the two arms gets right.
+        power: Wanted chance of a significant result.
+        alpha: Two-sided level.
+
+    Returns:
+        A difference of accuracies, or infinity if even one-sided discordance falls short.
+    """
+    discordant = np.arange(n + 1)
+    weight = stats.binom.pmf(discordant, n, discordance)
+    likely = weight > 1e-10
+    discordant, weight = discordant[likely], weight[likely]
+    losses = _most_losses(discordant, alpha)
+
+    def shortfall(win: float) -> float:
+        found = stats.binom.cdf(losses, discordant, 1.0 - win)
+        found = found + stats.binom.cdf(losses, discordant, win)
+        return float((weight * found).sum()) - power
+
+    if shortfall(1.0) < 0.0:
+        return inf
+    return float(2.0 * optimize.brentq(shortfall, 0.5, 1.0) - 1.0) * discordance
+
+
+def _arm(values: ArrayLike, name: str) -> Float[np.ndarray, "seeds items"]:
+    """As ``[seeds, items]`` of float64, checked."""
+    array = np.asarray(values, np.float64)
+    if array.ndim not in (1, 2) or array.shape[-1] < 2 or array.shape[0] < 1:
+        raise ValueError(f"{name} has shape {array.shape}; need [items] or [seeds, items], items>1")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} has values that are not finite")
+    return np.atleast_2d(array)
+
+
+def _same_items(a: Float[np.ndarray, "_ items_a"], b: Float[np.ndarray, "_ items_b"]) -> None:
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"arms have {a.shape[1]} and {b.shape[1]} items; compare the same items")
+
+
+def _crossed_bootstrap(
+    arms: Sequence[np.ndarray], signs: Sequence[float], replicates: int, seed: int
+) -> tuple[Float[np.ndarray, " replicates"], float]:
+    """Resampled values of the signed sum of the arms' means, and its degrees of freedom."""
+    rng = np.random.default_rng(seed)
+    items = arms[0].shape[1]
+    kinds, counts = np.unique(np.concatenate(arms), axis=1, return_counts=True)
+    kinds_of_arm = np.split(kinds, np.cumsum([len(arm) for arm in arms])[:-1])
+    draws = np.zeros(replicates)
+    for start in range(0, replicates, _CHUNK):
+        chunk = draws[start : start + _CHUNK]
+        drawn = rng.multinomial(items, counts / items, size=len(chunk))
+        item_weights = (counts + (drawn - counts) * sqrt(items / (items - 1))) / items
+        for arm, sign in zip(kinds_of_arm, signs, strict=True):
+            per_seed = item_weights @ arm.T
+            chunk += sign * (per_seed * _seed_weights(rng, len(chunk), len(arm))).sum(axis=1)
+    return draws, _degrees_of_freedom(arms, signs)
+
+
+def _seed_weights(
+    rng: np.random.Generator, replicates: int, seeds: int
+) -> Float[np.ndarray, "replicates seeds"]:
+    if seeds == 1:  # one row says nothing of how seeds vary: the arm is taken as it is
+        return np.ones((replicates, 1))
+    drawn = rng.multinomial(seeds, np.full(seeds, 1.0 / seeds), size=replicates)
+    return (1.0 + (drawn - 1.0) * sqrt(seeds / (seeds - 1))) / seeds
+
+
+def _degrees_of_freedom(arms: Sequence[np.ndarray], signs: Sequence[float]) -> float:
+    """Welch and Satterthwaite's, of the variance due to items and to each arm's seeds."""
+    of_items = sum(sign * arm.mean(axis=0) for arm, sign in zip(arms, signs, strict=True))
+    samples = [np.asarray(of_items)] + [arm.mean(axis=1) for arm in arms if len(arm) > 1]
+    variances = [sample.var(ddof=1) / len(sample) for sample in samples]
+    total = sum(variances)
+    if total == 0.0:
+        return inf
+    terms = zip(variances, samples, strict=True)
+    return float(total**2 / sum(v**2 / (len(sample) - 1) for v, sample in terms))
+
+
+def _percentiles(draws: Float[np.ndarray, " replicates"], freedom: float) -> tuple[float, float]:
+    """Expanded percentiles that bound 95 %, as order statistics that match the p-value."""
+    tail = stats.norm.cdf(stats.t.ppf(0.025, freedom))
+    rank = max(int(tail * (len(draws) + 1)), 1)
+    ordered = np.sort(draws)
+    return float(ordered[rank - 1]), float(ordered[-rank])
+
+
+def _most_losses(discordant: Int[np.ndarray, " cases"], alpha: float) -> Int[np.ndarray, " cases"]:
+    """Most items the winner may lose and still be significant; -1 where nothing is."""
+    quantile = stats.binom.ppf(alpha / 2.0, discordant, 0.5)
+    within: Bool[np.ndarray, " cases"] = stats.binom.cdf(quantile, discordant, 0.5) <= alpha / 2.0
+    return np.where(within, quantile, quantile - 1.0).astype(np.int64)

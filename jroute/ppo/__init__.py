@@ -1,0 +1,1 @@
+"""The pure-functional PPO learner."""

@@ -1,0 +1,382 @@
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jroute.controller import networks
+from jroute.envs.functional import TableEnv
+from jroute.errors import UserError
+from jroute.ppo import learner
+from jroute.ppo.learner import PPOConfig
+from tests.ppo.bandits import Locks, Ridge, Signs
+
+KEY = jax.random.key(0)
+SMALL = PPOConfig(updates=6, batch_size=64, hidden=(16,), learning_rate=1e-2, seeds=3)
+
+
+def assert_same(a, b) -> None:
+    """Bit for bit."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def assert_close(a, b, **tolerance) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(partial(np.testing.assert_allclose, **tolerance), a, b)
+
+
+# The arithmetic of an update, in torch
+
+
+class TorchMLP(torch.nn.Module):
+    def __init__(self, mlp) -> None:
+        super().__init__()
+        self.kernels, self.biases = torch.nn.ParameterList(), torch.nn.ParameterList()
+        for layer in [*mlp["hidden"].values(), mlp["output"]]:
+            bias = np.asarray(layer["bias"], np.float64)
+            kernel = np.asarray(layer["kernel"], np.float64).reshape(-1, bias.size)
+            self.kernels.append(torch.nn.Parameter(torch.tensor(kernel)))
+            self.biases.append(torch.nn.Parameter(torch.tensor(bias.ravel())))
+        self.shape = layer["bias"].shape
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for i, (kernel, bias) in enumerate(zip(self.kernels, self.biases, strict=True)):
+            x = (torch.tanh(x) if i else x) @ kernel + bias
+        return x.reshape(-1, *self.shape)
+
+    def arrays(self) -> list[np.ndarray]:
+        return [p.detach().numpy() for p in (*self.kernels, *self.biases)]
+
+
+def torch_update(config: PPOConfig, params, batch, rows, lr):
+    """One PPO update as CleanRL computes it, in float64; advantages of the whole batch."""
+    actor, critic = TorchMLP(params["actor"]), TorchMLP(params["critic"])
+    both = [*actor.parameters(), *critic.parameters()]
+    adam = torch.optim.Adam(both, lr=lr, eps=config.adam_eps)
+    observations, old_log, old_values, rewards = (
+        torch.tensor(np.asarray(x, np.float64))
+        for x in (batch.observations, batch.log_probs, batch.values, batch.rewards)
+    )
+    actions = torch.tensor(np.asarray(batch.actions, np.int64))
+    advantages = rewards - old_values
+    if config.norm_adv:
+        std = advantages.std(correction=0)
+        advantages = (advantages - advantages.mean()) / std.clamp(min=config.adv_std_floor)
+    seen: dict[str, list[float]] = {}
+    for row in np.asarray(rows):
+        mb = torch.tensor(np.array(row))
+        distribution = torch.distributions.Categorical(logits=actor(observations[mb]))
+        log_ratio = distribution.log_prob(actions[mb]).sum(-1) - old_log[mb]
+        ratio = log_ratio.exp()
+        pg1 = -advantages[mb] * ratio
+        pg2 = -advantages[mb] * ratio.clamp(1 - config.clip_coef, 1 + config.clip_coef)
+        policy_loss = torch.max(pg1, pg2).mean()
+        value = critic(observations[mb])[:, 0]
+        if config.clip_vloss:
+            unclipped = (value - rewards[mb]) ** 2
+            moved = (value - old_values[mb]).clamp(-config.clip_coef, config.clip_coef)
+            clipped = (old_values[mb] + moved - rewards[mb]) ** 2
+            value_loss = 0.5 * torch.max(unclipped, clipped).mean()
+        else:
+            value_loss = 0.5 * ((value - rewards[mb]) ** 2).mean()
+        entropy = distribution.entropy().sum(-1).mean()
+        loss = policy_loss - config.ent_coef * entropy + config.vf_coef * value_loss
+        adam.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(both, config.max_grad_norm)
+        adam.step()
+        for name, x in {
+            "loss": loss,
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "entropy": entropy,
+            "old_approx_kl": (-log_ratio).mean(),
+            "approx_kl": ((ratio - 1) - log_ratio).mean(),
+            "clipfrac": ((ratio - 1).abs() > config.clip_coef).double().mean(),
+            "grad_norm": norm,
+        }.items():
+            seen.setdefault(name, []).append(float(x.detach()))
+    return (actor, critic), {name: np.mean(values) for name, values in seen.items()}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"clip_vloss": True, "norm_adv": False, "max_grad_norm": 0.05, "ent_coef": 0.3},
+        {"adv_std_floor": 1.5, "vf_coef": 2.0, "epochs": 2, "minibatches": 1},
+    ],
+)
+def test_update_equals_cleanrls_arithmetic(changes) -> None:
+    config = replace(SMALL, **{"learning_rate": 0.05, "clip_coef": 0.1} | changes)
+    state = learner.init(config, 6, (4, 4), KEY)
+    state = state._replace(update=jnp.asarray(2, jnp.int32))
+    rng = np.random.default_rng(0)
+    observations = jnp.asarray(rng.standard_normal((64, 6)), jnp.float32)
+    actions = jnp.asarray(rng.integers(0, 4, (64, 2)), jnp.int32)
+    logits, values = networks.apply(state.params, observations)
+    batch = learner.Batch(
+        observations,
+        actions,
+        learner.losses.log_prob(logits, actions),
+        values,
+        jnp.asarray(rng.random(64), jnp.float32),
+    )
+    after, metrics = jax.jit(partial(learner.update, config))(state, batch)
+    lr = config.learning_rate * (1 - 2 / config.updates)
+    rows = learner.minibatch_rows(config, state)
+    nets, expected = torch_update(config, state.params, batch, rows, lr)
+
+    for net, name in zip(nets, ("actor", "critic"), strict=True):
+        moved = TorchMLP(after.params[name]).arrays()
+        start = TorchMLP(state.params[name]).arrays()
+        for was, found, wanted in zip(start, moved, net.arrays(), strict=True):
+            assert np.abs(wanted - was).max() > 0.01
+            np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=2e-4)
+    assert expected["clipfrac"] > 0.1
+    for name, value in expected.items():
+        np.testing.assert_allclose(getattr(metrics, name), value, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(metrics.learning_rate, lr, rtol=1e-6)
+    np.testing.assert_allclose(metrics.episodic_return, np.mean(batch.rewards), rtol=1e-6)
+    shares = np.bincount(np.asarray(actions).ravel(), minlength=4) / 128
+    np.testing.assert_allclose(metrics.gate_fraction, shares, rtol=1e-6)
+    np.testing.assert_allclose(metrics.gate_entropy, -(shares * np.log(shares)).sum(), rtol=1e-5)
+    assert int(after.update) == 3
+
+
+def test_every_epoch_sees_every_row_once_in_a_new_order() -> None:
+    state = learner.init(SMALL, 6, (5,), KEY)
+    epochs = np.asarray(learner.minibatch_rows(SMALL, state)).reshape(4, 64)
+    assert (np.sort(epochs, axis=1) == np.arange(64)).all()
+    later = state._replace(update=jnp.asarray(1, jnp.int32))
+    epochs = [*epochs, *np.asarray(learner.minibatch_rows(SMALL, later)).reshape(4, 64)]
+    assert len({tuple(epoch) for epoch in epochs}) == 8
+
+
+# Probes: what is learnt
+
+
+def probe(table) -> tuple[np.ndarray, np.ndarray]:
+    """Values [2] and gate probabilities [2, gates] learnt from a table of rewards."""
+    table = jnp.asarray(table, jnp.float32)
+    config = replace(SMALL, updates=100)
+    state = learner.init(config, 1, (table.shape[1],), KEY)
+    state, _ = learner.compile_train(config, 100)(Signs(table), state)
+    signs = jnp.asarray([[-1.0], [1.0]])
+    chances = networks.policy(state.params, signs)[:, 0]
+    return np.asarray(networks.apply(state.params, signs)[1]), np.asarray(chances)
+
+
+def test_probe_reward_of_the_observation() -> None:
+    values, _ = probe([[0.2, 0.2], [0.9, 0.9]])
+    np.testing.assert_allclose(values, [0.2, 0.9], atol=0.02)
+
+
+def test_probe_reward_of_the_action() -> None:
+    values, chances = probe([[0.0, 1.0], [0.0, 1.0]])
+    assert (chances[:, 1] > 0.95).all()
+    np.testing.assert_allclose(values, [1.0, 1.0], atol=0.05)
+
+
+def test_probe_reward_of_observation_and_action() -> None:
+    values, chances = probe([[0.0, 1.0], [0.6, 0.0]])
+    assert chances[0, 1] > 0.95
+    assert chances[1, 0] > 0.95
+    np.testing.assert_allclose(values, [1.0, 0.6], atol=0.05)
+
+
+def test_bandit_is_solved_to_99_percent_of_the_best_policy_by_every_seed() -> None:
+    env = Ridge.make()
+    config = PPOConfig(updates=120, batch_size=512, hidden=(32,), learning_rate=1e-2, seeds=4)
+    state = learner.init_seeds(config, 6, (5,), KEY)
+    state, metrics = learner.compile_train(config, config.updates)(env, state)
+
+    observations = jax.random.normal(jax.random.key(7), (4000, 6))
+    chances = np.asarray(jax.vmap(env.chances)(observations))
+    best = chances.max(axis=1).mean()
+    assert chances.mean(axis=0).max() < 0.6 * best  # no fixed gate comes near
+    gates = np.asarray(jax.vmap(networks.act, (0, None))(state.params, observations))[..., 0]
+    assert gates.shape == (4, 4000)
+    for choice in gates:
+        assert chances[np.arange(4000), choice].mean() >= 0.99 * best
+    # The policy is earned: the first batch was drawn almost evenly.
+    assert (metrics.episodic_return[:, 0] < 0.6 * best).all()
+    np.testing.assert_allclose(metrics.gate_fraction[:, 0], 0.2, atol=0.08)
+    np.testing.assert_allclose(metrics.entropy[:, 0], np.log(5), atol=0.05)
+    assert (metrics.explained_variance[:, -1] > metrics.explained_variance[:, 0]).all()
+
+
+def test_decision_of_two_parts() -> None:
+    config = replace(SMALL, updates=100, batch_size=256)
+    state = learner.init(config, 1, (3, 3), KEY)
+    state, metrics = learner.compile_train(config, 100)(Locks(jnp.ones(())), state)
+    found = networks.act(state.params, jnp.asarray([[-1.0], [1.0]]))
+    np.testing.assert_array_equal(found, [[0, 1], [1, 0]])
+    assert metrics.episodic_return[-1] > 0.9
+
+
+def test_table_of_outcomes() -> None:
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, 2, 50)
+    rewards = np.array([[1.0, 0.4, 0.0], [0.0, 0.4, 1.0]])[classes]
+    features = np.stack([classes - 0.5, rng.standard_normal(50)], axis=1)
+    env = TableEnv.create(features.astype(np.float32), rewards.astype(np.float32))
+    state = learner.init(replace(SMALL, updates=60), 2, (3,), KEY)
+    state, metrics = learner.compile_train(replace(SMALL, updates=60), 60)(env, state)
+    assert (np.asarray(networks.act(state.params, env.observations))[:, 0] == 2 * classes).all()
+    assert metrics.episodic_return[-1] > 0.9
+
+
+# State: resuming, seeds, devices
+
+
+def test_learning_rate_is_annealed_by_the_update_in_the_state() -> None:
+    state = learner.init(SMALL, 6, (5,), KEY)
+    program = learner.compile_train(SMALL, 3)
+    state, first = program(Ridge.make(), state)
+    state, second = program(Ridge.make(), state)
+    rates = np.concatenate([first.learning_rate, second.learning_rate])
+    np.testing.assert_allclose(rates, 1e-2 * np.arange(6, 0, -1) / 6, rtol=1e-6)
+    constant = replace(SMALL, anneal_lr=False)
+    assert float(learner.learning_rate(constant, state.update)) == np.float32(1e-2)
+
+
+def test_training_resumed_from_a_saved_state_is_identical() -> None:
+    env = Ridge.make()
+    whole, metrics = learner.compile_train(SMALL, 6)(env, learner.init(SMALL, 6, (5,), KEY))
+
+    half = learner.compile_train(SMALL, 3)
+    state, first = half(env, learner.init(SMALL, 6, (5,), KEY))
+    assert int(state.update) == 3
+    leaves, tree = jax.tree.flatten(state)
+    saved = [np.asarray(leaf).tobytes() for leaf in leaves]
+    kinds = [(leaf.dtype.str, leaf.shape) for leaf in leaves]
+    state = jax.tree.unflatten(
+        tree,
+        [
+            np.frombuffer(raw, dtype).reshape(shape)
+            for raw, (dtype, shape) in zip(saved, kinds, strict=True)
+        ],
+    )
+    state, second = half(env, jax.tree.map(jnp.asarray, state))
+    assert_same(state, whole)
+    assert_same(jax.tree.map(lambda *x: np.concatenate(x), first, second), metrics)
+    # Not because nothing happens in the second half.
+    assert not np.array_equal(first.episodic_return, second.episodic_return)
+
+
+def test_seeds_side_by_side_equal_seeds_alone() -> None:
+    env = Ridge.make()
+    together, metrics = learner.compile_train(SMALL, 4)(
+        env, learner.init_seeds(SMALL, 6, (5,), KEY)
+    )
+    assert metrics.loss.shape == (3, 4)
+    assert metrics.gate_fraction.shape == (3, 4, 5)
+    alone = learner.compile_train(SMALL, 4)
+    for i in range(3):
+        # More seeds do not change the first ones.
+        start = jax.tree.map(
+            lambda leaf, i=i: leaf[i], learner.init_seeds(replace(SMALL, seeds=i + 1), 6, (5,), KEY)
+        )
+        state, seen = alone(env, start)
+        pick = partial(jax.tree.map, lambda leaf, i=i: leaf[i])
+        assert_close(pick(together), state, rtol=1e-4, atol=1e-5)
+        assert_close(pick(metrics), seen, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(metrics.episodic_return[0], metrics.episodic_return[1])
+
+
+def batch_sharding() -> NamedSharding:
+    devices = jax.devices()
+    assert len(devices) == 8
+    return NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data"))
+
+
+@pytest.mark.parametrize("seeds", [False, True])
+def test_eight_devices_equal_one(seeds) -> None:
+    env = Ridge.make()
+    start = partial(learner.init_seeds if seeds else learner.init, SMALL, 6, (5,), KEY)
+    state, metrics = learner.compile_train(SMALL, 4)(env, start())
+    program = learner.compile_train(SMALL, 4, sharding=batch_sharding())
+    state_of_8, metrics_of_8 = program(env, start())
+    assert len(jax.tree.leaves(state_of_8)[0].devices()) == 8
+    assert_close(state_of_8, state, rtol=1e-4, atol=1e-5)
+    assert_close(metrics_of_8, metrics, rtol=1e-4, atol=1e-5)
+
+
+def test_sharded_batch_is_spread_over_the_devices() -> None:
+    sharding = batch_sharding()
+    state = jax.device_put(
+        learner.init(SMALL, 6, (5,), KEY), NamedSharding(sharding.mesh, PartitionSpec())
+    )
+    batch = jax.jit(partial(learner.rollout, SMALL, sharding=sharding))(Ridge.make(), state)
+    for leaf in batch:
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+        assert leaf.addressable_shards[0].data.shape[0] == 8
+
+
+def test_rollout_records_what_the_policy_thought() -> None:
+    state = learner.init(SMALL, 6, (5,), KEY)
+    state = state._replace(params=jax.tree.map(lambda leaf: leaf + 0.3, state.params))
+    batch = jax.jit(partial(learner.rollout, SMALL))(Ridge.make(), state)
+    chances = np.asarray(networks.policy(state.params, batch.observations))[:, 0]
+    chosen = chances[np.arange(64), np.asarray(batch.actions)[:, 0]]
+    np.testing.assert_allclose(np.exp(batch.log_probs), chosen, rtol=1e-5)
+    np.testing.assert_allclose(
+        batch.values, networks.apply(state.params, batch.observations)[1], rtol=1e-5
+    )
+    assert len(np.unique(np.asarray(batch.observations)[:, 0])) == 64
+    later = state._replace(update=state.update + 1)
+    again = jax.jit(partial(learner.rollout, SMALL))(Ridge.make(), later)
+    assert not np.array_equal(again.observations, batch.observations)
+
+
+def test_compiled_training_takes_over_the_state() -> None:
+    state = learner.init(SMALL, 6, (5,), KEY)
+    learner.compile_train(SMALL, 1)(Ridge.make(), state)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+# Edges
+
+
+def test_scalars_have_cleanrls_names() -> None:
+    state = learner.init_seeds(SMALL, 6, (5,), KEY)
+    _, metrics = learner.compile_train(SMALL, 2)(Ridge.make(), state)
+    named = learner.scalars(metrics, (0.0, 0.25, 0.5, 0.75, 1.0))
+    assert set(named) == {
+        "charts/episodic_return",
+        "charts/learning_rate",
+        "charts/gate_entropy",
+        *(f"charts/gate_frac_{g}" for g in ("0", "0.25", "0.5", "0.75", "1")),
+        "losses/value_loss",
+        "losses/policy_loss",
+        "losses/entropy",
+        "losses/old_approx_kl",
+        "losses/approx_kl",
+        "losses/clipfrac",
+        "losses/explained_variance",
+        "losses/grad_norm",
+        "losses/loss",
+    }
+    assert {values.shape for values in named.values()} == {(3, 2)}
+    np.testing.assert_array_equal(named["charts/gate_frac_0.75"], metrics.gate_fraction[..., 3])
+    np.testing.assert_array_equal(named["losses/approx_kl"], metrics.approx_kl)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"minibatches": 3}, "ppo.batch_size 64 cannot be cut into 3"),
+        ({"updates": 0}, "ppo.updates is 0"),
+        ({"learning_rate": float("nan")}, "ppo.learning_rate is nan"),
+        ({"adv_std_floor": 0.0}, "ppo.adv_std_floor is 0.0"),
+    ],
+)
+def test_numbers_that_cannot_be_trained_with(changes, message) -> None:
+    with pytest.raises(UserError, match=message):
+        replace(SMALL, **changes)
