@@ -1,0 +1,232 @@
+"""Qwen3 weights between Hugging Face names and shapes and jroute's nested dictionary.
+
+One table serves both directions. Hugging Face stores the weight of a linear layer as
+``[outputs, inputs]``; jroute stores ``[*inputs, *outputs]`` with heads as an axis of their own, and
+the blocks stacked on a leading ``layers`` axis.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from converters.safetensors import DTYPES, WEIGHTS, Checkpoint, replacing, write
+from jroute.errors import UserError
+from jroute.model.config import Qwen3Config
+from jroute.model.qwen3 import abstract_params
+
+
+class Rule(NamedTuple):
+    """How one array of ours is stored by Hugging Face.
+
+    Attributes:
+        flax: Path in the nested dictionary.
+        hf: Name in the checkpoint; ``{layer}`` stands for the block's index.
+        inputs: How many leading axes of ours (after ``layers``) are inputs of a linear layer;
+            0 means that the array is stored as it is.
+    """
+
+    flax: str
+    hf: str
+    inputs: int = 0
+
+
+TABLE = (
+    Rule("embed_tokens", "model.embed_tokens.weight"),
+    Rule("blocks/input_norm", "model.layers.{layer}.input_layernorm.weight"),
+    Rule("blocks/attention/q_proj", "model.layers.{layer}.self_attn.q_proj.weight", inputs=1),
+    Rule("blocks/attention/k_proj", "model.layers.{layer}.self_attn.k_proj.weight", inputs=1),
+    Rule("blocks/attention/v_proj", "model.layers.{layer}.self_attn.v_proj.weight", inputs=1),
+    Rule("blocks/attention/o_proj", "model.layers.{layer}.self_attn.o_proj.weight", inputs=2),
+    Rule("blocks/attention/q_norm", "model.layers.{layer}.self_attn.q_norm.weight"),
+    Rule("blocks/attention/k_norm", "model.layers.{layer}.self_attn.k_norm.weight"),
+    Rule("blocks/post_attention_norm", "model.layers.{layer}.post_attention_layernorm.weight"),
+    Rule("blocks/mlp/gate_proj", "model.layers.{layer}.mlp.gate_proj.weight", inputs=1),
+    Rule("blocks/mlp/up_proj", "model.layers.{layer}.mlp.up_proj.weight", inputs=1),
+    Rule("blocks/mlp/down_proj", "model.layers.{layer}.mlp.down_proj.weight", inputs=1),
+    Rule("final_norm", "model.norm.weight"),
+    Rule("lm_head", "lm_head.weight", inputs=1),
+)
+
+IGNORED_IF_TIED = "lm_head.weight"
+"""With tied embeddings some checkpoints repeat the token table here; it is not read."""
+
+
+class Entry(NamedTuple):
+    """One array of ours, its shape, and the Hugging Face tensors that it is made of."""
+
+    rule: Rule
+    shape: tuple[int, ...]
+    names: tuple[str, ...]
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the leading axis counts blocks."""
+        return "{layer}" in self.rule.hf
+
+    @property
+    def hf_shape(self) -> tuple[int, ...]:
+        """Shape of every one of the tensors."""
+        shape = self.shape[1:] if self.stacked else self.shape
+        if not self.rule.inputs:
+            return shape
+        rows, columns = shape[: self.rule.inputs], shape[self.rule.inputs :]
+        return int(np.prod(columns)), int(np.prod(rows))
+
+
+def layout(config: Qwen3Config) -> dict[str, Entry]:
+    """All arrays of a model of this shape, by path, in the order of the table."""
+    shapes = {path: leaf.shape for path, leaf in flatten(abstract_params(config)).items()}
+    entries = {}
+    for rule in TABLE:
+        if rule.flax in shapes:
+            layers = range(config.num_hidden_layers) if "{layer}" in rule.hf else range(1)
+            names = tuple(rule.hf.format(layer=layer) for layer in layers)
+            entries[rule.flax] = Entry(rule, shapes[rule.flax], names)
+    if entries.keys() != shapes.keys():
+        raise AssertionError(f"the table does not name {sorted(shapes.keys() - entries.keys())}")
+    return entries
+
+
+def check(checkpoint: Checkpoint, config: Qwen3Config) -> None:
+    """Holds every header of a checkpoint against the shapes that its config implies.
+
+    Raises:
+        UserError: A tensor is missing, unknown, or of another shape or type.
+    """
+    where = checkpoint.directory
+    expected = {name: entry.hf_shape for entry in layout(config).values() for name in entry.names}
+    for name, shape in expected.items():
+        tensor = checkpoint.tensors.get(name)
+        if tensor is None:
+            raise UserError(
+                f"{where}: tensor {name} is missing from the weights; download the checkpoint again"
+            )
+        if tensor.shape != shape:
+            raise UserError(
+                f"{tensor.file}: {name} has shape {list(tensor.shape)}, "
+                f"but config.json implies {list(shape)}; "
+                "take weights and config.json from the same release"
+            )
+        if tensor.dtype not in DTYPES:
+            raise UserError(
+                f"{tensor.file}: {name} is stored as {tensor.dtype}, "
+                f"jroute reads {', '.join(DTYPES)}; choose a checkpoint that is not quantized"
+            )
+    allowed = {IGNORED_IF_TIED} if config.tie_word_embeddings else set()
+    extra = sorted(checkpoint.tensors.keys() - expected.keys() - allowed)
+    if extra:
+        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+        raise UserError(
+            f"{checkpoint.tensors[extra[0]].file}: {extra[0]}{more} is in no Qwen3 model "
+            "of this config.json; take weights and config.json from the same release"
+        )
+
+
+def stored_dtype(checkpoint: Checkpoint, config: Qwen3Config) -> np.dtype:
+    """The one type in which all tensors are stored.
+
+    Raises:
+        UserError: The types are mixed, or float16, in which Qwen3 overflows.
+    """
+    names = [name for entry in layout(config).values() for name in entry.names]
+    found = sorted({checkpoint.tensors[name].dtype for name in names})
+    if found not in (["F32"], ["BF16"]):
+        raise UserError(
+            f"{checkpoint.directory}: the weights are stored as {' and '.join(found)}; "
+            "say what to convert them to with --dtype float32 or --dtype bfloat16"
+        )
+    return DTYPES[found[0]]
+
+
+def assemble(entry: Entry, read: Callable[[str], np.ndarray], dtype: np.dtype) -> np.ndarray:
+    """Builds one array of ours from the tensors that ``read`` gives by name.
+
+    Host memory holds the result and one tensor at a time.
+    """
+    inner = entry.shape[1:] if entry.stacked else entry.shape
+
+    def ours(name: str) -> np.ndarray:
+        tensor = read(name)
+        return (tensor.T if entry.rule.inputs else tensor).reshape(inner)
+
+    if not entry.stacked:
+        return np.ascontiguousarray(ours(entry.names[0]), dtype)
+    result = np.empty(entry.shape, dtype)
+    for layer, name in enumerate(entry.names):
+        result[layer] = ours(name)
+    return result
+
+
+def split(entry: Entry, value: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """The Hugging Face tensors of one array of ours, by name: the inverse of ``assemble``."""
+    for layer, name in enumerate(entry.names):
+        inner = value[layer] if entry.stacked else value
+        if entry.rule.inputs:
+            inputs = int(np.prod(inner.shape[: entry.rule.inputs]))
+            inner = inner.reshape(inputs, -1).T
+        yield name, np.ascontiguousarray(inner)
+
+
+def from_hf(
+    tensors: Mapping[str, np.ndarray], config: Qwen3Config, dtype: np.dtype | None = None
+) -> dict[str, Any]:
+    """Converts a whole checkpoint in memory (by default in the type of its token table)."""
+    entries = layout(config)
+    dtype = tensors[entries["embed_tokens"].names[0]].dtype if dtype is None else dtype
+    return nest(
+        {path: assemble(entry, tensors.__getitem__, dtype) for path, entry in entries.items()}
+    )
+
+
+def to_hf(params: Mapping[str, Any], config: Qwen3Config) -> dict[str, np.ndarray]:
+    """The checkpoint of a nested dictionary of parameters, in the types that they have."""
+    flat = flatten(params)
+    tensors: dict[str, np.ndarray] = {}
+    for path, entry in layout(config).items():
+        tensors.update(split(entry, np.asarray(flat[path])))
+    return tensors
+
+
+def write_hf(
+    directory: Path,
+    params: Mapping[str, Any],
+    config: Qwen3Config,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes ``model.safetensors`` and ``config.json`` as transformers would.
+
+    Args:
+        directory: The folder; made if it is missing.
+        params: Parameters as ``forward`` takes them, with ``blocks`` stacked.
+        config: Their shape.
+        extra: Further keys of ``config.json``, such as ``bos_token_id`` and ``eos_token_id``.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = to_hf(params, config)
+    write(directory / WEIGHTS, tensors)
+    dtype = str(tensors["model.embed_tokens.weight"].dtype)
+    content = {**config.to_hf(), "torch_dtype": dtype, **(extra or {})}
+    with replacing(directory / "config.json") as partial:
+        partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"a": {"b": leaf}}`` as ``{"a/b": leaf}``."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {"/".join(key.key for key in path): leaf for path, leaf in leaves}
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of ``flatten``."""
+    nested: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, last = path.split("/")
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = leaf
+    return nested

@@ -1,0 +1,208 @@
+"""A Hugging Face checkpoint folder, read tensor by tensor from memory-mapped safetensors files."""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import ml_dtypes  # also teaches numpy the name "bfloat16", which safetensors asks it for
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from jroute.errors import UserError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+DTYPES: Mapping[str, np.dtype] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+"""The floating types that weights may be stored in, by their name in a safetensors header."""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
+_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.yaml", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where one tensor is stored and what its header says; nothing of it has been read."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file (zero for a type that is not in ``DTYPES``)."""
+        itemsize = DTYPES[self.dtype].itemsize if self.dtype in DTYPES else 0
+        return int(np.prod(self.shape, dtype=np.int64)) * itemsize
+
+
+class Checkpoint:
+    """The tensors of one folder: ``model.safetensors``, or shards and their index.
+
+    Attributes:
+        directory: The folder.
+        tensors: What the headers of all its weight files say, by tensor name.
+    """
+
+    def __init__(self, directory: Path):
+        """Opens every weight file and reads its header.
+
+        Raises:
+            UserError: The folder, its weights or one of its shards is missing; a file is truncated
+                or damaged; index and shards disagree.
+        """
+        if not directory.is_dir():
+            raise UserError(f"there is no folder {directory}; give a folder in Hugging Face layout")
+        self.directory = directory
+        self.tensors: dict[str, Tensor] = {}
+        self._handles: dict[Path, Any] = {}
+        files, index = _weight_files(directory)
+        for file in files:
+            handle = self._handles[file] = _open(file)
+            for name in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
+                if name in self.tensors:
+                    raise UserError(
+                        f"tensor {name} is stored twice, in {self.tensors[name].file} "
+                        f"and in {file}; remove the file that does not belong to this checkpoint"
+                    )
+                header = handle.get_slice(name)
+                self.tensors[name] = Tensor(
+                    file, tuple(header.get_shape()), str(header.get_dtype())
+                )
+        for name, shard in index.items():
+            if name not in self.tensors or self.tensors[name].file.name != shard:
+                raise UserError(
+                    f"{directory / INDEX} says that {shard} holds {name}, but it does not; "
+                    "the files are of different releases, download them again"
+                )
+
+    def read(self, name: str) -> np.ndarray:
+        """Reads one tensor, in the type in which it is stored."""
+        return self._handles[self.tensors[name].file].get_tensor(name)
+
+
+def _weight_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
+    """The weight files of a folder, and the index (tensor name to file name) if it is sharded."""
+    if (directory / WEIGHTS).is_file():
+        return [directory / WEIGHTS], {}
+    if not (directory / INDEX).is_file():
+        pickled = any(directory.glob("*.bin")) or any(directory.glob("*.pt*"))
+        why = "jroute does not unpickle the other weights there, " if pickled else ""
+        raise UserError(
+            f"{directory} holds neither {WEIGHTS} nor {INDEX}; {why}download the safetensors files"
+        )
+    index = read_json(directory / INDEX).get("weight_map")
+    if not isinstance(index, dict) or not index:
+        raise UserError(f"{directory / INDEX} has no weight_map; download it again")
+    files = [directory / shard for shard in sorted(set(index.values()))]
+    for file in files:
+        if file.parent != directory or not file.is_file():
+            raise UserError(f"shard {file} is missing, though {INDEX} names it; download it again")
+    return files, index
+
+
+def _open(file: Path) -> Any:
+    """Memory-maps one safetensors file; the library checks the header against the file's size."""
+    with file.open("rb") as stream:
+        if stream.read(11) == b"version htt":
+            raise UserError(
+                f"{file} is a Git LFS pointer, not the weights themselves; run git lfs pull"
+            )
+    try:
+        return safe_open(file, framework="numpy")
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{file} ({file.stat().st_size:,} bytes) is truncated or damaged ({error}); "
+            "download it again"
+        ) from None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        UserError: The file is missing, is not JSON, or holds something else than an object.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing; give a folder in Hugging Face layout") from None
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON ({error}); download it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} should hold a JSON object; download it again")
+    return cast(dict[str, Any], content)
+
+
+class Found(NamedTuple):
+    """The folder of a checkpoint, and its commit if it came from the hub."""
+
+    folder: Path
+    revision: str | None
+
+
+def fetch(source: str, revision: str | None = None) -> Found:
+    """Finds the folder of a checkpoint, downloading it if ``source`` is a hub id.
+
+    Args:
+        source: A local folder, or a Hugging Face hub id like ``Qwen/Qwen3-4B``.
+        revision: Branch, tag or commit on the hub; not for a local folder.
+
+    Raises:
+        UserError: No such folder, no such repository or revision, or the hub cannot be reached.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise UserError(
+                f"{source} is a local folder, which has no revisions; leave out --revision"
+            )
+        return Found(folder, None)
+    if folder.exists() or not _HUB_ID.fullmatch(source):
+        raise UserError(
+            f"there is no folder {source}; give a folder in Hugging Face layout or a hub id"
+        )
+    import huggingface_hub  # a second of import that a local folder does not need
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        snapshot = huggingface_hub.snapshot_download(
+            source, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]
+        )
+    except (
+        OSError,
+        HFValidationError,
+    ) as error:  # every error of the hub and of the network is an OSError
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"there is no folder {source}, and the Hugging Face hub gave no such model "
+            f"({reason[0]}); check the name, the revision, the network and your access, "
+            "or give a local folder"
+        ) from None
+    return Found(Path(snapshot), Path(snapshot).name)  # a snapshot's folder is named by its commit
+
+
+def write(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a safetensors file as transformers does (metadata ``format: pt``), atomically."""
+    with replacing(file) as partial:
+        contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+        save_file(contiguous, partial, metadata={"format": "pt"})
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Gives a temporary name beside ``file`` that takes its place when the block succeeds."""
+    partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
+    try:
+        yield partial
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)

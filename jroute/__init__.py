@@ -1,0 +1,36 @@
+"""jroute: a laboratory for RL-controlled routing inside language models.
+
+>>> import jroute
+>>> lm = jroute.load("runs/demo/model", routing="histories")
+>>> lm.logits(token_ids, gate=0.5)                      # [batch, seq, vocab]
+>>> lm.generate(["2 + 2 = "], gate=[0.25])[0].text
+>>> run = jroute.load_run("runs/demo")
+>>> run.generate(prompts, arm="rl")
+>>> run.explain(prompts[0])
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from jroute.errors import UserError
+
+if TYPE_CHECKING:
+    from jroute.lm import LanguageModel, load
+    from jroute.run import Run, load_run
+
+__all__ = ["LanguageModel", "Run", "UserError", "load", "load_run"]
+__version__ = "0.1.0"
+
+_HOMES = {
+    "LanguageModel": "jroute.lm",
+    "load": "jroute.lm",
+    "Run": "jroute.run",
+    "load_run": "jroute.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the face when it is first used, so that small commands start fast."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'jroute' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,186 @@
+"""States of a learner, one per step: saved atomically, exact to the bit when they come back."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Sharding
+from jax.tree_util import DictKey, keystr, tree_leaves_with_path
+
+from jroute.checkpoint.storage import quiet, restore_args
+from jroute.errors import UserError
+
+_NUMBERS: Mapping[str, type] = {kind.__name__: kind for kind in (bool, int, float)}
+
+
+def save_state(directory: str | os.PathLike[str], step: int, state: Any, *, keep: int = 2) -> None:
+    """Saves the state of a learner under its step, and drops all but the newest ``keep``.
+
+    Args:
+        directory: Folder of the checkpoints; made if it is missing.
+        step: Number of the step.
+        state: Any tree of arrays, typed PRNG keys, and numbers.
+        keep: How many steps to keep.
+
+    Raises:
+        UserError: This step was saved before.
+    """
+    leaves = {name: _plain(leaf) for name, leaf in _leaves(state).items()}
+    with quiet(), _manager(directory, keep=keep) as manager:
+        if step in manager.all_steps():
+            raise UserError(
+                f"{directory} already holds step {step}; "
+                "resume from it or choose another run folder"
+            )
+        manager.save(
+            step,
+            args=ocp.args.Composite(
+                # Orbax stores no empty arrays; their description says all there is to know.
+                state=ocp.args.PyTreeSave({n: leaf for n, leaf in leaves.items() if leaf.size}),
+                description=ocp.args.JsonSave(_describe(state)),
+            ),
+        )
+
+
+def load_state(
+    directory: str | os.PathLike[str], like: Any = None, *, step: int | None = None
+) -> tuple[int, Any]:
+    """Loads the state of a learner, exact to the bit.
+
+    Args:
+        directory: Folder of the checkpoints.
+        like: A state of the same structure, shapes and types. A ``jax.Array`` that is committed to
+            devices says where its counterpart is put. May be left out if the state was made of
+            dictionaries alone.
+        step: Which step; by default the newest.
+
+    Returns:
+        The step and the state.
+
+    Raises:
+        UserError: There is no such checkpoint, or it has another structure than ``like``.
+    """
+    step = latest_step(directory) if step is None else step
+    if step is None or not (Path(directory) / str(step)).is_dir():
+        which = "" if step is None else f" of step {step}"
+        raise UserError(f"{directory} holds no checkpoint{which}; start a new run")
+    with quiet(), _manager(directory) as manager:
+        json_args = ocp.args.Composite(description=ocp.args.JsonRestore())
+        described = manager.restore(step, args=json_args).description
+        if like is None:
+            placed = {}
+        else:
+            _refuse_other_structure(described, _describe(like), f"step {step} in {directory}")
+            placed = {name: _sharding(_plain(leaf)) for name, leaf in _leaves(like).items()}
+        stored = {name: leaf for name, leaf in described.items() if 0 not in leaf["shape"]}
+        args = {name: restore_args(placed.get(name)) for name in stored}
+        tree_args = ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=args))
+        values = manager.restore(step, args=tree_args).state
+    leaves = {name: _unplain(values.get(name), leaf) for name, leaf in described.items()}
+    if like is None:
+        return step, _nest(described, leaves)
+    return step, jax.tree.unflatten(jax.tree.structure(like), [leaves[n] for n in _leaves(like)])
+
+
+def latest_step(directory: str | os.PathLike[str]) -> int | None:
+    """The newest step that was saved completely, or ``None``."""
+    if not Path(directory).is_dir():
+        return None
+    with quiet(), _manager(directory) as manager:
+        return manager.latest_step()
+
+
+def _manager(
+    directory: str | os.PathLike[str], *, keep: int | None = None
+) -> ocp.CheckpointManager:
+    """Keeps ``keep`` steps and may make the folder, or only reads if ``keep`` is left out."""
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, create=keep is not None, enable_async_checkpointing=False
+    )
+    return ocp.CheckpointManager(Path(directory).absolute(), options=options)
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    leaves = tree_leaves_with_path(tree)
+    return {keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _describe(tree: Any) -> dict[str, dict[str, Any]]:
+    """Kind, type, shape and place of every leaf, as JSON."""
+    described = {}
+    for path, leaf in tree_leaves_with_path(tree):
+        plain = _plain(leaf)
+        described[keystr(path, simple=True, separator="/")] = {
+            "kind": _kind(leaf),
+            "dtype": str(plain.dtype),
+            "shape": list(plain.shape),
+            # Keys of dictionaries may be numbers; a place within another node has no key.
+            "keys": [part.key if isinstance(part, DictKey) else None for part in path],
+        }
+    return described
+
+
+def _kind(leaf: Any) -> str:
+    if isinstance(leaf, jax.Array):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return f"key:{jax.random.key_impl(leaf)}" if is_key else "jax"
+    return type(leaf).__name__ if type(leaf).__name__ in _NUMBERS else "numpy"
+
+
+def _plain(leaf: Any) -> np.ndarray | jax.Array:
+    """A leaf as Orbax stores it: keys as their words, numbers as arrays."""
+    if _kind(leaf).startswith("key:"):
+        return jax.random.key_data(leaf)
+    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+
+
+def _unplain(value: np.ndarray | jax.Array | None, described: Mapping[str, Any]) -> Any:
+    """The inverse of ``_plain``; ``None`` stands for an empty array."""
+    if value is None:
+        value = np.empty(described["shape"], jnp.dtype(described["dtype"]))
+    kind, _, implementation = described["kind"].partition(":")
+    if kind == "key":
+        return jax.random.wrap_key_data(jnp.asarray(value), impl=implementation)
+    if kind == "jax":
+        return jnp.asarray(value)
+    return _NUMBERS[kind](value.item()) if kind in _NUMBERS else np.asarray(value)
+
+
+def _sharding(leaf: np.ndarray | jax.Array) -> Sharding | None:
+    return leaf.sharding if isinstance(leaf, jax.Array) and leaf.committed else None
+
+
+def _refuse_other_structure(
+    saved: Mapping[str, Mapping[str, Any]], here: Mapping[str, Mapping[str, Any]], where: str
+) -> None:
+    """Raises a ``UserError`` that names the first leaf in which two descriptions differ."""
+
+    def say(leaf: Mapping[str, Any] | None) -> str:
+        return "absent" if leaf is None else f"{leaf['dtype']}{leaf['shape']}"
+
+    for name in sorted({*saved, *here}):
+        there, wanted = saved.get(name), here.get(name)
+        if say(there) != say(wanted):
+            raise UserError(
+                f"{where} was saved by another configuration: {name} is {say(there)} there "
+                f"and {say(wanted)} here; resume with the configuration of that run"
+            )
+
+
+def _nest(described: Mapping[str, Mapping[str, Any]], leaves: Mapping[str, Any]) -> dict[Any, Any]:
+    """The dictionaries that a state was made of."""
+    nested: dict[Any, Any] = {}
+    for name, leaf in leaves.items():
+        *parents, last = described[name]["keys"]
+        if None in (*parents, last):
+            raise ValueError(f"{name} is not in dictionaries alone; say what the state is like")
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = leaf
+    return nested

@@ -1,0 +1,73 @@
+"""An experiment: everything a run is decided by, as one tree of frozen dataclasses.
+
+Each package owns its part beside the code that reads it; this file only puts them together.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jroute.controller.arms import SupervisedConfig
+from jroute.controller.features import FeatureConfig
+from jroute.errors import UserError
+from jroute.evaluation.report import JudgeConfig
+from jroute.generate.decoding import Decoding
+from jroute.generate.engine import EngineConfig
+from jroute.ppo.learner import PPOConfig
+from jroute.tasks import Split, TaskConfig
+from jroute.tasks.answers import RewardConfig
+from jroute.tasks.prompts import PromptConfig
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment, read from YAML.
+
+    Attributes:
+        run: Run folder: everything the experiment writes lies in it.
+        model: Model directory that ``python -m jroute.convert`` wrote.
+        routing: Preset name or YAML path; empty takes what is stored with the model, or else
+            ``histories``.
+        dtype: Arithmetic of the model; empty takes what is stored.
+        seed: Of the controllers and of the random arm.
+        gates: The grid of gates a controller chooses from.
+        judged: Splits that all arms are judged on; the first one is the primary.
+        task: Where problems come from.
+        prompt: How a question becomes a prompt.
+        decoding: How completions are generated, for all arms alike.
+        engine: Execution shape of generation.
+        reward: What PPO is paid; the claim's own is exact match alone.
+        features: What a controller sees.
+        ppo: The learner.
+        supervised: The supervised arm.
+        judge: Intervals and contrasts.
+    """
+
+    run: str
+    model: str
+    routing: str = ""
+    dtype: Literal["", "float32", "bfloat16"] = ""
+    seed: int = 0
+    gates: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    judged: tuple[Split, ...] = ("test",)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    decoding: Decoding = field(default_factory=Decoding)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+
+    def __post_init__(self) -> None:
+        if len(self.gates) < 2 or len(set(self.gates)) != len(self.gates):
+            raise UserError(f"gates must be at least two different numbers, got {self.gates}")
+        if 0.0 not in self.gates or 0.5 not in self.gates:
+            raise UserError("gates must hold 0 (the baseline) and 0.5 (a control arm)")
+        if not self.judged:
+            raise UserError("judged names no split; name at least one, e.g. [test]")
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """Every split the experiment uses, in order."""
+        return ("train", "validation", *self.judged)

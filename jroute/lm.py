@@ -1,0 +1,292 @@
+"""A model, its tokenizer and its routing behind one face, for notebooks, scripts and the doors."""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from transformers import PreTrainedTokenizerFast
+
+from jroute.checkpoint import load_model, model_fingerprint
+from jroute.config import load as load_config
+from jroute.errors import UserError
+from jroute.generate.decoding import Completion, Decoding
+from jroute.generate.engine import Engine, EngineConfig, Request, bucket, check_context
+from jroute.generate.scoring import token_scores
+from jroute.model.config import Qwen3Config
+from jroute.model.diagnostics import StreamMetrics
+from jroute.model.qwen3 import Params, forward, unembed
+from jroute.model.routing import Routing, RoutingConfig, routing_file
+from jroute.tasks.tokenizer import load_tokenizer
+
+Gate = Any
+"""``None`` (the plain model), a number, one number per prompt, or ``[batch, layers]``."""
+
+
+@partial(jax.jit, static_argnames=("config", "metrics"))
+def _logits(
+    params: Params,
+    tokens: Int[Array, "batch seq"],
+    positions: Int[Array, "batch seq"],
+    routing: Routing | None,
+    gate: Float[Array, "batch layers"] | None,
+    *,
+    config: Qwen3Config,
+    metrics: bool,
+) -> tuple[Float[Array, "batch seq vocab"], StreamMetrics | None]:
+    out = forward(params, config, tokens, positions, routing=routing, gate=gate, metrics=metrics)
+    return unembed(params, config, out.hidden), out.metrics
+
+
+class LanguageModel:
+    """A frozen Qwen3 with gated streams.
+
+    Attributes:
+        params: Parameters, never changed.
+        config: Shape of the model.
+        tokenizer: Its tokenizer.
+        routing: Streams and mixing that gates act on.
+        end_token_ids: Tokens that end a completion, from the model's generation config.
+        directory: The model directory it was loaded from.
+        fingerprint: Of weights and config; the same on every machine.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        config: Qwen3Config,
+        tokenizer: PreTrainedTokenizerFast,
+        routing: RoutingConfig,
+        *,
+        end_token_ids: Sequence[int],
+        directory: Path,
+        fingerprint: str,
+    ):
+        self.params = params
+        self.config = config
+        self.tokenizer = tokenizer
+        self.routing = Routing.create(routing, config.num_hidden_layers)
+        self.end_token_ids = tuple(end_token_ids)
+        self.directory = directory
+        self.fingerprint = fingerprint
+
+    @property
+    def context(self) -> int:
+        """Most tokens of a prompt and its completion together."""
+        return self.config.max_position_embeddings
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text as it stands; special tokens in it are recognised, none is added."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
+
+    def gates(self, gate: Gate, batch: int) -> Float[Array, "batch layers"] | None:
+        """Spreads a gate over the batch and the layers; ``None`` stays ``None``."""
+        return None if gate is None else self.routing.gates(gate, batch)
+
+    def logits(
+        self, token_ids: Any, gate: Gate = None, *, metrics: bool = False
+    ) -> Float[Array, "batch seq vocab"] | tuple[Float[Array, "batch seq vocab"], StreamMetrics]:
+        """Next-token logits at every position.
+
+        Args:
+            token_ids: ``[batch, seq]``, or a list of rows of different lengths (padded on the
+                right; logits of the padding mean nothing). A negative id is padding, on either side.
+            gate: How much mixing.
+            metrics: Also return stream metrics, which need a gate.
+
+        Raises:
+            UserError: An id outside the vocabulary, a row longer than the context, a wrong gate.
+        """
+        rows = [np.asarray(row, np.int32).reshape(-1) for row in token_ids]
+        if not rows or not all(row.size for row in rows):
+            raise UserError(
+                "token_ids holds no tokens; give [batch, seq] or a list of non-empty rows"
+            )
+        width = max(row.size for row in rows)
+        tokens = np.full((len(rows), width), -1, np.int32)
+        for to, row in zip(tokens, rows, strict=True):
+            to[: row.size] = row
+        if tokens.max() >= self.config.vocab_size:
+            raise UserError(
+                f"token id {tokens.max()} is outside the vocabulary of {self.config.vocab_size}"
+            )
+        check_context(int((tokens >= 0).sum(axis=1).max()), 0, self.context)
+        positions = np.where(tokens >= 0, np.cumsum(tokens >= 0, axis=1) - 1, -1).astype(np.int32)
+        spread = self.gates(gate, len(rows))
+        if metrics and spread is None:
+            raise UserError(
+                "stream metrics need a gate; give gate=0.0 to measure the plain model's streams"
+            )
+        routing = None if spread is None else self.routing
+        logits, found = _logits(
+            self.params,
+            np.maximum(tokens, 0),
+            positions,
+            routing,
+            spread,
+            config=self.config,
+            metrics=metrics,
+        )
+        return logits if found is None else (logits, found)
+
+    def generate(
+        self,
+        prompts: str | Sequence[str] | Sequence[Sequence[int]],
+        gate: Gate = None,
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int | Sequence[int] = 0,
+        slots: int = 64,
+        finished: Callable[[list[int], list[Completion]], None] | None = None,
+    ) -> list[Completion]:
+        """Completes prompts.
+
+        Args:
+            prompts: One text, texts, or rows of token ids; encoded as they stand.
+            gate: How much mixing; one number per prompt, or ``[prompts, layers]``, or one for all.
+            max_new_tokens: A completion is cut off after so many tokens.
+            temperature: 0 is greedy.
+            top_k: Keep the k most likely tokens; 0 keeps all.
+            top_p: Keep the smallest set of tokens whose probability reaches p.
+            stop: Strings that end a completion and are cut from its text.
+            seed: Of the sampling: one per prompt, or one from which prompts count on.
+            slots: Rows that run at a time; part of the execution shape.
+            finished: Called with indices and completions as batches finish.
+
+        Returns:
+            One completion per prompt, in order.
+
+        Raises:
+            UserError: A prompt that is empty or does not fit the context; a wrong gate.
+        """
+        rows = [prompts] if isinstance(prompts, str) else list(prompts)
+        tokens = [self.encode(row) if isinstance(row, str) else list(row) for row in rows]
+        decoding = Decoding(temperature, top_k, top_p, max_new_tokens, tuple(stop))
+        seeds = [seed + i for i in range(len(rows))] if isinstance(seed, int) else list(seed)
+        spread = self.gates(gate, len(rows))
+        gates = [None] * len(rows) if spread is None else list(np.asarray(spread))
+        engine = Engine(
+            self.params,
+            self.config,
+            self.tokenizer,
+            decoding,
+            end_token_ids=self.end_token_ids,
+            routing=self.routing,
+            shape=EngineConfig(slots=slots),
+        )
+        requests = [Request(*request) for request in zip(tokens, gates, seeds, strict=True)]
+        return engine.run(requests, finished=finished)
+
+    def loglikelihood(
+        self,
+        pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+        gate: Gate = None,
+        *,
+        slots: int = 16,
+    ) -> list[tuple[float, bool]]:
+        """Log-probability of continuations.
+
+        Args:
+            pairs: (context ids, continuation ids); neither may be empty.
+            gate: How much mixing, as in ``generate``.
+            slots: Rows that run at a time.
+
+        Returns:
+            For each pair the summed natural-log probability of the continuation given the
+            context, and whether greedy decoding would have produced it.
+
+        Raises:
+            UserError: An empty side, or more tokens than the context holds.
+        """
+        for context, continuation in pairs:
+            if not context or not continuation:
+                raise UserError(
+                    "loglikelihood needs at least one context token and one continuation token"
+                )
+            check_context(len(context) + len(continuation) - 1, 0, self.context)
+        spread = self.gates(gate, len(pairs))
+        groups: dict[int, list[int]] = {}
+        for i, (context, continuation) in enumerate(pairs):
+            groups.setdefault(bucket(len(context) + len(continuation)), []).append(i)
+        results: dict[int, tuple[float, bool]] = {}
+        for width, members in sorted(groups.items()):
+            for start in range(0, len(members), slots):
+                indices = members[start : start + slots]
+                tokens, lengths = np.zeros((slots, width), np.int32), np.zeros(slots, np.int32)
+                for row, i in enumerate(indices):
+                    ids = [*pairs[i][0], *pairs[i][1]]
+                    tokens[row, : len(ids)], lengths[row] = ids, len(ids)
+                rows = jnp.asarray([*indices, *[indices[0]] * (slots - len(indices))])
+                gates = None if spread is None else spread[rows]
+                routing = None if spread is None else self.routing
+                scores, greedy = jax.device_get(
+                    token_scores(self.params, tokens, lengths, routing, gates, config=self.config)
+                )
+                for row, i in enumerate(indices):
+                    part = slice(len(pairs[i][0]), lengths[row])
+                    results[i] = (
+                        float(scores[row, part].sum(dtype=np.float64)),
+                        bool(greedy[row, part].all()),
+                    )
+        return [results[i] for i in range(len(pairs))]
+
+
+def resolve_routing(directory: Path, routing: str | RoutingConfig | None) -> RoutingConfig:
+    """A routing configuration from a preset's name, a YAML path, or what is stored with a model."""
+    if isinstance(routing, RoutingConfig):
+        return routing
+    stored = directory / "routing.yaml"
+    if not routing:
+        return load_config(RoutingConfig, stored if stored.is_file() else routing_file("histories"))
+    return load_config(RoutingConfig, routing_file(routing))
+
+
+def load(
+    directory: str | Path, routing: str | RoutingConfig | None = None, *, dtype: str = ""
+) -> LanguageModel:
+    """Loads a model that ``python -m jroute.convert`` wrote.
+
+    Args:
+        directory: The model directory.
+        routing: Name of a preset, path of a YAML file, or a configuration; ``None`` takes the one
+            stored with the model, or else ``histories``.
+        dtype: ``float32`` or ``bfloat16``; empty keeps what is stored.
+
+    Raises:
+        UserError: No such model, a damaged one, or no such routing.
+    """
+    directory = Path(directory)
+    params, config = load_model(directory, dtype=jnp.dtype(dtype) if dtype else None)
+    tokenizer = load_tokenizer(directory)
+    return LanguageModel(
+        params,
+        config,
+        tokenizer,
+        resolve_routing(directory, routing),
+        end_token_ids=_end_tokens(directory, tokenizer),
+        directory=directory,
+        fingerprint=model_fingerprint(directory),
+    )
+
+
+def _end_tokens(directory: Path, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """End tokens of ``generation_config.json``, or else of ``config.json``, or the tokenizer's."""
+    for name in ("generation_config.json", "config.json"):
+        path = directory / name
+        ends = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+        if ends is not None:
+            return [ends] if isinstance(ends, int) else list(ends)
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"{directory} names no end token; add eos_token_id to its generation_config.json"
+        )
+    return [int(tokenizer.eos_token_id)]

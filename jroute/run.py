@@ -1,0 +1,312 @@
+"""A run folder: one experiment's data, controllers and results, and what can be asked of them.
+
+============================  =====================================================
+``config.yaml``               the resolved experiment
+``outcomes/<fingerprint>/``   the outcome table (Parquet)
+``features/``                 raw features per split
+``learner/``                  checkpoints of the PPO learner (Orbax)
+``controller/``               the trained controllers (Orbax)
+``tensorboard/``              training curves
+``results.json``              accuracy of every arm, and the contrasts
+``lm_eval/``                  lm-evaluation-harness's own results
+============================  =====================================================
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from jroute.checkpoint import load_state
+from jroute.config import dump
+from jroute.config import load as load_config
+from jroute.controller import arms, networks
+from jroute.controller.features import Featurizer, RawFeatures, raw_features
+from jroute.envs.gymnasium import EnvData
+from jroute.envs.outcomes import Outcome, OutcomeTable, TableBackend, semantic_fingerprint
+from jroute.errors import UserError
+from jroute.experiment import Experiment
+from jroute.generate.decoding import Completion
+from jroute.lm import LanguageModel, load
+from jroute.tasks import Problem, Split, load_problems
+from jroute.tasks.prompts import render
+
+
+class Run:
+    """One run folder; everything in it is read when it is first asked for.
+
+    Attributes:
+        directory: The run folder.
+        experiment: What it was decided by.
+    """
+
+    def __init__(self, directory: Path, experiment: Experiment):
+        self.directory = directory
+        self.experiment = experiment
+        self._problems: dict[Split, list[Problem]] = {}
+        self._prompts: dict[Split, list[str]] = {}
+
+    @classmethod
+    def start(cls, experiment: Experiment) -> "Run":
+        """Opens the run folder of an experiment, making it if there is none.
+
+        Raises:
+            UserError: The folder belongs to another experiment.
+        """
+        directory = Path(experiment.run)
+        path = directory / "config.yaml"
+        if path.is_file() and (stored := load_config(Experiment, path)) != experiment:
+            changed = [
+                f.name
+                for f in dataclasses.fields(experiment)
+                if getattr(stored, f.name) != getattr(experiment, f.name)
+            ]
+            raise UserError(
+                f"{path} is of another experiment (different: {', '.join(changed)}); "
+                "choose another folder with --run, or remove that one"
+            )
+        if not path.is_file():
+            directory.mkdir(parents=True, exist_ok=True)
+            write_text(path, dump(experiment))
+        return cls(directory, experiment)
+
+    # The model and its problems ---------------------------------------------------------------
+
+    @cached_property
+    def lm(self) -> LanguageModel:
+        """The frozen model with the experiment's routing."""
+        e = self.experiment
+        return load(e.model, e.routing or None, dtype=e.dtype)
+
+    @property
+    def gate_values(self) -> tuple[float, ...]:
+        """The grid of gates."""
+        return self.experiment.gates
+
+    def problems(self, split: Split) -> list[Problem]:
+        """The problems of a split."""
+        if split not in self._problems:
+            self._problems[split] = load_problems(self.experiment.task, split)
+            if not self._problems[split]:
+                raise UserError(
+                    f"task {self.experiment.task.name} has no problems in split {split!r}; raise its size"
+                )
+        return self._problems[split]
+
+    def prompts(self, split: Split) -> list[str]:
+        """The prompts of a split, exactly as the model reads them."""
+        if split not in self._prompts:
+            e = self.experiment
+            self._prompts[split] = [
+                render(p.question, e.prompt, self.lm.tokenizer) for p in self.problems(split)
+            ]
+        return self._prompts[split]
+
+    # Outcomes and features --------------------------------------------------------------------
+
+    @cached_property
+    def table(self) -> OutcomeTable:
+        """The outcome table of everything that decides what a cell means."""
+        e, lm = self.experiment, self.lm
+        description = {
+            "model": lm.fingerprint,
+            "tokenizer": lm.tokenizer.backend_tokenizer.to_str(),
+            "chat_template": lm.tokenizer.chat_template if e.prompt.chat else "",
+            "end_tokens": lm.end_token_ids,
+            "routing": lm.routing.config,
+            "dtype": str(jax.tree.leaves(lm.params)[0].dtype),
+            "task": {k: v for k, v in vars(e.task).items() if k not in ("path", "limit")},
+            "prompt": e.prompt,
+            "decoding": e.decoding,
+            "reward": e.reward,
+        }
+        fingerprint = semantic_fingerprint(description)
+        description["tokenizer"] = semantic_fingerprint({"tokenizer": description["tokenizer"]})
+        return OutcomeTable(self.directory / "outcomes", fingerprint, description)
+
+    def outcome(self, split: Split, problem_id: str, gate: float) -> Outcome:
+        """What training recorded for one cell."""
+        if problem_id not in {p.id for p in self.problems(split)}:
+            raise UserError(f"no problem {problem_id!r} in split {split!r} of {self.directory}")
+        return self.table.outcome(problem_id, gate)
+
+    def matrix(self, split: Split, column: str = "correct") -> Float[np.ndarray, "problems gates"]:
+        """A column of the table: problems down, gates across; a missing cell raises."""
+        ids = [p.id for p in self.problems(split)]
+        return self.table.matrix(ids, self.gate_values, column)  # type: ignore[arg-type]
+
+    def raw_features(self, split: Split) -> RawFeatures:
+        """Raw features of a split, kept in the run folder once computed."""
+        path = self.directory / "features" / f"{split}.npz"
+        key = semantic_fingerprint(
+            {
+                "table": self.table.fingerprint,
+                "features": self.experiment.features,
+                "prompts": self.prompts(split),
+            }
+        )
+        if path.is_file():
+            with np.load(path) as stored:
+                if str(stored["key"]) == key:
+                    return RawFeatures(stored["scalars"], stored["hidden"])
+        raw = self.read_features(self.prompts(split))
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.npz")
+        np.savez(temporary, key=key, **raw._asdict())
+        os.replace(temporary, path)
+        return raw
+
+    def read_features(self, prompts: Sequence[str]) -> RawFeatures:
+        """Raw features of any prompts, by one prefill of the plain model."""
+        e, lm = self.experiment, self.lm
+        tokens = [lm.encode(prompt) for prompt in prompts]
+        return raw_features(lm.params, lm.config, tokens, e.features, slots=e.engine.slots)
+
+    # Controllers ------------------------------------------------------------------------------
+
+    @cached_property
+    def controller(self) -> dict[str, Any]:
+        """What training left: featurizer, best fixed gate, supervised and RL networks.
+
+        Raises:
+            UserError: Training has not finished.
+        """
+        folder = self.directory / "controller"
+        if not folder.is_dir():
+            raise UserError(
+                f"{self.directory} has no trained controller; run python -m jroute.train with its config first"
+            )
+        return load_state(folder)[1]
+
+    @cached_property
+    def featurizer(self) -> Featurizer:
+        """The fitted part of the features."""
+        return Featurizer.of(self.controller["featurizer"])
+
+    def choices(
+        self, arm: str, prompts: Sequence[str], raw: RawFeatures | None = None
+    ) -> Int[np.ndarray, " prompts"]:
+        """Index of the gate that ``supervised`` or ``rl`` (the seed best on validation) chooses."""
+        observations = self.featurizer(raw or self.read_features(prompts))
+        if arm == "supervised":
+            return arms.choices_of_regressor(self.controller["supervised"], observations[:, :1])
+        return arms.choices_of_policy(self.controller["rl"], observations)
+
+    def gates(self, arm: str, prompts: Sequence[str]) -> Float[np.ndarray, " prompts"]:
+        """The gate an arm gives to each prompt, from the prompt alone.
+
+        Args:
+            arm: ``baseline``, ``fixed:G``, ``best_fixed``, ``random``, ``supervised`` or ``rl``.
+            prompts: Texts as the model reads them.
+
+        Raises:
+            UserError: No such arm.
+        """
+        grid = np.asarray(self.gate_values)
+        fixed = arms.fixed_gate(arm)
+        if fixed is not None:
+            return np.full(len(prompts), fixed)
+        if arm == "best_fixed":
+            return np.full(len(prompts), grid[int(self.controller["best_fixed"])])
+        if arm == "random":
+            return grid[arms.random_choices(prompts, len(grid), self.experiment.seed)]
+        if arm in ("supervised", "rl"):
+            return grid[self.choices(arm, prompts)]
+        raise UserError(
+            f"no arm is named {arm!r}; arms are baseline, fixed:G, best_fixed, random, supervised and rl"
+        )
+
+    def generate(
+        self, prompts: Sequence[str] | str, arm: str = "rl", **decoding: Any
+    ) -> list[Completion]:
+        """Completes prompts with the gates an arm gives them.
+
+        Args:
+            prompts: Texts as the model reads them (see ``render``).
+            arm: As in ``gates``.
+            **decoding: Fields of the experiment's decoding to change.
+        """
+        rows = [prompts] if isinstance(prompts, str) else list(prompts)
+        options = {
+            **vars(self.experiment.decoding),
+            "slots": self.experiment.engine.slots,
+            **decoding,
+        }
+        return self.lm.generate(rows, self.gates(arm, rows), **options)
+
+    def render(self, question: str) -> str:
+        """The prompt of a question, as the experiment's prompts are made."""
+        return render(question, self.experiment.prompt, self.lm.tokenizer)
+
+    def explain(self, prompt: str) -> dict[str, Any]:
+        """Why the RL controller chooses a gate.
+
+        Returns:
+            ``features`` (name -> value as the controller sees it), ``probabilities``
+            (gate -> probability), ``value`` (expected reward) and ``gate``.
+        """
+        observations = self.featurizer(self.read_features([prompt]))
+        logits, value = jax.device_get(networks.apply(self.controller["rl"], observations))
+        weights = np.exp(logits[0, 0] - logits[0, 0].max())
+        probabilities = weights / weights.sum()
+        return {
+            "features": dict(zip(self.featurizer.names, observations[0].tolist(), strict=True)),
+            "probabilities": dict(zip(self.gate_values, probabilities.tolist(), strict=True)),
+            "value": float(value[0]),
+            "gate": self.gate_values[int(probabilities.argmax())],
+        }
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """The content of ``results.json``."""
+        path = self.directory / "results.json"
+        if not path.is_file():
+            raise UserError(
+                f"{path} does not exist yet; run python -m jroute.train with its config first"
+            )
+        return json.loads(path.read_text())
+
+
+def load_run(directory: str | Path) -> Run:
+    """Opens a finished run.
+
+    Raises:
+        UserError: There is no run in the folder.
+    """
+    directory = Path(directory)
+    path = directory / "config.yaml"
+    if not path.is_file():
+        raise UserError(
+            f"{directory} is no run folder, it has no config.yaml; run python -m jroute.train first"
+        )
+    return Run(directory, load_config(Experiment, path))
+
+
+def environment_data(run: str | Path, split: Split) -> EnvData:
+    """A split of a run as the Gymnasium environments take it, rewards looked up in its table."""
+    opened = load_run(run)
+    return EnvData(
+        problems=opened.problems(split),
+        prompts=opened.prompts(split),
+        observations=opened.featurizer(opened.raw_features(split)).astype(np.float32),
+        feature_names=opened.featurizer.names,
+        gates=opened.gate_values,
+        backend=TableBackend(opened.table),
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

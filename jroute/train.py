@@ -1,0 +1,31 @@
+"""Trains and judges the controllers of an experiment.
+
+    python -m jroute.train --config configs/tiny.yaml [--run DIR] [--ppo.learning_rate 3e-4 ...]
+
+A run that was interrupted goes on where it stopped when the same command is given again.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from jroute.config import door, parse
+from jroute.experiment import Experiment
+
+
+@door
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, trains, prints."""
+    experiment = parse(Experiment, argv, prog="python -m jroute.train", description=__doc__ or "")
+    from jroute.run import Run
+    from jroute.training import train, written
+
+    run = Run.start(experiment)
+    results = train(run)
+    from jroute.report import show
+
+    show(run.directory, results)
+    print("\n".join(written(run.directory)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

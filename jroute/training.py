@@ -1,0 +1,221 @@
+"""The stages of a run: outcomes, features, controllers, judgement. Each resumes where it stopped."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from jroute.checkpoint import latest_step, load_state, save_state
+from jroute.controller import arms
+from jroute.controller.features import Featurizer
+from jroute.envs.functional import TableEnv
+from jroute.envs.outcomes import judge as judge_completion
+from jroute.evaluation import report
+from jroute.mesh import make_mesh
+from jroute.observe.scalars import Scalars
+from jroute.ppo import learner
+from jroute.run import Run, write_text
+from jroute.tasks import Split
+
+CHECKPOINT_EVERY = 50
+"""PPO updates between two checkpoints."""
+
+
+def fill_outcomes(run: Run, split: Split) -> int:
+    """Generates the cells of a split that the table lacks; returns how many it had to make."""
+    e, lm, table = run.experiment, run.lm, run.table
+    problems = {p.id: p for p in run.problems(split)}
+    prompts = dict(zip(problems, run.prompts(split), strict=True))
+    # Gate by gate, so that a batch holds rows that end at about the same time.
+    missing = sorted(
+        table.missing(list(problems), e.gates), key=lambda cell: e.gates.index(cell[1])
+    )
+    if not missing:
+        return 0
+    encoded = {
+        problem_id: lm.encode(prompts[problem_id]) for problem_id in {cell[0] for cell in missing}
+    }
+    with tqdm(total=len(missing), desc=f"outcomes {split}", unit="cell") as bar:
+
+        def finished(indices: list[int], completions: list[Any]) -> None:
+            cells = [missing[i] for i in indices]
+            table.append(
+                judge_completion(
+                    problems[problem_id],
+                    gate,
+                    completion,
+                    max_tokens=e.decoding.max_new_tokens,
+                    rewards=e.reward,
+                )
+                for (problem_id, gate), completion in zip(cells, completions, strict=True)
+            )
+            bar.update(len(indices))
+
+        lm.generate(
+            [encoded[problem_id] for problem_id, _ in missing],
+            [gate for _, gate in missing],
+            **vars(e.decoding),
+            seed=[_cell_seed(problem_id, e.seed) for problem_id, _ in missing],
+            slots=e.engine.slots,
+            finished=finished,
+        )
+    return len(missing)
+
+
+def _cell_seed(problem_id: str, seed: int) -> int:
+    """Randomness of a cell: of the problem only, so gates are compared under the same draws."""
+    return (
+        int(jax.random.bits(jax.random.fold_in(jax.random.key(seed), hash_text(problem_id)))) >> 1
+    )
+
+
+def hash_text(text: str) -> int:
+    """A 31-bit number of a text, the same on every machine."""
+    import hashlib
+
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+def train_ppo(run: Run, env: TableEnv, gates: tuple[float, ...]) -> learner.LearnerState:
+    """Trains all seeds, with a checkpoint every few updates; goes on from the last one."""
+    config = run.experiment.ppo
+    folder = run.directory / "learner"
+    mesh = make_mesh()
+    sharding = None
+    if mesh.size > 1 and config.batch_size // config.minibatches % mesh.size == 0:
+        sharding = NamedSharding(mesh, PartitionSpec("data"))
+    key = jax.random.fold_in(jax.random.key(run.experiment.seed), hash_text("ppo"))
+    state = learner.init_seeds(config, env.observations.shape[1], (len(gates),), key)
+    done = latest_step(folder) or 0
+    if done:
+        done, state = load_state(folder, state)
+    programs: dict[int, Callable[..., Any]] = {}
+    scalars = Scalars(run.directory / "tensorboard", purge_step=done)
+    with tqdm(
+        total=config.updates, initial=done, desc=f"ppo x {config.seeds} seeds", unit="update"
+    ) as bar:
+        while done < config.updates:
+            steps = min(CHECKPOINT_EVERY, config.updates - done)
+            if steps not in programs:
+                programs[steps] = learner.compile_train(config, steps, sharding=sharding)
+            started = time.perf_counter()
+            state, metrics = jax.block_until_ready(programs[steps](env, state))
+            elapsed = time.perf_counter() - started
+            named = learner.scalars(jax.device_get(metrics), gates)
+            named["charts/SPS"] = np.full(steps, steps * config.batch_size * config.seeds / elapsed)
+            scalars.write(named, done)
+            done += steps
+            save_state(folder, done, state)
+            bar.update(steps)
+            bar.set_postfix({"return": f"{named['charts/episodic_return'][:, -1].mean():.3f}"})
+    scalars.close()
+    return state
+
+
+def train_controllers(run: Run) -> dict[str, Any]:
+    """Fits the featurizer, trains PPO and the supervised arm, and picks the best fixed gate.
+
+    Only train cells are learnt from; validation cells choose the supervised arm's settings and the
+    seed that is deployed.
+    """
+    e = run.experiment
+    folder = run.directory / "controller"
+    if folder.is_dir() and latest_step(folder) is not None:
+        return run.controller
+    raw = {split: run.raw_features(split) for split in ("train", "validation")}
+    featurizer = Featurizer.fit(raw["train"], e.features)
+    observations = {split: featurizer(raw[split]).astype(np.float32) for split in raw}
+    rewards = {split: run.matrix(split, "reward").astype(np.float32) for split in raw}
+    correct = {split: run.matrix(split) for split in raw}
+    state = train_ppo(run, TableEnv.create(observations["train"], rewards["train"]), e.gates)
+    # Only the policies leave the learner: values of the seeds are [seeds, ...].
+    choices = seed_choices(state.params, observations["validation"])
+    rows = np.arange(choices.shape[1])
+    selected = int(correct["validation"][rows[None], choices].mean(axis=1).argmax())
+    supervised = arms.fit_supervised(
+        (observations["train"][:, :1], rewards["train"]),
+        (observations["validation"][:, :1], rewards["validation"]),
+        e.supervised,
+        jax.random.fold_in(jax.random.key(e.seed), hash_text("supervised")),
+    )
+    tree = {
+        "featurizer": featurizer.tree(),
+        "seeds": jax.device_get(state.params),
+        "selected": selected,
+        "rl": jax.tree.map(lambda leaf: np.asarray(leaf[selected]), state.params),
+        "supervised": jax.device_get(supervised),
+        "best_fixed": int(correct["train"].mean(axis=0).argmax()),
+    }
+    save_state(folder, e.ppo.updates, tree)
+    return run.controller
+
+
+def seed_choices(params: Any, observations: np.ndarray) -> np.ndarray:
+    """Gate index ``[seeds, problems]`` of every seed's controller."""
+    seeds = jax.tree.leaves(params)[0].shape[0]
+    each = (jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(seeds))
+    return np.stack([arms.choices_of_policy(one, observations) for one in each])
+
+
+def judge(run: Run) -> dict[str, Any]:
+    """Judges every arm on the judged splits and writes ``results.json``."""
+    e, controller = run.experiment, run.controller
+    splits: dict[str, Any] = {}
+    for split in e.judged:
+        raw = run.raw_features(split)
+        arm_values = report.arm_values(
+            run.matrix(split),
+            e.gates,
+            best_fixed=int(controller["best_fixed"]),
+            supervised=run.choices("supervised", run.prompts(split), raw),
+            rl=seed_choices(controller["seeds"], run.featurizer(raw).astype(np.float32)),
+            selected=int(controller["selected"]),
+        )
+        splits[split] = report.judge(arm_values, e.judge)
+    primary = e.judged[0]
+    results = {
+        "split": primary,
+        **splits[primary],
+        "other_splits": {split: found for split, found in splits.items() if split != primary},
+        "gates": list(e.gates),
+        "best_fixed_gate": e.gates[int(controller["best_fixed"])],
+        "seeds": e.ppo.seeds,
+        "selected_seed": int(controller["selected"]),
+        "cells_revealed": {
+            "rl": e.ppo.updates * e.ppo.batch_size,
+            "supervised": len(run.problems("train")) * len(e.gates),
+        },
+        "model": run.lm.fingerprint,
+        "outcomes": run.table.fingerprint,
+    }
+    write_text(run.directory / "results.json", json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def train(run: Run) -> dict[str, Any]:
+    """The whole run: outcomes of every split, controllers, judgement. Returns the results."""
+    for split in run.experiment.splits:
+        fill_outcomes(run, split)
+    train_controllers(run)
+    return judge(run)
+
+
+def written(directory: Path) -> list[str]:
+    """What a run folder holds, one line each."""
+    known = {
+        "config.yaml": "the resolved config",
+        "controller": "controllers (Orbax)",
+        "tensorboard": "TensorBoard scalars",
+        "outcomes": "outcome table (Parquet)",
+        "results.json": "arms and contrasts",
+        "lm_eval": "lm-eval's own results",
+    }
+    return [
+        f"{directory / name}: {what}" for name, what in known.items() if (directory / name).exists()
+    ]
