@@ -23,7 +23,7 @@ from jroute.checkpoint import (
     read_manifest,
     refuse_to_replace,
 )
-from jroute.errors import UserError
+from jroute.config import door
 from jroute.model.config import Qwen3Config
 
 Dtype = Literal["float32", "bfloat16"]
@@ -129,8 +129,9 @@ def convert(
     return Conversion(writer.manifest, written=True)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+@door
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, converts, prints."""
     parser = argparse.ArgumentParser(prog="python -m jroute.convert", description=__doc__)
     parser.add_argument(
         "--source",
@@ -149,12 +150,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _ProgressBar() as progress:
             result = convert(**vars(arguments), progress=progress)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("error: interrupted; nothing was written", file=sys.stderr)
-        return 130
+        sys.exit(130)
     manifest = result.manifest
     print(f"{'wrote' if result.written else 'already there:'} {arguments.out}")
     print(f"  tensors      {len(manifest['tensors']):,}")
@@ -162,7 +160,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"  bytes        {manifest['bytes']:,} ({manifest['dtype']})")
     print(f"  files        {', '.join(manifest['companions'])}")
     print(f"  fingerprint  {manifest['fingerprint']}")
-    return 0
 
 
 class _ProgressBar:

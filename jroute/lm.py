@@ -95,7 +95,7 @@ class LanguageModel:
 
         Args:
             token_ids: ``[batch, seq]``, or a list of rows of different lengths (padded on the
-                right; logits of the padding mean nothing). A negative id is padding, on either side.
+                right; logits of the padding mean nothing). A negative id is padding, on any side.
             gate: How much mixing.
             metrics: Also return stream metrics, which need a gate.
 

@@ -42,8 +42,8 @@ def make_mesh(data: int = 0, fsdp: int = 1, tensor: int = 1) -> Mesh:
     data = data or len(devices) // (fsdp * tensor)
     if data * fsdp * tensor != len(devices):
         raise UserError(
-            f"a mesh of {data} x {fsdp} x {tensor} (data x fsdp x tensor) needs {data * fsdp * tensor} devices, "
-            f"there are {len(devices)}"
+            f"a mesh of {data} x {fsdp} x {tensor} (data x fsdp x tensor) needs "
+            f"{data * fsdp * tensor} devices, there are {len(devices)}"
         )
     return Mesh(np.array(devices).reshape(data, fsdp, tensor), AXES)
 
@@ -67,8 +67,8 @@ def spec(
     for axis, part, size in zip(axes, parts, shape, strict=True):
         if part and size % mesh.shape[part]:
             raise UserError(
-                f"{name}: axis {axis!r} of size {size} cannot be cut into the {mesh.shape[part]} parts "
-                f"of mesh axis {part!r}"
+                f"{name}: axis {axis!r} of size {size} cannot be cut into the "
+                f"{mesh.shape[part]} parts of mesh axis {part!r}"
             )
     return PartitionSpec(*parts)
 

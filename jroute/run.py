@@ -96,7 +96,8 @@ class Run:
             self._problems[split] = load_problems(self.experiment.task, split)
             if not self._problems[split]:
                 raise UserError(
-                    f"task {self.experiment.task.name} has no problems in split {split!r}; raise its size"
+                    f"task {self.experiment.task.name} has no problems in split {split!r}; "
+                    "raise its size"
                 )
         return self._problems[split]
 
@@ -181,7 +182,8 @@ class Run:
         folder = self.directory / "controller"
         if not folder.is_dir():
             raise UserError(
-                f"{self.directory} has no trained controller; run python -m jroute.train with its config first"
+                f"{self.directory} has no trained controller; "
+                "run python -m jroute.train with its config first"
             )
         return load_state(folder)[1]
 
@@ -220,7 +222,8 @@ class Run:
         if arm in ("supervised", "rl"):
             return grid[self.choices(arm, prompts)]
         raise UserError(
-            f"no arm is named {arm!r}; arms are baseline, fixed:G, best_fixed, random, supervised and rl"
+            f"no arm is named {arm!r}; "
+            "arms are baseline, fixed:G, best_fixed, random, supervised and rl"
         )
 
     def generate(

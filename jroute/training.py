@@ -1,5 +1,6 @@
-"""The stages of a run: outcomes, features, controllers, judgement. Each resumes where it stopped."""
+"""The stages of a run: outcomes, features, controllers, judgement; each resumes."""
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -77,8 +78,6 @@ def _cell_seed(problem_id: str, seed: int) -> int:
 
 def hash_text(text: str) -> int:
     """A 31-bit number of a text, the same on every machine."""
-    import hashlib
-
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 

@@ -16,6 +16,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,17 +24,22 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 import datasets
+import jax
 import lm_eval.api.task
+import lm_eval.utils
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
+from tqdm import tqdm
 
 from jroute.config import door
 from jroute.errors import UserError
-from jroute.evaluation import harness, lm_eval_tasks
-from jroute.evaluation.harness import JaxLM, Record
+from jroute.evaluation import lm_eval_tasks
+from jroute.evaluation.harness import JaxLM
+from jroute.evaluation.records import Record, gate_histogram, truncation_rate
 from jroute.run import Run, load_run, write_text
 from jroute.tasks import Split
 
@@ -219,11 +225,11 @@ def evaluate_arm(
                 task_manager=suite.manager,
                 limit=limit,
                 evaluation_tracker=tracker,
-                torch_random_seed=cast(int, None),  # there is no torch here
                 **suite.options,
             )
             assert results is not None  # it is, on ranks other than 0
             content = cast(dict[str, Any], results)
+            content["pretty_env_info"] = environment()
             samples: dict[str, list[dict[str, Any]]] = content.pop("samples")
             new = {
                 task: verdict(run, task, rows, content, model.records, own=suite.own)
@@ -278,9 +284,9 @@ def verdict(
     return Verdict(
         metrics=metrics,
         n=len({row["doc_id"] for row in rows}),
-        truncated=harness.truncation_rate(mine),
+        truncated=truncation_rate(mine),
         mean_gate=sum(record.gate or 0.0 for record in mine) / len(mine),
-        gates=harness.gate_histogram(mine),
+        gates=gate_histogram(mine),
         asked={
             "version": results["versions"][task],
             "num_fewshot": results["n-shot"].get(task),
@@ -309,8 +315,8 @@ def compare(
     for row in judged:
         if row["arguments"][0][0] != prompts[row["doc_id"]]:
             raise UserError(
-                f"{row['doc']['id']}: lm-eval's prompt {row['arguments'][0][0]!r} is not training's, "
-                f"{prompts[row['doc_id']]!r}; does the chat template depend on the day?"
+                f"{row['doc']['id']}: lm-eval's prompt {row['arguments'][0][0]!r} is not "
+                f"training's, {prompts[row['doc_id']]!r}; does the chat template tell the time?"
             )
     if split not in run.experiment.splits:
         return None, f"training generated no outcomes of {split}"
@@ -361,15 +367,26 @@ def folder_name(arm: str) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Leaves the screen to our own progress bars and to errors."""
+    """Leaves the screen to our own progress bars and to errors, and torch unimported.
+
+    Where torch is installed lm-eval imports it to seed and to describe it; nothing here runs on it.
+    """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    bar = lm_eval.api.task.tqdm
-    lm_eval.api.task.tqdm = partial(bar, disable=True)  # type: ignore[assignment]
-    try:
+    with (
+        mock.patch.object(lm_eval.api.task, "tqdm", partial(tqdm, disable=True)),
+        mock.patch.object(lm_eval.utils, "is_torch_available", lambda: False),
+    ):
         yield
-    finally:
-        lm_eval.api.task.tqdm = bar  # type: ignore[assignment]
+
+
+def environment() -> str:
+    """What this runs on, in place of lm-eval's description of torch."""
+    devices = sorted({device.device_kind for device in jax.devices()})
+    return (
+        f"Python {platform.python_version()}, {platform.platform()}, jax {jax.__version__}, "
+        f"{jax.device_count()} x {', '.join(devices)}"
+    )
 
 
 def summary(
@@ -404,37 +421,36 @@ def summary(
 
 def report(verdicts: Mapping[str, Mapping[str, Verdict]]) -> str:
     """A table per task, arms down."""
-    arms = list(verdicts)
-    lines = []
-    for task, found in verdicts[arms[0]].items():
-        same = f"the same {len(arms)} times" if len(arms) > 1 else "one arm only"
-        lines += [
-            "",
-            f"{task}: n = {found.n}, lm-eval's task hash {found.asked['task_hash'][:12]} ({same})",
-        ]
+    lines: list[str] = []
+    for task, found in next(iter(verdicts.values())).items():
+        rows = {arm: tasks[task] for arm, tasks in verdicts.items()}
         names = list(found.metrics)
         widths = [max(len(name), 15) for name in names]
         head = "  ".join(f"{name:>{w}}" for name, w in zip(names, widths, strict=True))
+        lines += ["", f"{task}: n = {found.n} (value ± standard error)"]
         lines.append(f"{'arm':<14}{head}  truncated  mean gate")
-        for arm in arms:
-            row = verdicts[arm][task]
+        for arm, row in rows.items():
             cells = "  ".join(
                 f"{_value(*row.metrics[name]):>{w}}" for name, w in zip(names, widths, strict=True)
             )
             cut = "-" if row.truncated is None else f"{100 * row.truncated:.1f}%"
             lines.append(f"{arm:<14}{cells}  {cut:>9}  {row.mean_gate:>9.3f}")
-        for arm in arms:
-            row = verdicts[arm][task]
-            if row.agreed is not None:
-                lines.append(
-                    f"{arm}: {row.agreed} of {row.n} items equal training's own, one by one"
-                )
-            elif row.note:
-                lines.append(f"{arm}: not compared with training, {row.note}")
-    if "rl" in arms:
-        lines.append("rl is the seed that was best on validation")
-    if "random" in arms:
-        lines.append("random is one draw per prompt")
+        if len(rows) > 1:
+            lines.append(
+                f"every arm was asked the same: prompts, targets and generation arguments are "
+                f"equal, lm-eval's task hash is {found.asked['task_hash'][:16]}"
+            )
+        equal = [row.agreed for row in rows.values() if row.agreed is not None]
+        if equal:
+            lines.append(
+                f"{sum(equal)} of {found.n * len(equal)} items agree with training's own outcomes "
+                f"in text and correctness"
+            )
+        lines += [
+            f"{arm} is not compared with training: {r.note}" for arm, r in rows.items() if r.note
+        ]
+    lines += ["random is one draw per prompt"] if "random" in verdicts else []
+    lines += ["rl is the seed that was best on validation"] if "rl" in verdicts else []
     return "\n".join(lines)
 
 

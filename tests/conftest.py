@@ -6,6 +6,7 @@ from pathlib import Path
 import hypothesis
 import jax
 import jaxtyping
+import pytest
 
 import tests.support  # the hook below looks its checker up there
 
@@ -41,3 +42,31 @@ hypothesis.settings.register_profile(
     "jroute", deadline=None, derandomize=True, database=None, max_examples=50
 )
 hypothesis.settings.load_profile("jroute")
+
+
+# The fixtures import what they need themselves: nothing of jroute may be imported before the hook.
+@pytest.fixture(scope="session")
+def tiny_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled tiny model, converted."""
+    from jroute.convert import convert
+    from tests.models import ASSET
+
+    out = tmp_path_factory.mktemp("tiny") / "model"
+    convert(str(ASSET), out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_lm(tiny_directory: Path):
+    """The bundled tiny model, loaded; it is never changed."""
+    import jroute
+
+    return jroute.load(tiny_directory)
+
+
+@pytest.fixture(scope="session")
+def tiny_torch():
+    """The bundled tiny model in transformers' torch."""
+    from tests.models import torch_tiny
+
+    return torch_tiny()

@@ -253,6 +253,19 @@ def test_state_comes_back_to_the_bit(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert capfd.readouterr() == ("", "")
 
 
+def test_dictionaries_come_back_without_being_told_what_they_are_like(tmp_path: Path) -> None:
+    state = {name: leaf for name, leaf in learner_state().items() if name != "optimizer"}
+    state["layers"] = {0: {"bias": np.zeros(2, np.int8)}, 1: {"bias": jnp.ones(2)}}
+    save_state(tmp_path, 1, state)
+    step, loaded = load_state(tmp_path)
+    assert step == 1
+    assert jax.tree.structure(loaded) == jax.tree.structure(state)
+    assert list(map(bits, jax.tree.leaves(loaded))) == list(map(bits, jax.tree.leaves(state)))
+    save_state(tmp_path, 2, learner_state())
+    with pytest.raises(ValueError, match="optimizer/0/count is not in dictionaries alone"):
+        load_state(tmp_path)
+
+
 def test_state_goes_back_to_its_devices(tmp_path: Path) -> None:
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = NamedSharding(mesh, PartitionSpec("data"))
@@ -311,10 +324,10 @@ def test_a_state_whose_writing_was_killed_is_not_seen(
     [
         (
             {"rate": jnp.zeros(3)},
-            r"rate is \[\[\], 'float64'\] there and \[\[3\], 'float32'\]",
+            r"rate is float64\[\] there and float32\[3\] here",
         ),
         ({"more": 1.0}, r"more is absent there"),
-        ({"flags": jnp.zeros(2)}, r"flags is .*bool.* there"),
+        ({"flags": jnp.zeros(2)}, r"flags is bool\[2\] there"),
     ],
     ids=["shape", "structure", "type"],
 )

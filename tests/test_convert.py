@@ -209,7 +209,9 @@ def test_interrupt_leaves_nothing(
 
     monkeypatch.setattr(checkpoint.ModelWriter, "add", add)
     out = tmp_path / "out" / "model"
-    assert run("--source", source, "--out", out) == 130
+    with pytest.raises(SystemExit) as end:
+        run("--source", source, "--out", out)
+    assert end.value.code == 130
     assert "nothing was written" in capsys.readouterr().err
     assert list(out.parent.iterdir()) == []
 

@@ -72,16 +72,19 @@ def load_state(
     with quiet(), _manager(directory) as manager:
         json_args = ocp.args.Composite(description=ocp.args.JsonRestore())
         described = manager.restore(step, args=json_args).description
-        if like is None:
-            placed = {}
-        else:
-            _refuse_other_structure(described, _describe(like), f"step {step} in {directory}")
+        placed: dict[str, Sharding | None] = {}
+        if like is not None:
+            saved, described = described, _describe(like)
+            _refuse_other_structure(saved, described, f"step {step} in {directory}")
             placed = {name: _sharding(_plain(leaf)) for name, leaf in _leaves(like).items()}
         stored = {name: leaf for name, leaf in described.items() if 0 not in leaf["shape"]}
         args = {name: restore_args(placed.get(name)) for name in stored}
         tree_args = ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=args))
         values = manager.restore(step, args=tree_args).state
-    leaves = {name: _unplain(values.get(name), leaf) for name, leaf in described.items()}
+    leaves = {
+        name: _unplain(values[name] if name in values else _empty(leaf), leaf)
+        for name, leaf in described.items()
+    }
     if like is None:
         return step, _nest(described, leaves)
     return step, jax.tree.unflatten(jax.tree.structure(like), [leaves[n] for n in _leaves(like)])
@@ -107,7 +110,10 @@ def _manager(
 
 def _leaves(tree: Any) -> dict[str, Any]:
     leaves = tree_leaves_with_path(tree)
-    return {keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    named = {keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    if len(named) != len(leaves):
+        raise ValueError("two leaves of this state have the same path")
+    return named
 
 
 def _describe(tree: Any) -> dict[str, dict[str, Any]]:
@@ -139,16 +145,18 @@ def _plain(leaf: Any) -> np.ndarray | jax.Array:
     return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
 
 
-def _unplain(value: np.ndarray | jax.Array | None, described: Mapping[str, Any]) -> Any:
-    """The inverse of ``_plain``; ``None`` stands for an empty array."""
-    if value is None:
-        value = np.empty(described["shape"], jnp.dtype(described["dtype"]))
+def _unplain(array: np.ndarray | jax.Array, described: Mapping[str, Any]) -> Any:
+    """The inverse of ``_plain``."""
     kind, _, implementation = described["kind"].partition(":")
     if kind == "key":
-        return jax.random.wrap_key_data(jnp.asarray(value), impl=implementation)
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=implementation)
     if kind == "jax":
-        return jnp.asarray(value)
-    return _NUMBERS[kind](value.item()) if kind in _NUMBERS else np.asarray(value)
+        return jnp.asarray(array)
+    return _NUMBERS[kind](array.item()) if kind in _NUMBERS else np.asarray(array)
+
+
+def _empty(described: Mapping[str, Any]) -> np.ndarray:
+    return np.empty(described["shape"], jnp.dtype(described["dtype"]))
 
 
 def _sharding(leaf: np.ndarray | jax.Array) -> Sharding | None:

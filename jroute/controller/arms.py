@@ -119,8 +119,10 @@ def choices_of_policy(
 
 
 def random_choices(prompts: Sequence[str], gates: int, seed: int) -> Int[np.ndarray, " prompts"]:
-    """A gate index drawn evenly from the seed and the prompt's own text, so a prompt always gets
-    the same one, whatever it is asked together with.
+    """Draws a gate index evenly for each prompt.
+
+    It is drawn from the seed and the prompt's own text, so a prompt always gets the same one,
+    whatever it is asked together with.
     """
     digests = (hashlib.sha256(f"{seed}/{prompt}".encode()).digest() for prompt in prompts)
     return np.array([int.from_bytes(digest[:8], "big") % gates for digest in digests], int)

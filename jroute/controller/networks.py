@@ -146,9 +146,7 @@ def policy(
     return jax.nn.softmax(apply(params, observations)[0], axis=-1)
 
 
-def act(
-    params: Params, observations: Float[Array, "batch features"]
-) -> Int[Array, "batch parts"]:
+def act(params: Params, observations: Float[Array, "batch features"]) -> Int[Array, "batch parts"]:
     """Index of the most probable choice of each part; the first of equals."""
     return jnp.argmax(apply(params, observations)[0], axis=-1)
 

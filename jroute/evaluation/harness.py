@@ -12,10 +12,9 @@ Importing this module registers the model ``jroute`` with lm-eval, for example f
 
 import hashlib
 import logging
-import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import jax
@@ -38,6 +37,7 @@ from lm_eval.utils import (
 from tqdm import tqdm
 
 from jroute.errors import UserError
+from jroute.evaluation.records import Record, gate_histogram, truncation_rate
 from jroute.generate.decoding import Completion, Decoding
 from jroute.lm import LanguageModel
 
@@ -64,33 +64,6 @@ class Generated(str):
         generated = cls(text)
         generated.truncated = truncated
         return generated
-
-
-@dataclass(frozen=True)
-class Record:
-    """What the adapter did for one request of the harness.
-
-    Attributes:
-        task: The request's task.
-        doc_id: Document within the task.
-        index: Request within the document (a continuation of a multiple choice).
-        sample: Repeat of the request.
-        kind: ``generate_until``, ``loglikelihood`` or ``loglikelihood_rolling``.
-        gate: Gate it ran under; ``None`` is the model without routing.
-        tokens: Tokens generated or scored.
-        prompt_cut: Whether the context was too long and lost its beginning (generation only).
-        truncated: Whether a generation reached its token limit.
-    """
-
-    task: str | None
-    doc_id: int | None
-    index: int
-    sample: int
-    kind: str
-    gate: float | None
-    tokens: int
-    prompt_cut: bool = False
-    truncated: bool = False
 
 
 class _Plan(NamedTuple):
@@ -506,19 +479,6 @@ class JaxLM(TemplateLM):
 
 
 register_model("jroute")(JaxLM)
-
-
-def gate_histogram(records: Iterable[Record]) -> dict[str, int]:
-    """How many requests ran under each gate, smallest gate first."""
-    counts = Counter(record.gate for record in records)
-    gates = sorted(counts, key=lambda gate: -math.inf if gate is None else gate)
-    return {"none" if gate is None else f"{gate:g}": counts[gate] for gate in gates}
-
-
-def truncation_rate(records: Iterable[Record]) -> float | None:
-    """Share of the generations that reached their token limit; ``None`` if there are none."""
-    reached = [record.truncated for record in records if record.kind == "generate_until"]
-    return sum(reached) / len(reached) if reached else None
 
 
 def _constant(gate: float) -> GatePolicy:

@@ -115,7 +115,6 @@ def table(results: Mapping[str, Any], title: str) -> str:
     for c in results["contrasts"]:
         low, high = c["ci95"]
         holm = f" ({c['p_holm']:.2g})" if "p_holm" in c else ""
-        lines.append(
-            f"{c['b']:<14}{100 * c['difference']:>+9.1f}  [{100 * low:+.1f}, {100 * high:+.1f}]  {c['p']:.2g}{holm}"
-        )
+        interval = f"[{100 * low:+.1f}, {100 * high:+.1f}]"
+        lines.append(f"{c['b']:<14}{100 * c['difference']:>+9.1f}  {interval}  {c['p']:.2g}{holm}")
     return "\n".join(lines)

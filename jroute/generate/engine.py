@@ -86,8 +86,8 @@ def check_context(prompt_tokens: int, new_tokens: int, context: int) -> None:
         raise UserError("a prompt is empty; give at least one token")
     if prompt_tokens + new_tokens > context:
         raise UserError(
-            f"a prompt of {prompt_tokens} tokens plus max_new_tokens {new_tokens} is longer than the model's "
-            f"context of {context} tokens; shorten the prompt or lower max_new_tokens"
+            f"a prompt of {prompt_tokens} tokens plus max_new_tokens {new_tokens} is longer than "
+            f"the model's context of {context} tokens; shorten the prompt or lower max_new_tokens"
         )
 
 
@@ -154,7 +154,7 @@ def decode(
         lengths = s.lengths + 1
         token = choose(unembed(params, config, out.hidden[:, 0]), seeds, lengths, decoding)
         column = jnp.where(s.done, decoding.max_new_tokens, s.count)  # finished rows write nowhere
-        count = s.count + ~s.done
+        count = s.count + (~s.done).astype(jnp.int32)
         ended = jnp.any(token[:, None] == ends[None], axis=1) | (count >= decoding.max_new_tokens)
         new = DecodeState(
             cache=out.kv,

@@ -23,7 +23,7 @@ Params = Mapping[str, Any]
 
 
 class KeyValue(NamedTuple):
-    """Keys and values of one layer, ``[batch, keys, kv_heads, head_dim]`` (or stacked over layers)."""
+    """Keys and values of one layer, or of all layers stacked."""
 
     key: Float[Array, "*layers batch keys kv_heads head_dim"]
     value: Float[Array, "*layers batch keys kv_heads head_dim"]
@@ -108,7 +108,8 @@ class MLP(nnx.Module):
         self.up_proj = _parameter(config, rngs, ("embed", "mlp"), config.hidden_size)
         self.down_proj = _parameter(config, rngs, ("mlp", "embed"), config.intermediate_size)
 
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq embed"]:
+        """The update of ``x``."""
         gated = jax.nn.silu(x @ self.gate_proj[...]) * (x @ self.up_proj[...])
         return gated @ self.down_proj[...]
 
@@ -124,6 +125,7 @@ class Block(nnx.Module):
         self.eps = config.rms_norm_eps
 
     def __call__(self, x, cos, sin, mask, write) -> BlockOutput:
+        """Arguments as for ``Attention``."""
         attention, kv = self.attention(
             rms_norm(x, self.input_norm[...], self.eps), cos, sin, mask, write
         )
@@ -138,7 +140,7 @@ class Qwen3(nnx.Module):
     def __init__(self, config: Qwen3Config, rngs: nnx.Rngs):
         self.embed_tokens = _parameter(config, rngs, ("vocab", "embed"), config.hidden_size)
         stacked = nnx.vmap(lambda keys: Block(config, keys), axis_size=config.num_hidden_layers)
-        self.blocks = stacked(rngs.fork(split=config.num_hidden_layers))
+        self.blocks = stacked(rngs.split(config.num_hidden_layers))
         self.final_norm = _parameter(config, rngs, ("embed",))
         if not config.tie_word_embeddings:
             self.lm_head = _parameter(config, rngs, ("embed", "vocab"), config.hidden_size)
@@ -175,9 +177,7 @@ def abstract_params(config: Qwen3Config, dtype: Any = "float32") -> dict[str, An
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)
 
 
-def init_params(
-    config: Qwen3Config, key: Array, dtype: Any = "float32"
-) -> dict[str, Any]:
+def init_params(config: Qwen3Config, key: Array, dtype: Any = "float32") -> dict[str, Any]:
     """Random parameters: every projection normal with variance 1 / fan-in, norms one."""
     state = nnx.state(Qwen3(config, nnx.Rngs(key)), nnx.Param)
     return jax.tree.map(lambda leaf: leaf.astype(dtype), nnx.to_pure_dict(state))

@@ -76,12 +76,14 @@ class RoutingConfig:
             )
         if len(self.rows) > n or any(len(row) != n for row in self.rows):
             raise UserError(
-                f"routing.rows must be at most {n} rows of {n} numbers for {n} streams (trunk included)"
+                f"routing.rows must be at most {n} rows of {n} numbers for {n} streams, "
+                "the trunk included"
             )
         for i, row in enumerate(self.rows):
             if abs(sum(row) - 1) > 1e-6:
                 raise UserError(
-                    f"routing.rows[{i}] sums to {sum(row):g}; every row of a mixing matrix must sum to 1"
+                    f"routing.rows[{i}] sums to {sum(row):g}; "
+                    "every row of a mixing matrix must sum to 1"
                 )
 
     @property
@@ -251,7 +253,8 @@ def routing_file(name_or_path: str) -> Path:
         if path.is_file():
             return path
         raise UserError(
-            f"routing file {path} does not exist; give a path to a YAML file or one of {preset_names()}"
+            f"routing file {path} does not exist; "
+            f"give a path to a YAML file or one of {preset_names()}"
         )
     path = _preset_folder() / f"{name_or_path}.yaml"
     if not path.is_file():

@@ -10,8 +10,8 @@ from tensorboardX import SummaryWriter
 class Scalars:
     """Writes scalars into a run's ``tensorboard`` folder.
 
-    Values with a leading axis of seeds are written as their mean, and as one run per seed for the
-    return, so that the spread can be seen.
+    Values with a leading axis of seeds are written as their mean over the seeds that have one: an
+    explained variance does not exist where all rewards were the same.
     """
 
     def __init__(self, folder: Path, *, purge_step: int | None = None):
@@ -21,8 +21,9 @@ class Scalars:
     def write(self, named: Mapping[str, np.ndarray], first_step: int) -> None:
         """Writes ``[seeds, updates]`` arrays; update i stands at step ``first_step + i``."""
         for name, values in named.items():
-            for i, value in enumerate(np.atleast_2d(values).mean(axis=0)):
-                self._writer.add_scalar(name, float(value), first_step + i)
+            values = np.ma.masked_invalid(np.atleast_2d(values)).mean(axis=0)
+            for i in np.flatnonzero(~np.ma.getmaskarray(values)):
+                self._writer.add_scalar(name, float(values[i]), first_step + int(i))
 
     def close(self) -> None:
         """Writes what is left."""

@@ -30,7 +30,7 @@ HARD_SHARE = 0.12
 
 @dataclass(frozen=True)
 class _Style:
-    """Words of one family of problems. ``{n}`` person, ``{k}`` number, ``{o}`` thing, ``{v}`` verb."""
+    """Words of one family of problems. ``{n}`` is a person, ``{k}`` a number, ``{o}`` a thing."""
 
     names: tuple[str, ...]
     things: tuple[str, ...]
@@ -153,8 +153,10 @@ def problems(
 def pretraining_problems(
     count: int, seed: int, *, other_share: float = 0.25, hard_share: float = 0.04
 ) -> list[Problem]:
-    """Problems to pretrain the tiny model on: both families of words, and only questions of the
-    train buckets, so no validation, test or out-of-distribution question is among them.
+    """Draws problems to pretrain the tiny model on, of both families of words.
+
+    All come from the train buckets, so no validation, test or out-of-distribution question is
+    among them.
     """
     usual = _problems("train", "usual", count - round(count * other_share), seed, hard_share)
     other = _problems("train", "ood", round(count * other_share), seed, hard_share)

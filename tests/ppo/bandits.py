@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-DONE = True
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -34,27 +32,7 @@ class Ridge:
 
     def step(self, state: Array, action: Array, key: Array) -> tuple[Any, ...]:
         paid = jax.random.bernoulli(key, self.chances(state)[action])
-        return state, state, paid.astype(jnp.float32), jnp.array(DONE), {}
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Signs:
-    """Observations of -1 or +1, and a reward that is a table of observation and action.
-
-    With a table that ignores one of them it is a probe of the critic or of the actor alone.
-    """
-
-    table: Array
-    """``[2, gates]``."""
-
-    def reset(self, key: Array) -> tuple[Array, Array]:
-        sign = jax.random.bernoulli(key).astype(jnp.int32)
-        return sign, (2 * sign - 1).astype(jnp.float32)[None]
-
-    def step(self, state: Array, action: Array, key: Array) -> tuple[Any, ...]:
-        observation = (2 * state - 1).astype(jnp.float32)[None]
-        return state, observation, self.table[state, action], jnp.array(DONE), {}
+        return state, state, paid.astype(jnp.float32), jnp.array(True), {}
 
 
 @jax.tree_util.register_dataclass
@@ -71,4 +49,4 @@ class Locks:
     def step(self, state: Array, action: Array, key: Array) -> tuple[Any, ...]:
         observation = (2 * state - 1).astype(jnp.float32)[None]
         right = (action[0] == state) & (action[1] == 1 - state)
-        return state, observation, jnp.where(right, self.pay, 0.0), jnp.array(DONE), {}
+        return state, observation, jnp.where(right, self.pay, 0.0), jnp.array(True), {}

@@ -1,5 +1,6 @@
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,30 @@ from jroute.envs.functional import TableEnv
 from jroute.errors import UserError
 from jroute.ppo import learner
 from jroute.ppo.learner import PPOConfig
-from tests.ppo.bandits import Locks, Ridge, Signs
+from tests.ppo.bandits import Locks, Ridge
 
 KEY = jax.random.key(0)
 SMALL = PPOConfig(updates=6, batch_size=64, hidden=(16,), learning_rate=1e-2, seeds=3)
+ENV = Ridge.make()
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def init(config: PPOConfig, num_features: int, nvec: tuple[int, ...]) -> learner.LearnerState:
+    return learner.init(config, num_features, nvec, KEY)
+
+
+def start() -> learner.LearnerState:
+    return init(SMALL, 6, (5,))
+
+
+@partial(jax.jit, static_argnums=0)
+def start_seeds(config: PPOConfig = SMALL) -> learner.LearnerState:
+    return learner.init_seeds(config, 6, (5,), KEY)
+
+
+@cache
+def trainer(updates: int) -> Callable[..., tuple[learner.LearnerState, learner.Metrics]]:
+    return learner.compile_train(SMALL, updates)
 
 
 def assert_same(a, b) -> None:
@@ -114,12 +135,12 @@ def torch_update(config: PPOConfig, params, batch, rows, lr):
 )
 def test_update_equals_cleanrls_arithmetic(changes) -> None:
     config = replace(SMALL, **{"learning_rate": 0.05, "clip_coef": 0.1} | changes)
-    state = learner.init(config, 6, (4, 4), KEY)
+    state = init(config, 6, (4, 4))
     state = state._replace(update=jnp.asarray(2, jnp.int32))
     rng = np.random.default_rng(0)
     observations = jnp.asarray(rng.standard_normal((64, 6)), jnp.float32)
     actions = jnp.asarray(rng.integers(0, 4, (64, 2)), jnp.int32)
-    logits, values = networks.apply(state.params, observations)
+    logits, values = jax.jit(networks.apply)(state.params, observations)
     batch = learner.Batch(
         observations,
         actions,
@@ -150,7 +171,7 @@ def test_update_equals_cleanrls_arithmetic(changes) -> None:
 
 
 def test_every_epoch_sees_every_row_once_in_a_new_order() -> None:
-    state = learner.init(SMALL, 6, (5,), KEY)
+    state = start()
     epochs = np.asarray(learner.minibatch_rows(SMALL, state)).reshape(4, 64)
     assert (np.sort(epochs, axis=1) == np.arange(64)).all()
     later = state._replace(update=jnp.asarray(1, jnp.int32))
@@ -163,13 +184,11 @@ def test_every_epoch_sees_every_row_once_in_a_new_order() -> None:
 
 def probe(table) -> tuple[np.ndarray, np.ndarray]:
     """Values [2] and gate probabilities [2, gates] learnt from a table of rewards."""
-    table = jnp.asarray(table, jnp.float32)
+    env = TableEnv.create(np.array([[-1.0], [1.0]]), np.array(table))
     config = replace(SMALL, updates=100)
-    state = learner.init(config, 1, (table.shape[1],), KEY)
-    state, _ = learner.compile_train(config, 100)(Signs(table), state)
-    signs = jnp.asarray([[-1.0], [1.0]])
-    chances = networks.policy(state.params, signs)[:, 0]
-    return np.asarray(networks.apply(state.params, signs)[1]), np.asarray(chances)
+    state, _ = learner.compile_train(config, 100)(env, init(config, 1, (env.num_gates,)))
+    chances = networks.policy(state.params, env.observations)[:, 0]
+    return np.asarray(networks.apply(state.params, env.observations)[1]), np.asarray(chances)
 
 
 def test_probe_reward_of_the_observation() -> None:
@@ -191,13 +210,11 @@ def test_probe_reward_of_observation_and_action() -> None:
 
 
 def test_bandit_is_solved_to_99_percent_of_the_best_policy_by_every_seed() -> None:
-    env = Ridge.make()
     config = PPOConfig(updates=120, batch_size=512, hidden=(32,), learning_rate=1e-2, seeds=4)
-    state = learner.init_seeds(config, 6, (5,), KEY)
-    state, metrics = learner.compile_train(config, config.updates)(env, state)
+    state, metrics = learner.compile_train(config, config.updates)(ENV, start_seeds(config))
 
     observations = jax.random.normal(jax.random.key(7), (4000, 6))
-    chances = np.asarray(jax.vmap(env.chances)(observations))
+    chances = np.asarray(jax.vmap(ENV.chances)(observations))
     best = chances.max(axis=1).mean()
     assert chances.mean(axis=0).max() < 0.6 * best  # no fixed gate comes near
     gates = np.asarray(jax.vmap(networks.act, (0, None))(state.params, observations))[..., 0]
@@ -213,45 +230,20 @@ def test_bandit_is_solved_to_99_percent_of_the_best_policy_by_every_seed() -> No
 
 def test_decision_of_two_parts() -> None:
     config = replace(SMALL, updates=100, batch_size=256)
-    state = learner.init(config, 1, (3, 3), KEY)
+    state = init(config, 1, (3, 3))
     state, metrics = learner.compile_train(config, 100)(Locks(jnp.ones(())), state)
     found = networks.act(state.params, jnp.asarray([[-1.0], [1.0]]))
     np.testing.assert_array_equal(found, [[0, 1], [1, 0]])
     assert metrics.episodic_return[-1] > 0.9
 
 
-def test_table_of_outcomes() -> None:
-    rng = np.random.default_rng(0)
-    classes = rng.integers(0, 2, 50)
-    rewards = np.array([[1.0, 0.4, 0.0], [0.0, 0.4, 1.0]])[classes]
-    features = np.stack([classes - 0.5, rng.standard_normal(50)], axis=1)
-    env = TableEnv.create(features.astype(np.float32), rewards.astype(np.float32))
-    state = learner.init(replace(SMALL, updates=60), 2, (3,), KEY)
-    state, metrics = learner.compile_train(replace(SMALL, updates=60), 60)(env, state)
-    assert (np.asarray(networks.act(state.params, env.observations))[:, 0] == 2 * classes).all()
-    assert metrics.episodic_return[-1] > 0.9
-
-
 # State: resuming, seeds, devices
 
 
-def test_learning_rate_is_annealed_by_the_update_in_the_state() -> None:
-    state = learner.init(SMALL, 6, (5,), KEY)
-    program = learner.compile_train(SMALL, 3)
-    state, first = program(Ridge.make(), state)
-    state, second = program(Ridge.make(), state)
-    rates = np.concatenate([first.learning_rate, second.learning_rate])
-    np.testing.assert_allclose(rates, 1e-2 * np.arange(6, 0, -1) / 6, rtol=1e-6)
-    constant = replace(SMALL, anneal_lr=False)
-    assert float(learner.learning_rate(constant, state.update)) == np.float32(1e-2)
-
-
 def test_training_resumed_from_a_saved_state_is_identical() -> None:
-    env = Ridge.make()
-    whole, metrics = learner.compile_train(SMALL, 6)(env, learner.init(SMALL, 6, (5,), KEY))
+    whole, metrics = trainer(6)(ENV, start())
 
-    half = learner.compile_train(SMALL, 3)
-    state, first = half(env, learner.init(SMALL, 6, (5,), KEY))
+    state, first = trainer(3)(ENV, start())
     assert int(state.update) == 3
     leaves, tree = jax.tree.flatten(state)
     saved = [np.asarray(leaf).tobytes() for leaf in leaves]
@@ -259,35 +251,39 @@ def test_training_resumed_from_a_saved_state_is_identical() -> None:
     state = jax.tree.unflatten(
         tree,
         [
-            np.frombuffer(raw, dtype).reshape(shape)
+            jnp.asarray(np.frombuffer(raw, dtype).reshape(shape))
             for raw, (dtype, shape) in zip(saved, kinds, strict=True)
         ],
     )
-    state, second = half(env, jax.tree.map(jnp.asarray, state))
+    state, second = trainer(3)(ENV, state)
     assert_same(state, whole)
     assert_same(jax.tree.map(lambda *x: np.concatenate(x), first, second), metrics)
     # Not because nothing happens in the second half.
     assert not np.array_equal(first.episodic_return, second.episodic_return)
+    # The step size is annealed by the update number that the state carries.
+    np.testing.assert_allclose(metrics.learning_rate, 1e-2 * np.arange(6, 0, -1) / 6, rtol=1e-6)
+
+
+def test_learning_rate_without_annealing() -> None:
+    rate = learner.learning_rate(replace(SMALL, anneal_lr=False), jnp.asarray(4))
+    assert float(rate) == np.float32(1e-2)
 
 
 def test_seeds_side_by_side_equal_seeds_alone() -> None:
-    env = Ridge.make()
-    together, metrics = learner.compile_train(SMALL, 4)(
-        env, learner.init_seeds(SMALL, 6, (5,), KEY)
-    )
-    assert metrics.loss.shape == (3, 4)
-    assert metrics.gate_fraction.shape == (3, 4, 5)
-    alone = learner.compile_train(SMALL, 4)
+    together, metrics = trainer(3)(ENV, start_seeds())
+    assert metrics.loss.shape == (3, 3)
+    assert metrics.gate_fraction.shape == (3, 3, 5)
     for i in range(3):
-        # More seeds do not change the first ones.
-        start = jax.tree.map(
-            lambda leaf, i=i: leaf[i], learner.init_seeds(replace(SMALL, seeds=i + 1), 6, (5,), KEY)
-        )
-        state, seen = alone(env, start)
         pick = partial(jax.tree.map, lambda leaf, i=i: leaf[i])
+        state, seen = trainer(3)(ENV, pick(start_seeds()))
         assert_close(pick(together), state, rtol=1e-4, atol=1e-5)
         assert_close(pick(metrics), seen, rtol=1e-4, atol=1e-5)
     assert not np.allclose(metrics.episodic_return[0], metrics.episodic_return[1])
+
+
+def test_more_seeds_do_not_change_the_first_ones() -> None:
+    few, more = start_seeds(replace(SMALL, seeds=2)), start_seeds()
+    assert_same(few, jax.tree.map(lambda leaf: leaf[:2], more))
 
 
 def batch_sharding() -> NamedSharding:
@@ -296,13 +292,10 @@ def batch_sharding() -> NamedSharding:
     return NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data"))
 
 
-@pytest.mark.parametrize("seeds", [False, True])
-def test_eight_devices_equal_one(seeds) -> None:
-    env = Ridge.make()
-    start = partial(learner.init_seeds if seeds else learner.init, SMALL, 6, (5,), KEY)
-    state, metrics = learner.compile_train(SMALL, 4)(env, start())
-    program = learner.compile_train(SMALL, 4, sharding=batch_sharding())
-    state_of_8, metrics_of_8 = program(env, start())
+def test_eight_devices_equal_one() -> None:
+    state, metrics = trainer(3)(ENV, start_seeds())
+    program = learner.compile_train(SMALL, 3, sharding=batch_sharding())
+    state_of_8, metrics_of_8 = program(ENV, start_seeds())
     assert len(jax.tree.leaves(state_of_8)[0].devices()) == 8
     assert_close(state_of_8, state, rtol=1e-4, atol=1e-5)
     assert_close(metrics_of_8, metrics, rtol=1e-4, atol=1e-5)
@@ -310,34 +303,31 @@ def test_eight_devices_equal_one(seeds) -> None:
 
 def test_sharded_batch_is_spread_over_the_devices() -> None:
     sharding = batch_sharding()
-    state = jax.device_put(
-        learner.init(SMALL, 6, (5,), KEY), NamedSharding(sharding.mesh, PartitionSpec())
-    )
-    batch = jax.jit(partial(learner.rollout, SMALL, sharding=sharding))(Ridge.make(), state)
+    state = jax.device_put(start(), NamedSharding(sharding.mesh, PartitionSpec()))
+    batch = jax.jit(partial(learner.rollout, SMALL, sharding=sharding))(ENV, state)
     for leaf in batch:
         assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
         assert leaf.addressable_shards[0].data.shape[0] == 8
 
 
 def test_rollout_records_what_the_policy_thought() -> None:
-    state = learner.init(SMALL, 6, (5,), KEY)
+    rollout = jax.jit(partial(learner.rollout, SMALL))
+    state = start()
     state = state._replace(params=jax.tree.map(lambda leaf: leaf + 0.3, state.params))
-    batch = jax.jit(partial(learner.rollout, SMALL))(Ridge.make(), state)
-    chances = np.asarray(networks.policy(state.params, batch.observations))[:, 0]
-    chosen = chances[np.arange(64), np.asarray(batch.actions)[:, 0]]
+    batch = rollout(ENV, state)
+    logits, values = map(np.asarray, jax.jit(networks.apply)(state.params, batch.observations))
+    chances = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    chosen = chances[np.arange(64), 0, np.asarray(batch.actions)[:, 0]]
     np.testing.assert_allclose(np.exp(batch.log_probs), chosen, rtol=1e-5)
-    np.testing.assert_allclose(
-        batch.values, networks.apply(state.params, batch.observations)[1], rtol=1e-5
-    )
+    np.testing.assert_allclose(batch.values, values, rtol=1e-5)
     assert len(np.unique(np.asarray(batch.observations)[:, 0])) == 64
-    later = state._replace(update=state.update + 1)
-    again = jax.jit(partial(learner.rollout, SMALL))(Ridge.make(), later)
+    again = rollout(ENV, state._replace(update=jnp.asarray(1, jnp.int32)))
     assert not np.array_equal(again.observations, batch.observations)
 
 
 def test_compiled_training_takes_over_the_state() -> None:
-    state = learner.init(SMALL, 6, (5,), KEY)
-    learner.compile_train(SMALL, 1)(Ridge.make(), state)
+    state = start()
+    trainer(3)(ENV, state)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 
 
@@ -345,8 +335,7 @@ def test_compiled_training_takes_over_the_state() -> None:
 
 
 def test_scalars_have_cleanrls_names() -> None:
-    state = learner.init_seeds(SMALL, 6, (5,), KEY)
-    _, metrics = learner.compile_train(SMALL, 2)(Ridge.make(), state)
+    _, metrics = trainer(3)(ENV, start_seeds())
     named = learner.scalars(metrics, (0.0, 0.25, 0.5, 0.75, 1.0))
     assert set(named) == {
         "charts/episodic_return",
@@ -363,7 +352,7 @@ def test_scalars_have_cleanrls_names() -> None:
         "losses/grad_norm",
         "losses/loss",
     }
-    assert {values.shape for values in named.values()} == {(3, 2)}
+    assert {values.shape for values in named.values()} == {(3, 3)}
     np.testing.assert_array_equal(named["charts/gate_frac_0.75"], metrics.gate_fraction[..., 3])
     np.testing.assert_array_equal(named["losses/approx_kl"], metrics.approx_kl)
 

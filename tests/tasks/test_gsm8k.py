@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import re
 from typing import Any
 
@@ -139,8 +140,12 @@ def test_nothing_is_printed_or_left_behind(tmp_path, monkeypatch, capfd):
     temporary.mkdir()
     home.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(home))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(home))
     file = write(tmp_path, "test.jsonl", [row(1)])
+    logged: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", logged.append)
+    monkeypatch.setattr(logging.getLogger("datasets"), "handlers", [handler])
     bars = datasets.are_progress_bars_disabled()
     verbosity = datasets.logging.get_verbosity()
     load(file, "test")
@@ -148,7 +153,7 @@ def test_nothing_is_printed_or_left_behind(tmp_path, monkeypatch, capfd):
     with pytest.raises(UserError):
         load(file, "test")
     assert (list(temporary.iterdir()), list(home.iterdir())) == ([], [])
-    assert capfd.readouterr() == ("", "")
+    assert (capfd.readouterr(), logged) == (("", ""), [])
     assert datasets.are_progress_bars_disabled() == bars
     assert datasets.logging.get_verbosity() == verbosity
 

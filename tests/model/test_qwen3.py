@@ -1,0 +1,154 @@
+"""The decoder's two drivers, its cache, and its declarations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jroute.errors import UserError
+from jroute.generate.cache import from_prefill
+from jroute.model.config import Qwen3Config
+from jroute.model.qwen3 import (
+    abstract_params,
+    forward,
+    init_params,
+    logical_axes,
+    unembed,
+    unstack_blocks,
+)
+from jroute.model.routing import Routing
+from tests.model.test_routing import BATCH, CONFIG, CONFIGS, SEQ, params, positions, tokens
+
+
+def run(weights, ids, where, cache=None, routing=None, gate=None):
+    out = forward(weights, CONFIG, ids, where, cache=cache, routing=routing, gate=gate)
+    return unembed(weights, CONFIG, out.hidden), out.kv
+
+
+@pytest.mark.parametrize("name", ["", "mvp", "histories", "lopsided histories", "mixed kinds"])
+def test_cached_decoding_equals_the_full_forward_at_every_position(name):
+    """Ragged prompts are prefilled together, then decoded token by token to the end."""
+    routing = Routing.create(CONFIGS[name], CONFIG.num_hidden_layers) if name else None
+    gate = routing.gates([0.0, 0.3, 1.0, -0.4, 0.7], BATCH) if routing else None
+    full, _ = run(params(), tokens(), positions(), routing=routing, gate=gate)
+    lengths = np.array([3, 1, 5, 2, 4])
+    width = int(lengths.max())
+    where = jnp.where(jnp.arange(width)[None] < lengths[:, None], jnp.arange(width)[None], -1)
+    prefilled, kv = run(params(), tokens()[:, :width], where, routing=routing, gate=gate)
+    cache = from_prefill(kv, SEQ)
+    weights = unstack_blocks(params())
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(prefilled[row, :length], full[row, :length], atol=2e-5)
+    step = jax.jit(lambda cache, ids, at: run(weights, ids, at, cache, routing, gate))
+    for _ in range(SEQ - int(lengths.min())):
+        at = np.minimum(lengths, SEQ - 1)
+        running = lengths < SEQ
+        ids = np.asarray(tokens())[np.arange(BATCH), at][:, None]
+        found, cache = step(cache, jnp.asarray(ids), jnp.where(running, at, -1)[:, None])
+        for row in np.flatnonzero(running):
+            np.testing.assert_allclose(found[row, 0], full[row, at[row]], atol=2e-5)
+        lengths = lengths + running
+
+
+def test_scanned_and_unrolled_blocks_agree():
+    scanned, kv = run(params(), tokens(), positions())
+    unrolled, layers = run(unstack_blocks(params()), tokens(), positions())
+    np.testing.assert_allclose(scanned, unrolled, atol=1e-5)
+    for i, layer in enumerate(layers):
+        np.testing.assert_allclose(kv.key[i], layer.key, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_on_either_side_changes_nothing(side):
+    full, _ = run(params(), tokens()[:, :6], positions()[:, :6])
+    pad = ((0, 0), (5, 0)) if side == "left" else ((0, 0), (0, 5))
+    ids = jnp.pad(tokens()[:, :6], pad, constant_values=7)
+    where = jnp.pad(positions()[:, :6], pad, constant_values=-1)
+    padded, _ = run(params(), ids, where)
+    real = padded[:, 5:] if side == "left" else padded[:, :6]
+    np.testing.assert_allclose(real, full, atol=1e-5)
+    assert bool(jnp.isfinite(padded).all())
+
+
+def test_a_token_does_not_see_its_future():
+    changed = tokens().at[:, 6:].set(0)
+    a, _ = run(params(), tokens(), positions())
+    b, _ = run(params(), changed, positions())
+    np.testing.assert_array_equal(a[:, :6], b[:, :6])
+    assert float(jnp.abs(a[:, 6:] - b[:, 6:]).max()) > 0.1
+
+
+def test_trunks_are_the_residual_after_each_block():
+    out = forward(params(), CONFIG, tokens(), positions(), trunks=True)
+    assert out.trunks is not None
+    assert out.trunks.shape == (CONFIG.num_hidden_layers, BATCH, SEQ, CONFIG.hidden_size)
+    last = np.asarray(out.trunks[-1], float)
+    size = np.sqrt((last**2).mean(-1, keepdims=True) + CONFIG.rms_norm_eps)
+    np.testing.assert_allclose(
+        out.hidden, last / size * np.asarray(params()["final_norm"]), atol=1e-5
+    )
+
+
+def test_a_cache_needs_unstacked_blocks():
+    _, kv = run(params(), tokens(), positions())
+    with pytest.raises(ValueError, match="unstack_blocks"):
+        run(params(), tokens(), positions(), cache=from_prefill(kv, SEQ))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_one_declaration_gives_shapes_and_axes(tied):
+    config = Qwen3Config(**{**vars(CONFIG), "tie_word_embeddings": tied})
+    shapes = jax.tree.map(lambda leaf: leaf.shape, abstract_params(config))
+    drawn = init_params(config, jax.random.key(0), "bfloat16")
+    assert jax.tree.map(lambda leaf: leaf.shape, drawn) == shapes
+    assert {leaf.dtype for leaf in jax.tree.leaves(drawn)} == {jnp.dtype("bfloat16")}
+    named = jax.tree.map(
+        lambda axes: tuple(config.axis_sizes[axis] for axis in axes),
+        logical_axes(config),
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+    assert named == shapes
+    assert shapes["blocks"]["attention"]["o_proj"] == (4, 4, 12, 32)
+    assert ("lm_head" in shapes) == (not tied)
+
+
+HF = {
+    "model_type": "qwen3",
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 5000000,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 512,
+}
+
+
+def test_config_reads_both_rope_layouts():
+    assert Qwen3Config.from_hf(HF).rope_theta == 5e6
+    new = {k: v for k, v in HF.items() if k != "rope_theta"}
+    new["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6}
+    assert Qwen3Config.from_hf(new).rope_theta == 1e6
+    assert Qwen3Config.from_hf(Qwen3Config.from_hf(HF).to_hf()) == Qwen3Config.from_hf(HF)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "qwen3_moe"}, "model_type is 'qwen3_moe'"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4}}, "rotary scaling of type 'yarn'"),
+        ({"use_sliding_window": True}, "sliding-window"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"rope_theta": None}, "missing rope_theta"),
+        ({"hidden_size": None}, "missing hidden_size"),
+        ({"num_key_value_heads": 3}, "not a multiple"),
+    ],
+)
+def test_configs_that_are_not_implemented_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        Qwen3Config.from_hf({**HF, **changes})
