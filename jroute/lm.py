@@ -289,4 +289,4 @@ def _end_tokens(directory: Path, tokenizer: PreTrainedTokenizerFast) -> list[int
         raise UserError(
             f"{directory} names no end token; add eos_token_id to its generation_config.json"
         )
-    return [int(tokenizer.eos_token_id)]
+    return [int(str(tokenizer.eos_token_id))]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -57,11 +58,14 @@ class Run:
     def start(cls, experiment: Experiment) -> "Run":
         """Opens the run folder of an experiment, making it if there is none.
 
+        Model and problems are read first, so that a wrong path leaves nothing behind.
+
         Raises:
-            UserError: The folder belongs to another experiment.
+            UserError: The folder belongs to another experiment; the model or the data are missing.
         """
         directory = Path(experiment.run)
         path = directory / "config.yaml"
+        run = cls(directory, experiment)
         if path.is_file() and (stored := load_config(Experiment, path)) != experiment:
             changed = [
                 f.name
@@ -72,10 +76,12 @@ class Run:
                 f"{path} is of another experiment (different: {', '.join(changed)}); "
                 "choose another folder with --run, or remove that one"
             )
+        for split in experiment.splits:
+            run.prompts(split)
         if not path.is_file():
             directory.mkdir(parents=True, exist_ok=True)
             write_text(path, dump(experiment))
-        return cls(directory, experiment)
+        return run
 
     # The model and its problems ---------------------------------------------------------------
 
@@ -256,7 +262,9 @@ class Run:
             (gate -> probability), ``value`` (expected reward) and ``gate``.
         """
         observations = self.featurizer(self.read_features([prompt]))
-        logits, value = jax.device_get(networks.apply(self.controller["rl"], observations))
+        logits, value = jax.device_get(
+            networks.apply(self.controller["rl"], jnp.asarray(observations))
+        )
         weights = np.exp(logits[0, 0] - logits[0, 0].max())
         probabilities = weights / weights.sum()
         return {

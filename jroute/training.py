@@ -127,11 +127,12 @@ def train_controllers(run: Run) -> dict[str, Any]:
     folder = run.directory / "controller"
     if folder.is_dir() and latest_step(folder) is not None:
         return run.controller
-    raw = {split: run.raw_features(split) for split in ("train", "validation")}
+    splits: tuple[Split, ...] = ("train", "validation")
+    raw = {split: run.raw_features(split) for split in splits}
     featurizer = Featurizer.fit(raw["train"], e.features)
-    observations = {split: featurizer(raw[split]).astype(np.float32) for split in raw}
-    rewards = {split: run.matrix(split, "reward").astype(np.float32) for split in raw}
-    correct = {split: run.matrix(split) for split in raw}
+    observations = {split: featurizer(raw[split]).astype(np.float32) for split in splits}
+    rewards = {split: run.matrix(split, "reward").astype(np.float32) for split in splits}
+    correct = {split: run.matrix(split) for split in splits}
     state = train_ppo(run, TableEnv.create(observations["train"], rewards["train"]), e.gates)
     # Only the policies leave the learner: values of the seeds are [seeds, ...].
     choices = seed_choices(state.params, observations["validation"])

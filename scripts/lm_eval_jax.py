@@ -57,6 +57,7 @@ class Suite:
     tasks: list[Any]
     manager: TaskManager
     options: Mapping[str, Any]
+    slots: int
     own: bool
 
 
@@ -105,6 +106,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="only the first so many documents of a task")
     parser.add_argument("--output_path", type=Path, help="default: <run>/lm_eval")
     official = parser.add_argument_group("for tasks of lm-eval")
+    official.add_argument(
+        "--batch_size", type=int, default=8, help="prompts at a time (default: 8)"
+    )
     official.add_argument("--num_fewshot", type=int, help="examples in the prompt")
     official.add_argument("--gen_kwargs", help="generation arguments, e.g. max_gen_toks=128")
     official.add_argument("--apply_chat_template", action="store_true", help="ask in a chat")
@@ -118,6 +122,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit is {args.limit}; give a positive number or leave it out")
+    if args.batch_size < 1:
+        raise UserError(f"--batch_size is {args.batch_size}; give a positive number")
     return args
 
 
@@ -176,7 +182,8 @@ def own_suite(run: Run, splits: Sequence[Split], folder: Path) -> Suite:
         "apply_chat_template": e.prompt.chat,
         "system_instruction": e.prompt.system or None,
     }
-    return Suite(lm_eval_tasks.load_tasks(manager, files), manager, options, own=True)
+    tasks = lm_eval_tasks.load_tasks(manager, files)
+    return Suite(tasks, manager, options, e.engine.slots, own=True)
 
 
 def official_suite(names: Sequence[str], args: argparse.Namespace, folder: Path) -> Suite:
@@ -201,7 +208,7 @@ def official_suite(names: Sequence[str], args: argparse.Namespace, folder: Path)
         "num_fewshot": args.num_fewshot,
         "gen_kwargs": args.gen_kwargs,
     }
-    return Suite(tasks, manager, options, own=False)
+    return Suite(tasks, manager, options, args.batch_size, own=False)
 
 
 # One arm ------------------------------------------------------------------------------------------
@@ -214,9 +221,7 @@ def evaluate_arm(
     verdicts: dict[str, Verdict] = {}
     with tempfile.TemporaryDirectory(dir=out, prefix=f".{folder_name(arm)}-") as scratch:
         for suite in suites:
-            model = JaxLM(
-                run.lm, partial(run.gates, arm), arm=arm, slots=run.experiment.engine.slots
-            )
+            model = JaxLM(run.lm, partial(run.gates, arm), arm=arm, slots=suite.slots)
             tracker = EvaluationTracker(output_path=scratch)
             results = simple_evaluate(
                 model=model,

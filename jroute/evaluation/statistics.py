@@ -15,12 +15,16 @@ because one seed's controller answers all items. Three refinements matter when s
 * variation of single (seed, item) cells counts more than once (Owen 2007, Annals of Applied
   Statistics 1:386), which errs on the careful side.
 
+With fewer than five seeds an interval can still be too short where seeds decide it; the p-value
+then stays large.
+
 Items with equal values are exchangeable, so they are drawn together, as one multinomial count.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -86,8 +90,8 @@ def accuracy(values: ArrayLike, *, replicates: int = REPLICATES, seed: int = 0) 
     mean = float(arm.mean())
     if len(arm) == 1 and np.isin(arm, (0.0, 1.0)).all():
         right = int(arm.sum())
-        low, high = proportion_confint(right, items, alpha=0.05, method="wilson")
-        return Accuracy(mean, (float(low), float(high)), items)
+        wilson: Any = proportion_confint(right, items, alpha=0.05, method="wilson")
+        return Accuracy(mean, (float(wilson[0]), float(wilson[1])), items)
     draws, freedom = _crossed_bootstrap([arm], [1.0], replicates, seed)
     low, high = np.clip(_percentiles(draws, freedom), arm.min(), arm.max())
     return Accuracy(mean, (float(low), float(high)), items)
@@ -132,14 +136,16 @@ def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> McNemar:
     both_right = int((right_a & right_b).sum())
     items = first.shape[1]
     table = [[both_right, only_a], [only_b, items - both_right - only_a - only_b]]
-    return McNemar(only_a, only_b, float(mcnemar(table, exact=True).pvalue), items)
+    test: Any = mcnemar(table, exact=True)
+    return McNemar(only_a, only_b, float(test.pvalue), items)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values, in the order given: compare each with the family's level."""
     if not len(p_values):
         return []
-    return [float(p) for p in multipletests(p_values, method="holm")[1]]
+    adjusted: Any = multipletests(p_values, method="holm")[1]
+    return [float(p) for p in adjusted]
 
 
 def resolvable_gap(n: int, discordance: float, *, alpha: float = 0.05) -> float:
@@ -185,7 +191,8 @@ def detectable_gap(n: int, discordance: float, *, power: float = 0.8, alpha: flo
 
     if shortfall(1.0) < 0.0:
         return inf
-    return float(2.0 * optimize.brentq(shortfall, 0.5, 1.0) - 1.0) * discordance
+    win = optimize.root_scalar(shortfall, bracket=(0.5, 1.0)).root
+    return float(2.0 * win - 1.0) * discordance
 
 
 def _arm(values: ArrayLike, name: str) -> Float[np.ndarray, "seeds items"]:

@@ -59,7 +59,7 @@ class DecodeState(NamedTuple):
         tokens: Tokens generated so far, ``[slots, max_new_tokens]``, -1 where none.
         last: The newest token of each row, not yet in the cache.
         lengths: Tokens of a row in the cache.
-        count: Tokens generated per row.
+        generated: How many tokens each row has generated.
         done: Rows that are finished.
     """
 
@@ -67,7 +67,7 @@ class DecodeState(NamedTuple):
     tokens: Int[Array, "slots max_new"]
     last: Int[Array, " slots"]
     lengths: Int[Array, " slots"]
-    count: Int[Array, " slots"]
+    generated: Int[Array, " slots"]
     done: Bool[Array, " slots"]
 
 
@@ -115,15 +115,15 @@ def prefill(
         :, 0
     ]
     first = choose(unembed(params, config, final), seeds, lengths, decoding)
-    generated = jnp.full((tokens.shape[0], decoding.max_new_tokens), -1, jnp.int32)
+    nothing = jnp.full((tokens.shape[0], decoding.max_new_tokens), -1, jnp.int32)
     dummy = lengths == 0
     ended = jnp.any(first[:, None] == ends[None], axis=1) | (decoding.max_new_tokens == 1)
     return DecodeState(
         cache=from_prefill(out.kv, tokens.shape[1] + decoding.max_new_tokens),
-        tokens=generated.at[:, 0].set(first),
+        tokens=nothing.at[:, 0].set(first),
         last=first,
         lengths=lengths,
-        count=jnp.ones_like(lengths),
+        generated=jnp.ones_like(lengths),
         done=dummy | ended,
     )
 
@@ -153,15 +153,17 @@ def decode(
         )
         lengths = s.lengths + 1
         token = choose(unembed(params, config, out.hidden[:, 0]), seeds, lengths, decoding)
-        column = jnp.where(s.done, decoding.max_new_tokens, s.count)  # finished rows write nowhere
-        count = s.count + (~s.done).astype(jnp.int32)
+        column = jnp.where(
+            s.done, decoding.max_new_tokens, s.generated
+        )  # finished rows write nowhere
+        count = s.generated + (~s.done).astype(jnp.int32)
         ended = jnp.any(token[:, None] == ends[None], axis=1) | (count >= decoding.max_new_tokens)
         new = DecodeState(
             cache=out.kv,
             tokens=s.tokens.at[rows, column].set(token, mode="drop"),
             last=jnp.where(s.done, s.last, token),
             lengths=jnp.where(s.done, s.lengths, lengths),
-            count=count,
+            generated=count,
             done=s.done | ended,
         )
         return i + 1, new
@@ -265,7 +267,7 @@ class Engine:
 
     def _collect(self, state: DecodeState, rows: int) -> list[Completion]:
         """Reads the rows back; rows that are still running are reported as of now."""
-        tokens, count = np.asarray(state.tokens)[:rows], np.asarray(state.count)[:rows]
+        tokens, count = np.asarray(state.tokens)[:rows], np.asarray(state.generated)[:rows]
         generated = [row[:n].tolist() for row, n in zip(tokens, count, strict=True)]
         texts = self._tokenizer.batch_decode(generated, skip_special_tokens=True)
         return [self._completion(ids, text) for ids, text in zip(generated, texts, strict=True)]

@@ -30,8 +30,8 @@ class Qwen3Config:
         if self.num_attention_heads % self.num_key_value_heads:
             raise UserError(
                 f"num_attention_heads ({self.num_attention_heads}) in config.json is not a "
-                f"multiple of num_key_value_heads ({self.num_key_value_heads}); the file is damaged "
-                "or not Qwen3's"
+                f"multiple of num_key_value_heads ({self.num_key_value_heads}); "
+                "the file is damaged or not Qwen3's"
             )
         if self.head_dim % 2:
             raise UserError(

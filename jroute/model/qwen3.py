@@ -245,7 +245,6 @@ def forward(
     else:
         mask = causal_mask(positions, jnp.arange(cache[0].key.shape[1])[None])
     graph = _block_graph(config)
-    routed = routing is not None and gate is not None
 
     def block(x: Array, weights: Params, past: KeyValue | None) -> BlockOutput:
         def write(new: KeyValue) -> KeyValue:
@@ -269,7 +268,7 @@ def forward(
         weights, layer_gate, mixing, past = per_layer
         out = block(x, weights, past)
         found = None
-        if routed:
+        if routing is not None:
             x, streams, found = routing.mix(
                 streams, out, mixing, layer_gate, valid if metrics else None
             )
@@ -277,15 +276,17 @@ def forward(
             x = out.trunk
         return (x, streams), (out.kv, found, x if trunks else None)
 
-    carry = (x, routing.start(x) if routed else None)
-    gates = gate.T if routed else None
-    mixing = routing.mixing if routed else None
+    if routing is None or gate is None:
+        carry, mixed = (x, None), (None, None)
+        routing = None
+    else:
+        carry, mixed = (x, routing.start(x)), (gate.T, routing.mixing)
     blocks = params["blocks"]
     if isinstance(blocks, tuple):
         outputs = []
         for i, weights in enumerate(blocks):
             past = None if cache is None else cache[i]
-            per_layer = (weights, gates[i] if routed else None, mixing[i] if routed else None, past)
+            per_layer = (weights, *jax.tree.map(lambda leaf, i=i: leaf[i], mixed), past)
             carry, output = step(carry, per_layer)
             outputs.append(output)
         kv = tuple(output[0] for output in outputs)
@@ -297,6 +298,6 @@ def forward(
             raise ValueError(
                 "decoding with a cache needs unstacked blocks: call unstack_blocks(params) once"
             )
-        carry, (kv, found, kept) = jax.lax.scan(step, carry, (blocks, gates, mixing, None))
+        carry, (kv, found, kept) = jax.lax.scan(step, carry, (blocks, *mixed, None))
     hidden = rms_norm(carry[0], params["final_norm"], config.rms_norm_eps)
     return ForwardOutput(hidden, kv, found, kept)

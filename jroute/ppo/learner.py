@@ -330,7 +330,8 @@ def update(
         seen["grad_norm"] = optax.tree.norm(gradient)
         with jax.numpy_dtype_promotion("standard"):  # optax raises a float to its integer count
             change, optimizer_state = optimizer.update(gradient, optimizer_state, params)
-        return (optax.apply_updates(params, change), optimizer_state), seen
+        params = jax.tree.map(jnp.add, params, change)
+        return (params, optimizer_state), seen
 
     (params, optimizer_state), seen = jax.lax.scan(
         gradient_step, (state.params, state.optimizer), minibatch_rows(config, state)

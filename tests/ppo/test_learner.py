@@ -63,7 +63,7 @@ class TorchMLP(torch.nn.Module):
             kernel = np.asarray(layer["kernel"], np.float64).reshape(-1, bias.size)
             self.kernels.append(torch.nn.Parameter(torch.tensor(kernel)))
             self.biases.append(torch.nn.Parameter(torch.tensor(bias.ravel())))
-        self.shape = layer["bias"].shape
+        self.shape = mlp["output"]["bias"].shape
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for i, (kernel, bias) in enumerate(zip(self.kernels, self.biases, strict=True)):

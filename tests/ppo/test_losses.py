@@ -4,14 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import Array
 
 from jroute.ppo import losses
 
 RNG = np.random.default_rng(0)
 
 
-def arrays(*values):
-    return tuple(jnp.asarray(value, jnp.float32) for value in values)
+def array(values) -> Array:
+    return jnp.asarray(values, jnp.float32)
+
+
+def arrays(*values) -> list[Array]:
+    return [array(value) for value in values]
 
 
 def test_log_prob_and_entropy_are_those_of_the_joint_distribution() -> None:
@@ -20,13 +25,11 @@ def test_log_prob_and_entropy_are_those_of_the_joint_distribution() -> None:
     each = np.exp(logits[0]) / np.exp(logits[0]).sum(-1, keepdims=True)
     actions = np.array(list(itertools.product(range(choices), repeat=parts)))
     joint = np.array([np.prod([each[part, a[part]] for part in range(parts)]) for a in actions])
-    (tiled,) = arrays(np.repeat(logits, len(actions), axis=0))
+    tiled = array(np.repeat(logits, len(actions), axis=0))
 
     found = losses.log_prob(tiled, jnp.asarray(actions, jnp.int32))
     np.testing.assert_allclose(np.exp(found), joint, rtol=1e-5)
-    np.testing.assert_allclose(
-        losses.entropy(tiled)[0], -(joint * np.log(joint)).sum(), rtol=1e-5
-    )
+    np.testing.assert_allclose(losses.entropy(tiled)[0], -(joint * np.log(joint)).sum(), rtol=1e-5)
 
 
 def gae_by_definition(rewards, values, ended, last_values, gamma, gae_lambda):
@@ -49,7 +52,7 @@ def test_gae_is_the_discounted_sum_of_temporal_differences() -> None:
     ended = RNG.random((7, 5)) < 0.3
     last = RNG.standard_normal(5)
     advantages, returns = losses.gae(
-        *arrays(rewards, values), jnp.asarray(ended), *arrays(last), gamma=0.9, gae_lambda=0.8
+        array(rewards), array(values), jnp.asarray(ended), array(last), gamma=0.9, gae_lambda=0.8
     )
     expected = gae_by_definition(rewards, values, ended, last, 0.9, 0.8)
     np.testing.assert_allclose(advantages, expected, rtol=1e-4, atol=1e-5)
@@ -70,7 +73,7 @@ def test_gae_of_one_step_episodes_is_reward_minus_value(gamma, gae_lambda) -> No
 
 def test_advantages_are_normalised_by_the_standard_deviation_of_the_population() -> None:
     advantages = RNG.standard_normal(8) * 3 + 1
-    found = np.asarray(losses.normalise_advantages(*arrays(advantages), 1e-3))
+    found = np.asarray(losses.normalise_advantages(array(advantages), 1e-3))
     centred = advantages - advantages.mean()
     np.testing.assert_allclose(found, centred / np.sqrt((centred**2).sum() / 8), rtol=1e-5)
     # torch's, and so CleanRL's, divides by n - 1: 7 % apart in a batch of eight.
@@ -80,7 +83,7 @@ def test_advantages_are_normalised_by_the_standard_deviation_of_the_population()
 
 def test_noise_below_the_floor_is_not_blown_up() -> None:
     noise = RNG.standard_normal(64) * 1e-3
-    found = np.asarray(losses.normalise_advantages(*arrays(noise), 0.05))
+    found = np.asarray(losses.normalise_advantages(array(noise), 0.05))
     np.testing.assert_allclose(found, (noise - noise.mean()) / 0.05, rtol=1e-4)
     assert np.asarray(losses.normalise_advantages(jnp.full(4, 2.0), 0.05)).tolist() == [0.0] * 4
 
@@ -136,7 +139,7 @@ def test_clip_fraction() -> None:
 def test_explained_variance() -> None:
     returns = RNG.standard_normal(50)
     values = 0.5 * returns + 3.0
-    found = losses.explained_variance(*arrays(values, returns))
+    found = losses.explained_variance(array(values), array(returns))
     assert float(found) == pytest.approx(0.75, rel=1e-4)  # a constant offset is not punished
-    assert float(losses.explained_variance(*arrays(returns, returns))) == 1.0
-    assert np.isnan(losses.explained_variance(*arrays(values, np.ones(50))))
+    assert float(losses.explained_variance(array(returns), array(returns))) == 1.0
+    assert np.isnan(losses.explained_variance(array(values), jnp.ones(50)))
