@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", required=True, type=Path, help="run folder")
     args = parser.parse_args(argv)
     from jroute.run import load_run
-    from jroute.training import written
+    from jroute.stages import written
 
     show(args.run, load_run(args.run).results)
     print("\n".join(written(args.run)))

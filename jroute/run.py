@@ -129,7 +129,7 @@ class Run:
             "end_tokens": lm.end_token_ids,
             "routing": lm.routing.config,
             "dtype": str(jax.tree.leaves(lm.params)[0].dtype),
-            "task": {k: v for k, v in vars(e.task).items() if k not in ("path", "limit")},
+            "task": {"name": e.task.name, "seed": e.task.seed},  # ids name the problems of a task
             "prompt": e.prompt,
             "decoding": e.decoding,
             "reward": e.reward,

@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parses, trains, prints."""
     experiment = parse(Experiment, argv, prog="python -m jroute.train", description=__doc__ or "")
     from jroute.run import Run
-    from jroute.training import train, written
+    from jroute.stages import train, written
 
     run = Run.start(experiment)
     results = train(run)

@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import platform
+import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -376,7 +377,8 @@ def quiet() -> Iterator[None]:
 
     Where torch is installed lm-eval imports it to seed and to describe it; nothing here runs on it.
     """
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    for name in ("lm_eval", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     with (
         mock.patch.object(lm_eval.api.task, "tqdm", partial(tqdm, disable=True)),
@@ -465,4 +467,5 @@ def _value(value: Any, error: float | None) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a scratch folder goes as well
     sys.exit(main())

@@ -140,7 +140,7 @@ def test_a_finished_run_has_nothing_left_to_do(whole):
     experiment = jroute.load_run(whole).experiment
     Run.start(experiment)
     results = json.loads((whole / "results.json").read_text())
-    from jroute.training import train as stages
+    from jroute.stages import train as stages
 
     assert stages(Run.start(experiment)) == results
     assert before == {p: p.stat().st_mtime_ns for p in before}

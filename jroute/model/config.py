@@ -56,7 +56,8 @@ class Qwen3Config:
         """Reads the dictionary of a ``config.json``.
 
         ``rope_theta`` is taken from the file, never assumed: it is 1e6 for Qwen3-4B and 5e6 for
-        Qwen3-4B-Instruct-2507. Transformers 5 writes it under ``rope_parameters``.
+        Qwen3-4B-Instruct-2507. Transformers 5 writes it under ``rope_parameters``,
+        which then wins.
 
         Args:
             config: The parsed JSON.
@@ -86,13 +87,10 @@ class Qwen3Config:
                 raise UserError(
                     f"{where}: {feature} is not implemented in jroute; choose another source"
                 )
-        theta = config.get("rope_theta", rope.get("rope_theta"))
+        theta = rope.get("rope_theta", config.get("rope_theta"))
         values = {**config, "rope_theta": theta}
         values.setdefault("tie_word_embeddings", False)
-        if values.get("head_dim") is None:
-            values["head_dim"] = config.get("hidden_size", 0) // max(
-                config.get("num_attention_heads", 1), 1
-            )
+        values.setdefault("head_dim", 128)  # as transformers' Qwen3Config
         missing = [name for name in cls.__dataclass_fields__ if values.get(name) is None]
         if missing:
             raise UserError(
@@ -107,7 +105,7 @@ class Qwen3Config:
             ) from None
 
     def to_hf(self) -> dict[str, Any]:
-        """The ``config.json`` of a Hugging Face checkpoint of this shape (both rope layouts)."""
+        """The ``config.json`` of a Hugging Face checkpoint of this shape."""
         return {
             "architectures": ["Qwen3ForCausalLM"],
             "model_type": "qwen3",

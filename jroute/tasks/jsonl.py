@@ -71,8 +71,7 @@ def load(
 
 def _gold(answer: Any, where: str) -> str:
     """The canonical form of an answer; raises UserError if it is no number."""
-    numeric = isinstance(answer, int | float | str) and not isinstance(answer, bool)
-    value = parse_number(str(answer)) if numeric else None
+    value = parse_number(str(answer))  # a list or a truth value reads as no number
     if value is None:
         raise UserError(f"{where} is not a number ({answer!r:.60}); give a number such as 18.")
     return canonical(value)

@@ -1,0 +1,136 @@
+"""The choice of the next token, held against NumPy, transformers' own filters, and frequencies."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from transformers import (
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from jroute.errors import UserError
+from jroute.generate.decoding import Decoding, choose
+
+CHOOSE = jax.jit(choose, static_argnames="decoding")
+PROBABILITIES = np.array([0.02, 0.30, 0.08, 0.25, 0.05, 0.20, 0.10])
+LOGITS = np.log(PROBABILITIES).astype(np.float32) + 3.0  # logits need not be normalised
+DRAWS = 20_000
+
+
+def draws(decoding: Decoding, seed: int = 0, position: int = 5, logits=LOGITS) -> np.ndarray:
+    """One token for each of many seeds."""
+    seeds = np.arange(seed, seed + DRAWS, dtype=np.int32)
+    rows = np.tile(logits, (DRAWS, 1))
+    return np.asarray(CHOOSE(rows, seeds, np.full(DRAWS, position, np.int32), decoding=decoding))
+
+
+def by_transformers(decoding: Decoding, logits: np.ndarray = LOGITS) -> np.ndarray:
+    """The distribution that ``transformers`` samples from."""
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(decoding.temperature)])
+    if decoding.top_k:
+        warpers.append(TopKLogitsWarper(decoding.top_k))
+    if decoding.top_p < 1:
+        warpers.append(TopPLogitsWarper(decoding.top_p))
+    ids = torch.zeros((1, 1), dtype=torch.long)
+    return warpers(ids, torch.tensor(logits)[None]).softmax(-1)[0].double().numpy()  # type: ignore[arg-type]
+
+
+def by_numpy(decoding: Decoding, logits: np.ndarray = LOGITS) -> np.ndarray:
+    """The same from the definitions."""
+    weights = np.exp((logits.astype(np.float64) - logits.max()) / decoding.temperature)
+    order = np.argsort(-weights)
+    if decoding.top_k:
+        weights[order[decoding.top_k :]] = 0
+    weights /= weights.sum()
+    # The smallest number of most likely tokens whose probability reaches top_p.
+    needed = int(np.searchsorted(np.cumsum(weights[order]), decoding.top_p - 1e-12)) + 1
+    weights[order[needed:]] = 0
+    return weights / weights.sum()
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        Decoding(temperature=1.0),
+        Decoding(temperature=0.5),
+        Decoding(temperature=2.5),
+        Decoding(temperature=1.0, top_k=3),
+        Decoding(temperature=1.0, top_k=100),
+        Decoding(temperature=1.0, top_p=0.5),
+        Decoding(temperature=1.0, top_p=0.56),
+        Decoding(temperature=2.0, top_p=0.7),  # temperature before top_p
+        Decoding(temperature=0.7, top_k=4, top_p=0.8),  # top_p of what top_k left
+    ],
+    ids=str,
+)
+def test_frequencies_follow_the_distribution(decoding: Decoding) -> None:
+    expected = by_numpy(decoding)
+    np.testing.assert_allclose(expected, by_transformers(decoding), atol=1e-6)
+    counts = np.bincount(draws(decoding), minlength=len(LOGITS))
+    kept = expected > 0
+    assert counts[~kept].sum() == 0
+    assert stats.chisquare(counts[kept], DRAWS * expected[kept]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("top_p", [0.1, 0.3, 0.5, 0.75, 0.9, 0.99, 0.9999])
+@pytest.mark.parametrize("top_k", [0, 2, 9])
+def test_only_the_nucleus_is_drawn(top_p: float, top_k: int) -> None:
+    decoding = Decoding(temperature=1.3, top_k=top_k, top_p=top_p)
+    logits = np.random.default_rng(1).normal(0, 1.5, 12).astype(np.float32)
+    expected = by_numpy(decoding, logits)
+    np.testing.assert_allclose(expected, by_transformers(decoding, logits), atol=1e-5)
+    drawn = set(draws(decoding, logits=logits))
+    assert drawn <= set(np.flatnonzero(expected))
+    assert drawn >= set(np.flatnonzero(expected > 0.002))
+
+
+def test_rows_have_their_own_logits() -> None:
+    logits = np.full((3, 5), -50.0, np.float32)
+    logits[[0, 1, 2], [4, 0, 2]] = 50.0
+    seeds = np.zeros(3, np.int32)
+    for decoding in (Decoding(), Decoding(temperature=1.0, top_k=2, top_p=0.9)):
+        assert CHOOSE(logits, seeds, seeds, decoding=decoding).tolist() == [4, 0, 2]
+
+
+def test_seeds_and_positions_draw_independently() -> None:
+    decoding = Decoding(temperature=1.0)
+    here, next_seed = draws(decoding), draws(decoding, seed=1)
+    next_position = draws(decoding, position=6)
+    np.testing.assert_array_equal(here[1:], next_seed[:-1])  # a seed and position, nothing else
+    for other in (next_seed, next_position):
+        table = np.zeros((len(LOGITS), len(LOGITS)))
+        np.add.at(table, (here, other), 1)
+        assert stats.chi2_contingency(table).pvalue > 1e-3
+
+
+def test_greedy_takes_the_best_and_the_limit_of_temperature_agrees() -> None:
+    logits = np.random.default_rng(2).normal(size=(64, 50)).astype(np.float32)
+    seeds = np.arange(64, dtype=np.int32)
+    greedy = CHOOSE(logits, seeds, seeds, decoding=Decoding())
+    np.testing.assert_array_equal(greedy, logits.argmax(axis=1))
+    assert greedy.dtype == jnp.int32
+    cold = Decoding(temperature=1e-5)
+    for limit in (cold, Decoding(temperature=9.0, top_k=1), Decoding(temperature=9.0, top_p=1e-6)):
+        np.testing.assert_array_equal(CHOOSE(logits, seeds, seeds, decoding=limit), greedy)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"temperature": -0.1}, "temperature is -0.1"),
+        ({"top_k": -1}, "top_k"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.01}, "top_p"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"stop": ("a", "")}, "empty string"),
+    ],
+    ids=str,
+)
+def test_bad_decoding_is_told(fields: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Decoding(**fields)
