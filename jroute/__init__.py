@@ -10,6 +10,7 @@
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from jroute.errors import UserError
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LanguageModel", "Run", "UserError", "load", "load_run"]
 __version__ = "0.1.0"
+
+# transformers would say that torch is missing; its models are not used here.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 _HOMES = {
     "LanguageModel": "jroute.lm",

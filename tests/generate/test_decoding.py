@@ -19,7 +19,7 @@ from jroute.generate.decoding import Decoding, choose
 CHOOSE = jax.jit(choose, static_argnames="decoding")
 PROBABILITIES = np.array([0.02, 0.30, 0.08, 0.25, 0.05, 0.20, 0.10])
 LOGITS = np.log(PROBABILITIES).astype(np.float32) + 3.0  # logits need not be normalised
-DRAWS = 20_000
+DRAWS = 10_000
 
 
 def draws(decoding: Decoding, seed: int = 0, position: int = 5, logits=LOGITS) -> np.ndarray:
@@ -77,9 +77,10 @@ def test_frequencies_follow_the_distribution(decoding: Decoding) -> None:
     assert stats.chisquare(counts[kept], DRAWS * expected[kept]).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("top_p", [0.1, 0.3, 0.5, 0.75, 0.9, 0.99, 0.9999])
-@pytest.mark.parametrize("top_k", [0, 2, 9])
-def test_only_the_nucleus_is_drawn(top_p: float, top_k: int) -> None:
+@pytest.mark.parametrize(
+    ("top_k", "top_p"), [(0, 0.1), (0, 0.75), (0, 0.99), (9, 0.9), (2, 0.9999), (2, 0.3)]
+)
+def test_only_the_nucleus_is_drawn(top_k: int, top_p: float) -> None:
     decoding = Decoding(temperature=1.3, top_k=top_k, top_p=top_p)
     logits = np.random.default_rng(1).normal(0, 1.5, 12).astype(np.float32)
     expected = by_numpy(decoding, logits)

@@ -19,7 +19,7 @@ def pairs(tiny_lm: LanguageModel, tiny_torch) -> list[Pair]:
     """
     rng = np.random.default_rng(0)
     found: list[Pair] = []
-    for prompt in chat_prompts(tiny_lm.tokenizer, 5):
+    for prompt in chat_prompts(tiny_lm.tokenizer, 3):
         context = tiny_lm.encode(prompt)
         out = tiny_torch.generate(
             input_ids=torch.tensor([context]),
@@ -51,7 +51,7 @@ def by_torch(model, pair: Pair) -> tuple[float, bool]:
 def test_loglikelihood_equals_torch(tiny_lm: LanguageModel, tiny_torch, pairs) -> None:
     expected = [by_torch(tiny_torch, pair) for pair in pairs]
     flags = [greedy for _, greedy in expected]
-    assert flags[:-2] == [True, False, False] * 5 and flags[-1]
+    assert flags[:-2] == [True, False, False] * 3 and flags[-1]
     found = tiny_lm.loglikelihood(pairs, slots=4)
     assert [greedy for _, greedy in found] == flags
     for (total, _), (right, _) in zip(found, expected, strict=True):
@@ -71,18 +71,18 @@ def test_routed_loglikelihood_equals_that_of_the_routed_logits(tiny_lm, pairs) -
         assert greedy == bool((scores.argmax(-1) == chosen).all())
     plain = tiny_lm.loglikelihood(pairs, slots=4)
     assert found[3] == plain[3]
-    assert abs(found[-1][0] - plain[-1][0]) > 1e-3  # the gate matters
+    assert sum(abs(a - b) > 0.1 for (a, _), (b, _) in zip(found, plain, strict=True)) >= 5
 
 
 def test_token_scores_leave_out_padding_and_the_first_token(tiny_lm: LanguageModel, tiny_torch) -> None:
-    row = tiny_lm.encode(chat_prompts(tiny_lm.tokenizer, 1)[0])[:20]
+    row = [*tiny_lm.encode("<|im_start|>assistant\n"), *tiny_lm.encode("7+5=12\n12-4=8\n####")]
     tokens = np.full((4, 32), 3, np.int32)
-    lengths = np.array([20, 9, 1, 0], np.int32)
+    lengths = np.array([len(row), 9, 1, 0], np.int32)
     for to, length in zip(tokens, lengths, strict=True):
         to[:length] = row[:length]
     scores, greedy = token_scores(tiny_lm.params, tokens, lengths, None, None, config=tiny_lm.config)
     logits = torch.tensor(torch_logits(tiny_torch, row)).double()
-    right = logits.log_softmax(-1)[range(19), row[1:]].numpy()
+    right = logits.log_softmax(-1)[range(len(row) - 1), row[1:]].numpy()
     best = logits.argmax(-1).numpy()[:-1] == row[1:]
     assert best.any() and not best.all()
     for i, length in enumerate(lengths):
