@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from converters.safetensors import DTYPES, WEIGHTS, Checkpoint, replacing, write
+from converters.safetensors import DTYPES, WEIGHTS, Checkpoint, write
 from jroute.errors import UserError
+from jroute.files import replacing
 from jroute.model.config import Qwen3Config
 from jroute.model.qwen3 import abstract_params
 

@@ -1,10 +1,8 @@
 """A Hugging Face checkpoint folder, read tensor by tensor from memory-mapped safetensors files."""
 
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -15,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jroute.errors import UserError
+from jroute.files import replacing
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -195,14 +194,3 @@ def write(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
     with replacing(file) as partial:
         contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
         save_file(contiguous, partial, metadata={"format": "pt"})
-
-
-@contextmanager
-def replacing(file: Path) -> Iterator[Path]:
-    """Gives a temporary name beside ``file`` that takes its place when the block succeeds."""
-    partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
-    try:
-        yield partial
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -12,12 +12,11 @@ tuples, and pydantic or msgspec no command line. Its messages are replaced here 
 import argparse
 import dataclasses
 import difflib
-import functools
 import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, overload
 
@@ -114,27 +113,6 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
 def dump(config: Any) -> str:
     """Writes a configuration as YAML that ``load`` turns back into an equal instance."""
     return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
-
-
-def door(main: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
-    """Turns the body of a command into its entry point.
-
-    The wrapped function returns the exit status: 0, or 2 after a ``UserError``, whose sentence
-    it prints on standard error. Every other exception passes through.
-
-    Use it as ``@door def main(argv): ...`` and ``sys.exit(main())``.
-    """
-
-    @functools.wraps(main)
-    def enter(argv: Sequence[str] | None = None) -> int:
-        try:
-            main(argv)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        return 0
-
-    return enter
 
 
 @dataclasses.dataclass(frozen=True)

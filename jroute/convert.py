@@ -1,8 +1,6 @@
 """Hugging Face weights in, a jroute model directory out: ``python -m jroute.convert --help``."""
 
 import argparse
-import signal
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -23,7 +21,7 @@ from jroute.checkpoint import (
     read_manifest,
     refuse_to_replace,
 )
-from jroute.config import door
+from jroute.door import door, enter
 from jroute.model.config import Qwen3Config
 
 Dtype = Literal["float32", "bfloat16"]
@@ -147,12 +145,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--overwrite", action="store_true", help="replace another model that stands at --out"
     )
     arguments = parser.parse_args(argv)
-    try:
-        with _ProgressBar() as progress:
-            result = convert(**vars(arguments), progress=progress)
-    except KeyboardInterrupt:
-        print("error: interrupted; nothing was written", file=sys.stderr)
-        sys.exit(130)
+    with _ProgressBar() as progress:
+        result = convert(**vars(arguments), progress=progress)
     manifest = result.manifest
     print(f"{'wrote' if result.written else 'already there:'} {arguments.out}")
     print(f"  tensors      {len(manifest['tensors']):,}")
@@ -181,11 +175,6 @@ class _ProgressBar:
             self._bar.close()
 
 
-def _terminate(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminate)  # so that a terminated conversion cleans up as well
     jax.config.update("jax_platforms", "cpu")  # an accelerator has no part in a conversion
-    sys.exit(main())
+    enter(main, "nothing was written")

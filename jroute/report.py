@@ -4,12 +4,11 @@ python -m jroute.report --run runs/demo
 """
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jroute.config import door
+from jroute.door import door, enter
 from jroute.evaluation.report import table
 
 
@@ -35,4 +34,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    enter(main, "nothing was changed")

@@ -14,7 +14,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +33,7 @@ from jroute.envs.gymnasium import EnvData
 from jroute.envs.outcomes import Outcome, OutcomeTable, TableBackend, semantic_fingerprint
 from jroute.errors import UserError
 from jroute.experiment import Experiment
+from jroute.files import replacing, write_text
 from jroute.generate.decoding import Completion
 from jroute.lm import LanguageModel, load
 from jroute.tasks import Problem, Split, load_problems
@@ -165,9 +165,8 @@ class Run:
                     return RawFeatures(stored["scalars"], stored["hidden"])
         raw = self.read_features(self.prompts(split))
         path.parent.mkdir(exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.npz")
-        np.savez(temporary, key=key, **raw._asdict())
-        os.replace(temporary, path)
+        with replacing(path) as partial, partial.open("wb") as file:
+            np.savez(file, key=key, **raw._asdict())
         return raw
 
     def read_features(self, prompts: Sequence[str]) -> RawFeatures:
@@ -311,13 +310,3 @@ def environment_data(run: str | Path, split: Split) -> EnvData:
         gates=opened.gate_values,
         backend=TableBackend(opened.table),
     )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

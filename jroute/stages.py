@@ -18,10 +18,11 @@ from jroute.controller.features import Featurizer
 from jroute.envs.functional import TableEnv
 from jroute.envs.outcomes import judge as judge_completion
 from jroute.evaluation import report
+from jroute.files import write_text
 from jroute.mesh import make_mesh
 from jroute.observe.scalars import Scalars
 from jroute.ppo import learner
-from jroute.run import Run, write_text
+from jroute.run import Run
 from jroute.tasks import Split
 
 CHECKPOINT_EVERY = 50
@@ -187,10 +188,8 @@ def judge(run: Run) -> dict[str, Any]:
         "best_fixed_gate": e.gates[int(controller["best_fixed"])],
         "seeds": e.ppo.seeds,
         "selected_seed": int(controller["selected"]),
-        "cells_revealed": {
-            "rl": e.ppo.updates * e.ppo.batch_size,
-            "supervised": len(run.problems("train")) * len(e.gates),
-        },
+        "train_cells": len(run.problems("train")) * len(e.gates),
+        "rewards_sampled_by_each_rl_seed": e.ppo.updates * e.ppo.batch_size,
         "model": run.lm.fingerprint,
         "outcomes": run.table.fingerprint,
     }

@@ -5,10 +5,10 @@
 A run that was interrupted goes on where it stopped when the same command is given again.
 """
 
-import sys
 from collections.abc import Sequence
 
-from jroute.config import door, parse
+from jroute.config import parse
+from jroute.door import door, enter
 from jroute.experiment import Experiment
 
 
@@ -28,4 +28,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    enter(main, "give the same command again to go on from here")

@@ -17,7 +17,6 @@ import json
 import logging
 import os
 import platform
-import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,12 +35,13 @@ from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 
-from jroute.config import door
+from jroute.door import door, enter
 from jroute.errors import UserError
 from jroute.evaluation import lm_eval_tasks
 from jroute.evaluation.harness import JaxLM
 from jroute.evaluation.records import Record, gate_histogram, truncation_rate
-from jroute.run import Run, load_run, write_text
+from jroute.files import write_text
+from jroute.run import Run, load_run
 from jroute.tasks import Split
 
 OWN: tuple[Split, ...] = ("validation", "test", "ood")
@@ -70,6 +70,7 @@ class Verdict:
         metrics: Value and standard error (``None`` if lm-eval gives none) by ``metric,filter``.
         n: Documents.
         truncated: Share of generations that reached the token limit, ``None`` without generations.
+        cut: Prompts that were too long for the context and lost their beginning.
         mean_gate: Over the requests.
         gates: Requests per gate.
         asked: Everything that must be the same for all arms.
@@ -80,6 +81,7 @@ class Verdict:
     metrics: dict[str, tuple[float, float | None]]
     n: int
     truncated: float | None
+    cut: int
     mean_gate: float
     gates: dict[str, int]
     asked: dict[str, Any] = field(repr=False)
@@ -129,7 +131,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _names(text: str) -> list[str]:
-    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    names = dict.fromkeys(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise argparse.ArgumentTypeError("give at least one name")
+    return list(names)
 
 
 @door
@@ -291,6 +296,7 @@ def verdict(
         metrics=metrics,
         n=len({row["doc_id"] for row in rows}),
         truncated=truncation_rate(mine),
+        cut=sum(record.prompt_cut for record in mine),
         mean_gate=sum(record.gate or 0.0 for record in mine) / len(mine),
         gates=gate_histogram(mine),
         asked={
@@ -415,6 +421,7 @@ def summary(
                     },
                     "n": found.n,
                     "truncated": found.truncated,
+                    "prompts_cut": found.cut,
                     "mean_gate": found.mean_gate,
                     "gates": found.gates,
                     "equal_to_training": found.agreed,
@@ -442,16 +449,20 @@ def report(verdicts: Mapping[str, Mapping[str, Verdict]]) -> str:
             )
             cut = "-" if row.truncated is None else f"{100 * row.truncated:.1f}%"
             lines.append(f"{arm:<14}{cells}  {cut:>9}  {row.mean_gate:>9.3f}")
+        if found.cut:
+            lines.append(
+                f"{found.cut} prompts were longer than the context: their beginning was cut"
+            )
         if len(rows) > 1:
             lines.append(
-                f"every arm was asked the same: prompts, targets and generation arguments are "
+                "every arm was asked the same: prompts, targets and generation arguments are "
                 f"equal, lm-eval's task hash is {found.asked['task_hash'][:16]}"
             )
         equal = [row.agreed for row in rows.values() if row.agreed is not None]
         if equal:
             lines.append(
                 f"{sum(equal)} of {found.n * len(equal)} items agree with training's own outcomes "
-                f"in text and correctness"
+                "in text and correctness"
             )
         lines += [
             f"{arm} is not compared with training: {r.note}" for arm, r in rows.items() if r.note
@@ -467,5 +478,4 @@ def _value(value: Any, error: float | None) -> str:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a scratch folder goes as well
-    sys.exit(main())
+    enter(main, "the arm at work left nothing")

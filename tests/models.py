@@ -8,7 +8,7 @@ import transformers
 from transformers import PreTrainedTokenizerFast
 
 from jroute.tasks.prompts import PromptConfig, render
-from jroute.tasks.synthetic import problems
+from jroute.tasks.synthetic import Split, problems
 
 ASSET = Path(__file__).parent.parent / "jroute" / "assets" / "tiny-gated"
 
@@ -20,7 +20,9 @@ def torch_tiny() -> transformers.Qwen3ForCausalLM:
     return model.eval()
 
 
-def chat_prompts(tokenizer: PreTrainedTokenizerFast, count: int, split="test") -> list[str]:
+def chat_prompts(
+    tokenizer: PreTrainedTokenizerFast, count: int, split: Split = "test"
+) -> list[str]:
     """Chat prompts of the first synthetic problems of a split; each is 50 to 64 tokens long."""
     return [render(p.question, PromptConfig(), tokenizer) for p in problems(split, count)]
 

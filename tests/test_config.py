@@ -305,18 +305,3 @@ def test_help_lists_every_field_with_its_value(tmp_path: Path, capsys: pytest.Ca
     assert "Updates in all. (type: int, default: 1234)" in shown
     for key in ("run", "seed", "learner.loss", "learner.patience", "learner.optimiser.betas"):
         assert f"--{key} " in shown
-
-
-def test_door(capsys: pytest.CaptureFixture[str]):
-    @config.door
-    def main(argv):
-        if argv == ["bad"]:
-            raise UserError("no such file")
-        if argv == ["defect"]:
-            raise ValueError("oops")
-
-    assert main([]) == 0
-    assert main(["bad"]) == 2
-    assert capsys.readouterr() == ("", "error: no such file\n")
-    with pytest.raises(ValueError, match="oops"):
-        main(["defect"])

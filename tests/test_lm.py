@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -93,7 +94,7 @@ def test_a_matrix_is_prompts_by_layers(tiny_lm, rows) -> None:
     gates = np.zeros((LAYERS, LAYERS))
     gates[0, 2] = 1.0
     _, metrics = tiny_lm.logits(rows, gates, metrics=True)
-    change = np.asarray(metrics.change)
+    change = np.array(metrics.change)
     assert change.shape == (LAYERS, LAYERS)  # layers, batch
     assert change[2, 0] > 0.01
     change[2, 0] = 0.0
@@ -143,7 +144,7 @@ def test_metrics_come_with_the_logits(tiny_lm, rows, plain) -> None:
 
 def test_prompts_may_be_text_texts_or_token_ids(tiny_lm: LanguageModel) -> None:
     texts = chat_prompts(tiny_lm.tokenizer, 3)
-    options = {"max_new_tokens": 32, "slots": 8}
+    options: dict[str, Any] = {"max_new_tokens": 32, "slots": 8}
     found = tiny_lm.generate(texts, **options)
     assert [type(completion) for completion in found] == [Completion] * 3
     assert tiny_lm.generate([tiny_lm.encode(text) for text in texts], **options) == found
@@ -177,7 +178,11 @@ def test_routing_by_name_path_configuration_or_default(tiny_directory, tmp_path:
     assert preset_names() == ["histories", "mvp"]
     own = tmp_path / "own.yaml"
     own.write_text("streams: [delay(2)]\noperator: softmax\ndiagonal: 2.0\nsites: [1, 4]\n")
-    for routing, streams in (("histories", HISTORIES), ("mvp", PERSISTENT), (str(own), ("delay(2)",))):
+    for routing, streams in (
+        ("histories", HISTORIES),
+        ("mvp", PERSISTENT),
+        (str(own), ("delay(2)",)),
+    ):
         assert jroute.load(tiny_directory, routing=routing).routing.config.streams == streams
     lm = jroute.load(tiny_directory, routing=str(own))
     assert lm.routing.sites.tolist() == [False, True, False, False, True, False]

@@ -52,7 +52,8 @@ class Completion:
     """What one prompt gave.
 
     Attributes:
-        tokens: Ids as generated, with the end token if one was reached.
+        tokens: Ids as generated, with the end token if one was reached, or up to the token that
+            completed a stop string.
         text: Decoded without special tokens, cut before the first stop string.
         stop_reason: ``end_token``, ``stop_string`` or ``length`` (cut off).
     """

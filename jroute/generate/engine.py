@@ -5,8 +5,9 @@ up with dummies, so a bucket has one execution shape only. At a fixed shape a ro
 that row alone. Each bucket costs two compiled programs, which live as long as the process.
 """
 
+import bisect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -72,8 +73,10 @@ class DecodeState(NamedTuple):
 
 
 def bucket(length: int) -> int:
-    """Padded width of a prompt: the next power of two, at least 32."""
-    return max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
+    """Padded width of a prompt: the next of 32, 48, 64, 96, 128, 192, 256, 384 and so on."""
+    power = max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
+    shorter = power // 4 * 3
+    return shorter if length <= shorter and shorter > SMALLEST_BUCKET else power
 
 
 def check_context(prompt_tokens: int, new_tokens: int, context: int) -> None:
@@ -248,7 +251,8 @@ class Engine:
                 gate[row] = request.gate
         routing = self._routing if routed else None
         fixed = (seeds, self._ends, routing, jnp.asarray(gate) if routed else None)
-        static = {"config": self._config, "decoding": self._decoding}
+        # Stop strings are the host's business; the compiled programs do not depend on them.
+        static = {"config": self._config, "decoding": replace(self._decoding, stop=())}
         state = prefill(self._params, tokens, lengths, *fixed, **static)
         if not self._decoding.stop:
             state = decode(
@@ -277,4 +281,13 @@ class Engine:
         cuts = [at for stop in self._decoding.stop if (at := text.find(stop)) >= 0]
         if cuts:
             text, reason = text[: min(cuts)], "stop_string"
+            # The row ran on to the end of its chunk; what follows the stop is not part of it.
+            ids = ids[
+                : bisect.bisect_left(range(len(ids)), True, key=partial(self._stopped, ids)) + 1
+            ]
         return Completion(tuple(ids), text, reason)
+
+    def _stopped(self, ids: list[int], last: int) -> bool:
+        """Whether a stop string shows in the text up to and with token ``last``."""
+        text = self._tokenizer.decode(ids[: last + 1], skip_special_tokens=True)
+        return any(stop in text for stop in self._decoding.stop)

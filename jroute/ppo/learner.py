@@ -372,8 +372,9 @@ def compile_train(
 ) -> Callable[[Environment, LearnerState], tuple[LearnerState, Metrics]]:
     """``train`` as one program of ``(env, state)``, for one seed or for a stack of them.
 
-    The state's memory is given away: use the state that comes back. With ``sharding`` the
-    parameters are copied to every device of its mesh and batches are spread over them.
+    The state's memory is given away: use the state that comes back. With ``sharding`` (over a mesh
+    whose axes are automatic, as ``Mesh`` makes them) the parameters are copied to every device and
+    batches are spread over them.
     A state from ``init_seeds`` trains all seeds at once; metrics are then
     ``[seeds, num_updates]``.
     """

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from converters.safetensors import INDEX, Checkpoint, fetch, read_json, replacing, write
+from converters.safetensors import INDEX, Checkpoint, fetch, read_json, write
 from jroute.errors import UserError
+from jroute.files import replacing
 from tests.converters.tiny import CONFIG, random_tensors, write_source
 
 

@@ -106,7 +106,7 @@ def test_seeds_and_positions_draw_independently() -> None:
     for other in (next_seed, next_position):
         table = np.zeros((len(LOGITS), len(LOGITS)))
         np.add.at(table, (here, other), 1)
-        assert stats.chi2_contingency(table).pvalue > 1e-3
+        assert stats.chi2_contingency(table).pvalue > 1e-3  # type: ignore[attr-defined]
 
 
 def test_greedy_takes_the_best_and_the_limit_of_temperature_agrees() -> None:

@@ -74,13 +74,17 @@ def test_routed_loglikelihood_equals_that_of_the_routed_logits(tiny_lm, pairs) -
     assert sum(abs(a - b) > 0.1 for (a, _), (b, _) in zip(found, plain, strict=True)) >= 5
 
 
-def test_token_scores_leave_out_padding_and_the_first_token(tiny_lm: LanguageModel, tiny_torch) -> None:
+def test_token_scores_leave_out_padding_and_the_first_token(
+    tiny_lm: LanguageModel, tiny_torch
+) -> None:
     row = [*tiny_lm.encode("<|im_start|>assistant\n"), *tiny_lm.encode("7+5=12\n12-4=8\n####")]
     tokens = np.full((4, 32), 3, np.int32)
     lengths = np.array([len(row), 9, 1, 0], np.int32)
     for to, length in zip(tokens, lengths, strict=True):
         to[:length] = row[:length]
-    scores, greedy = token_scores(tiny_lm.params, tokens, lengths, None, None, config=tiny_lm.config)
+    scores, greedy = token_scores(
+        tiny_lm.params, tokens, lengths, None, None, config=tiny_lm.config
+    )
     logits = torch.tensor(torch_logits(tiny_torch, row)).double()
     right = logits.log_softmax(-1)[range(len(row) - 1), row[1:]].numpy()
     best = logits.argmax(-1).numpy()[:-1] == row[1:]

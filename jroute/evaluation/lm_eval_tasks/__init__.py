@@ -21,6 +21,7 @@ from lm_eval.api.registry import register_filter
 from lm_eval.tasks import TaskManager
 
 from jroute.errors import UserError
+from jroute.files import replacing
 from jroute.generate.decoding import Decoding
 from jroute.tasks import Problem
 from jroute.tasks.answers import parse_answer
@@ -96,7 +97,7 @@ def write_split(
 def find_tasks(names: Sequence[str]) -> tuple[list[str], TaskManager]:
     """Where lm-eval's tasks of these names (or task files) are, and a manager that loads them.
 
-    lm-eval parses all of its many thousand YAML files to find a name, which takes a minute. A plain
+    lm-eval parses all of its many thousand YAML files to find a name, which takes long. A plain
     task is found by looking for its name in their text; only groups and tags need the index.
 
     Raises:
@@ -163,24 +164,13 @@ def local_data(root: Path | None, folder: Path) -> Iterator[None]:
         place = folder / hub_name
         place.mkdir(parents=True, exist_ok=True)
         for source in sources:
-            with _replacing(place / source.name) as temporary:
+            with replacing(place / source.name) as temporary:
                 shutil.copy2(source, temporary)  # with its time: datasets keeps what it made of it
         _write(place / "README.md", _README)
     with contextlib.chdir(folder):
         yield
 
 
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path``, which takes its place at the end."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _write(path: Path, text: str) -> None:
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

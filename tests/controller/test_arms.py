@@ -1,0 +1,141 @@
+"""Arms: what the supervised one learns, and the rules that need no learning."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from jroute.controller import networks
+from jroute.controller.arms import (
+    SupervisedConfig,
+    choices_of_policy,
+    choices_of_regressor,
+    fit_supervised,
+    fixed_gate,
+    random_choices,
+)
+from jroute.errors import UserError
+
+GATES = 5
+CONFIG = SupervisedConfig(steps=400, check_every=50)
+
+
+def lengths(count: int, seed: int) -> np.ndarray:
+    """Standardised prompt lengths ``[count, 1]``, as the featurizer makes them."""
+    return np.random.default_rng(seed).normal(size=(count, 1)).astype(np.float32)
+
+
+def right_gates(x: np.ndarray) -> np.ndarray:
+    """A step function of the length: gate 3 for short prompts, 0 for middling, 4 for long ones."""
+    return np.select([x[:, 0] < -0.5, x[:, 0] < 0.7], [3, 0], 4)
+
+
+def rewards(best: np.ndarray, seed: int, *, hit: float = 0.9, miss: float = 0.2) -> np.ndarray:
+    """Noisy 0/1 outcomes of every gate, of which one is mostly right."""
+    chance = np.where(np.arange(GATES)[None] == best[:, None], hit, miss)
+    return (np.random.default_rng(seed).random(chance.shape) < chance).astype(np.float32)
+
+
+def test_it_learns_a_step_function_of_the_length() -> None:
+    x, held = lengths(800, 0), lengths(200, 1)
+    params = fit_supervised(
+        (x, rewards(right_gates(x), 2)),
+        (held, rewards(right_gates(held), 3)),
+        CONFIG,
+        jax.random.key(0),
+    )
+    fresh = lengths(500, 4)
+    clear = fresh[np.minimum(np.abs(fresh[:, 0] + 0.5), np.abs(fresh[:, 0] - 0.7)) > 0.1]
+    assert len(clear) > 400
+    assert (choices_of_regressor(params, clear) == right_gates(clear)).mean() > 0.97
+    # It predicts rewards, not scores: their sizes are right as well.
+    predicted = np.asarray(networks.apply_regressor(params, jnp.asarray(clear)))
+    at_best = predicted[np.arange(len(clear)), right_gates(clear)]
+    assert np.abs(at_best - 0.9).mean() < 0.1
+
+
+def test_it_gives_one_gate_where_one_gate_is_best() -> None:
+    x, held = lengths(600, 0), lengths(300, 1)
+    best = np.full(900, 2)
+    y = rewards(best, 2, hit=0.8, miss=0.3)
+    params = fit_supervised((x, y[:600]), (held, y[600:]), CONFIG, jax.random.key(1))
+    chosen = choices_of_regressor(params, lengths(500, 3))
+    assert (chosen == 2).mean() > 0.99
+
+
+def test_validation_decides_and_not_train() -> None:
+    """Where train says one thing and validation another, the choice that validation likes wins."""
+    x, held = lengths(200, 0), lengths(200, 1)
+    train = rewards(np.where(np.arange(200) % 8 < 5, 0, 1), 2, hit=1.0, miss=0.0)
+    # On train gate 0 is best on average, on validation gate 1: some early look preferred it.
+    validation = rewards(np.full(200, 1), 3, hit=1.0, miss=0.0)
+    config = SupervisedConfig(steps=60, check_every=1, learning_rates=(1e-2,))
+    params = fit_supervised((x, train), (held, validation), config, jax.random.key(2))
+    value = validation[np.arange(200), choices_of_regressor(params, held)].mean()
+    trained = fit_supervised((x, train), (x, train), config, jax.random.key(2))
+    other = validation[np.arange(200), choices_of_regressor(trained, held)].mean()
+    assert value > other
+
+
+def test_a_learning_rate_that_fails_is_not_taken() -> None:
+    x, held = lengths(300, 0), lengths(100, 1)
+    data = (x, rewards(right_gates(x), 2)), (held, rewards(right_gates(held), 3))
+    both = SupervisedConfig(steps=200, check_every=50, learning_rates=(1e-9, 3e-3))
+    good = SupervisedConfig(steps=200, check_every=50, learning_rates=(3e-3,))
+    fresh = lengths(100, 4)
+    found = choices_of_regressor(fit_supervised(*data, both, jax.random.key(0)), fresh)
+    np.testing.assert_array_equal(
+        found, choices_of_regressor(fit_supervised(*data, good, jax.random.key(0)), fresh)
+    )
+
+
+def test_a_policy_acts_by_its_most_probable_gate() -> None:
+    params = networks.init(jax.random.key(0), 3, (GATES,))
+    x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    chosen = choices_of_policy(params, x)
+    assert chosen.shape == (50,)
+    np.testing.assert_array_equal(
+        chosen, np.asarray(networks.policy(params, jnp.asarray(x)))[:, 0].argmax(axis=1)
+    )
+    assert len(set(chosen.tolist())) > 1
+
+
+def test_random_choices_belong_to_the_prompt_and_are_even() -> None:
+    prompts = [f"Tom has {i} pens. Émile too." for i in range(5000)]
+    chosen = random_choices(prompts, GATES, seed=0)
+    assert stats.chisquare(np.bincount(chosen, minlength=GATES)).pvalue > 1e-3
+    np.testing.assert_array_equal(random_choices(prompts[::-1], GATES, 0)[::-1], chosen)
+    np.testing.assert_array_equal(random_choices(prompts[7:8], GATES, 0), chosen[7:8])
+    # Another seed draws anew, independently.
+    table = np.zeros((GATES, GATES))
+    np.add.at(table, (chosen, random_choices(prompts, GATES, seed=1)), 1)
+    assert stats.chi2_contingency(table).pvalue > 1e-3  # type: ignore[attr-defined]
+    assert len(random_choices([], GATES, 0)) == 0
+
+
+def test_random_choices_are_the_same_on_every_machine() -> None:
+    assert random_choices(["a", "b", "c", "d", "e", "f"], 5, seed=0).tolist() == [4, 3, 0, 4, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("arm", "gate"),
+    [
+        ("baseline", 0.0),
+        ("fixed:0.5", 0.5),
+        ("fixed:1", 1.0),
+        ("fixed:-0.25", -0.25),
+        ("best_fixed", None),
+        ("random", None),
+        ("supervised", None),
+        ("rl", None),
+    ],
+)
+def test_fixed_gates(arm: str, gate: float | None) -> None:
+    assert fixed_gate(arm) == gate
+
+
+@pytest.mark.parametrize("arm", ["fixed:", "fixed:half", "fixed:0,5"])
+def test_a_fixed_arm_needs_a_number(arm: str) -> None:
+    with pytest.raises(UserError, match=f"arm '{arm}' has no number after 'fixed:'"):
+        fixed_gate(arm)
