@@ -84,10 +84,14 @@ def test_features_do_not_depend_on_what_is_asked_together(tiny_lm, prompts, raw)
         np.testing.assert_array_equal(found.hidden, raw.hidden[indices])
 
 
-def test_depths_choose_blocks(tiny_lm: LanguageModel, prompts, raw) -> None:
-    last = FeatureConfig(depths=(1.0,))
-    found = raw_features(tiny_lm.params, tiny_lm.config, prompts, last, slots=SLOTS)
-    np.testing.assert_allclose(found.hidden, raw.hidden[:, -2 * EMBED :], atol=1e-5)
+def test_depths_are_rounded_to_blocks(tiny_lm: LanguageModel, tiny_torch, prompts, raw) -> None:
+    depths = FeatureConfig(depths=(0.01, 0.6, 1.0))  # of six blocks the first, fourth and last
+    found = raw_features(tiny_lm.params, tiny_lm.config, prompts, depths, slots=SLOTS)
+    first, rest = np.split(found.hidden, [2 * EMBED], axis=1)
+    np.testing.assert_allclose(rest, raw.hidden[:, 2 * EMBED :], atol=1e-5)
+    trunk = by_torch(tiny_torch, prompts[0])[1][0]
+    unit = trunk / np.linalg.norm(trunk, axis=1, keepdims=True)
+    np.testing.assert_allclose(first[0], [*unit.mean(axis=0), *unit[-1]], atol=1e-4)
 
 
 def test_bad_input_is_told(tiny_lm: LanguageModel) -> None:
