@@ -96,30 +96,34 @@ def inputs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @jax.jit
-def plain_logits(params, tokens, positions):
-    return unembed(params, CONFIG, forward(params, CONFIG, tokens, positions).hidden)
-
-
-@jax.jit
-def routed_logits(params, tokens, positions, routing, gate):
+def logits(params, tokens, positions, routing, gate):
+    """Of the plain model without a routing, otherwise of the routed one."""
     out = forward(params, CONFIG, tokens, positions, routing=routing, gate=gate)
     return unembed(params, CONFIG, out.hidden)
 
 
 @pytest.fixture(scope="module")
-def unsharded(params, inputs, routing) -> tuple[np.ndarray, np.ndarray]:
+def unsharded(params, inputs, routing) -> dict[str, np.ndarray]:
     tokens, positions, gate = inputs
-    return (
-        np.asarray(plain_logits(params, tokens, positions)),
-        np.asarray(routed_logits(params, tokens, positions, routing, gate)),
-    )
+    return {
+        "plain": np.asarray(logits(params, tokens, positions, None, None)),
+        "routed": np.asarray(logits(params, tokens, positions, routing, gate)),
+    }
 
 
 @pytest.mark.parametrize(
-    ("data", "fsdp", "tensor"), [(8, 1, 1), (1, 8, 1), (2, 1, 4), (2, 2, 2)], ids=str
+    ("sizes", "model"),
+    [
+        ((8, 1, 1), "routed"),
+        ((2, 1, 4), "routed"),
+        ((2, 2, 2), "routed"),
+        ((2, 2, 2), "plain"),
+    ],
+    ids=str,
 )
-def test_sharded_equals_unsharded(params, inputs, routing, unsharded, data, fsdp, tensor) -> None:
-    mesh = make_mesh(data, fsdp, tensor)
+def test_sharded_equals_unsharded(params, inputs, routing, unsharded, sizes, model: str) -> None:
+    data, fsdp, tensor = sizes
+    mesh = make_mesh(*sizes)
     placed = jax.device_put(params, of_mesh(mesh))
     query = placed["blocks"]["attention"]["q_proj"]
     assert len(query.sharding.device_set) == 8
@@ -128,11 +132,11 @@ def test_sharded_equals_unsharded(params, inputs, routing, unsharded, data, fsdp
     tokens, positions, gate = (jax.device_put(x, rows) for x in inputs)
     assert tokens.addressable_shards[0].data.shape == (BATCH // data, SEQ)
     routing = jax.device_put(routing, NamedSharding(mesh, PartitionSpec()))
-    plain, routed = unsharded
-    assert np.abs(plain - routed).max() > 0.1
-    np.testing.assert_allclose(plain_logits(placed, tokens, positions), plain, atol=1e-5)
-    found = routed_logits(placed, tokens, positions, routing, gate)
-    np.testing.assert_allclose(found, routed, atol=1e-5)
+    if model == "plain":
+        routing = gate = None
+    found = logits(placed, tokens, positions, routing, gate)
+    np.testing.assert_allclose(found, unsharded[model], atol=1e-5)
+    assert np.abs(unsharded["plain"] - unsharded["routed"]).max() > 0.1
 
 
 def test_a_mesh_takes_all_devices() -> None:

@@ -15,7 +15,7 @@ Pair = tuple[list[int], list[int]]
 @pytest.fixture(scope="module")
 def pairs(tiny_lm: LanguageModel, tiny_torch) -> list[Pair]:
     """Prompts with the torch model's own greedy continuation, with one token of it changed, and
-    pieces of text cut anywhere; two buckets, more pairs than slots.
+    pieces of text cut anywhere; two buckets (32 and 64 tokens), more pairs than slots.
     """
     rng = np.random.default_rng(0)
     found: list[Pair] = []
@@ -25,7 +25,7 @@ def pairs(tiny_lm: LanguageModel, tiny_torch) -> list[Pair]:
             input_ids=torch.tensor([context]),
             attention_mask=torch.ones((1, len(context)), dtype=torch.long),
             do_sample=False,
-            max_new_tokens=30,
+            max_new_tokens=64 - len(context),
             eos_token_id=list(tiny_lm.end_token_ids),
             pad_token_id=0,
         )
