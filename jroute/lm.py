@@ -1,7 +1,7 @@
 """A model, its tokenizer and its routing behind one face, for notebooks, scripts and the doors."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,14 @@ class LanguageModel:
         """Spreads a gate over the batch and the layers; ``None`` stays ``None``."""
         return None if gate is None else self.routing.gates(gate, batch)
 
+    def _check_ids(self, rows: Iterable[Sequence[int] | np.ndarray]) -> None:
+        for row in rows:
+            for token in (min(row, default=0), max(row, default=0)):
+                if not 0 <= token < self.config.vocab_size:
+                    raise UserError(
+                        f"token id {token} is outside the vocabulary of {self.config.vocab_size}"
+                    )
+
     def logits(
         self, token_ids: Any, gate: Gate = None, *, metrics: bool = False
     ) -> Float[Array, "batch seq vocab"] | tuple[Float[Array, "batch seq vocab"], StreamMetrics]:
@@ -102,8 +110,8 @@ class LanguageModel:
         Raises:
             UserError: An id outside the vocabulary, a row longer than the context, a wrong gate.
         """
-        rows = [np.asarray(row, np.int32).reshape(-1) for row in token_ids]
-        if not rows or not all(row.size for row in rows):
+        rows = [np.asarray(row, np.int32) for row in token_ids]
+        if not rows or not all(row.ndim == 1 and row.size for row in rows):
             raise UserError(
                 "token_ids holds no tokens; give [batch, seq] or a list of non-empty rows"
             )
@@ -111,10 +119,7 @@ class LanguageModel:
         tokens = np.full((len(rows), width), -1, np.int32)
         for to, row in zip(tokens, rows, strict=True):
             to[: row.size] = row
-        if tokens.max() >= self.config.vocab_size:
-            raise UserError(
-                f"token id {tokens.max()} is outside the vocabulary of {self.config.vocab_size}"
-            )
+        self._check_ids([np.maximum(tokens, 0).ravel()])
         check_context(int((tokens >= 0).sum(axis=1).max()), 0, self.context)
         positions = np.where(tokens >= 0, np.cumsum(tokens >= 0, axis=1) - 1, -1).astype(np.int32)
         spread = self.gates(gate, len(rows))
@@ -143,9 +148,10 @@ class LanguageModel:
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         seed: int | Sequence[int] = 0,
         slots: int = 64,
+        chunk: int = 16,
         finished: Callable[[list[int], list[Completion]], None] | None = None,
     ) -> list[Completion]:
         """Completes prompts.
@@ -160,6 +166,7 @@ class LanguageModel:
             stop: Strings that end a completion and are cut from its text.
             seed: Of the sampling: one per prompt, or one from which prompts count on.
             slots: Rows that run at a time; part of the execution shape.
+            chunk: Decode steps between two looks at stop strings.
             finished: Called with indices and completions as batches finish.
 
         Returns:
@@ -170,8 +177,15 @@ class LanguageModel:
         """
         rows = [prompts] if isinstance(prompts, str) else list(prompts)
         tokens = [self.encode(row) if isinstance(row, str) else list(row) for row in rows]
-        decoding = Decoding(temperature, top_k, top_p, max_new_tokens, tuple(stop))
+        self._check_ids(tokens)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        decoding = Decoding(temperature, top_k, top_p, max_new_tokens, stops)
         seeds = [seed + i for i in range(len(rows))] if isinstance(seed, int) else list(seed)
+        if len(seeds) != len(rows) or not all(0 <= s < 2**31 for s in seeds):
+            raise UserError(
+                f"seed must be one number or one for each of the {len(rows)} prompts, "
+                "each from 0 to 2**31 - 1"
+            )
         spread = self.gates(gate, len(rows))
         gates = [None] * len(rows) if spread is None else list(np.asarray(spread))
         engine = Engine(
@@ -181,7 +195,7 @@ class LanguageModel:
             decoding,
             end_token_ids=self.end_token_ids,
             routing=self.routing,
-            shape=EngineConfig(slots=slots),
+            shape=EngineConfig(slots, chunk),
         )
         requests = [Request(*request) for request in zip(tokens, gates, seeds, strict=True)]
         return engine.run(requests, finished=finished)
@@ -207,6 +221,8 @@ class LanguageModel:
         Raises:
             UserError: An empty side, or more tokens than the context holds.
         """
+        slots = EngineConfig(slots).slots
+        self._check_ids([ids for pair in pairs for ids in pair])
         for context, continuation in pairs:
             if not context or not continuation:
                 raise UserError(
@@ -265,6 +281,8 @@ def load(
         UserError: No such model, a damaged one, or no such routing.
     """
     directory = Path(directory)
+    if dtype not in ("", "float32", "bfloat16"):
+        raise UserError(f"dtype is {dtype!r}; give float32, bfloat16, or nothing to keep it")
     params, config = load_model(directory, dtype=jnp.dtype(dtype) if dtype else None)
     tokenizer = load_tokenizer(directory)
     return LanguageModel(

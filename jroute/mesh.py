@@ -39,6 +39,8 @@ def make_mesh(data: int = 0, fsdp: int = 1, tensor: int = 1) -> Mesh:
         UserError: The product is not the number of devices.
     """
     devices = jax.devices()
+    if data < 0 or fsdp < 1 or tensor < 1:
+        raise UserError(f"a mesh of {data} x {fsdp} x {tensor} (data x fsdp x tensor) is none")
     data = data or len(devices) // (fsdp * tensor)
     if data * fsdp * tensor != len(devices):
         raise UserError(

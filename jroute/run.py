@@ -244,7 +244,7 @@ class Run:
         rows = [prompts] if isinstance(prompts, str) else list(prompts)
         options = {
             **vars(self.experiment.decoding),
-            "slots": self.experiment.engine.slots,
+            **vars(self.experiment.engine),
             **decoding,
         }
         return self.lm.generate(rows, self.gates(arm, rows), **options)

@@ -64,7 +64,7 @@ def fill_outcomes(run: Run, split: Split) -> int:
             [gate for _, gate in missing],
             **vars(e.decoding),
             seed=[_cell_seed(problem_id, e.seed) for problem_id, _ in missing],
-            slots=e.engine.slots,
+            **vars(e.engine),
             finished=finished,
         )
     return len(missing)

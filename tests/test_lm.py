@@ -269,3 +269,42 @@ def test_bfloat16_is_near_and_gate_zero_is_exact_in_it(tiny_directory, rows, pla
     for i, row in enumerate(rows):
         same = np.array_equal(mixed[i, : len(row)], found[i, : len(row)])
         assert same == (i % 2 == 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 2**31}, "seed must be one number"),
+        ({"seed": [1, 2, 3]}, "one for each of the 2 prompts"),
+        ({"slots": 0}, "at least 1"),
+        ({"chunk": 0}, "at least 1"),
+    ],
+)
+def test_generation_options_that_make_no_sense_are_refused(tiny_lm, options, message):
+    with pytest.raises(UserError, match=message):
+        tiny_lm.generate(["a", "b"], max_new_tokens=1, **options)
+
+
+@pytest.mark.parametrize("wrong", [-1, 483, 10**6])
+def test_ids_outside_the_vocabulary_are_refused(tiny_lm, wrong):
+    message = f"token id {wrong} is outside the vocabulary of 483"
+    with pytest.raises(UserError, match=message):
+        tiny_lm.generate([[5, wrong, 7]], max_new_tokens=1)
+    with pytest.raises(UserError, match=message):
+        tiny_lm.loglikelihood([([5], [wrong])])
+    if wrong > 0:
+        with pytest.raises(UserError, match=message):
+            tiny_lm.logits([[5, wrong]])
+
+
+def test_one_stop_string_is_one_stop_string(tiny_lm):
+    question = "Tom has 5 pens. Then Tom gets 3 pens. How many pens does Tom have at first?"
+    turn = [{"role": "user", "content": question}]
+    prompt = tiny_lm.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    as_text, as_list = (tiny_lm.generate(prompt, stop=stop) for stop in ("##", ["##"]))
+    assert as_text == as_list and as_text[0].stop_reason == "stop_string"
+
+
+def test_a_flat_list_is_no_batch(tiny_lm):
+    with pytest.raises(UserError, match="list of non-empty rows"):
+        tiny_lm.logits([1, 2, 3])

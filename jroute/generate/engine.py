@@ -278,13 +278,14 @@ class Engine:
 
     def _completion(self, ids: list[int], text: str) -> Completion:
         reason: StopReason = "end_token" if ids and ids[-1] in self._ends else "length"
-        cuts = [at for stop in self._decoding.stop if (at := text.find(stop)) >= 0]
-        if cuts:
-            text, reason = text[: min(cuts)], "stop_string"
+        if any(stop in text for stop in self._decoding.stop):
             # The row ran on to the end of its chunk; what follows the stop is not part of it.
             ids = ids[
                 : bisect.bisect_left(range(len(ids)), True, key=partial(self._stopped, ids)) + 1
             ]
+            text = str(self._tokenizer.decode(ids, skip_special_tokens=True))
+            cuts = [at for stop in self._decoding.stop if (at := text.find(stop)) >= 0]
+            text, reason = text[: min(cuts)], "stop_string"
         return Completion(tuple(ids), text, reason)
 
     def _stopped(self, ids: list[int], last: int) -> bool:

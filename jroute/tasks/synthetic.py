@@ -10,7 +10,7 @@ counting numbers tells them apart:
 
 Every problem is drawn from its own seed, and its question's hash decides which splits it may be
 in, so train, validation and test never share a question. The out-of-distribution split has names,
-things, openings, verbs, distractors and questions of its own.
+things, openings and questions of its own, and some verbs and distractors that are new too.
 """
 
 import hashlib

@@ -338,9 +338,7 @@ def test_chunks_do_not_change_where_a_completion_stops(tiny_lm, prompts, plain, 
     "chunk",
     [
         1,
-        pytest.param(
-            16, marks=pytest.mark.xfail(reason="the text is cut by stops of the whole chunk")
-        ),
+        16,
     ],
 )
 def test_the_stop_that_is_complete_first_counts(tiny_lm, prompts, plain, chunk: int) -> None:
