@@ -64,8 +64,11 @@ class Experiment:
             raise UserError(f"gates must be at least two different numbers, got {self.gates}")
         if 0.0 not in self.gates or 0.5 not in self.gates:
             raise UserError("gates must hold 0 (the baseline) and 0.5 (a control arm)")
-        if not self.judged:
-            raise UserError("judged names no split; name at least one, e.g. [test]")
+        if not self.judged or not {"train", "validation"}.isdisjoint(self.judged):
+            raise UserError(
+                f"judged is {list(self.judged)}; name at least one split, and none that is learnt "
+                "from or chosen on, e.g. [test]"
+            )
 
     @property
     def splits(self) -> tuple[Split, ...]:

@@ -4,8 +4,8 @@
 ``config.yaml``               the resolved experiment
 ``outcomes/<fingerprint>/``   the outcome table (Parquet)
 ``features/``                 raw features per split
-``learner/``                  checkpoints of the PPO learner (Orbax)
-``controller/``               the trained controllers (Orbax)
+``learner/<training>/``       checkpoints of the PPO learner (Orbax)
+``controller/<training>/``    the trained controllers (Orbax)
 ``tensorboard/``              training curves
 ``results.json``              accuracy of every arm, and the contrasts
 ``lm_eval/``                  lm-evaluation-harness's own results
@@ -35,6 +35,7 @@ from jroute.errors import UserError
 from jroute.experiment import Experiment
 from jroute.files import replacing, write_text
 from jroute.generate.decoding import Completion
+from jroute.generate.engine import check_context
 from jroute.lm import LanguageModel, load
 from jroute.tasks import Problem, Split, load_problems
 from jroute.tasks.prompts import render
@@ -77,7 +78,12 @@ class Run:
                 "choose another folder with --run, or remove that one"
             )
         for split in experiment.splits:
-            run.prompts(split)
+            for problem, prompt in zip(run.problems(split), run.prompts(split), strict=True):
+                try:
+                    tokens, new = run.lm.encode(prompt), experiment.decoding.max_new_tokens
+                    check_context(len(tokens), new, run.lm.context)
+                except UserError as error:
+                    raise UserError(f"problem {problem.id}: {error}") from error
         if not path.is_file():
             directory.mkdir(parents=True, exist_ok=True)
             write_text(path, dump(experiment))
@@ -89,7 +95,13 @@ class Run:
     def lm(self) -> LanguageModel:
         """The frozen model with the experiment's routing."""
         e = self.experiment
-        return load(e.model, e.routing or None, dtype=e.dtype)
+        model, run = Path(e.model), Path(e.run)
+        if not model.is_dir() and not model.is_absolute():
+            # Paths are relative to where training was started, which the run folder tells.
+            here = self.directory.absolute()
+            if here.parts[-len(run.parts) :] == run.parts:
+                model = Path(*here.parts[: -len(run.parts)]) / model
+        return load(model if model.is_dir() else e.model, e.routing or None, dtype=e.dtype)
 
     @property
     def gate_values(self) -> tuple[float, ...]:
@@ -178,16 +190,32 @@ class Run:
     # Controllers ------------------------------------------------------------------------------
 
     @cached_property
+    def training(self) -> str:
+        """Names what controllers are trained on and how; another model or task is another name."""
+        e = self.experiment
+        content = {
+            "outcomes": self.table.fingerprint,
+            "gates": e.gates,
+            "prompts": [self.prompts("train"), self.prompts("validation")],
+            "answers": [[p.answer for p in self.problems(s)] for s in ("train", "validation")],
+            "features": e.features,
+            "ppo": e.ppo,
+            "supervised": e.supervised,
+            "seed": e.seed,
+        }
+        return semantic_fingerprint(content)[:16]
+
+    @cached_property
     def controller(self) -> dict[str, Any]:
         """What training left: featurizer, best fixed gate, supervised and RL networks.
 
         Raises:
             UserError: Training has not finished.
         """
-        folder = self.directory / "controller"
+        folder = self.directory / "controller" / self.training
         if not folder.is_dir():
             raise UserError(
-                f"{self.directory} has no trained controller; "
+                f"{self.directory} has no controller trained on this model and these problems; "
                 "run python -m jroute.train with its config first"
             )
         return load_state(folder)[1]
@@ -260,6 +288,8 @@ class Run:
             ``features`` (name -> value as the controller sees it), ``probabilities``
             (gate -> probability), ``value`` (expected reward) and ``gate``.
         """
+        if not isinstance(prompt, str):
+            raise UserError("explain takes one prompt, a text; call it once for each of several")
         observations = self.featurizer(self.read_features([prompt]))
         logits, value = jax.device_get(
             networks.apply(self.controller["rl"], jnp.asarray(observations))

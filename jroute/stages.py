@@ -85,7 +85,7 @@ def hash_text(text: str) -> int:
 def train_ppo(run: Run, env: TableEnv, gates: tuple[float, ...]) -> learner.LearnerState:
     """Trains all seeds, with a checkpoint every few updates; goes on from the last one."""
     config = run.experiment.ppo
-    folder = run.directory / "learner"
+    folder = run.directory / "learner" / run.training
     mesh = make_mesh()
     sharding = None
     if mesh.size > 1 and config.batch_size // config.minibatches % mesh.size == 0:
@@ -125,7 +125,7 @@ def train_controllers(run: Run) -> dict[str, Any]:
     seed that is deployed.
     """
     e = run.experiment
-    folder = run.directory / "controller"
+    folder = run.directory / "controller" / run.training
     if folder.is_dir() and latest_step(folder) is not None:
         return run.controller
     splits: tuple[Split, ...] = ("train", "validation")
@@ -192,6 +192,7 @@ def judge(run: Run) -> dict[str, Any]:
         "rewards_sampled_by_each_rl_seed": e.ppo.updates * e.ppo.batch_size,
         "model": run.lm.fingerprint,
         "outcomes": run.table.fingerprint,
+        "training": run.training,
     }
     write_text(run.directory / "results.json", json.dumps(results, indent=2) + "\n")
     return results

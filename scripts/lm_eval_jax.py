@@ -7,7 +7,7 @@ decoding as in training, generated anew, and every item must come out as trainin
 other name is a task of lm-eval and goes there unmodified, e.g. ``--tasks gsm8k --data DIR``.
 
 Every arm leaves lm-eval's own results and samples and the gates it chose in
-``<run>/lm_eval/<arm>/``; ``<run>/lm_eval/summary.json`` has all arms together.
+``<run>/lm_eval/<arm>/``; ``<run>/lm_eval/summary_<tasks>.json`` has all arms together.
 """
 
 import argparse
@@ -169,9 +169,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         for arm in args.arm:
             verdicts[arm] = evaluate_arm(run, arm, suites, out, args.limit)
             check_same(args.arm[0], verdicts[args.arm[0]], arm, verdicts[arm])
-    write_text(out / "summary.json", json.dumps(summary(run, args, verdicts), indent=2) + "\n")
+    limited = f"_limit{args.limit}" if args.limit else ""
+    path = out / f"summary_{'_'.join(args.tasks)}{limited}.json"
+    write_text(path, json.dumps(summary(run, args, verdicts), indent=2) + "\n")
     print(report(verdicts))
-    print(f"\nwritten: {out / 'summary.json'}")
+    print(f"\nwritten: {path}")
     for arm in args.arm:
         print(f"written: {out / folder_name(arm)}/")
 
@@ -405,7 +407,7 @@ def environment() -> str:
 def summary(
     run: Run, args: argparse.Namespace, verdicts: Mapping[str, Mapping[str, Verdict]]
 ) -> dict[str, Any]:
-    """The content of ``summary.json``."""
+    """What all arms came to, for one file."""
     first = next(iter(verdicts.values()))
     return {
         "model": run.lm.fingerprint,

@@ -12,6 +12,7 @@ import argparse
 import json
 import re
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,8 +29,10 @@ from tqdm import trange
 from transformers import PreTrainedTokenizerFast
 
 from converters.qwen3 import from_hf, write_hf
+from converters.safetensors import read_json
 from jroute.config import load as load_config
 from jroute.controller.features import FeatureConfig, Featurizer, raw_features
+from jroute.door import door, enter
 from jroute.generate.decoding import Decoding
 from jroute.generate.engine import Engine, EngineConfig, Request
 from jroute.model.config import Qwen3Config
@@ -242,7 +245,8 @@ def measure(params, config: Qwen3Config, routing: Routing, tokenizer) -> dict:
     }
 
 
-def main() -> None:
+@door
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses, trains or loads, exports, measures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -253,12 +257,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder, in Hugging Face layout")
     parser.add_argument("--report", type=Path, help="also measure, and write this JSON")
     parser.add_argument("--measure-only", action="store_true", help="measure what --out holds")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     routing_config = load_config(RoutingConfig, routing_file("histories"))
     if args.measure_only:
         tokenizer = load_tokenizer(args.out)
-        config = Qwen3Config.from_hf(json.loads((args.out / "config.json").read_text()))
+        config = Qwen3Config.from_hf(read_json(args.out / "config.json"))
         params = from_hf(load_file(args.out / "model.safetensors"), config)
         routing = Routing.create(routing_config, config.num_hidden_layers)
     else:
@@ -295,4 +299,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    enter(main, "nothing was written")

@@ -10,7 +10,8 @@ from jroute.door import door
 from jroute.errors import UserError
 
 SLEEPER = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it ignored
 from jroute.door import door, enter
 @door
 def main(argv):

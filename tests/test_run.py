@@ -69,8 +69,8 @@ def interrupted(model, tmp_path_factory) -> tuple[Path, list[str]]:
     assert not (run / "controller").exists() and not (run / "learner").exists()
     notes.append(f"killed with {stored} of {cells} cells")
 
-    kill_when(command, lambda: (latest_step(run / "learner") or 0) >= 50)
-    step = latest_step(run / "learner") or 0
+    kill_when(command, lambda: learnt(run) >= 50)
+    step = learnt(run)
     assert 50 <= step < UPDATES
     assert not (run / "controller").exists() and not (run / "results.json").exists()
     assert len(jroute.load_run(run).table) == cells
@@ -96,6 +96,12 @@ def whole(model, tmp_path_factory) -> Path:
     return run
 
 
+def learnt(run: Path) -> int:
+    """Updates in the newest checkpoint of the learner."""
+    folders = list(run.glob("learner/*"))
+    return (latest_step(folders[0]) or 0) if folders else 0
+
+
 def one_device() -> dict[str, str]:
     return {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
 
@@ -116,8 +122,9 @@ def kill_when(command: list[str], reached: Callable[[], bool]) -> None:
 def test_a_killed_run_ends_like_an_uninterrupted_one(interrupted, whole):
     run, notes = interrupted
     assert len(notes) == 2
-    a, b = load_state(run / "controller")[1], load_state(whole / "controller")[1]
-    assert latest_step(run / "learner") == latest_step(whole / "learner") == UPDATES
+    name = jroute.load_run(run).training
+    a, b = (load_state(folder / "controller" / name)[1] for folder in (run, whole))
+    assert learnt(run) == learnt(whole) == UPDATES
     flat_a, flat_b = flatten(a), flatten(b)
     assert flat_a.keys() == flat_b.keys() and len(flat_a) > 30
     for name, value in flat_a.items():
@@ -233,6 +240,38 @@ def test_report_prints_every_arm(whole, capsys):
     for arm in ("baseline", "fixed:0.5", "random", "supervised", "rl", "best_fixed", "oracle"):
         assert f"\n{arm} " in printed
     assert "n = 64 problems" in printed and str(whole / "results.json") in printed
+
+
+def test_controllers_are_not_carried_over_to_another_model(whole, tmp_path):
+    """A model that was replaced under the same path has no controller yet."""
+    run = jroute.load_run(whole)
+    run.lm.fingerprint = "0" * 64
+    (tmp_path / "controller").symlink_to(whole / "controller")
+    run.directory = tmp_path
+    assert run.training != jroute.load_run(whole).training
+    with pytest.raises(UserError, match="no controller trained on this model"):
+        run.gates("rl", ["x"])
+
+
+def test_a_run_opens_from_any_directory(model, tmp_path, monkeypatch):
+    place = tmp_path / "project"
+    (place / "runs" / "demo").mkdir(parents=True)
+    (place / "runs" / "demo" / "model").symlink_to(model)
+    config = {"model": "runs/demo/model", "run": "runs/demo", **SMALL}
+    (place / "runs" / "demo" / "config.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.chdir(tmp_path)
+    run = jroute.load_run(place / "runs" / "demo")
+    assert run.lm.fingerprint == jroute.load(model).fingerprint
+
+
+def test_a_prompt_that_does_not_fit_leaves_nothing_behind(model, tmp_path, capsys):
+    config = write_config(tmp_path, model)
+    run = tmp_path / "run"
+    arguments = ["--config", str(config), "--run", str(run), "--decoding.max_new_tokens", "1000"]
+    assert train(arguments) == 2
+    error = capsys.readouterr().err
+    assert "problem synthetic/train/0: a prompt of" in error and "context of 1024" in error
+    assert not run.exists()
 
 
 def test_another_experiment_does_not_enter_a_run_folder(whole, capsys):

@@ -23,6 +23,9 @@ from jroute.model.qwen3 import Params, forward, unembed
 
 SCALARS = ("prompt_length", "length_bucket", "first_token_entropy", "first_token_margin")
 
+CLIP = 10.0
+"""Standard deviations an observation may lie from the mean of train, as in CleanRL."""
+
 
 @dataclass(frozen=True)
 class FeatureConfig:
@@ -152,9 +155,10 @@ class Featurizer:
         )
 
     def __call__(self, raw: RawFeatures) -> Float[np.ndarray, "prompts features"]:
-        """Observations: standardised scalars, then principal components."""
+        """Observations: standardised scalars, then principal components, clipped at ``CLIP``."""
         scalars = (raw.scalars - self.scalar_mean) / self.scalar_scale
-        return np.concatenate([scalars, (raw.hidden - self.hidden_mean) @ self.components], axis=1)
+        components = (raw.hidden - self.hidden_mean) @ self.components
+        return np.clip(np.concatenate([scalars, components], axis=1), -CLIP, CLIP)
 
     @property
     def names(self) -> tuple[str, ...]:

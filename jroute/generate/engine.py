@@ -87,6 +87,11 @@ def check_context(prompt_tokens: int, new_tokens: int, context: int) -> None:
     """
     if prompt_tokens < 1:
         raise UserError("a prompt is empty; give at least one token")
+    if not new_tokens and prompt_tokens > context:
+        raise UserError(
+            f"a text of {prompt_tokens} tokens is longer than the model's context of {context} "
+            "tokens; shorten it"
+        )
     if prompt_tokens + new_tokens > context:
         raise UserError(
             f"a prompt of {prompt_tokens} tokens plus max_new_tokens {new_tokens} is longer than "

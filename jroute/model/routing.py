@@ -155,7 +155,10 @@ class Routing:
             UserError: Another shape, or a value that is not finite.
         """
         layers = self.sites.shape[0]
-        values = np.asarray(gate, np.float32)
+        try:
+            values = np.asarray(gate, np.float32)
+        except (TypeError, ValueError):
+            raise UserError(f"gate is {gate!r}; gates are numbers") from None
         if values.shape not in ((), (batch,), (batch, layers)):
             raise UserError(
                 f"gate has shape {values.shape}; give a number, one per prompt ({batch},), "

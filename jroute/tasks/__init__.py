@@ -80,7 +80,10 @@ def load_problems(config: TaskConfig, split: Split) -> list[Problem]:
     """
     if split not in _SPLITS[config.name]:
         known = ", ".join(_SPLITS[config.name])
-        raise UserError(f"task {config.name} has no {split!r} split; choose one of {known}.")
+        raise UserError(
+            f"task {config.name} has no {split!r} split, only {known}; an experiment needs train "
+            "and validation, and `judged` names the splits it is judged on"
+        )
     problems = _load(config, split)
     return problems[: config.limit] if config.limit else problems
 

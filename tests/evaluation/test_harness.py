@@ -395,7 +395,7 @@ def test_every_item_of_every_arm_is_trainings_own(run, capsys) -> None:
         "baseline is not compared with training: training generated no outcomes of ood" in printed
     )
     out = run.directory / "lm_eval"
-    summary = json.loads((out / "summary.json").read_text())
+    summary = json.loads((out / "summary_test_ood.json").read_text())
     assert summary["tasks"]["test"]["n"] == 9 and summary["tasks"]["ood"]["n"] == 3
     correct = run.matrix("test")
     for arm in arms:
@@ -474,7 +474,7 @@ def test_mistakes_on_the_command_line_are_told_in_a_sentence(run, capsys, tmp_pa
         "train.jsonl is missing": command(
             run, "--arm", "baseline", "--tasks", "gsm8k", "--data", str(tmp_path)
         ),
-        "has no trained controller": command(run, "--arm", "rl", "--tasks", "test"),
+        "has no controller trained": command(run, "--arm", "rl", "--tasks", "test"),
         "--limit is 0": command(run, "--arm", "rl", "--tasks", "test", "--limit", "0"),
     }
     for message, arguments in cases.items():
@@ -504,7 +504,7 @@ def test_the_official_gsm8k_runs_unmodified(run, tmp_path, capsys) -> None:
     options += ["--batch_size", "2", "--data", str(data), "--output_path", str(tmp_path / "out")]
     arguments = command(run, "--arm", "baseline,fixed:1", "--tasks", "gsm8k", *options)
     assert lm_eval_jax.main(arguments) == 0
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "out" / "summary_gsm8k_limit2.json").read_text())
     task = summary["tasks"]["gsm8k"]
     assert (task["n"], task["version"], task["num_fewshot"]) == (2, 3.0, 1)
     assert summary["arms"]["fixed:1"]["gsm8k"]["gates"] == {"1": 2}

@@ -27,7 +27,7 @@ def test_default_sizes():
 
 
 def test_bad_input_is_told():
-    with pytest.raises(UserError, match=r"svamp has no 'train' split; choose one of test\."):
+    with pytest.raises(UserError, match=r"svamp has no 'train' split, only test;"):
         load_problems(TaskConfig(name="svamp"), "train")
     with pytest.raises(UserError, match=r"gsm8k has no 'ood' split.*train, validation, test"):
         load_problems(TaskConfig(name="gsm8k"), "ood")

@@ -159,9 +159,10 @@ def local_data(root: Path | None, folder: Path) -> Iterator[None]:
         missing = [source for source in sources if not source.is_file()]
         if missing and given:
             raise UserError(f"{missing[0]} is missing; give a folder that holds it with --data")
-        if missing:
-            continue
         place = folder / hub_name
+        if missing:
+            shutil.rmtree(place, ignore_errors=True)  # an earlier run's, not the hub's
+            continue
         place.mkdir(parents=True, exist_ok=True)
         for source in sources:
             with replacing(place / source.name) as temporary:
