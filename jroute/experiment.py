@@ -12,6 +12,7 @@ from jroute.errors import UserError
 from jroute.evaluation.report import JudgeConfig
 from jroute.generate.decoding import Decoding
 from jroute.generate.engine import EngineConfig
+from jroute.mesh import MeshConfig
 from jroute.ppo.learner import PPOConfig
 from jroute.tasks import Split, TaskConfig
 from jroute.tasks.answers import RewardConfig
@@ -35,6 +36,7 @@ class Experiment:
         prompt: How a question becomes a prompt.
         decoding: How completions are generated, for all arms alike.
         engine: Execution shape of generation.
+        mesh: Devices that the model runs on.
         reward: What PPO is paid; the claim's own is exact match alone.
         features: What a controller sees.
         ppo: The learner.
@@ -53,6 +55,7 @@ class Experiment:
     prompt: PromptConfig = field(default_factory=PromptConfig)
     decoding: Decoding = field(default_factory=Decoding)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 from transformers import PreTrainedTokenizerFast
 
-from jroute.checkpoint import load_model, model_fingerprint
+from jroute.checkpoint import load_model, model_fingerprint, read_manifest
 from jroute.config import load as load_config
 from jroute.errors import UserError
 from jroute.generate.decoding import Completion, Decoding
 from jroute.generate.engine import Engine, EngineConfig, Request, bucket, check_context
 from jroute.generate.scoring import token_scores
+from jroute.mesh import MeshConfig, fetch, place, replicate, shardings
 from jroute.model.config import Qwen3Config
 from jroute.model.diagnostics import StreamMetrics
-from jroute.model.qwen3 import Params, forward, unembed
+from jroute.model.qwen3 import Params, abstract_params, forward, logical_axes, unembed
 from jroute.model.routing import Routing, RoutingConfig, routing_file
 from jroute.tasks.tokenizer import load_tokenizer
 
@@ -54,6 +57,7 @@ class LanguageModel:
         end_token_ids: Tokens that end a completion, from the model's generation config.
         directory: The model directory it was loaded from.
         fingerprint: Of weights and config; the same on every machine.
+        mesh: The devices that the parameters lie on; ``None`` for one device.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class LanguageModel:
         end_token_ids: Sequence[int],
         directory: Path,
         fingerprint: str,
+        mesh: Mesh | None = None,
     ):
         self.params = params
         self.config = config
@@ -74,6 +79,19 @@ class LanguageModel:
         self.end_token_ids = tuple(end_token_ids)
         self.directory = directory
         self.fingerprint = fingerprint
+        self.mesh = mesh
+
+    def devices(self) -> AbstractContextManager[Any]:
+        """Puts what runs inside the block on the model's mesh, if it has one."""
+        return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+    def _check_slots(self, slots: int) -> None:
+        data = 1 if self.mesh is None else self.mesh.shape["data"]
+        if slots % data:
+            raise UserError(
+                f"engine.slots is {slots}, which the {data} replicas of mesh.data do not divide; "
+                f"give a multiple of {data}"
+            )
 
     @property
     def context(self) -> int:
@@ -121,22 +139,31 @@ class LanguageModel:
             to[: row.size] = row
         self._check_ids([np.maximum(tokens, 0).ravel()])
         check_context(int((tokens >= 0).sum(axis=1).max()), 0, self.context)
-        positions = np.where(tokens >= 0, np.cumsum(tokens >= 0, axis=1) - 1, -1).astype(np.int32)
         spread = self.gates(gate, len(rows))
         if metrics and spread is None:
             raise UserError(
                 "stream metrics need a gate; give gate=0.0 to measure the plain model's streams"
             )
-        routing = None if spread is None else self.routing
-        logits, found = _logits(
-            self.params,
-            np.maximum(tokens, 0),
-            positions,
-            routing,
-            spread,
-            config=self.config,
-            metrics=metrics,
-        )
+        replicas = 1 if self.mesh is None else self.mesh.shape["data"]
+        rest = -len(rows) % replicas  # rows of padding, so that the batch can be cut
+        tokens = np.pad(tokens, ((0, rest), (0, 0)), constant_values=-1)
+        positions = np.where(tokens >= 0, np.cumsum(tokens >= 0, axis=1) - 1, -1).astype(np.int32)
+        with self.devices():
+            gates = None
+            if spread is not None:
+                gates = place(np.pad(spread, ((0, rest), (0, 0))), ("batch", "layers"))
+            logits, found = _logits(
+                self.params,
+                place(np.maximum(tokens, 0), ("batch", "seq")),
+                place(positions, ("batch", "seq")),
+                None if spread is None else replicate(self.routing),
+                gates,
+                config=self.config,
+                metrics=metrics,
+            )
+            if rest:
+                logits = logits[: len(rows)]
+                found = jax.tree.map(lambda leaf: leaf[:, : len(rows)], found)
         return logits if found is None else (logits, found)
 
     def generate(
@@ -152,6 +179,7 @@ class LanguageModel:
         seed: int | Sequence[int] = 0,
         slots: int = 64,
         chunk: int = 16,
+        unroll: bool = True,
         finished: Callable[[list[int], list[Completion]], None] | None = None,
     ) -> list[Completion]:
         """Completes prompts.
@@ -167,6 +195,7 @@ class LanguageModel:
             seed: Of the sampling: one per prompt, or one from which prompts count on.
             slots: Rows that run at a time; part of the execution shape.
             chunk: Decode steps between two looks at stop strings.
+            unroll: Decode over separate layers (see ``EngineConfig``).
             finished: Called with indices and completions as batches finish.
 
         Returns:
@@ -195,10 +224,12 @@ class LanguageModel:
             decoding,
             end_token_ids=self.end_token_ids,
             routing=self.routing,
-            shape=EngineConfig(slots, chunk),
+            shape=EngineConfig(slots, chunk, unroll),
         )
+        self._check_slots(slots)
         requests = [Request(*request) for request in zip(tokens, gates, seeds, strict=True)]
-        return engine.run(requests, finished=finished)
+        with self.devices():
+            return engine.run(requests, finished=finished)
 
     def loglikelihood(
         self,
@@ -222,6 +253,7 @@ class LanguageModel:
             UserError: An empty side, or more tokens than the context holds.
         """
         slots = EngineConfig(slots).slots
+        self._check_slots(slots)
         self._check_ids([ids for pair in pairs for ids in pair])
         for context, continuation in pairs:
             if not context or not continuation:
@@ -237,23 +269,42 @@ class LanguageModel:
         for width, members in sorted(groups.items()):
             for start in range(0, len(members), slots):
                 indices = members[start : start + slots]
-                tokens, lengths = np.zeros((slots, width), np.int32), np.zeros(slots, np.int32)
-                for row, i in enumerate(indices):
-                    ids = [*pairs[i][0], *pairs[i][1]]
-                    tokens[row, : len(ids)], lengths[row] = ids, len(ids)
-                rows = jnp.asarray([*indices, *[indices[0]] * (slots - len(indices))])
-                gates = None if spread is None else spread[rows]
-                routing = None if spread is None else self.routing
-                scores, greedy = jax.device_get(
-                    token_scores(self.params, tokens, lengths, routing, gates, config=self.config)
+                scores, greedy = self._score(
+                    [pairs[i] for i in indices], indices, spread, slots, width
                 )
                 for row, i in enumerate(indices):
-                    part = slice(len(pairs[i][0]), lengths[row])
+                    context, continuation = (len(ids) for ids in pairs[i])
+                    part = slice(context, context + continuation)
                     results[i] = (
                         float(scores[row, part].sum(dtype=np.float64)),
                         bool(greedy[row, part].all()),
                     )
         return [results[i] for i in range(len(pairs))]
+
+    def _score(
+        self,
+        pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+        indices: Sequence[int],
+        gates: Float[Array, "pairs layers"] | None,
+        slots: int,
+        width: int,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """``token_scores`` of one batch of pairs, padded to ``[slots, width]``."""
+        tokens, lengths = np.zeros((slots, width), np.int32), np.zeros(slots, np.int32)
+        for row, (context, continuation) in enumerate(pairs):
+            ids = [*context, *continuation]
+            tokens[row, : len(ids)], lengths[row] = ids, len(ids)
+        rows = [*indices, *[indices[0]] * (slots - len(indices))]
+        with self.devices():
+            found = token_scores(
+                self.params,
+                place(tokens, ("batch", "seq")),
+                place(lengths, ("batch",)),
+                None if gates is None else replicate(self.routing),
+                None if gates is None else place(np.asarray(gates)[rows], ("batch", "layers")),
+                config=self.config,
+            )
+            return fetch(found)
 
 
 def resolve_routing(directory: Path, routing: str | RoutingConfig | None) -> RoutingConfig:
@@ -267,7 +318,11 @@ def resolve_routing(directory: Path, routing: str | RoutingConfig | None) -> Rou
 
 
 def load(
-    directory: str | Path, routing: str | RoutingConfig | None = None, *, dtype: str = ""
+    directory: str | Path,
+    routing: str | RoutingConfig | None = None,
+    *,
+    dtype: str = "",
+    mesh: MeshConfig | None = None,
 ) -> LanguageModel:
     """Loads a model that ``python -m jroute.convert`` wrote.
 
@@ -276,14 +331,21 @@ def load(
         routing: Name of a preset, path of a YAML file, or a configuration; ``None`` takes the one
             stored with the model, or else ``histories``.
         dtype: ``float32`` or ``bfloat16``; empty keeps what is stored.
+        mesh: Devices to spread it over; each reads its own part only. By default one device.
 
     Raises:
-        UserError: No such model, a damaged one, or no such routing.
+        UserError: No such model, a damaged one, or no such routing; a mesh that does not fit.
     """
     directory = Path(directory)
     if dtype not in ("", "float32", "bfloat16"):
         raise UserError(f"dtype is {dtype!r}; give float32, bfloat16, or nothing to keep it")
-    params, config = load_model(directory, dtype=jnp.dtype(dtype) if dtype else None)
+    config = Qwen3Config(**read_manifest(directory)["config"])
+    devices = placed = None
+    if mesh is not None and mesh != MeshConfig():
+        devices = mesh.make()
+        placed = shardings(logical_axes(config), abstract_params(config), devices)
+    to = jnp.dtype(dtype) if dtype else None
+    params, config = load_model(directory, dtype=to, shardings=placed)
     tokenizer = load_tokenizer(directory)
     return LanguageModel(
         params,
@@ -293,6 +355,7 @@ def load(
         end_token_ids=_end_tokens(directory, tokenizer),
         directory=directory,
         fingerprint=model_fingerprint(directory),
+        mesh=devices,
     )
 
 

@@ -101,7 +101,8 @@ class Run:
             here = self.directory.absolute()
             if here.parts[-len(run.parts) :] == run.parts:
                 model = Path(*here.parts[: -len(run.parts)]) / model
-        return load(model if model.is_dir() else e.model, e.routing or None, dtype=e.dtype)
+        found = model if model.is_dir() else e.model
+        return load(found, e.routing or None, dtype=e.dtype, mesh=e.mesh)
 
     @property
     def gate_values(self) -> tuple[float, ...]:
@@ -185,7 +186,8 @@ class Run:
         """Raw features of any prompts, by one prefill of the plain model."""
         e, lm = self.experiment, self.lm
         tokens = [lm.encode(prompt) for prompt in prompts]
-        return raw_features(lm.params, lm.config, tokens, e.features, slots=e.engine.slots)
+        with lm.devices():
+            return raw_features(lm.params, lm.config, tokens, e.features, slots=e.engine.slots)
 
     # Controllers ------------------------------------------------------------------------------
 

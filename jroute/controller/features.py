@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from jroute.errors import UserError
 from jroute.generate.engine import bucket, check_context
+from jroute.mesh import fetch, place
 from jroute.model.config import Qwen3Config
 from jroute.model.qwen3 import Params, forward, unembed
 
@@ -64,23 +65,22 @@ def _read(
 ) -> tuple[Float[Array, "batch 2"], Float[Array, "batch hidden"]]:
     columns = jnp.arange(tokens.shape[1])[None]
     real = columns < lengths[:, None]
-    out = forward(params, config, tokens, jnp.where(real, columns, -1), trunks=True)
     last = jnp.maximum(lengths - 1, 0)[:, None, None]
+    weights = real.astype(jnp.float32) / jnp.maximum(lengths, 1).astype(jnp.float32)[:, None]
+
+    def pooled(trunk: Float[Array, "batch seq embed"]) -> Float[Array, "2 batch embed"]:
+        trunk = trunk.astype(jnp.float32)
+        # Direction only: the trunk's norm grows with depth and is dominated by a few tokens.
+        trunk = trunk / jnp.maximum(jnp.linalg.norm(trunk, axis=-1, keepdims=True), 1e-6)
+        mean = jnp.einsum("bse,bs->be", trunk, weights)
+        return jnp.stack([mean, jnp.take_along_axis(trunk, last, axis=1)[:, 0]])
+
+    out = forward(params, config, tokens, jnp.where(real, columns, -1), tap=pooled)
     final = jnp.take_along_axis(out.hidden, last, axis=1)[:, 0]
     log_probs = jax.nn.log_softmax(unembed(params, config, final), axis=-1)
     entropy = -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
     top = jax.lax.top_k(log_probs, 2)[0]
-    weights = real.astype(jnp.float32) / jnp.maximum(lengths, 1).astype(jnp.float32)[:, None]
-    assert out.trunks is not None
-    parts = []
-    for block in blocks:
-        trunk = out.trunks[block].astype(jnp.float32)
-        # Direction only: the trunk's norm grows with depth and is dominated by a few tokens.
-        trunk = trunk / jnp.maximum(jnp.linalg.norm(trunk, axis=-1, keepdims=True), 1e-6)
-        parts += [
-            jnp.einsum("bse,bs->be", trunk, weights),
-            jnp.take_along_axis(trunk, last, axis=1)[:, 0],
-        ]
+    parts = [part for block in blocks for part in out.taps[block]]
     return jnp.stack([entropy, top[:, 0] - top[:, 1]], axis=1), jnp.concatenate(parts, axis=1)
 
 
@@ -113,9 +113,8 @@ def raw_features(
             tokens, lengths = np.zeros((slots, width), np.int32), np.zeros(slots, np.int32)
             for to, i in enumerate(rows):
                 tokens[to, : len(prompts[i])], lengths[to] = prompts[i], len(prompts[i])
-            told, states = jax.device_get(
-                _read(params, tokens, lengths, config=config, blocks=blocks)
-            )
+            on_mesh = place(tokens, ("batch", "seq")), place(lengths, ("batch",))
+            told, states = fetch(_read(params, *on_mesh, config=config, blocks=blocks))
             scalars[rows, 0], scalars[rows, 1] = lengths[: len(rows)], np.log2(width)
             scalars[rows, 2:], hidden[rows] = told[: len(rows)], states[: len(rows)]
     return RawFeatures(scalars, hidden)

@@ -2,7 +2,8 @@
 
 Requests are grouped by prompt-length bucket and run ``slots`` at a time; the last group is filled
 up with dummies, so a bucket has one execution shape only. At a fixed shape a row's tokens depend on
-that row alone. Each bucket costs two compiled programs, which live as long as the process.
+that row alone. Each bucket costs two compiled programs, which live as long as the process. Under
+``jax.set_mesh`` the slots lie on the mesh's ``data`` axis.
 """
 
 import bisect
@@ -20,8 +21,9 @@ from transformers import PreTrainedTokenizerFast
 from jroute.errors import UserError
 from jroute.generate.cache import Cache, from_prefill
 from jroute.generate.decoding import Completion, Decoding, StopReason, choose
+from jroute.mesh import fetch, place, replicate
 from jroute.model.config import Qwen3Config
-from jroute.model.qwen3 import Params, forward, unembed, unstack_blocks
+from jroute.model.qwen3 import KeyValue, Params, forward, unembed, unstack_blocks
 from jroute.model.routing import Routing
 
 SMALLEST_BUCKET = 32
@@ -32,12 +34,15 @@ class EngineConfig:
     """Execution shape of generation; part of how a cell was made, not of what it means.
 
     Attributes:
-        slots: Rows of a batch.
+        slots: Rows of a batch; a multiple of the mesh's ``data`` axis.
         chunk: Decode steps between two looks at stop strings.
+        unroll: Decode over separate layers, which is faster but holds the weights of the blocks
+            twice; otherwise scan over the stacked ones.
     """
 
     slots: int = 64
     chunk: int = 16
+    unroll: bool = True
 
     def __post_init__(self) -> None:
         if self.slots < 1 or self.chunk < 1:
@@ -99,7 +104,7 @@ def check_context(prompt_tokens: int, new_tokens: int, context: int) -> None:
         )
 
 
-@partial(jax.jit, static_argnames=("config", "decoding"))
+@partial(jax.jit, static_argnames=("config", "decoding", "unroll"))
 def prefill(
     params: Params,
     tokens: Int[Array, "slots seq"],
@@ -111,10 +116,12 @@ def prefill(
     *,
     config: Qwen3Config,
     decoding: Decoding,
+    unroll: bool = True,
 ) -> DecodeState:
     """Reads right-padded prompts and chooses each row's first token.
 
     Only the last hidden state of a row is unembedded. Rows of length 0 are dummies and done.
+    ``unroll`` says how the cache is laid out, and so how ``decode`` runs.
     """
     columns = jnp.arange(tokens.shape[1])[None]
     positions = jnp.where(columns < lengths[:, None], columns, -1)
@@ -127,7 +134,7 @@ def prefill(
     dummy = lengths == 0
     ended = jnp.any(first[:, None] == ends[None], axis=1) | (decoding.max_new_tokens == 1)
     return DecodeState(
-        cache=from_prefill(out.kv, tokens.shape[1] + decoding.max_new_tokens),
+        cache=from_prefill(out.kv, tokens.shape[1] + decoding.max_new_tokens, stacked=not unroll),
         tokens=nothing.at[:, 0].set(first),
         last=first,
         lengths=lengths,
@@ -150,8 +157,11 @@ def decode(
     steps: int,
 ) -> DecodeState:
     """Up to ``steps`` decode steps on the device; stops early when every row is done."""
-    params = unstack_blocks(params)  # slices every layer's weights once, outside the loop
-    rows = jnp.arange(state.last.shape[0])
+    if not isinstance(state.cache, KeyValue):
+        params = unstack_blocks(params)  # slices every layer's weights once, outside the loop
+
+    def write(row: Array, column: Array, token: Array) -> Array:
+        return row.at[column].set(token, mode="drop")
 
     def step(carry: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
         i, s = carry
@@ -168,7 +178,7 @@ def decode(
         ended = jnp.any(token[:, None] == ends[None], axis=1) | (count >= decoding.max_new_tokens)
         new = DecodeState(
             cache=out.kv,
-            tokens=s.tokens.at[rows, column].set(token, mode="drop"),
+            tokens=jax.vmap(write)(s.tokens, column, token),
             last=jnp.where(s.done, s.last, token),
             lengths=jnp.where(s.done, s.lengths, lengths),
             generated=count,
@@ -254,11 +264,19 @@ class Engine:
             lengths[row], seeds[row] = len(request.tokens), request.seed
             if request.gate is not None:
                 gate[row] = request.gate
-        routing = self._routing if routed else None
-        fixed = (seeds, self._ends, routing, jnp.asarray(gate) if routed else None)
+        routing = replicate(self._routing) if routed else None
+        gates = place(gate, ("batch", "layers")) if routed else None
+        fixed = (place(seeds, ("batch",)), self._ends, routing, gates)
         # Stop strings are the host's business; the compiled programs do not depend on them.
         static = {"config": self._config, "decoding": replace(self._decoding, stop=())}
-        state = prefill(self._params, tokens, lengths, *fixed, **static)
+        state = prefill(
+            self._params,
+            place(tokens, ("batch", "seq")),
+            place(lengths, ("batch",)),
+            *fixed,
+            **static,
+            unroll=self._shape.unroll,
+        )
         if not self._decoding.stop:
             state = decode(
                 self._params, state, *fixed, **static, steps=self._decoding.max_new_tokens
@@ -266,17 +284,16 @@ class Engine:
             return self._collect(state, len(requests))
         while True:
             completions = self._collect(state, len(requests))
-            stopped = [c.stop_reason == "stop_string" for c in completions] + [True] * (
-                slots - len(requests)
-            )
-            state = state._replace(done=state.done | jnp.asarray(stopped))
-            if bool(jnp.all(state.done)):
+            done = np.array(fetch(state.done))
+            done[: len(requests)] |= [c.stop_reason == "stop_string" for c in completions]
+            if done.all():
                 return completions
+            state = state._replace(done=jnp.asarray(place(done, ("batch",))))
             state = decode(self._params, state, *fixed, **static, steps=self._shape.chunk)
 
     def _collect(self, state: DecodeState, rows: int) -> list[Completion]:
         """Reads the rows back; rows that are still running are reported as of now."""
-        tokens, count = np.asarray(state.tokens)[:rows], np.asarray(state.generated)[:rows]
+        tokens, count = (x[:rows] for x in fetch((state.tokens, state.generated)))
         generated = [row[:n].tolist() for row, n in zip(tokens, count, strict=True)]
         texts = self._tokenizer.batch_decode(generated, skip_special_tokens=True)
         return [self._completion(ids, text) for ids, text in zip(generated, texts, strict=True)]

@@ -10,6 +10,9 @@ from jroute.model.config import Qwen3Config
 from jroute.model.qwen3 import Params, forward, unembed
 from jroute.model.routing import Routing
 
+TOKENS = 2048
+"""Tokens whose logits are held at a time: they take 2048 x vocab x 4 bytes, and that few times."""
+
 
 @partial(jax.jit, static_argnames=("config",))
 def token_scores(
@@ -33,19 +36,32 @@ def token_scores(
 
     Returns:
         Natural-log probability of each token, and whether it was the most likely one. Column 0
-        and padding are 0 and ``True``. Logits are made one row at a time.
+        and padding are 0 and ``True``. Logits are made ``TOKENS`` at a time.
     """
     columns = jnp.arange(tokens.shape[1])[None]
     real = columns < lengths[:, None]
     out = forward(params, config, tokens, jnp.where(real, columns, -1), routing=routing, gate=gate)
 
-    def row(args: tuple[Array, Array]) -> tuple[Array, Array]:
+    batch, seq = tokens.shape
+    width = min(max(TOKENS // batch, 1), seq)  # columns at a time, so that rows may be sharded
+    chunks = -(-seq // width)
+
+    def split(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, chunks * width - seq)) + ((0, 0),) * (x.ndim - 2))
+        return x.reshape(batch, chunks, width, *x.shape[2:]).swapaxes(0, 1)
+
+    def columns_of(args: tuple[Array, Array]) -> tuple[Array, Array]:
         hidden, targets = args
         logits = unembed(params, config, hidden)
-        chosen = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
-        return chosen - jax.nn.logsumexp(logits, axis=1), jnp.argmax(logits, axis=1) == targets
+        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        best = jnp.argmax(logits, axis=-1) == targets
+        return chosen - jax.nn.logsumexp(logits, axis=-1), best
 
-    scores, greedy = jax.lax.map(row, (out.hidden[:, :-1], tokens[:, 1:]))
+    targets = jnp.roll(
+        tokens, -1, axis=1
+    )  # what follows each token; the last column counts nothing
+    found = jax.lax.map(columns_of, (split(out.hidden), split(targets)))
+    scores, greedy = (x.swapaxes(0, 1).reshape(batch, -1)[:, : seq - 1] for x in found)
     counted = real[:, 1:]
     scores = jnp.pad(jnp.where(counted, scores, 0.0), ((0, 0), (1, 0)))
     return scores, jnp.pad(greedy | ~counted, ((0, 0), (1, 0)), constant_values=True)

@@ -33,6 +33,10 @@ def apply_rope(
     return x * cos[:, :, None, :] + rotate_half(x) * sin[:, :, None, :]
 
 
+QUERY_BLOCK = 256
+"""Queries whose scores are held at a time: they take batch x heads x 256 x keys x 4 bytes."""
+
+
 def causal_mask(
     query_positions: Int[Array, "batch seq"], key_positions: Int[Array, "#batch keys"]
 ) -> Bool[Array, "batch 1 seq keys"]:
@@ -50,6 +54,22 @@ def attend(
     """Grouped-query attention: query head ``h`` reads key head ``h // (heads / kv_heads)``.
 
     Scores and softmax are float32. A query that may see nothing (padding) gets a finite result.
+    Long prompts are read ``QUERY_BLOCK`` queries at a time, so memory grows with ``seq``, not with
+    its square.
     """
-    with jax.numpy_dtype_promotion("standard"):  # the library mixes bfloat16 and float32 inside
-        return jax.nn.dot_product_attention(query, key, value, mask=mask)
+
+    def block(some: tuple[Array, Array]) -> Array:
+        with jax.numpy_dtype_promotion("standard"):  # the library mixes bfloat16 and float32 inside
+            return jax.nn.dot_product_attention(some[0], key, value, mask=some[1])
+
+    batch, seq = query.shape[:2]
+    if seq <= QUERY_BLOCK:
+        return block((query, mask))
+    blocks = -(-seq // QUERY_BLOCK)
+    rest = blocks * QUERY_BLOCK - seq
+    queries = jnp.pad(query, ((0, 0), (0, rest), (0, 0), (0, 0)))
+    masks = jnp.pad(mask, ((0, 0), (0, 0), (0, rest), (0, 0)))
+    queries = queries.reshape(batch, blocks, QUERY_BLOCK, *query.shape[2:]).swapaxes(0, 1)
+    masks = masks.reshape(batch, 1, blocks, QUERY_BLOCK, -1).transpose(2, 0, 1, 3, 4)
+    attended = jax.lax.map(block, (queries, masks)).swapaxes(0, 1)
+    return attended.reshape(batch, -1, *query.shape[2:])[:, :seq]

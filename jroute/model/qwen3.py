@@ -4,6 +4,9 @@ Modules define and name the parameters; everything that runs takes them as one p
 dictionary (``params``), so a jit boundary never sees a module. Block parameters are stacked on a
 leading ``layers`` axis and the forward pass scans over it; ``unstack_blocks`` slices them apart
 once for decoding, where a loop over separate layers is faster. Both drivers run the same block.
+
+Under ``jax.set_mesh`` activations lie on the mesh as ``jroute.mesh`` says, so that matrix products
+meet the weights where they are and only activations travel between devices.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +18,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jroute.mesh import constrain
 from jroute.model.attention import apply_rope, attend, causal_mask, rope_tables
 from jroute.model.config import Qwen3Config
 from jroute.model.routing import Routing, StreamMetrics
 
 Params = Mapping[str, Any]
+
+STATES = ("batch", "seq", "embed")
+QUERIES = ("batch", "seq", "heads", "head_dim")
+KEYS = ("batch", "seq", "kv_heads", "head_dim")
+"""Logical axes of the activations, see ``jroute.mesh``."""
 
 
 class KeyValue(NamedTuple):
@@ -45,13 +54,13 @@ class ForwardOutput(NamedTuple):
         hidden: Final-normed states ``[batch, seq, embed]``; ``unembed`` makes logits of them.
         kv: Keys and values of every layer: stacked, or a tuple when the blocks are unstacked.
         metrics: Stream metrics with leading ``layers`` axis, if asked for.
-        trunks: Trunk after each block ``[layers, batch, seq, embed]``, if asked for.
+        taps: What ``tap`` made of the trunk after each block, stacked on a leading ``layers`` axis.
     """
 
     hidden: Float[Array, "batch seq embed"]
     kv: Any
     metrics: StreamMetrics | None
-    trunks: Float[Array, "layers batch seq embed"] | None
+    taps: Any
 
 
 def rms_norm(
@@ -90,14 +99,14 @@ class Attention(nnx.Module):
 
         ``write`` merges this call's keys into a cache (or returns them as they are).
         """
-        query = jnp.einsum("bse,ehd->bshd", x, self.q_proj[...])
-        key = jnp.einsum("bse,ehd->bshd", x, self.k_proj[...])
-        value = jnp.einsum("bse,ehd->bshd", x, self.v_proj[...])
+        query = constrain(jnp.einsum("bse,ehd->bshd", x, self.q_proj[...]), QUERIES)
+        key = constrain(jnp.einsum("bse,ehd->bshd", x, self.k_proj[...]), KEYS)
+        value = constrain(jnp.einsum("bse,ehd->bshd", x, self.v_proj[...]), KEYS)
         query = apply_rope(rms_norm(query, self.q_norm[...], self.eps), cos, sin)
         key = apply_rope(rms_norm(key, self.k_norm[...], self.eps), cos, sin)
         kv = write(KeyValue(key, value))
-        attended = attend(query, kv.key, kv.value, mask)
-        return jnp.einsum("bshd,hde->bse", attended, self.o_proj[...]), kv
+        attended = constrain(attend(query, kv.key, kv.value, mask), QUERIES)
+        return constrain(jnp.einsum("bshd,hde->bse", attended, self.o_proj[...]), STATES), kv
 
 
 class MLP(nnx.Module):
@@ -111,7 +120,7 @@ class MLP(nnx.Module):
     def __call__(self, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq embed"]:
         """The update of ``x``."""
         gated = jax.nn.silu(x @ self.gate_proj[...]) * (x @ self.up_proj[...])
-        return gated @ self.down_proj[...]
+        return constrain(constrain(gated, ("batch", "seq", "mlp")) @ self.down_proj[...], STATES)
 
 
 class Block(nnx.Module):
@@ -200,7 +209,8 @@ def unembed(
 ) -> Float[Array, "*rest vocab"]:
     """Logits in float32; with tied embeddings the token table is the output layer."""
     head = params["embed_tokens"].T if config.tie_word_embeddings else params["lm_head"]
-    return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+    logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+    return constrain(logits, (*STATES[: hidden.ndim - 1], "vocab"))
 
 
 def forward(
@@ -209,11 +219,11 @@ def forward(
     tokens: Int[Array, "batch seq"],
     positions: Int[Array, "batch seq"],
     *,
-    cache: Sequence[KeyValue] | None = None,
+    cache: KeyValue | Sequence[KeyValue] | None = None,
     routing: Routing | None = None,
     gate: Float[Array, "batch layers"] | None = None,
     metrics: bool = False,
-    trunks: bool = False,
+    tap: Callable[[Array], Any] | None = None,
 ) -> ForwardOutput:
     """Runs the decoder.
 
@@ -222,12 +232,12 @@ def forward(
         config: Shape of the model.
         tokens: Token ids.
         positions: Position of every token in its own row; padding, on either side, is -1.
-        cache: Per-layer keys and values of earlier tokens, where index = position. The new keys
-            are written at ``positions``. Needs unstacked blocks.
+        cache: Keys and values of earlier tokens, where index = position, stacked or not as the
+            blocks are. The new keys are written at ``positions``.
         routing: The streams and their mixing; ``None`` is the plain model.
         gate: Mixing strength per row and layer; required with ``routing``.
         metrics: Also return stream metrics (static; off costs nothing).
-        trunks: Also return the trunk after every block.
+        tap: Asked for a summary of the trunk ``[batch, seq, embed]`` after every block.
 
     Returns:
         A ``ForwardOutput``; ``kv`` is the updated cache, or the new keys if there was none.
@@ -238,23 +248,25 @@ def forward(
     after, so that the block is compiled alike in both programs.
     """
     valid = positions >= 0
-    x = params["embed_tokens"][tokens]
+    x = constrain(params["embed_tokens"][tokens], STATES)
     cos, sin = rope_tables(jnp.maximum(positions, 0), config.head_dim, config.rope_theta, x.dtype)
     if cache is None:
         mask = causal_mask(positions, positions)
     else:
-        mask = causal_mask(positions, jnp.arange(cache[0].key.shape[1])[None])
+        keys = jax.tree.leaves(cache)[0].shape[-3]
+        mask = causal_mask(positions, jnp.arange(keys)[None])
     graph = _block_graph(config)
 
     def block(x: Array, weights: Params, past: KeyValue | None) -> BlockOutput:
         def write(new: KeyValue) -> KeyValue:
             if past is None:
                 return new
-            rows = jnp.arange(tokens.shape[0])[:, None]
             columns = jnp.where(valid, positions, past.key.shape[1])  # padding falls off the end
+            # Row by row, so that the batch axis may lie on several devices.
+            put = jax.vmap(lambda old, at, add: old.at[at].set(add, mode="drop"))
             return KeyValue(
                 *(
-                    old.at[rows, columns].set(add, mode="drop")
+                    constrain(put(old, columns, add), KEYS)
                     for old, add in zip(past, new, strict=True)
                 )
             )
@@ -274,7 +286,7 @@ def forward(
             )
         else:
             x = out.trunk
-        return (x, streams), (out.kv, found, x if trunks else None)
+        return (x, streams), (out.kv, found, None if tap is None else tap(x))
 
     if routing is None or gate is None:
         carry, mixed = (x, None), (None, None)
@@ -282,7 +294,10 @@ def forward(
     else:
         carry, mixed = (x, routing.start(x)), (gate.T, routing.mixing)
     blocks = params["blocks"]
-    if isinstance(blocks, tuple):
+    unstacked = isinstance(blocks, tuple)
+    if cache is not None and unstacked == isinstance(cache, KeyValue):
+        raise ValueError("blocks and cache must both be stacked over layers, or neither")
+    if unstacked:
         outputs = []
         for i, weights in enumerate(blocks):
             past = None if cache is None else cache[i]
@@ -294,10 +309,6 @@ def forward(
             lambda *leaves: jnp.stack(leaves), *(output[1:] for output in outputs)
         )
     else:
-        if cache is not None:
-            raise ValueError(
-                "decoding with a cache needs unstacked blocks: call unstack_blocks(params) once"
-            )
-        carry, (kv, found, kept) = jax.lax.scan(step, carry, (blocks, *mixed, None))
+        carry, (kv, found, kept) = jax.lax.scan(step, carry, (blocks, *mixed, cache))
     hidden = rms_norm(carry[0], params["final_norm"], config.rms_norm_eps)
     return ForwardOutput(hidden, kv, found, kept)

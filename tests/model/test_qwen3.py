@@ -7,6 +7,7 @@ import pytest
 
 from jroute.errors import UserError
 from jroute.generate.cache import from_prefill
+from jroute.model import attention
 from jroute.model.config import Qwen3Config
 from jroute.model.qwen3 import (
     abstract_params,
@@ -25,8 +26,9 @@ def run(weights, ids, where, cache=None, routing=None, gate=None):
     return unembed(weights, CONFIG, out.hidden), out.kv
 
 
+@pytest.mark.parametrize("stacked", [False, True], ids=["unrolled", "scanned"])
 @pytest.mark.parametrize("name", ["", "mvp", "histories", "lopsided histories", "mixed kinds"])
-def test_cached_decoding_equals_the_full_forward_at_every_position(name):
+def test_cached_decoding_equals_the_full_forward_at_every_position(name, stacked):
     """Ragged prompts are prefilled together, then decoded token by token to the end."""
     routing = Routing.create(CONFIGS[name], CONFIG.num_hidden_layers) if name else None
     gate = routing.gates([0.0, 0.3, 1.0, -0.4, 0.7], BATCH) if routing else None
@@ -35,8 +37,8 @@ def test_cached_decoding_equals_the_full_forward_at_every_position(name):
     width = int(lengths.max())
     where = jnp.where(jnp.arange(width)[None] < lengths[:, None], jnp.arange(width)[None], -1)
     prefilled, kv = run(params(), tokens()[:, :width], where, routing=routing, gate=gate)
-    cache = from_prefill(kv, SEQ)
-    weights = unstack_blocks(params())
+    cache = from_prefill(kv, SEQ, stacked=stacked)
+    weights = params() if stacked else unstack_blocks(params())
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(prefilled[row, :length], full[row, :length], atol=2e-5)
     step = jax.jit(lambda cache, ids, at: run(weights, ids, at, cache, routing, gate))
@@ -78,21 +80,33 @@ def test_a_token_does_not_see_its_future():
     assert float(jnp.abs(a[:, 6:] - b[:, 6:]).max()) > 0.1
 
 
-def test_trunks_are_the_residual_after_each_block():
-    out = forward(params(), CONFIG, tokens(), positions(), trunks=True)
-    assert out.trunks is not None
-    assert out.trunks.shape == (CONFIG.num_hidden_layers, BATCH, SEQ, CONFIG.hidden_size)
-    last = np.asarray(out.trunks[-1], float)
+def test_a_tap_sees_the_residual_after_each_block():
+    out = forward(params(), CONFIG, tokens(), positions(), tap=lambda trunk: trunk)
+    assert out.taps.shape == (CONFIG.num_hidden_layers, BATCH, SEQ, CONFIG.hidden_size)
+    last = np.asarray(out.taps[-1], float)
     size = np.sqrt((last**2).mean(-1, keepdims=True) + CONFIG.rms_norm_eps)
     np.testing.assert_allclose(
         out.hidden, last / size * np.asarray(params()["final_norm"]), atol=1e-5
     )
 
 
-def test_a_cache_needs_unstacked_blocks():
+def test_blocks_and_cache_are_stacked_alike():
     _, kv = run(params(), tokens(), positions())
-    with pytest.raises(ValueError, match="unstack_blocks"):
-        run(params(), tokens(), positions(), cache=from_prefill(kv, SEQ))
+    for weights, stacked in ((params(), False), (unstack_blocks(params()), True)):
+        cache = from_prefill(kv, SEQ, stacked=stacked)
+        with pytest.raises(ValueError, match="both be stacked"):
+            run(weights, tokens(), positions(), cache=cache)
+
+
+def test_attention_in_blocks_of_queries_is_attention(monkeypatch):
+    """Blocks that do not divide the prompt, padding inside a block, and a block of padding."""
+    columns, lengths = jnp.arange(SEQ)[None], jnp.array([11, 8, 5, 4, 1])[:, None]
+    where = jnp.where(columns < lengths, columns, -1)
+    plain, _ = run(params(), tokens(), where)
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 4)
+    blocked, _ = run(params(), tokens(), where)
+    real = np.asarray(where) >= 0
+    np.testing.assert_allclose(blocked[real], plain[real], atol=1e-5)
 
 
 @pytest.mark.parametrize("tied", [True, False])
