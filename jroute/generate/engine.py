@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from jroute.errors import UserError
 from jroute.generate.cache import Cache, from_prefill
 from jroute.generate.decoding import Completion, Decoding, StopReason, choose
-from jroute.mesh import fetch, place, replicate
+from jroute.mesh import constrain, fetch, place, replicate
 from jroute.model.config import Qwen3Config
 from jroute.model.qwen3 import KeyValue, Params, forward, unembed, unstack_blocks
 from jroute.model.routing import Routing
@@ -75,6 +75,13 @@ class DecodeState(NamedTuple):
     lengths: Int[Array, " slots"]
     generated: Int[Array, " slots"]
     done: Bool[Array, " slots"]
+
+
+def _on_mesh(state: DecodeState) -> DecodeState:
+    """The same layout after prefill and after every chunk, so that ``decode`` compiles once."""
+    per_row = ("last", "lengths", "generated", "done")
+    columns = {name: constrain(getattr(state, name), ("batch",)) for name in per_row}
+    return state._replace(tokens=constrain(state.tokens, ("batch", "seq")), **columns)
 
 
 def bucket(length: int) -> int:
@@ -133,7 +140,7 @@ def prefill(
     nothing = jnp.full((tokens.shape[0], decoding.max_new_tokens), -1, jnp.int32)
     dummy = lengths == 0
     ended = jnp.any(first[:, None] == ends[None], axis=1) | (decoding.max_new_tokens == 1)
-    return DecodeState(
+    state = DecodeState(
         cache=from_prefill(out.kv, tokens.shape[1] + decoding.max_new_tokens, stacked=not unroll),
         tokens=nothing.at[:, 0].set(first),
         last=first,
@@ -141,6 +148,7 @@ def prefill(
         generated=jnp.ones_like(lengths),
         done=dummy | ended,
     )
+    return _on_mesh(state)
 
 
 @partial(jax.jit, static_argnames=("config", "decoding", "steps"), donate_argnames=("state",))
@@ -156,9 +164,13 @@ def decode(
     decoding: Decoding,
     steps: int,
 ) -> DecodeState:
-    """Up to ``steps`` decode steps on the device; stops early when every row is done."""
+    """Up to ``steps`` decode steps on the device; stops early when every row is done.
+
+    With a cache per layer ``params`` are best unstacked already (``unstack_blocks``): otherwise
+    every call slices them anew.
+    """
     if not isinstance(state.cache, KeyValue):
-        params = unstack_blocks(params)  # slices every layer's weights once, outside the loop
+        params = unstack_blocks(params)
 
     def write(row: Array, column: Array, token: Array) -> Array:
         return row.at[column].set(token, mode="drop")
@@ -184,7 +196,7 @@ def decode(
             generated=count,
             done=s.done | ended,
         )
-        return i + 1, new
+        return i + 1, _on_mesh(new)
 
     def unfinished(carry: tuple[Array, DecodeState]) -> Array:
         i, s = carry
@@ -239,17 +251,19 @@ class Engine:
         groups: dict[int, list[int]] = {}
         for i, request in enumerate(requests):
             groups.setdefault(bucket(len(request.tokens)), []).append(i)
+        sliced = unstack_blocks(self._params) if self._shape.unroll and requests else self._params
         done: dict[int, Completion] = {}
         for width, members in sorted(groups.items()):
             for start in range(0, len(members), self._shape.slots):
                 indices = members[start : start + self._shape.slots]
-                completions = self._batch([requests[i] for i in indices], width)
+                completions = self._batch([requests[i] for i in indices], width, sliced)
                 done.update(zip(indices, completions, strict=True))
                 if finished:
                     finished(indices, completions)
         return [done[i] for i in range(len(requests))]
 
-    def _batch(self, requests: list[Request], width: int) -> list[Completion]:
+    def _batch(self, requests: list[Request], width: int, sliced: Params) -> list[Completion]:
+        """One batch; ``sliced`` are the parameters as decoding takes them."""
         slots, layers = self._shape.slots, self._config.num_hidden_layers
         tokens = np.zeros((slots, width), np.int32)
         lengths, seeds = np.zeros(slots, np.int32), np.zeros(slots, np.int32)
@@ -278,9 +292,7 @@ class Engine:
             unroll=self._shape.unroll,
         )
         if not self._decoding.stop:
-            state = decode(
-                self._params, state, *fixed, **static, steps=self._decoding.max_new_tokens
-            )
+            state = decode(sliced, state, *fixed, **static, steps=self._decoding.max_new_tokens)
             return self._collect(state, len(requests))
         while True:
             completions = self._collect(state, len(requests))
@@ -289,7 +301,7 @@ class Engine:
             if done.all():
                 return completions
             state = state._replace(done=jnp.asarray(place(done, ("batch",))))
-            state = decode(self._params, state, *fixed, **static, steps=self._shape.chunk)
+            state = decode(sliced, state, *fixed, **static, steps=self._shape.chunk)
 
     def _collect(self, state: DecodeState, rows: int) -> list[Completion]:
         """Reads the rows back; rows that are still running are reported as of now."""
