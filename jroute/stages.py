@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,23 @@ CHECKPOINT_EVERY = 50
 """PPO updates between two checkpoints."""
 
 
-def fill_outcomes(run: Run, split: Split) -> int:
-    """Generates the cells of a split that the table lacks; returns how many it had to make."""
+def fill_outcomes(
+    run: Run, split: Split, *, gates: Sequence[float] = (), problems: int | None = None
+) -> int:
+    """Generates the cells of a split that the table lacks; returns how many it had to make.
+
+    Args:
+        run: The run whose table is filled.
+        split: Of the problems.
+        gates: Some of the grid; by default all of it.
+        problems: Only the first so many problems.
+    """
     e, lm, table = run.experiment, run.lm, run.table
-    problems = {p.id: p for p in run.problems(split)}
-    prompts = dict(zip(problems, run.prompts(split), strict=True))
+    gates = gates or e.gates
+    some = {p.id: p for p in run.problems(split)[:problems]}
+    prompts = dict(zip(some, run.prompts(split)[:problems], strict=True))
     # Gate by gate, so that a batch holds rows that end at about the same time.
-    missing = sorted(
-        table.missing(list(problems), e.gates), key=lambda cell: e.gates.index(cell[1])
-    )
+    missing = sorted(table.missing(list(some), gates), key=lambda cell: gates.index(cell[1]))
     if not missing:
         return 0
     encoded = {
@@ -49,7 +57,7 @@ def fill_outcomes(run: Run, split: Split) -> int:
             cells = [missing[i] for i in indices]
             table.append(
                 judge_completion(
-                    problems[problem_id],
+                    some[problem_id],
                     gate,
                     completion,
                     max_tokens=e.decoding.max_new_tokens,

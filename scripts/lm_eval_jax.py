@@ -229,7 +229,13 @@ def evaluate_arm(
     verdicts: dict[str, Verdict] = {}
     with tempfile.TemporaryDirectory(dir=out, prefix=f".{folder_name(arm)}-") as scratch:
         for suite in suites:
-            model = JaxLM(run.lm, partial(run.gates, arm), arm=arm, slots=suite.slots)
+            model = JaxLM(
+                run.lm,
+                partial(run.gates, arm),
+                arm=arm,
+                slots=suite.slots,
+                enable_thinking=run.experiment.prompt.enable_thinking,
+            )
             tracker = EvaluationTracker(output_path=scratch)
             results = simple_evaluate(
                 model=model,

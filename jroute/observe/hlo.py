@@ -1,0 +1,271 @@
+"""Which collectives a compiled program runs, read from its HLO text (``compiled.as_text()``).
+
+What a program sends between devices is decided by the compiler, not written in the source. This
+reads it back: every collective with what it leaves on a device, along which axes of the mesh it
+runs, and how often.
+"""
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+_KINDS = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+_BITS = re.compile(r"\d+")
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(_KINDS)})(-start)?\(")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_CALLS = re.compile(
+    r"\b(body|condition|calls|to_apply|branch_computations|true_computation|false_computation|"
+    r"called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
+)
+_MESH_GROUPS = re.compile(
+    r"mesh\[(?P<axes>.*?)\]"
+    r"(?:, device_ids=\((?:\[(?P<order>[\d,]+)\](?:T\((?P<turned>[\d,]+)\))?|(?P<listed>[\d,]+))\))?"
+    r" \{(?P<members>.*?)\}"
+)
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+
+
+class Collective(NamedTuple):
+    """One collective of a program.
+
+    Attributes:
+        kind: HLO's name without ``-start``.
+        results: Element type and shape of what it leaves on one device.
+        axes: Axes of the mesh along which the devices of one of its groups differ.
+        loops: Loops it lies in; 0 is run once.
+        times: How often it runs in one pass of those loops whose length is not known to the
+            compiler: the product of the known ones (a scan over layers).
+    """
+
+    kind: str
+    results: tuple[tuple[str, tuple[int, ...]], ...]
+    axes: tuple[str, ...]
+    loops: int
+    times: int
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its results on one device, each time it runs."""
+        return sum(math.prod(shape) * _bits(kind) // 8 for kind, shape in self.results)
+
+
+class Traffic(NamedTuple):
+    """How many collectives run, and the bytes of their results on one device."""
+
+    calls: int
+    bytes: int
+
+
+def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
+    """Lists the collectives of a program in the order of its text.
+
+    Collectives among single devices, which send nothing, are left out.
+
+    Args:
+        text: ``compiled.as_text()``.
+        mesh: Names and sizes of the mesh's axes, in order (``mesh.shape``).
+
+    Raises:
+        ValueError: The text is no HLO module, or its groups are written in an unknown way.
+    """
+    computations, entry = _computations(text)
+
+    def walk(name: str, loops: int, times: int) -> Iterator[Collective]:
+        for line in computations[name]:
+            if found := _COLLECTIVE.search(line):
+                axes = _axes(_groups(line), mesh)
+                if axes:
+                    yield Collective(found[2], _results(*found.groups()), axes, loops, times)
+                continue
+            trips = int(known[1]) if (known := _TRIPS.search(line)) else 1
+            for role, names in _CALLS.findall(line):
+                inside = role in ("body", "condition")
+                for called in re.findall(r"[\w.\-]+", names):
+                    yield from walk(called, loops + inside, times * (trips if inside else 1))
+
+    return list(walk(entry, 0, 1))
+
+
+def summary(found: Iterable[Collective]) -> dict[str, Traffic]:
+    """Adds collectives up by kind, each counted as often as it runs (see ``Collective.times``)."""
+    total: dict[str, Traffic] = {}
+    for one in found:
+        calls, size = total.get(one.kind, Traffic(0, 0))
+        total[one.kind] = Traffic(calls + one.times, size + one.times * one.bytes)
+    return total
+
+
+def gathered_parameters(
+    found: Iterable[Collective], params: Mapping[str, Any]
+) -> list[tuple[str, Collective]]:
+    """Finds all-gathers that put a parameter together which the mesh has cut.
+
+    A result is recognised by its shape, whatever the order of its axes and whichever of them are
+    merged or split at a cut; stacked blocks are recognised whole and by the layer. A parameter of
+    which some cuts are undone and others are not counts as well.
+
+    Args:
+        found: Collectives of a program.
+        params: Parameters, or their ``ShapeDtypeStruct``, with shardings.
+
+    Returns:
+        The parameter's path (of several that look alike, the first) and the collective, for every
+        such all-gather.
+    """
+    forms: dict[tuple[int, ...], str] = {}
+    others: dict[tuple[int, ...], str] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        cut = leaf.sharding.shard_shape(leaf.shape)
+        stacked = name.startswith("blocks/") and not isinstance(params["blocks"], tuple)
+        for start in range(1 + stacked):
+            if cut != leaf.shape:
+                forms.setdefault(_sorted(leaf.shape[start:]), name)
+            for form in _forms(leaf.shape[start:], cut[start:]):
+                others.setdefault(form, name)
+    forms = others | forms  # where two parameters may look alike, the one of just this shape
+    return [
+        (forms[form], one)
+        for one in found
+        if one.kind == "all-gather"
+        for _, shape in one.results
+        if (form := _sorted(shape)) in forms
+    ]
+
+
+def _forms(whole: tuple[int, ...], cut: tuple[int, ...]) -> set[tuple[int, ...]]:
+    """Every shape in which an array may turn up, once at least one of its cuts is undone."""
+    forms: set[tuple[int, ...]] = set()
+    choices = [{(b,), (a,), (a // b, b)} for a, b in zip(whole, cut, strict=True)]
+    local = math.prod(cut)
+    for chosen in itertools.product(*choices):
+        sizes = [size for sizes in chosen for size in sizes if size > 1]
+        if math.prod(sizes) > local:
+            forms |= {_sorted(map(math.prod, parts)) for parts in _partitions(sizes)}
+    return forms
+
+
+def _sorted(sizes: Iterable[int]) -> tuple[int, ...]:
+    return tuple(sorted(size for size in sizes if size > 1))
+
+
+def _partitions(items: list[int]) -> Iterator[list[list[int]]]:
+    """Every way to put items into groups."""
+    if not items:
+        yield []
+        return
+    first, *rest = items
+    for groups in _partitions(rest):
+        yield [[first], *groups]
+        for i, group in enumerate(groups):
+            yield [*groups[:i], [first, *group], *groups[i + 1 :]]
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """Lines of every computation by name, and the name of the first to run."""
+    computations: dict[str, list[str]] = {}
+    entry, current = "", []
+    for line in text.splitlines():
+        if header := _HEADER.match(line):
+            current = computations.setdefault(header[2], [])
+            entry = header[2] if header[1] else entry
+        else:
+            current.append(line)
+    if not entry:
+        raise ValueError("this is not the text of an HLO module: it has no ENTRY")
+    return computations, entry
+
+
+def _bits(kind: str) -> int:
+    """Width of an element type such as ``f32``, ``bf16``, ``f8e4m3fn`` or ``pred``."""
+    width = _BITS.search(kind)
+    return int(width[0]) if width else 8
+
+
+def _results(kind_of_type: str, kind: str, start: str | None):
+    arrays = [
+        (name, tuple(int(size) for size in sizes.split(",") if size))
+        for name, sizes in _ARRAY.findall(kind_of_type)
+    ]
+    if start and kind == "collective-permute":
+        arrays = arrays[1:2]  # operand, result, then two counters
+    elif start and kind != "all-reduce":
+        arrays = arrays[len(arrays) // 2 :]  # operands, then results
+    return tuple(arrays)
+
+
+def _axes(groups: list[list[int]], mesh: Mapping[str, int]) -> tuple[str, ...]:
+    """Axes along which members of a group differ; devices count through the mesh row by row."""
+    sizes = tuple(mesh.values())
+    groups = groups or [list(range(math.prod(sizes)))]
+    along = np.zeros(len(sizes), bool)
+    for group in groups:
+        places = np.stack(np.unravel_index(group, sizes))
+        along |= (places != places[:, :1]).any(axis=1)
+    return tuple(axis for axis, used in zip(mesh, along, strict=True) if used)
+
+
+def _groups(line: str) -> list[list[int]]:
+    """Devices that take part together; an empty list means all of them."""
+    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}|source_target_pairs=\{\}", line):
+        return [[int(a), int(b)] for a, b in re.findall(r"(\d+),(\d+)", pairs[0])] or [[0]]
+    text = line.split("replica_groups=", 1)[-1]
+    if text.startswith("mesh["):
+        return _mesh_groups(text)
+    if iota := re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        return _iota(*iota.groups()).tolist()
+    if text.startswith("{"):
+        return [
+            json.loads(f"[{group}]") for group in re.findall(r"\{([\d,]+)\}", text.split(" ")[0])
+        ]
+    raise ValueError(f"replica groups are written in an unknown way: {line.strip()[:300]}")
+
+
+def _iota(shape: str, order: str, turned: str | None) -> np.ndarray:
+    sizes = json.loads(f"[{order}]")
+    devices = np.arange(math.prod(sizes)).reshape(sizes)
+    if turned:
+        devices = devices.transpose(json.loads(f"[{turned}]"))
+    return devices.reshape(json.loads(f"[{shape}]"))
+
+
+def _mesh_groups(text: str) -> list[list[int]]:
+    """Groups written as axes of a mesh: ``mesh['x'=2,'y'=4] {'y':(2)2}`` (half of ``y``).
+
+    The mesh may be laid out otherwise than in order: ``, device_ids=([4,2]T(1,0))``.
+    """
+    found = _MESH_GROUPS.match(text)
+    if not found:
+        raise ValueError(f"replica groups are written in an unknown way: {text[:300]}")
+    axes = {name: int(size) for name, size in re.findall(r"'(.*?)'=(\d+)", found["axes"])}
+    if found["listed"]:
+        devices = np.array(json.loads(f"[{found['listed']}]"))
+    else:
+        count = str(math.prod(axes.values()))
+        devices = _iota(count, found["order"] or count, found["turned"])
+    used = {
+        name: (int(before), int(size)) if size else (1, axes[name])
+        for name, before, size in re.findall(r"'(.*?)'(?::\((\d+)\)(\d+))?", found[5])
+    }
+    sizes, inside = [], []
+    for name, size in axes.items():
+        before, part = used.get(name, (size, 1))
+        inside.append(len(sizes) + 1)
+        sizes += [before, part, size // (before * part)]
+    turned = np.moveaxis(devices.reshape(sizes), inside, range(-len(inside), 0))
+    return turned.reshape(-1, math.prod(sizes[i] for i in inside)).tolist()

@@ -1,0 +1,341 @@
+"""Measures the decoder: memory, prefill, and decode steps against the memory-bandwidth floor.
+
+    python scripts/bench_model.py --out scripts/results/model_cpu.json
+    python scripts/bench_model.py --like runs/models/qwen3-4b --out scripts/results/model_h200.json
+
+Weights are random: speed does not depend on their values. Every decode step has to read all weights
+and the live part of the key-value cache once, which bounds it from below at ``bytes / bandwidth``.
+Bandwidth is that of a large matrix-vector product, measured on the device in the same run; where
+the data sheet's is known, the floor by it is reported too.
+
+Four programs decode from the same prompts, in alternation: over separate layers (``unrolled``) or a
+scan over stacked ones (``scanned``), without streams (``plain``) or with four of them (``routed``).
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from converters.safetensors import read_json
+from jroute.door import door, enter
+from jroute.files import write_text
+from jroute.generate.decoding import Decoding
+from jroute.generate.engine import DecodeState, decode, prefill
+from jroute.generate.scoring import token_scores
+from jroute.mesh import MeshConfig, place, replicate, shardings
+from jroute.model.config import Qwen3Config
+from jroute.model.qwen3 import abstract_params, logical_axes, unstack_blocks
+from jroute.model.routing import Routing, RoutingConfig
+from jroute.observe.hlo import collectives, summary
+from jroute.observe.machine import describe_machine
+
+SMALL = Qwen3Config(
+    vocab_size=32_768,
+    hidden_size=512,
+    intermediate_size=1536,
+    num_hidden_layers=8,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=64,
+    rms_norm_eps=1e-6,
+    rope_theta=1e6,
+    tie_word_embeddings=True,
+    max_position_embeddings=32_768,
+)
+
+DATA_SHEET = {"H200": 4.8e12, "H100 PCIe": 2.0e12, "H100": 3.35e12, "A100": 2.04e12, "L40S": 864e9}
+"""Memory bandwidth in bytes per second by a part of the device's name (NVIDIA's data sheets)."""
+
+PROGRAMS = ("unrolled plain", "unrolled routed", "scanned plain", "scanned routed")
+
+
+class Bench(NamedTuple):
+    """What is measured, and on what."""
+
+    params: Any
+    config: Qwen3Config
+    routing: Routing
+    prompt: int
+    steps: int
+    repeats: int
+
+    @property
+    def decoding(self) -> Decoding:
+        """Room for a warm-up and every repeat."""
+        return Decoding(max_new_tokens=self.steps * (self.repeats + 1) + 1)
+
+
+def random_params(config: Qwen3Config, dtype: str, mesh: jax.sharding.Mesh | None) -> Any:
+    """Weights of sane size, made where they belong."""
+    shapes = abstract_params(config, dtype)
+    leaves, tree = jax.tree.flatten(shapes)
+    placed = [None] * len(leaves)
+    if mesh is not None:
+        placed = jax.tree.leaves(shardings(logical_axes(config), shapes, mesh))
+
+    def leaf(shape: jax.ShapeDtypeStruct, sharding: Any, key: jax.Array) -> jax.Array:
+        scale = 0.02 if shape.size > 10**5 else 1.0
+        make = partial(jax.random.uniform, shape=shape.shape, dtype=shape.dtype)
+        return jax.jit(lambda key: make(key, minval=-scale, maxval=scale), out_shardings=sharding)(
+            key
+        )
+
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    return tree.unflatten([leaf(*each) for each in zip(leaves, placed, keys, strict=True)])
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of a call until its result is there."""
+    started = time.perf_counter()
+    result = jax.block_until_ready(call())
+    return time.perf_counter() - started, result
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and greatest."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def measure_bandwidth(size: int, dtype: str, repeats: int) -> dict[str, float]:
+    """Bytes per second at which a matrix of ``size`` bytes is read in a matrix-vector product."""
+    columns = 4096
+    matrix = jnp.ones((size // jnp.dtype(dtype).itemsize // columns, columns), dtype)
+    product = jax.jit(lambda matrix, vector: matrix @ vector)
+    call = partial(product, matrix, jnp.ones(columns, dtype))
+    jax.block_until_ready(call())
+    return spread([matrix.nbytes / timed(call)[0] for _ in range(repeats)])
+
+
+def device_memory() -> dict[str, int]:
+    """Bytes in use now and at most so far on the first device, where it tells."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    names = ("bytes_in_use", "peak_bytes_in_use", "bytes_limit")
+    return {name: int(stats[name]) for name in names if name in stats}
+
+
+def start(bench: Bench, batch: int, *, routed: bool, unroll: bool) -> tuple[Callable[[], Any], Any]:
+    """A prefill of ``batch`` prompts, and what decoding takes besides parameters and state."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, bench.config.vocab_size, (batch, bench.prompt)).astype(np.int32)
+    lengths, layers = np.full(batch, bench.prompt, np.int32), bench.config.num_hidden_layers
+    gate = place(np.full((batch, layers), 0.5, np.float32), ("batch", "layers"))
+    fixed = (
+        place(np.zeros(batch, np.int32), ("batch",)),
+        np.array([-1], np.int32),  # no token ends a row
+        replicate(bench.routing) if routed else None,
+        gate if routed else None,
+    )
+    static = {"config": bench.config, "decoding": bench.decoding}
+    rows = place(tokens, ("batch", "seq")), place(lengths, ("batch",))
+    call = partial(prefill, bench.params, *rows, *fixed, **static, unroll=unroll)
+    return call, (fixed, static)
+
+
+def local_bytes(array: jax.Array) -> int:
+    """Bytes of an array on its first device."""
+    return array.addressable_shards[0].data.nbytes
+
+
+def floor_bytes(bench: Bench, batch: int, length: float) -> dict[str, int]:
+    """Bytes that a device has to read in a decode step: its weights, keys and values so far."""
+    weights = sum(local_bytes(leaf) for leaf in jax.tree.leaves(bench.params))
+    c, item = bench.config, jax.tree.leaves(bench.params)[0].dtype.itemsize
+    if not c.tie_word_embeddings:
+        weights -= local_bytes(bench.params["embed_tokens"])  # only a few of its rows are read
+    mesh = jax.sharding.get_mesh().shape
+    heads = c.num_key_value_heads // mesh["tensor"]
+    per_token = 2 * c.num_hidden_layers * heads * c.head_dim * item
+    batch //= mesh["data"]
+    padded = bench.prompt + bench.decoding.max_new_tokens
+    return {
+        "weights": weights,
+        "live_cache": int(batch * length * per_token),
+        "padded_cache": batch * padded * per_token,
+    }
+
+
+def measure_batch(bench: Bench, batch: int, bandwidth: Mapping[str, float]) -> dict[str, Any]:
+    """Prefill and decode of one batch size, all programs in alternation."""
+    prefills: dict[str, list[float]] = {name: [] for name in PROGRAMS}
+    states: dict[str, DecodeState] = {}
+    runs: dict[str, Callable[[DecodeState], DecodeState]] = {}
+    compiled: dict[str, Any] = {}
+    sliced = unstack_blocks(bench.params)
+    for name in PROGRAMS:
+        unroll, routed = name.startswith("unrolled"), name.endswith("routed")
+        call, (fixed, static) = start(bench, batch, routed=routed, unroll=unroll)
+        jax.block_until_ready(call())
+        for _ in range(bench.repeats):
+            seconds, states[name] = timed(call)
+            prefills[name].append(seconds)
+        weights = sliced if unroll else bench.params
+        step = partial(_step, fixed, static, bench.steps)
+        program = jax.jit(step, donate_argnums=1).lower(weights, states[name])
+        compiled[name] = program.compile()
+        runs[name] = partial(step, weights)
+    steps: dict[str, list[float]] = {name: [] for name in PROGRAMS}
+    for repeat in range(bench.repeats + 1):
+        for name in PROGRAMS:
+            seconds, states[name] = timed(partial(runs[name], states[name]))
+            if repeat:  # the first one is the warm-up
+                steps[name].append(seconds / bench.steps)
+    assert int(states[PROGRAMS[0]].generated[0]) == bench.decoding.max_new_tokens  # none stopped
+    length = bench.prompt + bench.steps * (1 + (bench.repeats + 1) / 2)
+    sizes = floor_bytes(bench, batch, length)
+    needed = sizes["weights"] + sizes["live_cache"]
+    floors = {name: needed / value for name, value in bandwidth.items()}
+    programs, mesh = {}, jax.sharding.get_mesh().shape
+    for name in PROGRAMS:
+        memory = compiled[name].memory_analysis()
+        step = spread(steps[name])
+        programs[name] = {
+            "prefill_tokens_per_second": spread(
+                [batch * bench.prompt / seconds for seconds in prefills[name]]
+            ),
+            "step_seconds": step,
+            "tokens_per_second": batch / step["median"],
+            "floor_over_step": {to: floor / step["median"] for to, floor in floors.items()},
+            "collectives": {
+                kind: traffic._asdict()
+                for kind, traffic in summary(collectives(compiled[name].as_text(), mesh)).items()
+            },
+            "temporary_bytes": memory.temp_size_in_bytes,
+            "argument_bytes": memory.argument_size_in_bytes,
+        }
+    return {
+        "batch": batch,
+        "bytes_per_step": sizes,
+        "programs": programs,
+        "ratios": {
+            "routed / plain (unrolled)": _ratio(steps, "unrolled routed", "unrolled plain"),
+            "routed / plain (scanned)": _ratio(steps, "scanned routed", "scanned plain"),
+            "scanned / unrolled (plain)": _ratio(steps, "scanned plain", "unrolled plain"),
+        },
+        "device_memory": device_memory(),
+    }
+
+
+def _step(fixed: Any, static: Any, steps: int, params: Any, state: DecodeState) -> DecodeState:
+    return decode(params, state, *fixed, **static, steps=steps)
+
+
+def _ratio(steps: Mapping[str, Sequence[float]], one: str, other: str) -> dict[str, float]:
+    """Step times of one program over those of another, pair by pair as they alternated."""
+    return spread([a / b for a, b in zip(steps[one], steps[other], strict=True)])
+
+
+def measure_scoring(bench: Bench, batch: int, width: int) -> dict[str, Any]:
+    """Log-likelihoods of ``batch`` rows of ``width`` tokens."""
+    tokens = place(np.zeros((batch, width), np.int32), ("batch", "seq"))
+    lengths = place(np.full(batch, width, np.int32), ("batch",))
+    call = partial(token_scores, bench.params, tokens, lengths, None, None, config=bench.config)
+    jax.block_until_ready(call())
+    times = [timed(call)[0] for _ in range(bench.repeats)]
+    memory = (
+        token_scores.lower(bench.params, tokens, lengths, None, None, config=bench.config)
+        .compile()
+        .memory_analysis()
+    )
+    assert memory is not None
+    return {
+        "batch": batch,
+        "width": width,
+        "tokens_per_second": spread([batch * width / seconds for seconds in times]),
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "device_memory": device_memory(),
+    }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The figures that matter, one line per batch and program."""
+    lines = [
+        f"{'batch':>5}  {'program':16} {'ms/step':>8} {'tokens/s':>9}  floor/step  prefill tok/s"
+    ]
+    for found in result["batches"]:
+        for name, program in found["programs"].items():
+            shares = ", ".join(f"{to} {s:.0%}" for to, s in program["floor_over_step"].items())
+            lines.append(
+                f"{found['batch']:>5}  {name:16} {1e3 * program['step_seconds']['median']:>8.3f} "
+                f"{program['tokens_per_second']:>9,.0f}  {shares}  "
+                f"{program['prefill_tokens_per_second']['median']:,.0f}"
+            )
+        for name, ratio in found["ratios"].items():
+            lines.append(
+                f"       {name} {ratio['median']:.3f} [{ratio['min']:.3f}, {ratio['max']:.3f}]"
+            )
+    return "\n".join(lines)
+
+
+@door
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, measures, prints, writes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--like", type=Path, help="folder with a config.json; default: a small shape"
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU"
+    )
+    parser.add_argument("--batches", default="1,8,32,128", help="batch sizes, with commas")
+    parser.add_argument("--prompt", type=int, default=256, help="tokens of every prompt")
+    parser.add_argument("--steps", type=int, default=64, help="decode steps per measurement")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--scoring", default="", help="also score BATCHxWIDTH tokens, e.g. 32x2048")
+    parser.add_argument("--mesh", default="1,1,1", help="data,fsdp,tensor")
+    parser.add_argument("--out", type=Path, help="JSON to write")
+    args = parser.parse_args(argv)
+    config = SMALL
+    if args.like:
+        where = args.like / "config.json"
+        config = Qwen3Config.from_hf(read_json(where), where=str(where))
+    device = jax.devices()[0]
+    on_cpu = device.platform == "cpu"
+    dtype = args.dtype or ("float32" if on_cpu else "bfloat16")
+    layout = MeshConfig(*(int(part) for part in args.mesh.split(",")))
+    mesh = layout.make()
+    with jax.set_mesh(mesh):
+        params = random_params(config, dtype, mesh)
+        routing = Routing.create(RoutingConfig(), config.num_hidden_layers)
+        bench = Bench(params, config, routing, args.prompt, args.steps, args.repeats)
+        bandwidth = {"measured": measure_bandwidth(2**28 if on_cpu else 2**31, dtype, 10)["median"]}
+        known = [value for name, value in DATA_SHEET.items() if name in device.device_kind]
+        bandwidth |= {"data sheet": known[0]} if known else {}
+        result: dict[str, Any] = {
+            "machine": describe_machine(),
+            "device": device.device_kind,
+            "mesh": vars(layout),
+            "dtype": dtype,
+            "config": vars(config),
+            "prompt": args.prompt,
+            "steps": args.steps,
+            "repeats": args.repeats,
+            "bandwidth_bytes_per_second": bandwidth,
+            "parameter_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
+            "parameter_bytes_per_device": sum(map(local_bytes, jax.tree.leaves(params))),
+            "batches": [],
+        }
+        for batch in (int(part) for part in args.batches.split(",")):
+            result["batches"].append(measure_batch(bench, batch, bandwidth))
+        if args.scoring:
+            batch, width = (int(part) for part in args.scoring.split("x"))
+            result["scoring"] = measure_scoring(bench, batch, width)
+    print(table(result))
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(args.out, json.dumps(result, indent=2) + "\n")
+        print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    enter(main, "nothing was written")
