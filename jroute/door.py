@@ -43,7 +43,12 @@ def enter(main: Callable[[], int], interrupted: str) -> NoReturn:
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        sys.exit(main())
+        status = main()
+        if status and "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)  # the other processes would be waited for
+        sys.exit(status)
     except KeyboardInterrupt:
         print(f"error: interrupted; {interrupted}", file=sys.stderr, flush=True)
         os._exit(130)  # a program may still run on the device, and leaving under it crashes

@@ -341,8 +341,8 @@ def load(
         raise UserError(f"dtype is {dtype!r}; give float32, bfloat16, or nothing to keep it")
     config = Qwen3Config(**read_manifest(directory)["config"])
     devices = placed = None
-    if mesh is not None and mesh != MeshConfig():
-        devices = mesh.make()
+    if (mesh is not None and mesh != MeshConfig()) or jax.process_count() > 1:
+        devices = (mesh or MeshConfig()).make()
         placed = shardings(logical_axes(config), abstract_params(config), devices)
     to = jnp.dtype(dtype) if dtype else None
     params, config = load_model(directory, dtype=to, shardings=placed)

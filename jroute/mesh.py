@@ -12,7 +12,9 @@ Several processes: ``start`` joins those that ``python -m jroute.launch`` or Slu
 ``jax.devices()`` are the devices of all, and every process runs the same program.
 """
 
+import atexit
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -109,9 +111,7 @@ def spec(
             two axes of the array, or a size that the mesh axis does not divide; the message names
             the array, the axis and the sizes.
     """
-    for axis in axes:
-        if axis not in RULES:
-            raise UserError(f"{name} has an axis {axis!r} that no sharding rule names")
+    _check_names(axes, name)
     if len(axes) != len(shape):
         raise UserError(f"{name} of shape {shape} does not have the axes {axes}")
     parts = [RULES[axis] for axis in axes]
@@ -125,6 +125,12 @@ def spec(
                 f"{mesh.shape[part]} parts of mesh axis {part!r}"
             )
     return PartitionSpec(*parts)
+
+
+def _check_names(axes: tuple[str, ...], name: str) -> None:
+    for axis in axes:
+        if axis not in RULES:
+            raise UserError(f"{name} has an axis {axis!r} that no sharding rule names")
 
 
 def shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
@@ -141,10 +147,11 @@ def constrain(x: jax.Array, axes: tuple[str, ...], name: str = "an activation") 
     """Keeps an array inside a jitted program where the table says; ``x`` itself without a mesh.
 
     Raises:
-        UserError: The array does not fit the mesh (see ``spec``).
+        UserError: An unknown axis; the array does not fit the mesh (see ``spec``).
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
+        _check_names(axes, name)
         return x
     return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh, name))
 
@@ -193,12 +200,23 @@ def fetch(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
+def is_first() -> bool:
+    """Whether this process is the one that prints."""
+    return jax.process_index() == 0
+
+
 COORDINATOR, PROCESSES, PROCESS, TIMEOUT = (
     f"JROUTE_{name}" for name in ("COORDINATOR", "PROCESSES", "PROCESS", "TIMEOUT")
 )
 """What the launcher tells its processes, in their environment."""
 
 DEFAULT_TIMEOUT = 30
+
+
+def started_as_several() -> bool:
+    """Whether a launcher or Slurm started several processes of this program."""
+    in_slurm = "SLURM_STEP_NODELIST" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
+    return COORDINATOR in os.environ or in_slurm
 
 
 def start() -> None:
@@ -228,9 +246,10 @@ def start() -> None:
             f"the environment of several processes is incomplete or wrong ({error}); start them "
             "with python -m jroute.launch"
         ) from None
-    in_slurm = "SLURM_STEP_NODELIST" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
-    if not arguments and not in_slurm:
+    if not started_as_several():
         return
+    # It would take SIGTERM away from the command, which cleans up and ends on it.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             **arguments,
@@ -242,3 +261,12 @@ def start() -> None:
             f"the processes of this program did not find each other ({error}); is the "
             "coordinator's address reachable from every machine, and its port free?"
         ) from None
+    atexit.register(_leave_at_once_if_failed)
+
+
+def _leave_at_once_if_failed() -> None:
+    """After an uncaught exception, spares the others the wait for this process at the end."""
+    if hasattr(sys, "last_value"):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)

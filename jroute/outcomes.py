@@ -4,13 +4,15 @@
     python -m jroute.outcomes --config … --split '[test]' --only_gates '[0]' --problems 50
 
 Cells that the table holds are not made again, so an interrupted command goes on where it stopped,
-and training finds what was made here. The second line is a sanity check of the baseline.
+and training finds what was made here. The second line is a sanity check of the baseline. On a mesh
+that needs several processes, start it with ``python -m jroute.launch`` or with ``srun``.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from jroute import mesh
 from jroute.config import parse
 from jroute.door import door, enter
 from jroute.errors import UserError
@@ -70,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"split {unused[0]!r} is not used by the experiment, which has "
             f"{', '.join(experiment.splits)}; name it in judged"
         )
+    mesh.start()
     from jroute.run import Run
     from jroute.stages import fill_outcomes
 
@@ -77,8 +80,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     gates, first = part.only_gates or experiment.gates, part.problems or None
     for split in part.split or experiment.splits:
         made = fill_outcomes(run, split, gates=gates, problems=first)
-        print(f"{summarise(run, split, gates, first)}\n{made} cells made now\n")
-    print(f"{run.table.folder}: outcome table (Parquet)")
+        if mesh.is_first():
+            print(f"{summarise(run, split, gates, first)}\n{made} cells made now\n")
+    if mesh.is_first():
+        print(f"{run.table.folder}: outcome table (Parquet)")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from jroute.envs.functional import TableEnv
 from jroute.envs.outcomes import judge as judge_completion
 from jroute.evaluation import report
 from jroute.files import write_text
-from jroute.mesh import make_mesh
+from jroute.mesh import is_first, make_mesh
 from jroute.observe.scalars import Scalars
 from jroute.ppo import learner
 from jroute.run import Run
@@ -51,7 +51,8 @@ def fill_outcomes(
     encoded = {
         problem_id: lm.encode(prompts[problem_id]) for problem_id in {cell[0] for cell in missing}
     }
-    with tqdm(total=len(missing), desc=f"outcomes {split}", unit="cell") as bar:
+    quiet = not is_first()
+    with tqdm(total=len(missing), desc=f"outcomes {split}", unit="cell", disable=quiet) as bar:
 
         def finished(indices: list[int], completions: list[Any]) -> None:
             cells = [missing[i] for i in indices]

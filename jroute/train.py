@@ -9,13 +9,20 @@ from collections.abc import Sequence
 
 from jroute.config import parse
 from jroute.door import door, enter
+from jroute.errors import UserError
 from jroute.experiment import Experiment
+from jroute.mesh import started_as_several
 
 
 @door
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, trains, prints."""
     experiment = parse(Experiment, argv, prog="python -m jroute.train", description=__doc__ or "")
+    if started_as_several():
+        raise UserError(
+            "training runs in one process, but several were started; fill the table with "
+            "python -m jroute.outcomes in several, then train in one, which finds it filled"
+        )
     from jroute.run import Run
     from jroute.stages import train, written
 

@@ -1,157 +1,72 @@
-"""Sharding rules, and that a sharded model computes what an unsharded one does."""
+"""Meshes, the rules of what lies where on them, and arrays on their way there and back.
 
-from collections.abc import Mapping
+That a sharded model computes what an unsharded one does is the business of ``tests/sharding``.
+"""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from jroute.errors import UserError
-from jroute.mesh import AXES, RULES, make_mesh, shardings, spec
-from jroute.model.config import Qwen3Config
-from jroute.model.qwen3 import abstract_params, forward, init_params, logical_axes, unembed
-from jroute.model.routing import Routing, RoutingConfig
-
-CONFIG = Qwen3Config(
-    vocab_size=96,
-    hidden_size=48,
-    intermediate_size=64,
-    num_hidden_layers=3,
-    num_attention_heads=8,
-    num_key_value_heads=4,
-    head_dim=16,
-    rms_norm_eps=1e-6,
-    rope_theta=10_000.0,
-    tie_word_embeddings=False,
-    max_position_embeddings=64,
+from jroute.mesh import (
+    AXES,
+    MeshConfig,
+    constrain,
+    fetch,
+    make_mesh,
+    place,
+    replicate,
+    shardings,
+    spec,
 )
-BATCH, SEQ = 8, 12
-
-# What every array of the parameters looks like on the mesh; changing this is a decision.
-GOLDEN = {
-    "embed_tokens": ("tensor", "fsdp"),
-    "final_norm": ("fsdp",),
-    "lm_head": ("fsdp", "tensor"),
-    "blocks/input_norm": (None, "fsdp"),
-    "blocks/post_attention_norm": (None, "fsdp"),
-    "blocks/attention/q_proj": (None, "fsdp", "tensor", None),
-    "blocks/attention/k_proj": (None, "fsdp", "tensor", None),
-    "blocks/attention/v_proj": (None, "fsdp", "tensor", None),
-    "blocks/attention/o_proj": (None, "tensor", None, "fsdp"),
-    "blocks/attention/q_norm": (None, None),
-    "blocks/attention/k_norm": (None, None),
-    "blocks/mlp/gate_proj": (None, "fsdp", "tensor"),
-    "blocks/mlp/up_proj": (None, "fsdp", "tensor"),
-    "blocks/mlp/down_proj": (None, "tensor", "fsdp"),
-}
+from jroute.model.qwen3 import abstract_params, logical_axes
+from tests.sharding.decoder import CONFIG
 
 
-def flat(tree: Mapping) -> dict:
-    pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in pairs}
-
-
-def of_mesh(mesh: jax.sharding.Mesh, config: Qwen3Config = CONFIG) -> dict:
-    return shardings(logical_axes(config), abstract_params(config), mesh)
-
-
-def test_golden_specs() -> None:
-    found = flat(of_mesh(make_mesh(2, 2, 2)))
-    assert {name: tuple(sharding.spec) for name, sharding in found.items()} == GOLDEN
-
-
-def test_every_axis_is_known_and_streams_are_replicated() -> None:
-    assert set(RULES.values()) <= {None, *AXES}
-    assert set(CONFIG.axis_sizes) <= set(RULES)
-    assert RULES["streams"] is None
-    mesh = make_mesh(2, 2, 2)
-    states = spec(("streams", "batch", "seq", "embed"), (4, 8, 6, 48), mesh)
-    assert states == PartitionSpec(None, "data", None, "fsdp")
-    cache = spec(("slots", "seq", "kv_heads", "head_dim"), (8, 6, 4, 16), mesh)
-    assert cache == PartitionSpec("data", None, "tensor", None)
-
-
-@pytest.fixture(scope="module")
-def params() -> dict:
-    return init_params(CONFIG, jax.random.key(0))
-
-
-@pytest.fixture(scope="module")
-def routing() -> Routing:
-    rows = ((0.4, 0.3, 0.2, 0.1),)
-    streams = ("delay(1)", "attention", "mlp")
-    return Routing.create(RoutingConfig(streams, "fixed", rows=rows, norm_match=True), 3)
-
-
-@pytest.fixture(scope="module")
-def inputs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens, positions with padding, and a gate for each row and layer."""
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(0, CONFIG.vocab_size, (BATCH, SEQ)).astype(np.int32)
-    columns = np.arange(SEQ)[None]
-    lengths = rng.integers(1, SEQ + 1, (BATCH, 1))
-    positions = np.where(columns < lengths, columns, -1).astype(np.int32)
-    return tokens, positions, rng.choice([0, 0.5, 1], (BATCH, 3)).astype(np.float32)
-
-
-@jax.jit
-def logits(params, tokens, positions, routing, gate):
-    """Of the plain model without a routing, otherwise of the routed one."""
-    out = forward(params, CONFIG, tokens, positions, routing=routing, gate=gate)
-    return unembed(params, CONFIG, out.hidden)
-
-
-@pytest.fixture(scope="module")
-def unsharded(params, inputs, routing) -> dict[str, np.ndarray]:
-    tokens, positions, gate = inputs
-    return {
-        "plain": np.asarray(logits(params, tokens, positions, None, None)),
-        "routed": np.asarray(logits(params, tokens, positions, routing, gate)),
-    }
-
-
-@pytest.mark.parametrize(
-    ("sizes", "model"),
-    [
-        ((8, 1, 1), "routed"),
-        ((2, 1, 4), "routed"),
-        ((2, 2, 2), "routed"),
-        ((2, 2, 2), "plain"),
-    ],
-    ids=str,
-)
-def test_sharded_equals_unsharded(params, inputs, routing, unsharded, sizes, model: str) -> None:
-    data, fsdp, tensor = sizes
-    mesh = make_mesh(*sizes)
-    placed = jax.device_put(params, of_mesh(mesh))
-    query = placed["blocks"]["attention"]["q_proj"]
-    assert len(query.sharding.device_set) == 8
-    assert query.addressable_shards[0].data.shape == (3, 48 // fsdp, 8 // tensor, 16)
-    rows = NamedSharding(mesh, spec(("batch", "seq"), (BATCH, SEQ), mesh))
-    tokens, positions, gate = (jax.device_put(x, rows) for x in inputs)
-    assert tokens.addressable_shards[0].data.shape == (BATCH // data, SEQ)
-    routing = jax.device_put(routing, NamedSharding(mesh, PartitionSpec()))
-    if model == "plain":
-        routing = gate = None
-    found = logits(placed, tokens, positions, routing, gate)
-    np.testing.assert_allclose(found, unsharded[model], atol=1e-5)
-    assert np.abs(unsharded["plain"] - unsharded["routed"]).max() > 0.1
-
-
-def test_a_mesh_takes_all_devices() -> None:
+def test_a_mesh_takes_all_devices_or_the_first_ones() -> None:
     assert len(jax.devices()) == 8
     assert dict(make_mesh().shape) == {"data": 8, "fsdp": 1, "tensor": 1}
     assert dict(make_mesh(fsdp=2, tensor=2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
     mesh = make_mesh(2, 2, 2)
     assert mesh.axis_names == AXES
     assert [device.id for device in mesh.devices.ravel()] == list(range(8))
+    small = MeshConfig(1, 1, 4).make()
+    assert dict(small.shape) == {"data": 1, "fsdp": 1, "tensor": 4}
+    assert [device.id for device in small.devices.ravel()] == [0, 1, 2, 3]
+    assert MeshConfig().make().size == 1
+    assert MeshConfig(data=0, tensor=4).make().shape["data"] == 2
 
 
-@pytest.mark.parametrize("sizes", [(3, 1, 1), (8, 2, 1), (0, 3, 1), (0, 16, 1), (1, 1, 1)])
-def test_a_mesh_that_does_not_fit_is_told(sizes: tuple[int, int, int]) -> None:
-    with pytest.raises(UserError, match=rf"x {sizes[1]} x 1 .*there are 8"):
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((8, 2, 1), r"mesh of 8 x 2 x 1 .* needs 16 devices, there are 8"),
+        ((0, 3, 1), r"data x 3 x 1 .* takes a multiple of 3 devices, there are 8"),
+        ((0, 4, 4), r"data x 4 x 4 .* takes a multiple of 16 devices, there are 8"),
+        ((1, 0, 1), r"mesh of 1 x 0 x 1 .* is none; give sizes of 1 or more"),
+        ((-1, 1, 1), r"mesh of -1 x 1 x 1 .* is none"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_told(sizes: tuple[int, int, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         make_mesh(*sizes)
+
+
+def test_a_mesh_of_several_processes_leaves_none_out(monkeypatch) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert make_mesh(2, 2, 2).size == 8
+    with pytest.raises(UserError, match=r"needs 4 devices, there are 8 in several processes, and"):
+        make_mesh(1, 1, 4)
+
+
+def test_where_an_array_lies() -> None:
+    mesh = make_mesh(2, 2, 2)
+    states = spec(("streams", "batch", "seq", "embed"), (4, 8, 6, 48), mesh)
+    assert states == PartitionSpec(None, "data", None, "fsdp")
+    cache = spec(("slots", "keys", "kv_heads", "head_dim"), (8, 6, 4, 16), mesh)
+    assert cache == PartitionSpec("data", None, "tensor", None)
 
 
 def test_a_size_that_cannot_be_cut_is_told_with_array_axis_and_sizes() -> None:
@@ -159,7 +74,7 @@ def test_a_size_that_cannot_be_cut_is_told_with_array_axis_and_sizes() -> None:
         UserError,
         match=r"attention/k_proj: axis 'kv_heads' of size 4 .* 8 parts of mesh axis 'tensor'",
     ):
-        of_mesh(make_mesh(1, 1, 8))
+        shardings(logical_axes(CONFIG), abstract_params(CONFIG), make_mesh(1, 1, 8))
     with pytest.raises(UserError, match=r"tokens: axis 'batch' of size 6 .* 8 parts .* 'data'"):
         spec(("batch", "seq"), (6, 12), make_mesh(), "tokens")
 
@@ -170,3 +85,48 @@ def test_axes_without_a_place_are_told() -> None:
         spec(("batch", "colour"), (8, 8), mesh, "scores")
     with pytest.raises(UserError, match=r"scores .*'heads', 'mlp'.* one mesh axis twice"):
         spec(("heads", "mlp"), (8, 8), mesh, "scores")
+    with pytest.raises(UserError, match=r"scores of shape \(8, 8\) does not have the axes"):
+        spec(("heads",), (8, 8), mesh, "scores")
+
+
+def test_without_a_mesh_nothing_is_placed() -> None:
+    x, tree = np.ones((3, 5), np.float32), {"a": np.ones(2)}
+    text = str(jax.make_jaxpr(lambda x: constrain(x, ("batch", "embed")) + 1)(x))
+    assert "sharding" not in text
+    assert place(x, ("batch", "embed")) is x
+    assert replicate(tree) is tree
+    with pytest.raises(UserError, match=r"scores has an axis 'colour'"):
+        jax.jit(lambda x: constrain(x, ("batch", "colour"), "scores"))(x)
+
+
+def test_constrain_moves_an_array_to_where_the_rules_say() -> None:
+    x = np.arange(8 * 48, dtype=np.float32).reshape(8, 48)
+
+    @jax.jit
+    def shifted(x):
+        return constrain(x + 1, ("batch", "embed"), "states")
+
+    with jax.set_mesh(make_mesh(2, 2, 2)):
+        found = shifted(x)
+        with pytest.raises(UserError, match=r"states: axis 'batch' of size 5 .* 2 parts .* 'data'"):
+            shifted(x[:5])
+    assert found.sharding.spec == PartitionSpec("data", "fsdp")
+    assert found.addressable_shards[0].data.shape == (4, 24)
+    np.testing.assert_array_equal(found, x + 1)
+
+
+def test_arrays_go_to_the_mesh_and_come_back() -> None:
+    x = np.arange(8 * 6, dtype=np.int32).reshape(8, 6)
+    with jax.set_mesh(make_mesh(2, 2, 2)):
+        rows = place(x, ("batch", "seq"), "tokens")
+        everywhere = replicate({"a": x, "b": jnp.float32(3)})
+        with pytest.raises(UserError, match=r"tokens: axis 'batch' of size 7 .* 2 parts .* 'data'"):
+            place(x[:7], ("batch", "seq"), "tokens")
+    assert rows.sharding.spec == PartitionSpec("data", None)
+    np.testing.assert_array_equal(rows.addressable_shards[7].data, x[4:])
+    assert everywhere["a"].sharding.is_fully_replicated
+    assert len(everywhere["a"].addressable_shards) == 8
+    assert everywhere["b"].dtype == np.float32
+    back = fetch({"rows": rows, **everywhere})
+    assert all(isinstance(value, np.ndarray) for value in back.values())
+    np.testing.assert_array_equal(back["rows"], x)

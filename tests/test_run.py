@@ -304,3 +304,10 @@ def test_what_is_no_run_or_arm_is_refused(tmp_path, whole):
         jroute.load_run(tmp_path)
     with pytest.raises(UserError, match="no arm is named 'luck'"):
         jroute.load_run(whole).gates("luck", ["x"])
+
+
+def test_training_in_several_processes_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("JROUTE_COORDINATOR", "127.0.0.1:1")
+    assert train(["--run", str(tmp_path / "run"), "--model", "none"]) == 2
+    assert "fill the table with python -m jroute.outcomes" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -27,6 +27,7 @@ _KINDS = (
 _BITS = re.compile(r"\d+")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(_KINDS)})(-start)?\(")
+_ASYNC_END = re.compile(r" async-(update|done)\(")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _CALLS = re.compile(
     r"\b(body|condition|calls|to_apply|branch_computations|true_computation|false_computation|"
@@ -34,7 +35,8 @@ _CALLS = re.compile(
 )
 _MESH_GROUPS = re.compile(
     r"mesh\[(?P<axes>.*?)\]"
-    r"(?:, device_ids=\((?:\[(?P<order>[\d,]+)\](?:T\((?P<turned>[\d,]+)\))?|(?P<listed>[\d,]+))\))?"
+    r"(?:, device_ids=\("
+    r"(?:\[(?P<order>[\d,]+)\](?:T\((?P<turned>[\d,]+)\))?|(?P<listed>[\d,]+))\))?"
     r" \{(?P<members>.*?)\}"
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
@@ -92,6 +94,8 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
                 if axes:
                     yield Collective(found[2], _results(*found.groups()), axes, loops, times)
                 continue
+            if _ASYNC_END.search(line):
+                continue  # it names what `async-start` has run already
             trips = int(known[1]) if (known := _TRIPS.search(line)) else 1
             for role, names in _CALLS.findall(line):
                 inside = role in ("body", "condition")
