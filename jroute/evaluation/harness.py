@@ -40,6 +40,7 @@ from jroute.errors import UserError
 from jroute.evaluation.records import Record, gate_histogram, truncation_rate
 from jroute.generate.decoding import Completion, Decoding
 from jroute.lm import LanguageModel
+from jroute.tasks.prompts import render_chat
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,7 @@ class JaxLM(TemplateLM):
         seed: int = 0,
         max_gen_toks: int = DEFAULT_NEW_TOKENS,
         max_length: int | None = None,
+        enable_thinking: bool = False,
     ):
         """Wraps a model.
 
@@ -111,6 +113,8 @@ class JaxLM(TemplateLM):
             seed: Of sampling, for tasks that sample.
             max_gen_toks: Limit on new tokens where a task sets none.
             max_length: Use less than the model's context.
+            enable_thinking: What to tell chat templates that can switch thinking, as in
+                ``PromptConfig``.
 
         Raises:
             UserError: ``max_length`` is more than the model's context.
@@ -130,6 +134,7 @@ class JaxLM(TemplateLM):
         self._seed = seed
         self._max_gen_toks = max_gen_toks
         self._max_length = max_length or lm.context
+        self._enable_thinking = enable_thinking
         self._gates: dict[str, float] = {}
         self._special_tokens = sorted(self.tokenizer.all_special_tokens)
 
@@ -171,6 +176,7 @@ class JaxLM(TemplateLM):
         if not {"gate", "routing"}.isdisjoint(arguments):
             raise UserError("model_args hold arm and also gate or routing; an arm brings its own")
         run = jroute.load_run(folder)
+        arguments.setdefault("enable_thinking", run.experiment.prompt.enable_thinking)
         return cls(run.lm, lambda prompts: run.gates(arm, prompts), arm=arm, **arguments)
 
     # What lm-eval asks about the model
@@ -199,8 +205,9 @@ class JaxLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Key of lm-eval's request cache; tells chat templates apart as well."""
-        template = hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest()[:16]
+        """Key of lm-eval's request cache; tells chat templates and their switch apart as well."""
+        chat = f"{self.tokenizer.chat_template} {self._enable_thinking}"
+        template = hashlib.sha256(chat.encode()).hexdigest()[:16]
         return f"{self.tokenizer.name_or_path.replace('/', '__')}-{template}"
 
     def get_model_info(self) -> dict[str, Any]:
@@ -213,6 +220,7 @@ class JaxLM(TemplateLM):
             "model_num_parameters": sum(leaf.size for leaf in leaves),
             "model_dtype": str(leaves[0].dtype),
             "routing": asdict(self.lm.routing.config),
+            "enable_thinking": self._enable_thinking,
             "slots": self._slots,
             "sampling_seed": self._seed,
             "requests": len(self.records),
@@ -243,11 +251,11 @@ class JaxLM(TemplateLM):
         """
 
         def render(messages: list[dict[str, str]]) -> str:
-            return self.tokenizer.apply_chat_template(
+            return render_chat(
                 messages,
-                tokenize=False,
+                self.tokenizer,
+                enable_thinking=self._enable_thinking,
                 add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
             )
 
         try:

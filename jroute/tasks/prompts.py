@@ -1,5 +1,6 @@
 """From a question to the text that a model reads."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -27,11 +28,15 @@ class PromptConfig:
         system: The system message of a chat; ``""`` for none.
         chat: Whether to wrap the message in the tokenizer's chat template, up to the point where
             the model's turn begins. Otherwise the message alone is the prompt.
+        enable_thinking: Whether a model that can think before it answers is to do so, for chat
+            templates with such a switch. Off by default: thoughts cost thousands of tokens, and
+            numbers in them can pass for the answer.
     """
 
     template: str = PLACEHOLDER
     system: str = ""
     chat: bool = True
+    enable_thinking: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what could not have been meant."""
@@ -44,6 +49,11 @@ class PromptConfig:
             raise UserError(
                 "prompt.system is set but prompt.chat is false, and a raw prompt has no system "
                 "message; set prompt.chat to true or move the text into prompt.template."
+            )
+        if self.enable_thinking and not self.chat:
+            raise UserError(
+                "prompt.enable_thinking is set but prompt.chat is false, and only chat templates "
+                "switch thinking; set prompt.chat to true."
             )
 
 
@@ -60,12 +70,45 @@ def user_message(problem_question: str, config: PromptConfig) -> str:
     return config.template.replace(PLACEHOLDER, problem_question)
 
 
+def render_chat(
+    messages: Sequence[Mapping[str, str]],
+    tokenizer: ChatTokenizer,
+    *,
+    enable_thinking: bool,
+    add_generation_prompt: bool = True,
+) -> str:
+    """Put a conversation into the tokenizer's chat template, with the policy on thinking.
+
+    Args:
+        messages: The turns, each with its ``role`` and its ``content``.
+        tokenizer: A Hugging Face tokenizer.
+        enable_thinking: As in :class:`PromptConfig`. Hybrid templates are always told; one that
+            is not told lets the model think.
+        add_generation_prompt: Open the model's turn; otherwise the last message is left open.
+
+    Raises:
+        UserError: Thinking is asked of a template that has no switch for it.
+    """
+    if enable_thinking and "enable_thinking" not in str(getattr(tokenizer, "chat_template", "")):
+        raise UserError(
+            "enable_thinking is true, but the tokenizer's chat template has no switch of that "
+            "name; set it to false or use a tokenizer with a hybrid template."
+        )
+    return tokenizer.apply_chat_template(
+        messages,
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=not add_generation_prompt,
+        enable_thinking=enable_thinking,
+    )
+
+
 def render(question: str, config: PromptConfig, tokenizer: ChatTokenizer) -> str:
     """Make the whole prompt of a question.
 
     Args:
         question: The question.
-        config: The template, the system message and whether this is a chat.
+        config: The template, the system message, whether this is a chat and whether to think.
         tokenizer: A Hugging Face tokenizer; only its chat template is used, and only for a chat.
 
     Returns:
@@ -73,18 +116,21 @@ def render(question: str, config: PromptConfig, tokenizer: ChatTokenizer) -> str
         with ``add_special_tokens=False``.
 
     Raises:
-        UserError: The tokenizer has no chat template, or its template refuses the messages.
+        UserError: The tokenizer has no chat template, or its template refuses the messages or
+            thinking.
     """
     message = user_message(question, config)
     if not config.chat:
         return message
     system = [{"role": "system", "content": config.system}] if config.system else []
     try:
-        return tokenizer.apply_chat_template(
+        return render_chat(
             [*system, {"role": "user", "content": message}],
-            tokenize=False,
-            add_generation_prompt=True,
+            tokenizer,
+            enable_thinking=config.enable_thinking,
         )
+    except UserError:
+        raise
     except Exception as error:  # a template is a program of its own and may raise anything
         raise UserError(
             f"the tokenizer's chat template cannot render this prompt ({error}); "

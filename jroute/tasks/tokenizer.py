@@ -2,27 +2,35 @@
 
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from jroute.errors import UserError
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerFast:
-    """Loads ``tokenizer.json`` with its ``tokenizer_config.json`` from a model's folder.
+    """Loads a tokenizer from a model's folder.
 
-    ``PreTrainedTokenizerFast`` is named outright because ``AutoTokenizer`` imports torch.
+    It is read from ``tokenizer.json``, or, in a folder that has none, built from the
+    ``vocab.json`` and ``merges.txt`` that Qwen's releases hold as well; both give the same ids.
+    ``tokenizer_config.json`` is needed either way. The classes are named outright because
+    ``AutoTokenizer`` imports torch.
 
     Raises:
         UserError: The files are missing or damaged.
     """
     directory = Path(directory)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
+    kind: type[PreTrainedTokenizerFast] = PreTrainedTokenizerFast
+    needed = ["tokenizer.json", "tokenizer_config.json"]
+    if not (directory / "tokenizer.json").is_file() and (directory / "vocab.json").is_file():
+        kind = Qwen2Tokenizer
+        needed = ["merges.txt", "tokenizer_config.json"]
+    for name in needed:
         if not (directory / name).is_file():
             raise UserError(f"{directory} has no {name}; copy it there from the model's release")
     try:
         # Contexts are checked where prompts are run, so the tokenizer need not warn of long ones.
-        return PreTrainedTokenizerFast.from_pretrained(
+        return kind.from_pretrained(
             str(directory), local_files_only=True, model_max_length=VERY_LARGE_INTEGER
         )
     except Exception as error:

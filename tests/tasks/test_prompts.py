@@ -10,7 +10,12 @@ class Recorder:
     """A tokenizer whose template shows what it was given."""
 
     def apply_chat_template(self, conversation, **kwargs):
-        assert kwargs == {"tokenize": False, "add_generation_prompt": True}
+        assert kwargs == {
+            "tokenize": False,
+            "add_generation_prompt": True,
+            "continue_final_message": False,
+            "enable_thinking": False,
+        }
         turns = "".join(f"<{m['role']}>{m['content']}</{m['role']}>" for m in conversation)
         return turns + "<assistant>"
 
@@ -51,8 +56,12 @@ def test_bad_input_is_told():
         PromptConfig(template="Solve it")
     with pytest.raises(UserError, match=r"prompt\.system is set but prompt\.chat is false"):
         PromptConfig(system="Be brief.", chat=False)
+    with pytest.raises(UserError, match=r"enable_thinking is set but prompt\.chat is false"):
+        PromptConfig(enable_thinking=True, chat=False)
     with pytest.raises(UserError, match=r"no chat template is set.*prompt\.chat to false"):
         render("1 + 1?", PromptConfig(), Refuser())
+    with pytest.raises(UserError, match=r"enable_thinking is true, but .* has no switch"):
+        render("1 + 1?", PromptConfig(enable_thinking=True), Recorder())
 
 
 def test_with_a_real_tokenizer():
