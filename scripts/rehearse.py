@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def steps(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, list[
     out: Path = args.out
     source, model = str(out / "hf"), str(out / "model")
     few = str(args.problems)
-    tokenizer = ["--tokenizer", str(args.tokenizer)] if args.tokenizer else []
+    tokenizer = ["--tokenizer", str(args.tokenizer or args.like)]
     chatml = ["--plain-chatml"] if args.plain_chatml else []
     experiment = ["--config", str(args.config), "--model", model, *overrides]
     small = ["--task.limit", few, "--ppo.updates", "20", "--ppo.seeds", "3", *overrides]
@@ -56,12 +56,18 @@ def steps(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, list[
         "lm-eval, own problems": [*judged, "--arm", "baseline,fixed:0.5,rl", "--tasks", "test"],
         "lm-eval, official gsm8k": [
             *(*judged, "--arm", "baseline,rl", "--tasks", "gsm8k", "--batch_size", few),
-            *("--gen_kwargs", "max_gen_toks=8", *(["--data", str(args.data)] if args.data else [])),
+            *(
+                "--num_fewshot",
+                "0",
+                "--gen_kwargs",
+                "max_gen_toks=8",
+                *(["--data", str(args.data)] if args.data else []),
+            ),
         ],
     }
 
 
-def take(command: Sequence[str]) -> dict[str, Any]:
+def take(command: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
     """Runs one step, showing what it prints, and reports on it.
 
     Raises:
@@ -69,7 +75,9 @@ def take(command: Sequence[str]) -> dict[str, Any]:
     """
     print(f"\n$ python {' '.join(command)}", flush=True)
     started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, text=True, env=environment
+    )
     lines: list[str] = []
     assert process.stdout is not None
     for line in process.stdout:
@@ -97,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--like", type=Path, required=True, help="folder with a config.json")
     parser.add_argument("--tokenizer", type=Path, help="folder with a tokenizer, if not there")
     parser.add_argument("--plain-chatml", action="store_true", help="as random_qwen3.py has it")
-    parser.add_argument("--data", type=Path, help="folder with gsm8k/, for lm-eval's own task")
+    parser.add_argument("--data", type=Path, help="folder with gsm8k/ (default: from the hub)")
     parser.add_argument("--problems", type=int, default=4, help="problems of a split (default: 4)")
     parser.add_argument("--out", type=Path, required=True, help="folder for all of it; made anew")
     parser.add_argument("--report", type=Path, help="JSON to write")
@@ -106,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.out.exists() and any(args.out.iterdir()):
         raise UserError(f"{args.out} is not empty; name a new folder for the rehearsal")
+    environment = {**os.environ, **({"JROUTE_DATA": str(args.data.resolve())} if args.data else {})}
     report: dict[str, Any] = {
         "machine": describe_machine(),
         "config": str(args.config),
@@ -114,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     try:
         for name, command in steps(args, args.overrides).items():
-            report["steps"][name] = take(command)
+            report["steps"][name] = take(command, environment)
     finally:
         if not args.keep:
             shutil.rmtree(args.out, ignore_errors=True)
