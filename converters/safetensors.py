@@ -1,6 +1,7 @@
 """A Hugging Face checkpoint folder, read tensor by tensor from memory-mapped safetensors files."""
 
 import json
+import mmap
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class Tensor:
     file: Path
     shape: tuple[int, ...]
     dtype: str
+    start: int
 
     @property
     def nbytes(self) -> int:
@@ -62,20 +64,16 @@ class Checkpoint:
             raise UserError(f"there is no folder {directory}; give a folder in Hugging Face layout")
         self.directory = directory
         self.tensors: dict[str, Tensor] = {}
-        self._handles: dict[Path, Any] = {}
+        self._mapped: dict[Path, mmap.mmap] = {}
         files, index = _weight_files(directory)
         for file in files:
-            handle = self._handles[file] = _open(file)
-            for name in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
+            for name, tensor in _open(file).items():
                 if name in self.tensors:
                     raise UserError(
                         f"tensor {name} is stored twice, in {self.tensors[name].file} "
                         f"and in {file}; remove the file that does not belong to this checkpoint"
                     )
-                header = handle.get_slice(name)
-                self.tensors[name] = Tensor(
-                    file, tuple(header.get_shape()), str(header.get_dtype())
-                )
+                self.tensors[name] = tensor
         for name, shard in index.items():
             if name not in self.tensors or self.tensors[name].file.name != shard:
                 raise UserError(
@@ -84,8 +82,13 @@ class Checkpoint:
                 )
 
     def read(self, name: str) -> np.ndarray:
-        """Reads one tensor, in the type in which it is stored."""
-        return self._handles[self.tensors[name].file].get_tensor(name)
+        """One tensor in the type in which it is stored: a read-only view of the mapped file."""
+        tensor = self.tensors[name]
+        if tensor.file not in self._mapped:
+            with tensor.file.open("rb") as stream:
+                self._mapped[tensor.file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        dtype = DTYPES[tensor.dtype]
+        return np.ndarray(tensor.shape, dtype, self._mapped[tensor.file], offset=tensor.start)
 
 
 def _weight_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
@@ -108,20 +111,31 @@ def _weight_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
     return files, index
 
 
-def _open(file: Path) -> Any:
-    """Memory-maps one safetensors file; the library checks the header against the file's size."""
+def _open(file: Path) -> dict[str, Tensor]:
+    """The header of one weight file; the library checks it against the file's size."""
     with file.open("rb") as stream:
         if stream.read(11) == b"version htt":
             raise UserError(
                 f"{file} is a Git LFS pointer, not the weights themselves; run git lfs pull"
             )
     try:
-        return safe_open(file, framework="numpy")
+        with safe_open(file, framework="numpy"):
+            pass
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{file} ({file.stat().st_size:,} bytes) is truncated or damaged ({error}); "
             "download it again"
         ) from None
+    with file.open("rb") as stream:  # its length in 8 bytes, the header, all values
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    return {
+        name: Tensor(
+            file, tuple(said["shape"]), said["dtype"], 8 + length + said["data_offsets"][0]
+        )
+        for name, said in header.items()
+    }
 
 
 def read_json(file: Path) -> dict[str, Any]:

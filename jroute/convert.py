@@ -1,142 +1,74 @@
-"""Hugging Face weights in, a jroute model directory out: ``python -m jroute.convert --help``."""
+"""Hugging Face weights in, a jroute model directory out, and back: ``python -m jroute.convert``."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, get_args
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
-from converters import qwen3
-from converters.safetensors import Checkpoint, fetch, read_json
-from jroute.checkpoint import (
-    MANIFEST,
-    ModelWriter,
-    companion_digests,
-    companions,
-    digest,
-    fingerprint,
-    read_manifest,
-    refuse_to_replace,
+from jroute.checkpoint.conversion import (
+    Conversion,
+    Dtype,
+    Source,
+    convert,
+    describe,
+    open_source,
+    plan,
 )
 from jroute.door import door, enter
-from jroute.model.config import Qwen3Config
+from jroute.errors import UserError
 
-Dtype = Literal["float32", "bfloat16"]
+__all__ = ["Conversion", "Dtype", "Source", "convert", "main", "open_source"]
 
-
-class Conversion(NamedTuple):
-    """What a conversion did: the manifest of the model, and whether it was written just now."""
-
-    manifest: dict[str, Any]
-    written: bool
-
-
-class Source(NamedTuple):
-    """A checkpoint that was found to be convertible, and the type to convert it to."""
-
-    checkpoint: Checkpoint
-    config: Qwen3Config
-    dtype: np.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes to read."""
-        names = [name for entry in qwen3.layout(self.config).values() for name in entry.names]
-        return sum(self.checkpoint.tensors[name].nbytes for name in names)
-
-
-def open_source(folder: Path, dtype: Dtype | None = None) -> Source:
-    """Opens a checkpoint folder and checks it whole, without reading a weight.
-
-    Args:
-        folder: A folder in Hugging Face layout.
-        dtype: Type to store the weights in; by default as in the source.
-
-    Raises:
-        UserError: It is incomplete, damaged, or not a model that jroute can run.
-    """
-    config = Qwen3Config.from_hf(
-        read_json(folder / "config.json"), where=str(folder / "config.json")
-    )
-    checkpoint = Checkpoint(folder)
-    qwen3.check(checkpoint, config)
-    return Source(
-        checkpoint,
-        config,
-        qwen3.stored_dtype(checkpoint, config) if dtype is None else np.dtype(dtype),
-    )
-
-
-def convert(
-    source: str,
-    out: str | Path,
-    *,
-    revision: str | None = None,
-    dtype: Dtype | None = None,
-    overwrite: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Conversion:
-    """Converts a checkpoint; converting the same one to the same place again changes nothing.
-
-    Args:
-        source: A local folder or a Hugging Face hub id.
-        out: Where the model directory is to stand.
-        revision: Branch, tag or commit on the hub.
-        dtype: Type to store the weights in; by default as in the source.
-        overwrite: Replace another model that stands at ``out``.
-        progress: Called with bytes read so far and bytes to read.
-
-    Raises:
-        UserError: Anything is wrong with the source, or ``out`` is taken.
-    """
-    found = fetch(source, revision)
-    opened = open_source(found.folder, dtype)
-    total = opened.nbytes
-    done = 0
-
-    def read(name: str) -> np.ndarray:
-        nonlocal done
-        tensor = opened.checkpoint.read(name)
-        done += tensor.nbytes
-        progress(done, total)
-        return tensor
-
-    out = Path(out)
-    entries = qwen3.layout(opened.config)
-    if not overwrite and (out / MANIFEST).is_file():
-        manifest = read_manifest(out)
-        names = [name for entry in entries.values() for name in entry.names]
-        digests = {name: digest(read(name).astype(opened.dtype, copy=False)) for name in names}
-        same = manifest["fingerprint"] == fingerprint(opened.config, opened.dtype, digests)
-        if same and manifest["companions"] == companion_digests(companions(found.folder)):
-            return Conversion(manifest, written=False)
-        refuse_to_replace(out, overwrite=False)
-    writer = ModelWriter(
-        out,
-        opened.config,
-        source={"name": source, "revision": found.revision},
-        source_files=companions(found.folder),
-        overwrite=overwrite,
-    )
-    with writer:
-        for path, entry in entries.items():
-            writer.add(path, qwen3.assemble(entry, read, opened.dtype))
-    return Conversion(writer.manifest, written=True)
+PROMPTS = (
+    "The capital of France is",
+    "Question: A farmer has 17 sheep and buys 25 more. He sells 9 of them. "
+    "How many sheep does he have now?\nAnswer:",
+    "def fibonacci(n):\n",
+    "一年有十二个月,",
+)
+"""What ``--verify`` asks a model and its source if it is not told."""
 
 
 @door
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, converts, prints."""
+    arguments = vars(_parser().parse_args(argv))
+    model = arguments.pop("to_hf")
+    if model is not None:
+        _refuse_options(arguments)
+        _export(Path(model), Path(arguments["out"]))
+        return
+    prompts, verify = arguments.pop("prompts"), arguments.pop("verify")
+    if prompts is not None and not verify:
+        raise UserError("--prompts is for --verify; add it")
+    texts = PROMPTS if prompts is None else _read_prompts(Path(prompts))
+    if arguments.pop("dry_run"):
+        print(describe(plan(**arguments)))
+        return
+    with _ProgressBar("convert") as progress:
+        result = convert(**arguments, progress=progress)
+    manifest = result.manifest
+    print(f"{'wrote' if result.written else 'already there:'} {arguments['out']}")
+    print(f"  tensors      {len(manifest['tensors']):,}")
+    print(f"  parameters   {manifest['parameters']:,}")
+    print(f"  bytes        {manifest['bytes']:,} ({manifest['dtype']})")
+    print(f"  files        {', '.join(manifest['companions'])}")
+    print(f"  fingerprint  {manifest['fingerprint']}")
+    if verify:
+        _verify(result, Path(arguments["out"]), texts)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jroute.convert", description=__doc__)
-    parser.add_argument(
-        "--source",
-        required=True,
-        help="folder in Hugging Face layout, or a hub id like Qwen/Qwen3-4B",
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--source", help="folder in Hugging Face layout, or a hub id to convert")
+    what.add_argument(
+        "--to-hf", metavar="MODEL_DIR", help="the way back: a model directory to export"
     )
-    parser.add_argument("--out", required=True, help="the model directory to write")
+    parser.add_argument("--out", required=True, help="the directory to write")
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
     parser.add_argument(
         "--dtype", choices=get_args(Dtype), help="type to store (default: as in the source)"
@@ -144,22 +76,81 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace another model that stands at --out"
     )
-    arguments = parser.parse_args(argv)
-    with _ProgressBar() as progress:
-        result = convert(**vars(arguments), progress=progress)
-    manifest = result.manifest
-    print(f"{'wrote' if result.written else 'already there:'} {arguments.out}")
-    print(f"  tensors      {len(manifest['tensors']):,}")
-    print(f"  parameters   {manifest['parameters']:,}")
-    print(f"  bytes        {manifest['bytes']:,} ({manifest['dtype']})")
-    print(f"  files        {', '.join(manifest['companions'])}")
-    print(f"  fingerprint  {manifest['fingerprint']}")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what would be done and write nothing (a model of the hub is still downloaded)",
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="then compare what is stored with the source bit for bit, and, where torch is "
+        "installed, logits with transformers'",
+    )
+    parser.add_argument("--prompts", metavar="FILE", help="for --verify: one prompt per line")
+    return parser
+
+
+def _refuse_options(options: dict[str, Any]) -> None:
+    given = [name for name, value in options.items() if value and name != "out"]
+    if given:
+        raise UserError(f"--{given[0].replace('_', '-')} has no meaning with --to-hf; leave it out")
+
+
+def _export(model: Path, out: Path) -> None:
+    from jroute.checkpoint.export import export  # not needed on the way in
+
+    with _ProgressBar("export") as progress:
+        files = export(model, out, progress)
+    print(f"wrote {out}")
+    for file in files:
+        print(f"  {file.name}  {file.stat().st_size:,} bytes")
+
+
+def _read_prompts(file: Path) -> list[str]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read prompts from {file} ({error}); give a text file") from None
+    prompts = [line for line in lines if line.strip()]
+    if not prompts:
+        raise UserError(f"{file} holds no prompt; write one per line")
+    return prompts
+
+
+def _verify(result: Conversion, out: Path, prompts: Sequence[str]) -> None:
+    """Compares the model with its source, and prints what was found.
+
+    Raises:
+        UserError: A tensor differs.
+    """
+    from jroute.checkpoint.verification import verify  # brings the model and its tokenizer along
+
+    with _ProgressBar("verify") as progress:
+        found = verify(result.folder, out, prompts, progress)
+    if found.differing:
+        first, *others = found.differing
+        more = f" and {len(others)} more" if others else ""
+        raise UserError(
+            f"{out}: {first}{more} of {found.tensors:,} tensors differ from "
+            f"{result.folder}; convert again with --overwrite"
+        )
+    print("verified")
+    print(f"  tensors      {found.tensors:,} equal to the source's, bit for bit")
+    if found.logits is None:
+        print("  logits       not compared: torch is not installed")
+        return
+    compared = found.logits
+    print(f"  positions    {compared.positions:,} of {len(prompts)} prompts, {compared.dtype}")
+    print(f"  max error    {compared.max_error:.3g} of a logit, against transformers")
+    print(f"  top-1        {compared.agreement:.2%} agree")
 
 
 class _ProgressBar:
-    """A bar in bytes that shows itself when the first ones are read, so not before an error."""
+    """A bar in bytes that shows itself when the first ones are done, so not before an error."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str) -> None:
+        self._what = what
         self._bar: tqdm | None = None
 
     def __enter__(self) -> "_ProgressBar":
@@ -167,7 +158,7 @@ class _ProgressBar:
 
     def __call__(self, done: int, total: int) -> None:
         if self._bar is None:
-            self._bar = tqdm(desc="convert", total=total, unit="B", unit_scale=True)
+            self._bar = tqdm(desc=self._what, total=total, unit="B", unit_scale=True)
         self._bar.update(done - self._bar.n)
 
     def __exit__(self, *_: object) -> None:
@@ -177,4 +168,4 @@ class _ProgressBar:
 
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")  # an accelerator has no part in a conversion
-    enter(main, "nothing was written")
+    enter(main, "nothing half-written stays behind")

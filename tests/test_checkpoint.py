@@ -131,15 +131,16 @@ def test_unfinished_directory(model: Path) -> None:
         load_model(model)
 
 
-def test_other_format(model: Path) -> None:
+@pytest.mark.parametrize("number", [1, 99])
+def test_other_format(model: Path, number: int) -> None:
     manifest = json.loads((model / "manifest.json").read_text())
-    (model / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
-    with pytest.raises(UserError, match="has format 99"):
+    (model / "manifest.json").write_text(json.dumps({**manifest, "format": number}))
+    with pytest.raises(UserError, match=rf"was written in format {number} .* convert again"):
         load_model(model)
 
 
 def test_truncated_and_missing_parts(model: Path) -> None:
-    stored = (model / "params").rglob("*/checkpoint/0*")
+    stored = (model / "params").glob("*/c.*")
     largest = max(stored, key=lambda file: file.stat().st_size)
     content = largest.read_bytes()
     largest.write_bytes(content[:-1])
@@ -147,6 +148,9 @@ def test_truncated_and_missing_parts(model: Path) -> None:
         load_model(model)
     largest.unlink()
     with pytest.raises(UserError, match=r"is damaged: .* is missing"):
+        load_model(model)
+    largest.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # in its index
+    with pytest.raises(UserError, match=r"is damaged: .* cannot be read"):
         load_model(model)
     largest.write_bytes(content)
     load_model(model)
@@ -188,17 +192,60 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_an_error_half_way_leaves_nothing(tmp_path: Path) -> None:
-    flat = qwen3.flatten(random_params())
+    tensors = random_tensors(CONFIG)
     seen = []
     with (
         pytest.raises(KeyboardInterrupt),
-        ModelWriter(tmp_path / "model", CONFIG) as writer,
+        ModelWriter(tmp_path / "model", CONFIG, "float32") as writer,
     ):
-        writer.add("embed_tokens", flat["embed_tokens"])
+        writer.add("embed_tokens", tensors.__getitem__)
         seen = [entry.name for entry in tmp_path.iterdir()]
         raise KeyboardInterrupt
     assert len(seen) == 1
     assert "partial" in seen[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_behind_goes(tmp_path: Path) -> None:
+    with ModelWriter(tmp_path / "model", CONFIG, "float32") as writer:
+        (entry,) = tmp_path.iterdir()
+        for path in qwen3.layout(CONFIG):
+            writer.add(path, random_tensors(CONFIG).__getitem__)
+    stale = tmp_path / f"{entry.name.rpartition('-')[0]}-{2**22 + 1}"  # no process has this number
+    shutil.copytree(tmp_path / "model", stale)
+    save_model(tmp_path / "model", random_params(), CONFIG, overwrite=True)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_model_that_another_process_put_there_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    tensors, directory = random_tensors(CONFIG), tmp_path / "model"
+    with (
+        pytest.raises(UserError, match="already holds another model"),
+        ModelWriter(directory, CONFIG, "float32") as writer,
+    ):
+        for path in qwen3.layout(CONFIG):
+            writer.add(path, tensors.__getitem__)
+        other = save_model(tmp_path / "other", random_params(seed=1), CONFIG)
+        os.rename(tmp_path / "other", directory)
+    assert read_manifest(directory) == other
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_tensors_of_another_shape_are_refused(tmp_path: Path) -> None:
+    tensors = random_tensors(CONFIG)
+    tensors["model.layers.1.self_attn.q_norm.weight"] = np.ones(7, np.float32)
+    with (
+        pytest.raises(ValueError, match=r"layers\.1\.self_attn\.q_norm\.weight has shape \(7,\)"),
+        ModelWriter(tmp_path / "model", CONFIG, "float32") as writer,
+    ):
+        writer.add("blocks/attention/q_norm", tensors.__getitem__)
+    params = random_params()
+    params["final_norm"] = params["final_norm"][1:]
+    with pytest.raises(ValueError, match=r"final_norm has shape \(11,\), not \(12,\)"):
+        save_model(tmp_path / "model", params, CONFIG)
+    params["final_norm"] = np.ones(12, np.int32)
+    with pytest.raises(ValueError, match="of several types"):
+        save_model(tmp_path / "model", params, CONFIG)
     assert list(tmp_path.iterdir()) == []
 
 

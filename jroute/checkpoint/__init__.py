@@ -1,8 +1,6 @@
 """Model directories and learner states, both in Orbax, both complete or not there at all."""
 
 from jroute.checkpoint.model import (
-    MANIFEST,
-    ModelWriter,
     companion_digests,
     companions,
     digest,
@@ -10,10 +8,10 @@ from jroute.checkpoint.model import (
     load_model,
     model_fingerprint,
     read_manifest,
-    refuse_to_replace,
-    save_model,
 )
+from jroute.checkpoint.staging import MANIFEST
 from jroute.checkpoint.state import latest_step, load_state, save_state
+from jroute.checkpoint.writer import ModelWriter, save_model
 
 __all__ = [
     "MANIFEST",
@@ -27,7 +25,6 @@ __all__ = [
     "load_state",
     "model_fingerprint",
     "read_manifest",
-    "refuse_to_replace",
     "save_model",
     "save_state",
 ]

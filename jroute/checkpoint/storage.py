@@ -19,10 +19,10 @@ def restore_args(sharding: Sharding | None, dtype: np.dtype | None = None) -> oc
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences what Orbax tells its own developers through the logger of absl."""
+    """Silences what Orbax tells its own developers through the logger of absl; it still raises."""
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:

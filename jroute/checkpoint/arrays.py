@@ -1,0 +1,280 @@
+"""The arrays of a model on disk: one Orbax tree of Zarr arrays, written and read in parts.
+
+Orbax lays the tree out and writes its metadata; the values go through tensorstore, which lies
+beneath it. Every array is a folder in Zarr version 3. A file holds a *piece* of it, some blocks or
+some rows, uncompressed; within the file the piece is cut into *tiles* along the axes that a mesh
+may cut, so that a device reads its part of the file by byte ranges and nothing else. No host holds
+more of an array at once than the pieces in flight when it writes, or its own part when it reads.
+"""
+
+import itertools
+import math
+import os
+import re
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+from jax.sharding import Sharding
+
+from converters import qwen3
+from jroute.checkpoint.storage import quiet
+from jroute.errors import UserError
+from jroute.mesh import RULES
+
+PIECE_BYTES = 64 * 2**20
+"""Most bytes of a file, but for a single row that is larger."""
+
+PIECES_IN_FLIGHT = 4
+"""How many pieces may wait for the disk; the encoder holds each of them up to twice more."""
+
+_TILE_BYTES = 16 * 2**10  # smaller reads cost more than what they leave out
+_PARTS = 8  # every axis that a mesh may cut is cut into so many tiles per piece, if it can be
+
+
+class Tiling(NamedTuple):
+    """How an array is cut: the shape of what a file holds, and of what one read takes of it."""
+
+    piece: tuple[int, ...]
+    tile: tuple[int, ...]
+
+
+def tiling(shape: tuple[int, ...], axes: tuple[str, ...], itemsize: int) -> Tiling:
+    """Cuts an array into pieces and tiles.
+
+    Args:
+        shape: Of the array.
+        axes: Logical names of its axes; only those that ``jroute.mesh`` lays on a mesh axis are
+            cut into tiles, and ``layers``.
+        itemsize: Bytes of a value.
+    """
+    stacked = axes[0] == "layers"
+    inner = list(shape[1:] if stacked else shape)
+    size = math.prod(inner) * itemsize
+    if size > PIECE_BYTES:
+        inner[0] = _part(inner[0], max(1, PIECE_BYTES * inner[0] // size))
+    blocks = max(1, min(shape[0], PIECE_BYTES // size)) if stacked else 1
+    tile, size = list(inner), math.prod(inner) * itemsize
+    for axis, name in enumerate(axes[1:] if stacked else axes):
+        for parts in (_PARTS, 4, 2):
+            if RULES[name] and tile[axis] % parts == 0 and size // parts >= _TILE_BYTES:
+                tile[axis] //= parts
+                size //= parts
+                break
+    if not stacked:
+        return Tiling(tuple(inner), tuple(tile))
+    return Tiling((blocks, *inner), (1 if size >= _TILE_BYTES else blocks, *tile))
+
+
+def _part(length: int, most: int) -> int:
+    """Length of the parts of an axis: at most ``most``, and if it can be, all equal."""
+    equal = (part for part in range(most, most // 2, -1) if length % part == 0)
+    return next(equal, most)
+
+
+class Stored(NamedTuple):
+    """What an array takes on disk."""
+
+    files: int
+    nbytes: int
+
+
+def stored(shape: tuple[int, ...], cut: Tiling, itemsize: int) -> Stored:
+    """Files and bytes of an array, but for its metadata: whole tiles, and an index per file."""
+    slots = math.prod(a // b for a, b in zip(cut.piece, cut.tile, strict=True))
+    files = tiles = 0
+    for part in pieces(shape, cut.piece):
+        files += 1
+        tiles += math.prod(
+            math.ceil((one.stop - one.start) / size)
+            for one, size in zip(part, cut.tile, strict=True)
+        )
+    index = 16 * slots + 4  # offset and length of every tile, and a checksum
+    return Stored(files, tiles * math.prod(cut.tile) * itemsize + files * index)
+
+
+def pieces(shape: tuple[int, ...], piece: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """The pieces of an array in the order of its rows."""
+    cuts = (
+        [slice(start, min(start + part, size)) for start in range(0, size, part)]
+        for size, part in zip(shape, piece, strict=True)
+    )
+    return itertools.product(*cuts)
+
+
+def write_tree(folder: Path, paths: Iterable[str]) -> None:
+    """Has Orbax write a tree with these leaves; ``create`` then puts the real arrays into it."""
+    tree = qwen3.nest({path: np.zeros(1, np.int8) for path in paths})
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=True)
+    with quiet(), ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(folder, args=ocp.args.PyTreeSave(tree))
+    for array in folder.iterdir():
+        if array.is_dir():
+            shutil.rmtree(array)
+    # It names this folder by its temporary name, and matters on object stores only.
+    (folder / "commit_success.txt").unlink(missing_ok=True)
+
+
+def create(
+    folder: Path, path: str, shape: tuple[int, ...], dtype: np.dtype, cut: Tiling
+) -> ts.TensorStore:
+    """Creates one array of the tree."""
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    tiles = {
+        "chunk_shape": cut.tile,
+        "codecs": [little],
+        "index_codecs": [little, {"name": "crc32c"}],
+    }
+    metadata = {
+        "shape": shape,
+        "data_type": str(dtype),
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": cut.piece}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "codecs": [{"name": "sharding_indexed", "configuration": tiles}],
+    }
+    return ts.open({**_spec(folder, path), "metadata": metadata}, create=True).result()
+
+
+def open_array(folder: Path, path: str) -> ts.TensorStore:
+    """Opens one array of the tree for reading; a part that is missing raises."""
+    return ts.open({**_spec(folder, path), "fill_missing_data_reads": False}, open=True).result()
+
+
+def _spec(folder: Path, path: str) -> dict[str, Any]:
+    file = {"driver": "file", "path": str(folder / path.replace("/", "."))}
+    return {"driver": "zarr3", "kvstore": file}
+
+
+@runtime_checkable
+class Future(Protocol):
+    """What the executors of Python and of tensorstore give for work in the background."""
+
+    def result(self) -> Any:
+        """Waits for the work."""
+
+
+class Pipeline:
+    """Work that goes on in the background, a bounded amount of it; results come in order."""
+
+    def __init__(self, limit: int):
+        """``limit``: how many tasks may be unfinished."""
+        self._limit = limit
+        self._tasks: deque[tuple[Future, Callable[[Any], None] | None]] = deque()
+
+    def add(self, future: Future, then: Callable[[Any], None] | None = None) -> None:
+        """Adds a task; if there are too many, waits for the oldest and calls its ``then``."""
+        self._tasks.append((future, then))
+        while len(self._tasks) > self._limit:
+            self._finish_one()
+
+    def drain(self) -> None:
+        """Waits for all."""
+        while self._tasks:
+            self._finish_one()
+
+    def abandon(self) -> None:
+        """Waits until nothing runs any more, whatever comes of it."""
+        while self._tasks:
+            future, _ = self._tasks.popleft()
+            with suppress(Exception):  # the first error is the one to tell
+                future.result()
+
+    def _finish_one(self) -> None:
+        future, then = self._tasks.popleft()
+        result = future.result()
+        if then is not None:
+            then(result)
+
+
+def read_array(
+    store: ts.TensorStore, sharding: Sharding | None, dtype: np.dtype | None = None
+) -> jax.Array:
+    """Reads an array straight to its devices, and waits until it is there.
+
+    The host holds what the devices of this process hold of it, each part once, and a few pieces.
+
+    Args:
+        store: The array.
+        sharding: Where its parts go. ``None`` puts it uncommitted on the default device.
+        dtype: Type to cast to while reading; by default as stored.
+    """
+    dtype = store.dtype.numpy_dtype if dtype is None else dtype
+    if sharding is None:
+        return jax.block_until_ready(jax.device_put(_read_part(store, (), dtype)))
+    parts: dict[str, np.ndarray] = {}
+
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        if str(index) not in parts:  # several devices may hold the same
+            parts[str(index)] = _read_part(store, index or (), dtype)
+        return parts[str(index)]
+
+    array = jax.make_array_from_callback(store.shape, sharding, part, dtype)
+    return jax.block_until_ready(array)
+
+
+def _read_part(store: ts.TensorStore, index: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
+    """Reads a part of an array piece by piece, so that the decoder never holds all of it."""
+    wanted = [
+        range(*(index[axis] if index else slice(None)).indices(size))
+        for axis, size in enumerate(store.shape)
+    ]
+    result = _aligned_empty(tuple(map(len, wanted)), dtype)
+    target = ts.array(result)[ts.d[:].translate_to[[one.start for one in wanted]]]
+    typed = store if dtype == store.dtype.numpy_dtype else ts.cast(store, str(dtype))
+    reads = Pipeline(PIECES_IN_FLIGHT)
+    for piece in pieces(store.shape, cast(tuple[int, ...], store.chunk_layout.write_chunk.shape)):
+        overlap = tuple(
+            slice(max(part.start, one.start), min(part.stop, one.stop))
+            for part, one in zip(piece, wanted, strict=True)
+        )
+        if all(part.start < part.stop for part in overlap):
+            reads.add(target[overlap].write(typed[overlap]))
+    reads.drain()
+    return result
+
+
+_ALIGNMENT = 64  # of memory that JAX takes over on a CPU instead of copying it
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turns a write that the system refuses into a ``UserError``.
+
+    Args:
+        folder: On the disk that is written to.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) and not _OS_ERROR.search(str(error)):
+            raise
+        free = shutil.disk_usage(folder).free
+        raise UserError(
+            f"cannot write to {folder} ({reason(error)}; {free:,} bytes are free there); "
+            "make room or choose another --out"
+        ) from error
+
+
+_OS_ERROR = re.compile(r"\[os_error_code='(\d+)'\]")  # in the messages of tensorstore
+
+
+def reason(error: Exception) -> str:
+    """What the system said, from an error of its own or from one of tensorstore's messages."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    found = _OS_ERROR.search(str(error))
+    return os.strerror(int(found[1])) if found else str(error).splitlines()[0]

@@ -1,0 +1,303 @@
+"""Writing model directories."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.typing import DTypeLike
+
+from converters import qwen3
+from jroute.checkpoint import arrays, staging
+from jroute.checkpoint.model import FORMAT, companion_digests, companions, digest, fingerprint
+from jroute.checkpoint.staging import MANIFEST
+from jroute.errors import UserError
+from jroute.model.config import Qwen3Config
+
+_PACKAGES = (
+    "jroute",
+    "jax",
+    "flax",
+    "orbax-checkpoint",
+    "tensorstore",
+    "numpy",
+    "ml_dtypes",
+    "safetensors",
+)
+_SMALL_FILES = 2**20  # manifest and metadata
+
+
+class ModelWriter:
+    """Writes a model directory array by array; it appears under its name when all is there.
+
+    Use it as a context manager, and ``add`` every array once. If the block raises, nothing stays.
+
+    Attributes:
+        manifest: What ``manifest.json`` holds, once the block has ended.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        config: Qwen3Config,
+        dtype: DTypeLike,
+        *,
+        source: Mapping[str, Any] | None = None,
+        source_files: Sequence[Path] = (),
+        overwrite: bool = False,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ):
+        """Prepares to write, and cleans up behind killed writers of the same directory.
+
+        Args:
+            directory: Where the finished model is to stand.
+            config: Shape of the model.
+            dtype: Type to store the weights in.
+            source: Where the weights came from, for the manifest.
+            source_files: Files to copy beside them (see ``companions``).
+            overwrite: Replace a model that already stands there.
+            progress: Called with bytes of weights written so far and in all.
+
+        Raises:
+            UserError: Something stands there that may not be replaced.
+        """
+        self.directory = Path(directory).absolute()
+        self.config = config
+        self.manifest: dict[str, Any] = {}
+        self._dtype = np.dtype(dtype)
+        self._source = dict(source or {})
+        self._files = list(source_files)
+        self._overwrite = overwrite
+        self._progress = progress
+        self._entries = qwen3.layout(config)
+        self._bytes = weight_bytes(config, self._dtype)
+        self._done = 0
+        self._digests: dict[str, str] = {}
+        self._staging = staging.Staging(self.directory)
+        self._params = self._staging.partial / "params"
+        self._hashing = ThreadPoolExecutor(1, "sha256")
+        self._hashes = arrays.Pipeline(arrays.PIECES_IN_FLIGHT)
+        self._writes = arrays.Pipeline(arrays.PIECES_IN_FLIGHT)
+        staging.recover(self.directory)
+        refuse_to_replace(self.directory, overwrite=overwrite)
+
+    def __enter__(self) -> "ModelWriter":
+        refuse_without_room(self.directory, disk_bytes(self.config, self._dtype, self._files))
+        self._staging.begin()
+        try:
+            with arrays.disk_errors(self.directory.parent):
+                arrays.write_tree(self._params, self._entries)
+        except BaseException:
+            self._clean_up()
+            raise
+        return self
+
+    def add(self, path: str, read: Callable[[str], np.ndarray]) -> None:
+        """Writes one array of the nested dictionary, and takes the digests of its tensors.
+
+        Args:
+            path: Where in the nested dictionary.
+            read: Gives the tensors that the array is made of, by their Hugging Face names. Views
+                of mapped files are best: they are read where they lie.
+        """
+        entry = self._entries.pop(path)
+        cut = arrays.tiling(entry.shape, entry.axes, self._dtype.itemsize)
+        with arrays.disk_errors(self.directory.parent):
+            store = arrays.create(self._params, path, entry.shape, self._dtype, cut)
+        lead = cut.piece[:1] if entry.stacked else (1,)
+        inner = cut.piece[1:] if entry.stacked else cut.piece
+        for blocks in arrays.pieces((len(entry.names),), lead):
+            names = entry.names[blocks[0]]
+            tensors = [self._checked(entry, name, read(name)) for name in names]
+            for name, tensor in zip(names, tensors, strict=True):
+                self._digests[name] = ""  # keeps the order
+                hashed = self._hashing.submit(digest, tensor, self._dtype)
+                self._hashes.add(hashed, lambda value, name=name: self._set_digest(name, value))
+            for part in arrays.pieces(entry.inner, inner):
+                shape = tuple(one.stop - one.start for one in part)
+                piece = np.empty((len(names), *shape), self._dtype)
+                for i, tensor in enumerate(tensors):
+                    qwen3.place(entry, tensor, piece[i], part[0].start)
+                where, value = (blocks + part, piece) if entry.stacked else (part, piece[0])
+                written = store[where].write(value, can_reference_source_data_indefinitely=True)
+                with arrays.disk_errors(self.directory.parent):
+                    self._writes.add(written, lambda _, size=piece.nbytes: self._advance(size))
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                with arrays.disk_errors(self.directory.parent):
+                    self._finish()
+        finally:
+            self._clean_up()
+
+    def _clean_up(self) -> None:
+        try:
+            self._hashes.abandon()
+            self._writes.abandon()  # or it would go on making files
+            self._hashing.shutdown()
+        finally:
+            self._staging.discard()
+
+    def _checked(self, entry: qwen3.Entry, name: str, tensor: np.ndarray) -> np.ndarray:
+        if tensor.shape != entry.hf_shape:
+            raise ValueError(
+                f"{name} has shape {tensor.shape}, its config implies {entry.hf_shape}"
+            )
+        return tensor
+
+    def _set_digest(self, name: str, value: str) -> None:
+        self._digests[name] = value
+
+    def _advance(self, size: int) -> None:
+        self._done += size
+        self._progress(self._done, self._bytes)
+
+    def _finish(self) -> None:
+        if self._entries:
+            raise ValueError(f"these arrays were never added: {', '.join(self._entries)}")
+        self._hashes.drain()
+        self._writes.drain()
+        partial = self._staging.partial
+        for file in self._files:
+            shutil.copyfile(file, partial / file.name)
+        if not (partial / "config.json").exists():
+            _write_json(partial / "config.json", self.config.to_hf())
+        files = sorted(file for file in self._params.rglob("*") if file.is_file())
+        self.manifest = {
+            "format": FORMAT,
+            "fingerprint": fingerprint(self.config, self._dtype, self._digests),
+            "source": self._source,
+            "config": asdict(self.config),
+            "dtype": str(self._dtype),
+            "parameters": self._bytes // self._dtype.itemsize,
+            "bytes": self._bytes,
+            "tensors": self._digests,
+            "companions": companion_digests(companions(partial)),
+            "stored": {file.relative_to(partial).as_posix(): file.stat().st_size for file in files},
+            "versions": {name: _version(name) for name in _PACKAGES},
+        }
+        staging.sync_tree(partial)
+        _write_json(partial / MANIFEST, self.manifest)
+        staging.sync(partial / MANIFEST)
+        staging.sync(partial)
+        refuse_to_replace(self.directory, overwrite=self._overwrite)  # another was faster
+        self._staging.publish()
+
+
+def save_model(
+    directory: str | os.PathLike[str],
+    params: Mapping[str, Any],
+    config: Qwen3Config,
+    source_files: Sequence[Path] = (),
+    *,
+    source: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Writes a model directory from parameters in memory and returns its manifest.
+
+    Args:
+        directory: Where the finished model is to stand.
+        params: Parameters as ``forward`` takes them, with ``blocks`` stacked, all of one type.
+        config: Their shape.
+        source_files: Files to copy beside them (see ``companions``).
+        source: Where the weights came from, for the manifest.
+        overwrite: Replace a model that already stands there.
+
+    Raises:
+        UserError: Something stands there that may not be replaced.
+    """
+    leaves = qwen3.flatten(params)
+    dtypes = {np.dtype(leaf.dtype) for leaf in leaves.values()}
+    if len(dtypes) != 1:
+        raise ValueError(f"parameters are of several types: {sorted(map(str, dtypes))}")
+    writer = ModelWriter(
+        directory,
+        config,
+        dtypes.pop(),
+        source=source,
+        source_files=source_files,
+        overwrite=overwrite,
+    )
+    entries = qwen3.layout(config)
+    with writer:
+        for path, leaf in leaves.items():
+            entry, value = entries[path], np.asarray(leaf)
+            if value.shape != entry.shape:
+                raise ValueError(f"{path} has shape {value.shape}, not {entry.shape}")
+            blocks = dict(zip(entry.names, value if entry.stacked else [value], strict=True))
+            writer.add(path, lambda name, e=entry, b=blocks: qwen3.take(e, b[name]))
+    return writer.manifest
+
+
+def refuse_to_replace(directory: Path, *, overwrite: bool) -> None:
+    """Raises a ``UserError`` if ``directory`` may not become a model directory.
+
+    An empty folder may; with ``overwrite`` so may an earlier model. Foreign files never.
+    """
+    if staging.is_free(directory):
+        return
+    if not (directory / MANIFEST).is_file():
+        raise UserError(
+            f"{directory} exists and is not a jroute model directory; "
+            "choose another --out or remove it"
+        )
+    if not overwrite:
+        raise UserError(
+            f"{directory} already holds another model; "
+            "choose another --out or pass --overwrite to replace it"
+        )
+
+
+def weight_bytes(config: Qwen3Config, dtype: DTypeLike) -> int:
+    """Bytes of all parameters."""
+    values = sum(math.prod(entry.shape) for entry in qwen3.layout(config).values())
+    return values * np.dtype(dtype).itemsize
+
+
+def disk_bytes(config: Qwen3Config, dtype: DTypeLike, files: Sequence[Path] = ()) -> int:
+    """Bytes that a model directory takes, with ``files`` beside the weights."""
+    itemsize = np.dtype(dtype).itemsize
+    return (
+        sum(
+            arrays.stored(e.shape, arrays.tiling(e.shape, e.axes, itemsize), itemsize).nbytes
+            for e in qwen3.layout(config).values()
+        )
+        + sum(file.stat().st_size for file in files)
+        + _SMALL_FILES
+    )
+
+
+def refuse_without_room(directory: Path, needed: int) -> None:
+    """Raises a ``UserError`` if the disk on which ``directory`` is to stand lacks the room."""
+    free = free_bytes(directory)
+    if free < needed:
+        raise UserError(
+            f"{directory} needs {needed:,} bytes of disk and {free:,} are free there; "
+            "make room or choose another --out"
+        )
+
+
+def free_bytes(directory: Path) -> int:
+    """Free bytes on the disk on which ``directory`` stands, or would stand."""
+    return shutil.disk_usage(
+        next(path for path in [directory, *directory.parents] if path.exists())
+    ).free
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
