@@ -1,6 +1,5 @@
-"""Converted weights in jroute's decoder give the logits of transformers' torch Qwen3."""
+"""Converted weights in jroute's decoder give what transformers' Qwen3 gives, block by block."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +17,19 @@ from jroute import convert
 from jroute.checkpoint import load_model
 from jroute.model import attention, qwen3
 from jroute.model.config import Qwen3Config
+from tests.model.parity import (
+    RUN,
+    TOLERANCE,
+    Batch,
+    Difference,
+    batch,
+    difference,
+    jroute_states,
+    torch_states,
+    traced_anew,
+)
 
-TOLERANCE = 1e-4
-SEQ = 64
+LENGTHS = (64, 41, 5)
 VOCAB = 97
 
 # Everything that a port can get wrong is away from its default: grouped heads, a head_dim that is
@@ -46,8 +55,19 @@ SHAPES = {
         "num_key_value_heads": 2,
         "head_dim": 8,
     },
+    "square-5e6": {  # q_proj and o_proj have as many rows as columns: nothing tells them turned
+        "tie_word_embeddings": False,
+        "rope_theta": 5e6,
+        "rms_norm_eps": 1e-3,
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    },
 }
 MUTATED = "untied-5e6"
+SQUARE = "square-5e6"
 
 
 class Pair(NamedTuple):
@@ -94,66 +114,45 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Pair(model, params, config, folder / "hf")
 
 
-def padded_batch(side: str) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids and a mask of rows of different lengths, padded on one side."""
-    rng = np.random.default_rng(1)
-    tokens = rng.integers(0, VOCAB, (3, SEQ))
-    mask = np.ones((3, SEQ), dtype=bool)
-    for row, length in enumerate((SEQ, 41, 5)):
-        padding = slice(length, None) if side == "right" else slice(None, SEQ - length)
-        mask[row, padding] = False
-    return tokens, mask
-
-
-def torch_logits(model: torch.nn.Module, side: str) -> np.ndarray:
-    tokens, mask = padded_batch(side)
-    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
-    with torch.no_grad():
-        output = model(
-            input_ids=torch.from_numpy(tokens),
-            attention_mask=torch.from_numpy(mask.astype(np.int64)),
-            position_ids=torch.from_numpy(positions),
-        )
-    return output.logits.numpy()[mask]
-
-
-def jroute_logits(
-    params: dict, config: Qwen3Config, tokens: jax.Array, positions: jax.Array
-) -> jax.Array:
-    return qwen3.unembed(params, config, qwen3.forward(params, config, tokens, positions).hidden)
-
-
-RUN = jax.jit(jroute_logits, static_argnums=1)
-
-
-def traced_anew() -> Callable[..., jax.Array]:
-    """A function that JAX has not traced yet, so that a patched model is seen."""
-    return jax.jit(lambda *arguments: jroute_logits(*arguments), static_argnums=1)
-
-
-def assert_parity(pair: Pair, side: str = "right", run: Callable[..., jax.Array] = RUN) -> None:
-    tokens, mask = padded_batch(side)
-    positions = np.where(mask, np.cumsum(mask, axis=1) - 1, -1)
-    expected = torch_logits(pair.torch_model, side)
-    found = run(
-        pair.params, pair.config, jnp.asarray(tokens, jnp.int32), jnp.asarray(positions, jnp.int32)
-    )
-    assert np.abs(expected).max() > 4.0  # logits of a size at which 1e-4 is a strict bound
-    assert found.dtype == jnp.float32
-    error = np.abs(np.asarray(found)[mask] - expected).max()
-    assert error <= TOLERANCE, f"largest difference of a logit: {error:.2e}"
+def differences(
+    pair: Pair, side: str = "right", run: Callable[..., tuple[jax.Array, jax.Array]] = RUN
+) -> Difference:
+    some = batch(VOCAB, LENGTHS, side)
+    expected = torch_states(pair.torch_model, some)
+    assert len(expected.trunks) == 3 and len(expected.logits) == sum(LENGTHS)
+    assert np.abs(expected.logits).max() > 4.0  # of a size at which 1e-4 is a strict bound
+    return difference(expected, jroute_states(pair.params, pair.config, some, run))
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_logits_equal_transformers(pair: Pair, side: str) -> None:
-    assert_parity(pair, side)
+def test_every_block_and_the_logits_equal_transformers(pair: Pair, side: str) -> None:
+    found = differences(pair, side)
+    assert max(found.trunks) <= TOLERANCE
+    assert found.logits <= TOLERANCE
+    assert found.agreement == 1.0
+
+
+@pytest.mark.parametrize("pair", [MUTATED], indirect=True)
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_does_not_change_real_tokens(pair: Pair, side: str) -> None:
+    """Trunks and logits of rows in a padded batch are those of the rows alone."""
+    some = batch(VOCAB, LENGTHS, side)
+    padded = jroute_states(pair.params, pair.config, some)
+    ends = np.cumsum(LENGTHS)
+    for row, (end, length) in enumerate(zip(ends, LENGTHS, strict=True)):
+        real = some.tokens[row, some.mask[row]][None]
+        alone = jroute_states(pair.params, pair.config, Batch(real, np.ones_like(real, bool)))
+        span = slice(end - length, end)
+        for one, other in (
+            (padded.trunks[:, span], alone.trunks),
+            (padded.logits[span], alone.logits),
+        ):
+            assert np.abs(one - other).max() <= 1e-5 * np.abs(other).max()
 
 
 def test_the_config_is_read_not_assumed(pair: Pair) -> None:
-    theta = {"tied-1e6": 1e6, "untied-5e6": 5e6}[pair.source.parent.name[:-1]]
-    assert pair.config.rope_theta == theta
-    assert pair.config.head_dim != pair.config.hidden_size // pair.config.num_attention_heads
-    assert pair.config.num_key_value_heads < pair.config.num_attention_heads
+    shape = SHAPES[pair.source.parent.name[:-1]]
+    assert {name: getattr(pair.config, name) for name in shape} == shape
     assert ("lm_head" in pair.params) is not pair.config.tie_word_embeddings
 
 
@@ -184,13 +183,32 @@ def attend_interleaved(
     return attention.attend(query, jnp.tile(key, repeats), jnp.tile(value, repeats), mask)
 
 
-MUTATIONS: dict[str, tuple[object, str, Callable[..., jax.Array]]] = {
+def rope_tables_at_1e6(
+    positions: jax.Array, head_dim: int, theta: float, dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array]:
+    return attention.rope_tables(positions, head_dim, 1e6, dtype)
+
+
+def rms_norm_at_1e6th(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    return RMS_NORM(x, weight, 1e-6)
+
+
+RMS_NORM = qwen3.rms_norm
+
+MUTATIONS: dict[str, tuple[object, str, Callable[..., object]]] = {
     "rope halves swapped": (attention, "rotate_half", rotate_swapped_halves),
     "rope over neighbours": (attention, "rotate_half", rotate_neighbours),
     "q-norm dropped": (qwen3, "rms_norm", without_norm_of(SHAPES[MUTATED]["num_attention_heads"])),
     "k-norm dropped": (qwen3, "rms_norm", without_norm_of(SHAPES[MUTATED]["num_key_value_heads"])),
     "heads grouped the other way": (qwen3, "attend", attend_interleaved),
+    "rope_theta fixed at 1e6": (qwen3, "rope_tables", rope_tables_at_1e6),
+    "epsilon fixed at 1e-6": (qwen3, "rms_norm", rms_norm_at_1e6th),
 }
+
+
+def assert_wrong_from_the_first_block(found: Difference) -> None:
+    assert min(found.trunks) > TOLERANCE
+    assert found.logits > TOLERANCE
 
 
 @pytest.mark.parametrize("pair", [MUTATED], indirect=True)
@@ -199,15 +217,27 @@ def test_parity_fails_when_mutated(
     pair: Pair, mutation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(*MUTATIONS[mutation])
-    with pytest.raises(AssertionError, match="largest difference"):
-        assert_parity(pair, run=traced_anew())
+    assert_wrong_from_the_first_block(differences(pair, run=traced_anew()))
 
 
-@pytest.mark.parametrize("pair", [MUTATED], indirect=True)
-@pytest.mark.parametrize("assumed", [{"rope_theta": 1e6}, {"rms_norm_eps": 1e-6}], ids=str)
-def test_parity_fails_with_an_assumed_constant(pair: Pair, assumed: dict[str, float]) -> None:
-    with pytest.raises(AssertionError, match="largest difference"):
-        assert_parity(pair._replace(config=dataclasses.replace(pair.config, **assumed)))
+@pytest.mark.parametrize("pair", [SQUARE], indirect=True)
+@pytest.mark.parametrize("projection", ["q_proj", "o_proj"])
+def test_parity_fails_with_a_projection_transposed(
+    pair: Pair, projection: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The converter turns every projection round but one."""
+    place = converters.qwen3.place
+
+    def place_but_one(
+        entry: converters.qwen3.Entry, tensor: np.ndarray, out: np.ndarray, start: int = 0
+    ) -> None:
+        turned = entry.rule.flax.endswith(projection)
+        place(entry, np.ascontiguousarray(tensor.T) if turned else tensor, out, start)
+
+    monkeypatch.setattr(converters.qwen3, "place", place_but_one)
+    assert convert.main(["--source", str(pair.source), "--out", str(tmp_path / "model")]) == 0
+    params, _ = load_model(tmp_path / "model")
+    assert_wrong_from_the_first_block(differences(pair._replace(params=params)))
 
 
 @pytest.mark.parametrize("pair", [MUTATED], indirect=True)
@@ -230,10 +260,9 @@ def test_parity_fails_with_two_names_swapped(
     checkpoint = Checkpoint(pair.source)
     tensors = {name: checkpoint.read(name) for name in checkpoint.tensors}
 
-    def parity() -> None:
-        assert_parity(pair._replace(params=converters.qwen3.from_hf(tensors, pair.config)))
+    def converted() -> Difference:
+        return differences(pair._replace(params=converters.qwen3.from_hf(tensors, pair.config)))
 
-    parity()
+    assert converted().largest <= TOLERANCE
     monkeypatch.setattr(converters.qwen3, "TABLE", swapped)
-    with pytest.raises(AssertionError, match="largest difference"):
-        parity()
+    assert_wrong_from_the_first_block(converted())

@@ -1,0 +1,180 @@
+"""Writes random weights of a published Qwen3 shape in the published layout, for tests at size.
+
+    python scripts/random_qwen3.py --like DIR_WITH_config.json --out runs/random-4b
+
+The folder looks like a release: ``config.json``, ``generation_config.json`` and tokenizer files as
+published, weights in bfloat16 shards with an index. The values mean nothing, but they are of a
+trained model's size: projections have variance 1 / fan-in and norms lie around one.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import get_args
+
+import ml_dtypes  # noqa: F401 - teaches numpy the name "bfloat16"
+import numpy as np
+from tqdm import tqdm
+
+from converters.qwen3 import layout
+from converters.safetensors import read_json
+from jroute.checkpoint.export import new_folder, published_order, write_shards
+from jroute.convert import Dtype
+from jroute.door import door, enter
+from jroute.errors import UserError
+from jroute.model.config import Qwen3Config
+
+TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+
+PLAIN_CHATML = (
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+"""A chat template that knows nothing of thinking."""
+
+PERIOD = 2**22 - 3
+"""Length of the block of random numbers that all tensors are cut from.
+
+It is a prime, so rows of no width begin at the same place of it twice.
+"""
+
+
+def write_random(
+    like: Path,
+    out: Path,
+    *,
+    seed: int = 0,
+    layers: int | None = None,
+    shard_bytes: int = 2 * 10**9,
+    dtype: Dtype = "bfloat16",
+    tokenizer: Path | None = None,
+    plain_chatml: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Path]:
+    """Writes the folder; it appears under its name when it is complete.
+
+    Args:
+        like: Folder whose ``config.json``, and ``generation_config.json`` if there is one, to take.
+        out: Where the checkpoint is to stand.
+        seed: Of the weights; the same seed gives the same files.
+        layers: Number of blocks, if not as published.
+        shard_bytes: Most bytes of a weight file.
+        dtype: Type of the weights.
+        tokenizer: Folder to copy a tokenizer from.
+        plain_chatml: Give the tokenizer the end token ``<|im_end|>`` and a plain ChatML template,
+            as the instruct releases without thinking have them.
+        progress: Called with bytes written so far and bytes to write.
+
+    Returns:
+        The weight files, the index last.
+
+    Raises:
+        UserError: ``like`` is no dense Qwen3, or ``out`` is taken.
+    """
+    content = read_json(like / "config.json")
+    if layers is not None:
+        content["num_hidden_layers"] = layers
+    if dtype != content.get("torch_dtype", dtype):
+        content["torch_dtype"] = dtype
+    config = Qwen3Config.from_hf(content, where=str(like / "config.json"))
+    if config.num_hidden_layers < 1:
+        raise UserError(f"--layers is {layers}; give a positive number")
+    if plain_chatml and tokenizer is None:
+        raise UserError("--plain-chatml changes a tokenizer; name its folder with --tokenizer")
+    shapes = {name: entry.hf_shape for entry in layout(config).values() for name in entry.names}
+    shapes = {name: shapes[name] for name in sorted(shapes, key=published_order)}
+    sizes = {name: int(np.prod(shape)) * np.dtype(dtype).itemsize for name, shape in shapes.items()}
+    block = np.random.default_rng(seed).standard_normal(PERIOD, np.float32)
+    starts = np.random.default_rng([seed, 1]).choice(PERIOD, len(shapes), replace=False)
+    start_of = dict(zip(shapes, starts.tolist(), strict=True))
+    done = 0
+
+    @cache
+    def scaled(fan_in: int) -> np.ndarray:
+        values = block * np.float32(fan_in**-0.5) if fan_in else 1 + np.float32(0.1) * block
+        return values.astype(dtype)
+
+    def draw(names: Sequence[str]) -> dict[str, np.ndarray]:
+        nonlocal done
+        tensors = {}
+        for name in names:
+            shape = shapes[name]
+            values = scaled(shape[1] if len(shape) == 2 else 0)
+            tensors[name] = np.resize(np.roll(values, -start_of[name]), shape)
+            done += sizes[name]
+            progress(done, sum(sizes.values()))
+        return tensors
+
+    with new_folder(out) as partial:
+        files = write_shards(partial, sizes, draw, shard_bytes)
+        text = json.dumps(content, indent=2) + "\n"
+        (partial / "config.json").write_text(text, encoding="utf-8")
+        if (like / "generation_config.json").is_file():
+            shutil.copyfile(like / "generation_config.json", partial / "generation_config.json")
+        if tokenizer is not None:
+            _copy_tokenizer(tokenizer, partial, plain_chatml=plain_chatml)
+    return [Path(out) / file.name for file in files]
+
+
+def _copy_tokenizer(source: Path, to: Path, *, plain_chatml: bool) -> None:
+    found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
+    if not (source / "tokenizer_config.json").is_file() or len(found) < 2:
+        raise UserError(f"{source} holds no tokenizer; copy its files there from a release")
+    for file in found:
+        shutil.copyfile(file, to / file.name)
+    if plain_chatml:
+        (to / "chat_template.jinja").unlink(missing_ok=True)
+        settings = read_json(to / "tokenizer_config.json")
+        settings |= {"chat_template": PLAIN_CHATML, "eos_token": "<|im_end|>"}
+        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+        (to / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+@door
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, writes, prints."""
+    parser = argparse.ArgumentParser(
+        prog="python scripts/random_qwen3.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--like", required=True, type=Path, help="folder with a config.json")
+    parser.add_argument("--out", required=True, type=Path, help="the folder to write")
+    parser.add_argument("--tokenizer", type=Path, help="folder to copy a tokenizer from")
+    parser.add_argument(
+        "--plain-chatml",
+        action="store_true",
+        help="end token <|im_end|>, template without thinking",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
+    parser.add_argument("--layers", type=int, help="number of blocks (default: as published)")
+    parser.add_argument(
+        "--shard-bytes", type=int, default=2 * 10**9, help="most bytes of a weight file"
+    )
+    parser.add_argument("--dtype", choices=get_args(Dtype), default="bfloat16")
+    arguments = parser.parse_args(argv)
+    with tqdm(desc="write", unit="B", unit_scale=True) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        files = write_random(**vars(arguments), progress=progress)
+    print(f"wrote {arguments.out}")
+    for file in files:
+        print(f"  {file.name}  {file.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    enter(main, "nothing was written")
