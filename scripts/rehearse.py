@@ -132,7 +132,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{name:26} {step['seconds']:>8.1f} {step['peak_resident_bytes'] / 2**30:>9.2f} GiB")
     if args.report:
         args.report.parent.mkdir(parents=True, exist_ok=True)
-        write_text(args.report, json.dumps(report, indent=2) + "\n")
+        text = json.dumps(report, indent=2)
+        folders = {
+            "OUT": args.out,
+            "LIKE": args.like,
+            "TOKENIZER": args.tokenizer,
+            "DATA": args.data,
+        }
+        for name, folder in folders.items():
+            text = text.replace(str(folder), name) if folder else text
+        write_text(args.report, text + "\n")
 
 
 if __name__ == "__main__":
