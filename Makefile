@@ -41,7 +41,7 @@ types: $(VENV)/.installed-dev
 	pyright
 
 unit: $(VENV)/.installed-dev
-	python -m pytest $(ARGS)
+	python -m pytest -n 2 --dist loadfile $(ARGS)
 
 clean:
 	rm -rf $(VENV) .cache .hypothesis .pytest_cache .ruff_cache build dist runs/demo

@@ -53,7 +53,7 @@ TABLE = (
 )
 
 IGNORED_IF_TIED = "lm_head.weight"
-"""With tied embeddings some checkpoints repeat the token table here; it is not read."""
+"""With tied embeddings some checkpoints repeat the token table here."""
 
 
 class Entry(NamedTuple):
@@ -138,6 +138,26 @@ def check(checkpoint: Checkpoint, config: Qwen3Config) -> None:
         raise UserError(
             f"{checkpoint.tensors[extra[0]].file}: {extra[0]}{more} is in no Qwen3 model "
             "of this config.json; take weights and config.json from the same release"
+        )
+
+
+def check_repeated_head(checkpoint: Checkpoint, config: Qwen3Config) -> None:
+    """Sees that an output layer beside tied embeddings is the token table once more.
+
+    Raises:
+        UserError: It is another one, so that embeddings are not tied in truth.
+    """
+    head, table = IGNORED_IF_TIED, "model.embed_tokens.weight"
+    if not config.tie_word_embeddings or head not in checkpoint.tensors:
+        return
+    one, other = checkpoint.read(head), checkpoint.read(table)
+    rows = max(1, 2**24 // max(one.shape[-1], 1))  # at a time, so that little is held in memory
+    if one.shape != other.shape or not all(
+        np.array_equal(one[i : i + rows], other[i : i + rows]) for i in range(0, len(one), rows)
+    ):
+        raise UserError(
+            f"{checkpoint.tensors[head].file}: {head} differs from {table}, though config.json "
+            "says that they are tied; take weights and config.json from the same release"
         )
 
 

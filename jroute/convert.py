@@ -8,7 +8,10 @@ from typing import Any, get_args
 import jax
 from tqdm import tqdm
 
+from converters.safetensors import fetch
+from jroute.checkpoint import has_tokenizer
 from jroute.checkpoint.conversion import (
+    NO_TOKENIZER,
     Conversion,
     Dtype,
     Source,
@@ -46,8 +49,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--prompts is for --verify; add it")
     texts = PROMPTS if prompts is None else _read_prompts(Path(prompts))
     if arguments.pop("dry_run"):
-        print(describe(plan(**arguments)))
+        planned = plan(**arguments)
+        print(describe(planned))
+        if planned.refusal:
+            raise UserError(planned.refusal)
         return
+    if prompts is not None:
+        _check_prompts(arguments["source"], arguments["revision"], texts)
     with _ProgressBar("convert") as progress:
         result = convert(**arguments, progress=progress)
     manifest = result.manifest
@@ -57,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"  bytes        {manifest['bytes']:,} ({manifest['dtype']})")
     print(f"  files        {', '.join(manifest['companions'])}")
     print(f"  fingerprint  {manifest['fingerprint']}")
+    if not has_tokenizer(Path(arguments["out"])):
+        print(f"  warning      {NO_TOKENIZER}")
     if verify:
         _verify(result, Path(arguments["out"]), texts)
 
@@ -118,11 +128,20 @@ def _read_prompts(file: Path) -> list[str]:
     return prompts
 
 
+def _check_prompts(source: str, revision: str | None, prompts: Sequence[str]) -> None:
+    """Raises a ``UserError`` now that would otherwise come after the conversion."""
+    from jroute.checkpoint.verification import encode_prompts
+
+    folder = fetch(source, revision).folder
+    if has_tokenizer(folder):
+        encode_prompts(folder, prompts, open_source(folder).config.max_position_embeddings)
+
+
 def _verify(result: Conversion, out: Path, prompts: Sequence[str]) -> None:
     """Compares the model with its source, and prints what was found.
 
     Raises:
-        UserError: A tensor differs.
+        UserError: A tensor differs, or logits are further off than rounding explains.
     """
     from jroute.checkpoint.verification import verify  # brings the model and its tokenizer along
 
@@ -130,20 +149,30 @@ def _verify(result: Conversion, out: Path, prompts: Sequence[str]) -> None:
         found = verify(result.folder, out, prompts, progress)
     if found.differing:
         first, *others = found.differing
-        more = f" and {len(others)} more" if others else ""
+        which = f"{first} and {len(others)} more differ" if others else f"{first} differs"
         raise UserError(
-            f"{out}: {first}{more} of {found.tensors:,} tensors differ from "
-            f"{result.folder}; convert again with --overwrite"
+            f"{out}: of {found.tensors:,} tensors {which} from {result.folder}; "
+            "convert again with --overwrite"
         )
+    stored = result.manifest["dtype"]
     print("verified")
-    print(f"  tensors      {found.tensors:,} equal to the source's, bit for bit")
+    print(f"  tensors      {found.tensors:,} equal to the source's in {stored}, bit for bit")
     if found.logits is None:
-        print("  logits       not compared: torch is not installed")
+        print(f"  logits       not compared: {found.why}")
         return
     compared = found.logits
     print(f"  positions    {compared.positions:,} of {len(prompts)} prompts, {compared.dtype}")
-    print(f"  max error    {compared.max_error:.3g} of a logit, against transformers")
+    print(
+        f"  max error    {compared.max_error:.3g} of a logit, against transformers "
+        f"(rounding stays below {compared.bound:.2g})"
+    )
     print(f"  top-1        {compared.agreement:.2%} agree")
+    if not compared.max_error <= compared.bound:
+        raise UserError(
+            f"{out}: logits differ from transformers' by {compared.max_error:.3g}, and rounding "
+            f"stays below {compared.bound:.2g}; the weights are the source's, so its config.json "
+            "or this jroute is wrong for them"
+        )
 
 
 class _ProgressBar:

@@ -36,7 +36,7 @@ class Experiment:
         prompt: How a question becomes a prompt.
         decoding: How completions are generated, for all arms alike.
         engine: Execution shape of generation.
-        mesh: Devices that the model runs on.
+        mesh: Devices that the model runs on; not kept in the run folder.
         reward: What PPO is paid; the claim's own is exact match alone.
         features: What a controller sees.
         ppo: The learner.

@@ -250,6 +250,11 @@ def _advice(death: Death) -> str:
             "if nobody killed it, the machine ran out of memory (dmesg says so): lower what one "
             "process holds, then give the same command again"
         )
+    if death.status == -signal.SIGABRT:
+        return (
+            "JAX ends a process so when it has heard nothing of another for --timeout seconds: the "
+            "one whose lines above stop first hung; then give the same command again"
+        )
     return (
         f"its last lines above, marked [{death.process}], say why; then give the same command again"
     )

@@ -85,7 +85,8 @@ class LanguageModel:
         """Puts what runs inside the block on the model's mesh, if it has one."""
         return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
-    def _check_slots(self, slots: int) -> None:
+    def check_slots(self, slots: int) -> None:
+        """Raises a ``UserError`` if replicas cannot share so many slots evenly."""
         data = 1 if self.mesh is None else self.mesh.shape["data"]
         if slots % data:
             raise UserError(
@@ -226,7 +227,7 @@ class LanguageModel:
             routing=self.routing,
             shape=EngineConfig(slots, chunk, unroll),
         )
-        self._check_slots(slots)
+        self.check_slots(slots)
         requests = [Request(*request) for request in zip(tokens, gates, seeds, strict=True)]
         with self.devices():
             return engine.run(requests, finished=finished)
@@ -253,7 +254,7 @@ class LanguageModel:
             UserError: An empty side, or more tokens than the context holds.
         """
         slots = EngineConfig(slots).slots
-        self._check_slots(slots)
+        self.check_slots(slots)
         self._check_ids([ids for pair in pairs for ids in pair])
         for context, continuation in pairs:
             if not context or not continuation:

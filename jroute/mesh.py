@@ -66,6 +66,21 @@ class MeshConfig:
                 "none; give sizes of 1 or more (data may be 0: all devices)"
             )
 
+    @classmethod
+    def parse(cls, text: str) -> "MeshConfig":
+        """Reads ``data,fsdp,tensor``.
+
+        Raises:
+            UserError: It is not three numbers.
+        """
+        try:
+            data, fsdp, tensor = map(int, text.split(","))
+        except ValueError:
+            raise UserError(
+                f"--mesh is {text!r}; give three numbers data,fsdp,tensor like 8,1,1"
+            ) from None
+        return cls(data, fsdp, tensor)
+
     def make(self) -> Mesh:
         """The mesh (see ``make_mesh``)."""
         return make_mesh(self.data, self.fsdp, self.tensor)

@@ -37,6 +37,7 @@ from jroute.files import replacing, write_text
 from jroute.generate.decoding import Completion
 from jroute.generate.engine import check_context
 from jroute.lm import LanguageModel, load
+from jroute.mesh import MeshConfig
 from jroute.tasks import Problem, Split, load_problems
 from jroute.tasks.prompts import render
 
@@ -67,16 +68,18 @@ class Run:
         directory = Path(experiment.run)
         path = directory / "config.yaml"
         run = cls(directory, experiment)
-        if path.is_file() and (stored := load_config(Experiment, path)) != experiment:
+        kept = _without_devices(experiment)
+        if path.is_file() and (stored := load_config(Experiment, path)) != kept:
             changed = [
                 f.name
-                for f in dataclasses.fields(experiment)
-                if getattr(stored, f.name) != getattr(experiment, f.name)
+                for f in dataclasses.fields(kept)
+                if getattr(stored, f.name) != getattr(kept, f.name)
             ]
             raise UserError(
                 f"{path} is of another experiment (different: {', '.join(changed)}); "
                 "choose another folder with --run, or remove that one"
             )
+        run.lm.check_slots(experiment.engine.slots)
         for split in experiment.splits:
             for problem, prompt in zip(run.problems(split), run.prompts(split), strict=True):
                 try:
@@ -86,7 +89,7 @@ class Run:
                     raise UserError(f"problem {problem.id}: {error}") from error
         if not path.is_file():
             directory.mkdir(parents=True, exist_ok=True)
-            write_text(path, dump(experiment))
+            write_text(path, dump(kept))
         return run
 
     # The model and its problems ---------------------------------------------------------------
@@ -316,8 +319,17 @@ class Run:
         return json.loads(path.read_text())
 
 
-def load_run(directory: str | Path) -> Run:
+def _without_devices(experiment: Experiment) -> Experiment:
+    """What a run folder keeps: devices decide how cells are made, not what they mean."""
+    return dataclasses.replace(experiment, mesh=MeshConfig())
+
+
+def load_run(directory: str | Path, *, mesh: MeshConfig | None = None) -> Run:
     """Opens a finished run.
+
+    Args:
+        directory: The run folder.
+        mesh: Devices to run its model on; by default one.
 
     Raises:
         UserError: There is no run in the folder.
@@ -328,7 +340,8 @@ def load_run(directory: str | Path) -> Run:
         raise UserError(
             f"{directory} is no run folder, it has no config.yaml; run python -m jroute.train first"
         )
-    return Run(directory, load_config(Experiment, path))
+    stored = load_config(Experiment, path)
+    return Run(directory, dataclasses.replace(stored, mesh=mesh or MeshConfig()))
 
 
 def environment_data(run: str | Path, split: Split) -> EnvData:

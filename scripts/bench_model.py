@@ -27,6 +27,7 @@ import numpy as np
 
 from converters.safetensors import read_json
 from jroute.door import door, enter
+from jroute.errors import UserError
 from jroute.files import write_text
 from jroute.generate.decoding import Decoding
 from jroute.generate.engine import DecodeState, decode, prefill
@@ -275,6 +276,16 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _numbers(option: str, text: str, separator: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(separator)]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise UserError(f"{option} is {text!r}; give positive numbers with {separator!r} between")
+    return numbers
+
+
 @door
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, measures, prints, writes."""
@@ -302,7 +313,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = jax.devices()[0]
     on_cpu = device.platform == "cpu"
     dtype = args.dtype or ("float32" if on_cpu else "bfloat16")
-    layout = MeshConfig(*(int(part) for part in args.mesh.split(",")))
+    layout = MeshConfig.parse(args.mesh)
+    batches, scoring = _numbers("--batches", args.batches, ","), []
+    if args.scoring:
+        scoring = _numbers("--scoring", args.scoring, "x")
+        if len(scoring) != 2:
+            raise UserError(f"--scoring is {args.scoring!r}; give BATCHxWIDTH like 32x2048")
+    for name in ("prompt", "steps", "repeats"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} is {getattr(args, name)}; give a positive number")
     mesh = layout.make()
     with jax.set_mesh(mesh):
         params = random_params(config, dtype, mesh)
@@ -325,11 +344,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             "parameter_bytes_per_device": sum(map(local_bytes, jax.tree.leaves(params))),
             "batches": [],
         }
-        for batch in (int(part) for part in args.batches.split(",")):
+        for batch in batches:
             result["batches"].append(measure_batch(bench, batch, bandwidth))
-        if args.scoring:
-            batch, width = (int(part) for part in args.scoring.split("x"))
-            result["scoring"] = measure_scoring(bench, batch, width)
+        if scoring:
+            result["scoring"] = measure_scoring(bench, *scoring)
     print(table(result))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -41,6 +41,7 @@ from jroute.evaluation import lm_eval_tasks
 from jroute.evaluation.harness import JaxLM
 from jroute.evaluation.records import Record, gate_histogram, truncation_rate
 from jroute.files import write_text
+from jroute.mesh import MeshConfig
 from jroute.run import Run, load_run
 from jroute.tasks import Split
 
@@ -107,6 +108,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--tasks", required=True, type=_names, help="test, ood, validation, or tasks of lm-eval"
     )
     parser.add_argument("--limit", type=int, help="only the first so many documents of a task")
+    parser.add_argument("--mesh", default="1,1,1", help="devices: data,fsdp,tensor (default: one)")
     parser.add_argument("--output_path", type=Path, help="default: <run>/lm_eval")
     official = parser.add_argument_group("for tasks of lm-eval")
     official.add_argument(
@@ -141,7 +143,7 @@ def _names(text: str) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, evaluates arm by arm, prints."""
     args = parse_args(argv)
-    run = load_run(args.run)
+    run = load_run(args.run, mesh=MeshConfig.parse(args.mesh))
     own = [name for name in args.tasks if name in OWN]
     official = [name for name in args.tasks if name not in OWN]
     if not official and (

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from converters.qwen3 import layout
 from converters.safetensors import read_json
+from jroute.checkpoint import has_tokenizer
 from jroute.checkpoint.export import new_folder, published_order, write_shards
 from jroute.convert import Dtype
 from jroute.door import door, enter
@@ -71,7 +72,7 @@ def write_random(
         layers: Number of blocks, if not as published.
         shard_bytes: Most bytes of a weight file.
         dtype: Type of the weights.
-        tokenizer: Folder to copy a tokenizer from.
+        tokenizer: Folder to copy a tokenizer from; by default ``like``, if it has one.
         plain_chatml: Give the tokenizer the end token ``<|im_end|>`` and a plain ChatML template,
             as the instruct releases without thinking have them.
         progress: Called with bytes written so far and bytes to write.
@@ -83,6 +84,10 @@ def write_random(
         UserError: ``like`` is no dense Qwen3, or ``out`` is taken.
     """
     content = read_json(like / "config.json")
+    if tokenizer is None and has_tokenizer(like):
+        tokenizer = like
+    if tokenizer is not None and not has_tokenizer(tokenizer):
+        raise UserError(f"{tokenizer} holds no tokenizer; copy its files there from a release")
     if layers is not None:
         content["num_hidden_layers"] = layers
     if dtype != content.get("torch_dtype", dtype):
@@ -128,11 +133,9 @@ def write_random(
 
 
 def _copy_tokenizer(source: Path, to: Path, *, plain_chatml: bool) -> None:
-    found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
-    if not (source / "tokenizer_config.json").is_file() or len(found) < 2:
-        raise UserError(f"{source} holds no tokenizer; copy its files there from a release")
-    for file in found:
-        shutil.copyfile(file, to / file.name)
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, to / name)
     if plain_chatml:
         (to / "chat_template.jinja").unlink(missing_ok=True)
         settings = read_json(to / "tokenizer_config.json")
@@ -151,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--like", required=True, type=Path, help="folder with a config.json")
     parser.add_argument("--out", required=True, type=Path, help="the folder to write")
-    parser.add_argument("--tokenizer", type=Path, help="folder to copy a tokenizer from")
+    parser.add_argument("--tokenizer", type=Path, help="folder of a tokenizer (default: --like)")
     parser.add_argument(
         "--plain-chatml",
         action="store_true",

@@ -23,8 +23,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jroute.checkpoint import has_tokenizer
+from jroute.config import load
 from jroute.door import door, enter
 from jroute.errors import UserError
+from jroute.experiment import Experiment
 from jroute.files import write_text
 from jroute.observe.machine import describe_machine
 
@@ -115,6 +118,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out.exists() and any(args.out.iterdir()):
         raise UserError(f"{args.out} is not empty; name a new folder for the rehearsal")
     environment = {**os.environ, **({"JROUTE_DATA": str(args.data.resolve())} if args.data else {})}
+    load(Experiment, args.config)  # a mistake in it should show before anything is written
+    tokenizer = args.tokenizer or args.like
+    if not has_tokenizer(tokenizer):
+        raise UserError(f"{tokenizer} holds no tokenizer; name a folder that does: --tokenizer")
     report: dict[str, Any] = {
         "machine": describe_machine(),
         "config": str(args.config),

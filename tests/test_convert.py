@@ -81,15 +81,40 @@ def test_progress_is_told_in_stored_bytes(source: Path, tmp_path: Path) -> None:
         seen.clear()
 
 
-def test_shards_and_a_head_that_is_not_read_do_not_change_the_fingerprint(tmp_path: Path) -> None:
+def test_shards_and_a_repeated_head_do_not_change_the_fingerprint(tmp_path: Path) -> None:
     tensors = random_tensors(CONFIG)
     one = convert.convert(str(write_source(tmp_path / "1", CONFIG, tensors)), tmp_path / "a")
     two = convert.convert(str(write_source(tmp_path / "2", CONFIG, tensors, 4)), tmp_path / "b")
     assert one.manifest["fingerprint"] == two.manifest["fingerprint"]
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
     tied = convert.convert(str(write_source(tmp_path / "3", TIED, tensors)), tmp_path / "c")
     del tensors["lm_head.weight"]
     bare = convert.convert(str(write_source(tmp_path / "4", TIED, tensors)), tmp_path / "d")
     assert tied.manifest["fingerprint"] == bare.manifest["fingerprint"]
+
+
+def test_a_head_that_is_not_the_token_table_is_refused_where_they_are_tied(tmp_path: Path) -> None:
+    tensors = random_tensors(TIED)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    tensors["lm_head.weight"][-1, -1] *= 1.01
+    source = write_source(tmp_path / "hf", TIED, tensors)
+    with pytest.raises(UserError, match=r"lm_head\.weight differs from model"):
+        convert.convert(str(source), tmp_path / "model")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["hf"]
+
+
+def test_a_source_without_tokenizer_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_source(tmp_path / "hf", CONFIG, random_tensors(CONFIG))
+    (source / "tokenizer.json").unlink()
+    arguments = ["--source", str(source), "--out", str(tmp_path / "model")]
+    for extra, said in ((["--dry-run"], "warning: the source"), ([], "warning      the source")):
+        assert convert.main([*arguments, *extra]) == 0
+        assert f"{said} has no tokenizer" in capsys.readouterr().out
+    assert convert.main([*arguments, "--verify"]) == 0
+    printed = capsys.readouterr().out
+    assert "bit for bit\n  logits       not compared: there is no tokenizer" in printed
 
 
 @pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])

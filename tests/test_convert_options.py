@@ -61,7 +61,7 @@ def test_a_dry_run_says_what_stands_in_the_way(
     dry = ("--source", source, "--dry-run", "--out")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").touch()
-    assert run(*dry, tmp_path / "thesis") == 0
+    assert run(*dry, tmp_path / "thesis") == 2
     printed = capsys.readouterr().out
     assert f"would refuse: {tmp_path / 'thesis'} exists and is not a jroute model" in printed
     assert run("--source", source, "--out", tmp_path / "model") == 0
@@ -79,7 +79,7 @@ def test_verify_compares_with_the_source_and_with_torch(
     assert run(*arguments, "--prompts", prompts) == 0
     printed = capsys.readouterr().out
     assert "wrote" in printed
-    assert "verified\n  tensors      68 equal to the source's, bit for bit\n" in printed
+    assert "verified\n  tensors      68 equal to the source's in float32, bit for bit\n" in printed
     assert "of 2 prompts, float32" in printed
     assert "100.00% agree" in printed
     error = float(printed.partition("max error")[2].split()[0])
@@ -104,7 +104,7 @@ def test_verify_without_torch_compares_tensors(
     )
     assert run("--source", source, "--out", tmp_path / "model", "--verify") == 0
     printed = capsys.readouterr().out
-    assert "tensors      36 equal to the source's, bit for bit" in printed
+    assert "tensors      36 equal to the source's in bfloat16, bit for bit" in printed
     assert "not compared: torch is not installed" in printed
 
 
@@ -122,7 +122,7 @@ def test_verify_finds_a_single_bit(
     assert run("--source", source, "--out", out, "--verify") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error == (
-        f"error: {out}: model.layers.1.mlp.up_proj.weight of 36 tensors differ from {source}; "
+        f"error: {out}: of 36 tensors model.layers.1.mlp.up_proj.weight differs from {source}; "
         "convert again with --overwrite"
     )
 

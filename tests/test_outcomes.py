@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
+from jroute.mesh import MeshConfig
 from jroute.outcomes import main
 from jroute.run import load_run
 
@@ -57,6 +58,24 @@ def test_a_sanity_check_then_the_rest(config: Path, capsys: pytest.CaptureFixtur
     assert len({tuple(values) for values in figures(rest).values()}) > 1
     assert main([*part, "--problems", "5"]) == 0
     assert "0 cells made now" in capsys.readouterr().out
+
+
+def test_devices_are_no_part_of_a_run(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What several devices have made, one device finds, and asks for no more of."""
+    run = str(config.parent / "spread")
+    part = ["--config", str(config), "--run", run, "--split", "[test]", "--problems", "4"]
+    assert main([*part, "--mesh.data", "3"]) == 2
+    assert "engine.slots is 16, which the 3 replicas" in capsys.readouterr().err
+    assert not Path(run).exists()
+    assert main([*part, "--mesh.data", "2"]) == 0
+    assert "12 cells made now" in capsys.readouterr().out
+    assert main(part) == 0
+    assert "0 cells made now" in capsys.readouterr().out
+    opened = load_run(run)
+    assert opened.lm.mesh is None
+    assert opened.outcome("test", opened.problems("test")[3].id, 0.5).tokens > 0
+    mesh = load_run(run, mesh=MeshConfig(data=2)).lm.mesh
+    assert mesh is not None and mesh.size == 2
 
 
 @pytest.mark.parametrize(

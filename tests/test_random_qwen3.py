@@ -98,6 +98,10 @@ def test_plain_chatml_changes_the_tokenizer_only_there(tmp_path: Path, like: Pat
     settings = {"chat_template": "{{ thoughts }}", "eos_token": "<|endoftext|>", "errors": "é"}
     (tokenizer / "tokenizer_config.json").write_text(json.dumps(settings))
     (tokenizer / "vocab.json").write_text("{}")
+    with pytest.raises(UserError, match="holds no tokenizer"):
+        write_random(like, tmp_path / "hybrid", tokenizer=tokenizer)
+    assert not (tmp_path / "hybrid").exists()
+    (tokenizer / "merges.txt").write_text("")
     write_random(like, tmp_path / "hybrid", tokenizer=tokenizer)
     write_random(like, tmp_path / "plain", tokenizer=tokenizer, plain_chatml=True)
     hybrid, plain = (

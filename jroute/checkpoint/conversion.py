@@ -15,6 +15,7 @@ from jroute.checkpoint.model import (
     companions,
     digest,
     fingerprint,
+    has_tokenizer,
     read_manifest,
 )
 from jroute.checkpoint.writer import (
@@ -29,6 +30,12 @@ from jroute.errors import UserError
 from jroute.model.config import Qwen3Config
 
 Dtype = Literal["float32", "bfloat16"]
+
+NO_TOKENIZER = (
+    "the source has no tokenizer, which jroute.load needs; add tokenizer_config.json and "
+    "tokenizer.json, or vocab.json and merges.txt, to it"
+)
+"""What is said of a source that converts, but to a model that cannot be asked anything."""
 
 _PROCESS_BYTES = 128 * 2**20  # of the interpreter with its libraries, before the first weight
 
@@ -101,6 +108,7 @@ def convert(
     """
     found = fetch(source, revision)
     opened = open_source(found.folder, dtype)
+    qwen3.check_repeated_head(opened.checkpoint, opened.config)
     out = Path(out).absolute()
     staging.recover(out)
     if not overwrite and (out / staging.MANIFEST).is_file():
@@ -169,6 +177,7 @@ class Plan(NamedTuple):
         disk: Bytes needed on disk.
         free: Bytes free there.
         memory: Bytes of host memory that the conversion is expected to need.
+        tokenizer: Whether the source has one.
         refusal: Why the conversion would be refused, if it would be.
     """
 
@@ -181,6 +190,7 @@ class Plan(NamedTuple):
     disk: int
     free: int
     memory: int
+    tokenizer: bool
     refusal: str | None
 
 
@@ -235,6 +245,7 @@ def plan(
         disk=disk,
         free=free_bytes(out),
         memory=_PROCESS_BYTES + 3 * arrays.PIECES_IN_FLIGHT * largest,
+        tokenizer=has_tokenizer(folder),
         refusal=refusal,
     )
 
@@ -264,6 +275,8 @@ def describe(plan: Plan) -> str:
         f"host memory     {plan.memory:,} bytes expected at the peak of the conversion",
         f"disk            {plan.disk:,} bytes needed, {plan.free:,} free at {plan.out}: {free}",
     ]
+    if not plan.tokenizer:
+        lines.append(f"warning: {NO_TOKENIZER}")
     if plan.refusal:
         lines.append(f"would refuse: {plan.refusal}")
     elif stands:

@@ -75,6 +75,13 @@ def companions(folder: Path) -> list[Path]:
     return [folder / name for name in COMPANIONS if (folder / name).is_file()]
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds the files that ``jroute.load`` makes a tokenizer of."""
+    have = {file.name for file in companions(folder)}
+    made_of = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
+    return "tokenizer_config.json" in have and any(files <= have for files in made_of)
+
+
 def companion_digests(files: Sequence[Path]) -> dict[str, str]:
     """SHA-256 of each file, by name."""
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from converters.safetensors import Checkpoint
 from jroute.checkpoint.export import StoredTensors
-from jroute.checkpoint.model import load_model, read_manifest
+from jroute.checkpoint.model import has_tokenizer, load_model, read_manifest
 from jroute.errors import UserError
 from jroute.model.config import Qwen3Config
 from jroute.model.qwen3 import Params, forward, unembed
@@ -27,12 +27,19 @@ class LogitComparison(NamedTuple):
         agreement: Share of positions at which both have the same most likely token.
         positions: How many positions were compared.
         dtype: Type in which both computed.
+        bound: What ``max_error`` should stay below: ``BOUNDS`` times the largest logit.
     """
 
     max_error: float
     agreement: float
     positions: int
     dtype: str
+    bound: float
+
+
+BOUNDS = {"float32": 1e-4, "bfloat16": 0.1}
+"""Largest error of a logit as a share of the largest one. Sound conversions stay far below (2e-6
+and 0.03); a wrong constant or a tensor in a wrong place is far above."""
 
 
 class Verification(NamedTuple):
@@ -41,12 +48,14 @@ class Verification(NamedTuple):
     Attributes:
         tensors: How many tensors were compared bit for bit.
         differing: Names of those that differ.
-        logits: ``None`` where torch is not installed, or where tensors differ already.
+        logits: ``None`` if they were not compared.
+        why: Why they were not.
     """
 
     tensors: int
     differing: tuple[str, ...]
     logits: LogitComparison | None
+    why: str = ""
 
 
 def verify(
@@ -68,10 +77,16 @@ def verify(
     """
     stored = StoredTensors(directory)
     differing = tuple(differing_tensors(Checkpoint(source), stored, progress))
-    logits = None
-    if not differing and find_spec("torch") is not None:
+    logits, why = None, ""
+    if differing:
+        why = "tensors differ"
+    elif find_spec("torch") is None:
+        why = "torch is not installed"
+    elif not has_tokenizer(directory):
+        why = "there is no tokenizer"
+    else:
         logits = compare_logits(source, directory, prompts)
-    return Verification(len(stored.shapes), differing, logits)
+    return Verification(len(stored.shapes), differing, logits, why)
 
 
 def differing_tensors(
@@ -109,28 +124,40 @@ def compare_logits(source: Path, directory: Path, prompts: Sequence[str]) -> Log
     Raises:
         UserError: There is no prompt, or one is empty or longer than the context.
     """
-    tokenizer = load_tokenizer(directory)
-    rows = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
     manifest = read_manifest(directory)
     dtype = manifest["dtype"]
-    context = manifest["config"]["max_position_embeddings"]
-    if not rows or not all(0 < len(row) <= context for row in rows):
-        raise UserError(
-            f"prompts to compare must be of 1 to {context:,} tokens each; give at least one"
-        )
+    rows = encode_prompts(directory, prompts, manifest["config"]["max_position_embeddings"])
     expected = _torch_logits(source, rows, dtype)
     params, config = load_model(directory)
     width = max(map(len, rows))
-    error, agreed = 0.0, 0
+    error, largest, agreed = 0.0, 0.0, 0
     for row, theirs in zip(rows, expected, strict=True):
         tokens = np.zeros((1, width), np.int32)
         positions = np.full((1, width), -1, np.int32)
         tokens[0, : len(row)], positions[0, : len(row)] = row, np.arange(len(row))
         ours = np.asarray(_logits(params, config, tokens, positions))[0, : len(row)]
-        error = max(error, float(np.abs(ours - theirs).max()))
+        # A NaN on either side is an error without bound.
+        error = max(error, float(np.nan_to_num(np.abs(ours - theirs).max(), nan=np.inf)))
+        largest = max(largest, float(np.abs(theirs).max()))
         agreed += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
     positions_compared = sum(map(len, rows))
-    return LogitComparison(error, agreed / positions_compared, positions_compared, dtype)
+    bound = BOUNDS[dtype] * largest
+    return LogitComparison(error, agreed / positions_compared, positions_compared, dtype, bound)
+
+
+def encode_prompts(directory: Path, prompts: Sequence[str], context: int) -> list[list[int]]:
+    """Token ids of the prompts, by the tokenizer of a model directory or a source.
+
+    Raises:
+        UserError: There is no prompt, or one is empty or longer than the context.
+    """
+    tokenizer = load_tokenizer(directory)
+    rows = [list(tokenizer.encode(prompt, add_special_tokens=False)) for prompt in prompts]
+    if not rows or not all(0 < len(row) <= context for row in rows):
+        raise UserError(
+            f"prompts to compare must be of 1 to {context:,} tokens each; give at least one"
+        )
+    return rows
 
 
 def _logits_of(
