@@ -10,7 +10,7 @@ meet the weights where they are and only activations travel between devices.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +19,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jroute.mesh import constrain
+from jroute.model import streams
 from jroute.model.attention import apply_rope, attend, causal_mask, rope_tables
 from jroute.model.config import Qwen3Config
-from jroute.model.routing import Routing, StreamMetrics
+from jroute.model.routing import Hook, Routing, StreamMetrics
+from jroute.model.streams import Part
 
 Params = Mapping[str, Any]
 
@@ -38,22 +40,13 @@ class KeyValue(NamedTuple):
     value: Float[Array, "*layers batch keys kv_heads head_dim"]
 
 
-class BlockOutput(NamedTuple):
-    """What a block made of its input ``x``: the two updates, their running sum, and its keys."""
-
-    attention: Float[Array, "batch seq embed"]
-    mlp: Float[Array, "batch seq embed"]
-    trunk: Float[Array, "batch seq embed"]
-    kv: KeyValue
-
-
 class ForwardOutput(NamedTuple):
     """Result of a forward pass.
 
     Attributes:
         hidden: Final-normed states ``[batch, seq, embed]``; ``unembed`` makes logits of them.
         kv: Keys and values of every layer: stacked, or a tuple when the blocks are unstacked.
-        metrics: Stream metrics with leading ``layers`` axis, if asked for.
+        metrics: Stream metrics with leading ``layers hooks`` axes, if asked for.
         taps: What ``tap`` made of the trunk after each block, stacked on a leading ``layers`` axis.
     """
 
@@ -133,14 +126,13 @@ class Block(nnx.Module):
         self.mlp = MLP(config, rngs)
         self.eps = config.rms_norm_eps
 
-    def __call__(self, x, cos, sin, mask, write) -> BlockOutput:
-        """Arguments as for ``Attention``."""
-        attention, kv = self.attention(
-            rms_norm(x, self.input_norm[...], self.eps), cos, sin, mask, write
-        )
-        middle = x + attention
-        mlp = self.mlp(rms_norm(middle, self.post_attention_norm[...], self.eps))
-        return BlockOutput(attention, mlp, middle + mlp, kv)
+    def attend(self, x, cos, sin, mask, write):
+        """Update by attention and keys and values; arguments as for ``Attention``."""
+        return self.attention(rms_norm(x, self.input_norm[...], self.eps), cos, sin, mask, write)
+
+    def feed(self, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq embed"]:
+        """Update by the MLP."""
+        return self.mlp(rms_norm(x, self.post_attention_norm[...], self.eps))
 
 
 class Qwen3(nnx.Module):
@@ -236,7 +228,7 @@ def forward(
             blocks are. The new keys are written at ``positions``.
         routing: The streams and their mixing; ``None`` is the plain model.
         gate: Mixing strength per row and layer; required with ``routing``.
-        metrics: Also return stream metrics (static; off costs nothing).
+        metrics: Also return stream metrics (static; off costs nothing); needs a routing.
         tap: Asked for a summary of the trunk ``[batch, seq, embed]`` after every block.
 
     Returns:
@@ -244,8 +236,8 @@ def forward(
 
     With ``gate == 0`` the values of a row equal the plain model's bit for bit. This rests on
     two things. The select in ``Routing.mix`` hands back the block's own trunk; and the
-    optimization barriers around every block keep XLA from fusing its arithmetic with what comes
-    after, so that the block is compiled alike in both programs.
+    optimization barriers around attention and MLP keep XLA from fusing their arithmetic with what
+    comes before and after, so that they are compiled alike in both programs.
     """
     valid = positions >= 0
     x = constrain(params["embed_tokens"][tokens], STATES)
@@ -256,59 +248,97 @@ def forward(
         keys = jax.tree.leaves(cache)[0].shape[-3]
         mask = causal_mask(positions, jnp.arange(keys)[None])
     graph = _block_graph(config)
+    fence = jax.lax.optimization_barrier
+    if routing is None or gate is None:
+        routing = None
 
-    def block(x: Array, weights: Params, past: KeyValue | None) -> BlockOutput:
-        def write(new: KeyValue) -> KeyValue:
-            if past is None:
-                return new
-            columns = jnp.where(valid, positions, past.key.shape[1])  # padding falls off the end
-            # Row by row, so that the batch axis may lie on several devices.
-            put = jax.vmap(lambda old, at, add: old.at[at].set(add, mode="drop"))
-            return KeyValue(
-                *(
-                    constrain(put(old, columns, add), KEYS)
-                    for old, add in zip(past, new, strict=True)
-                )
-            )
-
-        x = jax.lax.optimization_barrier(x)
-        out = nnx.merge(graph, weights)(x, cos, sin, mask, write)
-        return jax.lax.optimization_barrier(out)
+    def write(past: KeyValue | None, new: KeyValue) -> KeyValue:
+        if past is None:
+            return new
+        columns = jnp.where(valid, positions, past.key.shape[1])  # padding falls off the end
+        # Row by row, so that the batch axis may lie on several devices.
+        put = jax.vmap(lambda old, at, add: old.at[at].set(add, mode="drop"))
+        pairs = zip(past, new, strict=True)
+        return KeyValue(*(constrain(put(old, columns, add), KEYS) for old, add in pairs))
 
     def step(carry, per_layer):
-        x, streams = carry
-        weights, layer_gate, mixing, past = per_layer
-        out = block(x, weights, past)
-        found = None
-        if routing is not None:
-            x, streams, found = routing.mix(
-                streams, out, mixing, layer_gate, valid if metrics else None
-            )
-        else:
-            x = out.trunk
-        return (x, streams), (out.kv, found, None if tap is None else tap(x))
+        trunk, reader, carried = carry
+        weights, past, layer = per_layer["weights"], per_layer["past"], per_layer["layer"]
+        block = nnx.merge(graph, weights)
+        found = []
 
-    if routing is None or gate is None:
-        carry, mixed = (x, None), (None, None)
-        routing = None
-    else:
-        carry, mixed = (x, routing.start(x)), (gate.T, routing.mixing)
+        def hook(name: Hook, carried, trunk, update):
+            """``S'[0]`` and the side streams after hook ``name``; nothing changes if it is off."""
+            if routing is None or name not in routing.config.hooks:
+                return None, carried
+            mixing = per_layer["routing"].mixing[routing.config.hooks.index(name)]
+            strength = routing.strength(per_layer["gate"], per_layer["routing"], trunk, positions)
+            mixed, carried, measured = routing.mix(
+                carried, trunk, update, mixing, strength, valid if metrics else None
+            )
+            found.append(measured)
+            return mixed, carried
+
+        def receive(carried, part: Part, update):
+            if routing is None:
+                return carried
+            return streams.receive(routing.config.streams, carried, part, update, layer)
+
+        read_only = routing is not None and routing.config.injection == "read_only"
+        reader = fence(trunk if reader is None else reader)
+        attended, kv = block.attend(reader, cos, sin, mask, partial(write, past))
+        attended, middle, kv = fence((attended, reader + attended, kv))
+        trunk = fence(trunk + attended) if read_only else middle
+        carried = receive(carried, "attention", attended)
+        mixed, carried = hook("attention", carried, trunk, attended)
+        if mixed is not None:
+            middle = mixed
+        middle = fence(middle)
+        fed = block.feed(middle)
+        fed, after = fence((fed, middle + fed))
+        trunk = fence(trunk + fed) if read_only else after
+        carried = receive(carried, "mlp", fed)
+        reader = None
+        ends: tuple[tuple[Hook, Array], ...] = (("mlp", fed), ("block", attended + fed))
+        for name, update in ends:
+            mixed, carried = hook(name, carried, trunk, update)
+            if mixed is not None and read_only:
+                reader = mixed
+            elif mixed is not None:
+                trunk = mixed
+        if read_only and reader is None:
+            reader = trunk
+        if routing is not None:
+            carried = streams.remember(routing.config.streams, carried, trunk)
+        measured = None
+        if metrics and routing is not None:
+            measured = jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+        return (trunk, reader, carried), (kv, measured, None if tap is None else tap(trunk))
+
     blocks = params["blocks"]
     unstacked = isinstance(blocks, tuple)
     if cache is not None and unstacked == isinstance(cache, KeyValue):
         raise ValueError("blocks and cache must both be stacked over layers, or neither")
+    per_layer: dict[str, Any] = {"layer": jnp.arange(config.num_hidden_layers)}
+    carry: Any = (x, None, ())
+    if routing is not None and gate is not None:
+        per_layer |= {"gate": gate.T, "routing": routing.per_layer()}
+        reader = x if routing.config.injection == "read_only" else None
+        carry = (x, reader, streams.start(routing.config.streams, x))
     if unstacked:
         outputs = []
         for i, weights in enumerate(blocks):
             past = None if cache is None else cache[i]
-            per_layer = (weights, *jax.tree.map(lambda leaf, i=i: leaf[i], mixed), past)
-            carry, output = step(carry, per_layer)
+            one = jax.tree.map(lambda leaf, i=i: leaf[i], per_layer)
+            carry, output = step(carry, {**one, "weights": weights, "past": past})
             outputs.append(output)
         kv = tuple(output[0] for output in outputs)
         found, kept = jax.tree.map(
             lambda *leaves: jnp.stack(leaves), *(output[1:] for output in outputs)
         )
     else:
-        carry, (kv, found, kept) = jax.lax.scan(step, carry, (blocks, *mixed, cache))
-    hidden = rms_norm(carry[0], params["final_norm"], config.rms_norm_eps)
+        scanned = {**per_layer, "weights": blocks, "past": cache}
+        carry, (kv, found, kept) = jax.lax.scan(step, carry, scanned)
+    final = carry[0] if carry[1] is None else carry[1]
+    hidden = rms_norm(final, params["final_norm"], config.rms_norm_eps)
     return ForwardOutput(hidden, kv, found, kept)
