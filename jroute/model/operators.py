@@ -115,7 +115,7 @@ def initial(
     if operator == "signed":
         return (kept * np.eye(n - 1)).astype(np.float32)
     if operator == "orthostochastic":
-        return _angles(n, 1 + (n - 1) * kept)
+        return _angles(n, applications, 1 + (n - 1) * (1 - strength))
     if operator == "permutations":
         logits = np.zeros(math.factorial(n), np.float32)
         share = (1 - kept) / len(logits)
@@ -130,8 +130,8 @@ def _logit(one: float, other: float) -> float:
     return min(math.log(one / other), 30.0) if other > 0 else 30.0
 
 
-def _angles(n: int, trace: float) -> np.ndarray:
-    """Equal angles at which the orthostochastic matrix has this trace, found by bisection."""
+def _angles(n: int, power: int, trace: float) -> np.ndarray:
+    """Equal angles at which this power of the matrix has this trace, found by bisection."""
     low, high = 0.0, 1.0
 
     def trace_at(angle: float) -> float:
@@ -139,7 +139,7 @@ def _angles(n: int, trace: float) -> np.ndarray:
         skew[np.triu_indices(n, 1)] = angle
         values, vectors = np.linalg.eig(skew - skew.T)
         rotation = (vectors * np.exp(values)) @ np.linalg.inv(vectors)
-        return float((rotation.real**2).trace())
+        return float(np.linalg.matrix_power(rotation.real**2, power).trace())
 
     # The trace falls from n at 0 until the rotation's first full exchange.
     while trace_at(high) > trace and high < 4:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from jroute.mesh import constrain
 from jroute.model import streams
-from jroute.model.attention import apply_rope, attend, causal_mask, rope_tables
+from jroute.model.attention import apply_rope, attend, attention_to, causal_mask, rope_tables
 from jroute.model.config import Qwen3Config
 from jroute.model.routing import Hook, Routing, StreamMetrics
 from jroute.model.streams import Part
@@ -40,6 +40,26 @@ class KeyValue(NamedTuple):
     value: Float[Array, "*layers batch keys kv_heads head_dim"]
 
 
+class BlockTrace(NamedTuple):
+    """What one block read and made, for a ``tap``.
+
+    Attributes:
+        reader: What attention read (before its norm).
+        attention: Its update.
+        middle: What the MLP read.
+        mlp: Its update.
+        trunk: The trunk after the block and its mixing.
+        first_attention: Share of attention to the row's first token.
+    """
+
+    reader: Float[Array, "batch seq embed"]
+    attention: Float[Array, "batch seq embed"]
+    middle: Float[Array, "batch seq embed"]
+    mlp: Float[Array, "batch seq embed"]
+    trunk: Float[Array, "batch seq embed"]
+    first_attention: Float[Array, "batch seq"]
+
+
 class ForwardOutput(NamedTuple):
     """Result of a forward pass.
 
@@ -47,12 +67,14 @@ class ForwardOutput(NamedTuple):
         hidden: Final-normed states ``[batch, seq, embed]``; ``unembed`` makes logits of them.
         kv: Keys and values of every layer: stacked, or a tuple when the blocks are unstacked.
         metrics: Stream metrics with leading ``layers hooks`` axes, if asked for.
-        taps: What ``tap`` made of the trunk after each block, stacked on a leading ``layers`` axis.
+        final: What the final norm reads.
+        taps: What ``tap`` made of each block, stacked on a leading ``layers`` axis.
     """
 
     hidden: Float[Array, "batch seq embed"]
     kv: Any
     metrics: StreamMetrics | None
+    final: Float[Array, "batch seq embed"]
     taps: Any
 
 
@@ -88,7 +110,7 @@ class Attention(nnx.Module):
         self.eps = config.rms_norm_eps
 
     def __call__(self, x, cos, sin, mask, write: Callable[[KeyValue], KeyValue]):
-        """Returns the update of ``x`` and the keys and values it attended to.
+        """Returns the update of ``x``, its queries, and the keys and values they attended to.
 
         ``write`` merges this call's keys into a cache (or returns them as they are).
         """
@@ -99,7 +121,8 @@ class Attention(nnx.Module):
         key = apply_rope(rms_norm(key, self.k_norm[...], self.eps), cos, sin)
         kv = write(KeyValue(key, value))
         attended = constrain(attend(query, kv.key, kv.value, mask), QUERIES)
-        return constrain(jnp.einsum("bshd,hde->bse", attended, self.o_proj[...]), STATES), kv
+        update = constrain(jnp.einsum("bshd,hde->bse", attended, self.o_proj[...]), STATES)
+        return update, query, kv
 
 
 class MLP(nnx.Module):
@@ -127,7 +150,7 @@ class Block(nnx.Module):
         self.eps = config.rms_norm_eps
 
     def attend(self, x, cos, sin, mask, write):
-        """Update by attention and keys and values; arguments as for ``Attention``."""
+        """Update by attention, its queries, keys and values; arguments as for ``Attention``."""
         return self.attention(rms_norm(x, self.input_norm[...], self.eps), cos, sin, mask, write)
 
     def feed(self, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq embed"]:
@@ -215,7 +238,7 @@ def forward(
     routing: Routing | None = None,
     gate: Float[Array, "batch layers"] | None = None,
     metrics: bool = False,
-    tap: Callable[[Array], Any] | None = None,
+    tap: Callable[[BlockTrace], Any] | None = None,
 ) -> ForwardOutput:
     """Runs the decoder.
 
@@ -229,7 +252,7 @@ def forward(
         routing: The streams and their mixing; ``None`` is the plain model.
         gate: Mixing strength per row and layer; required with ``routing``.
         metrics: Also return stream metrics (static; off costs nothing); needs a routing.
-        tap: Asked for a summary of the trunk ``[batch, seq, embed]`` after every block.
+        tap: Asked for a summary of every block; not with a cache.
 
     Returns:
         A ``ForwardOutput``; ``kv`` is the updated cache, or the new keys if there was none.
@@ -285,9 +308,9 @@ def forward(
             return streams.receive(routing.config.streams, carried, part, update, layer)
 
         read_only = routing is not None and routing.config.injection == "read_only"
-        reader = fence(trunk if reader is None else reader)
-        attended, kv = block.attend(reader, cos, sin, mask, partial(write, past))
-        attended, middle, kv = fence((attended, reader + attended, kv))
+        read = fence(trunk if reader is None else reader)
+        attended, query, kv = block.attend(read, cos, sin, mask, partial(write, past))
+        attended, middle, kv = fence((attended, read + attended, kv))
         trunk = fence(trunk + attended) if read_only else middle
         carried = receive(carried, "attention", attended)
         mixed, carried = hook("attention", carried, trunk, attended)
@@ -313,7 +336,11 @@ def forward(
         measured = None
         if metrics and routing is not None:
             measured = jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
-        return (trunk, reader, carried), (kv, measured, None if tap is None else tap(trunk))
+        tapped = None
+        if tap is not None:
+            first = attention_to(positions == 0, query, kv.key, mask)
+            tapped = tap(BlockTrace(read, attended, middle, fed, trunk, first))
+        return (trunk, reader, carried), (kv, measured, tapped)
 
     blocks = params["blocks"]
     unstacked = isinstance(blocks, tuple)
@@ -341,4 +368,4 @@ def forward(
         carry, (kv, found, kept) = jax.lax.scan(step, carry, scanned)
     final = carry[0] if carry[1] is None else carry[1]
     hidden = rms_norm(final, params["final_norm"], config.rms_norm_eps)
-    return ForwardOutput(hidden, kv, found, kept)
+    return ForwardOutput(hidden, kv, found, final, kept)

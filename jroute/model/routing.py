@@ -382,7 +382,7 @@ class Routing:
         mixed, used = row(0, trunk)
         changed: list[Array | None] = [None] * len(kinds)
         coefficients = [used]
-        for i, kind in enumerate(kinds, 1):
+        for i, kind in enumerate(kinds or ("update",), 1):
             if kind in streams.OWN_ROWS:
                 changed[i - 1], used = row(i, carried[i - 1])
             else:
