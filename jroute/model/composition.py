@@ -98,6 +98,8 @@ def closed_form(
     change = routing.mixing - jnp.eye(n)
     if not config.streams:
         change = jnp.zeros_like(change).at[:, :, 0, 1].set(config.scale - 1)
+    if config.streams and config.readout == "mean":
+        change = change.at[:, :, 0].set(change.mean(axis=-2))
     own = [kind in streams.OWN_ROWS for kind in config.streams]
     acts = jnp.asarray([True, *own, *([] if config.streams else [False])])
     strength = jnp.asarray(gate).T[:, None, :, None, None, None]

@@ -56,6 +56,8 @@ class RoutingConfig:
         sites: Blocks where mixing happens: indices from 0, ranges like ``2-5`` (both ends
             included), or ranges of depth like ``0.25-0.75``; empty means all of them.
         injection: ``write_back`` or ``read_only``.
+        readout: What becomes of the trunk: ``trunk`` takes what row 0 of M brings it, ``mean`` the
+            mean of what all rows bring their streams, which is nothing if M is doubly stochastic.
         norm_match: Scale every side stream to the trunk's root mean square, token by token, and
             scale the mixed trunk back to it. Turns mixing into a change of direction only.
         exempt_first: Leave the first token of every row alone, on which attention sinks rest.
@@ -73,6 +75,7 @@ class RoutingConfig:
     hooks: tuple[Hook, ...] = ("block",)
     sites: tuple[int | str, ...] = ()
     injection: Literal["write_back", "read_only"] = "write_back"
+    readout: Literal["trunk", "mean"] = "trunk"
     norm_match: bool = False
     exempt_first: bool = False
     sink_norms: tuple[float, ...] = ()
@@ -358,6 +361,8 @@ class Routing:
         def row(i: int, keep: Array) -> tuple[Array, Array]:
             """Stream ``i`` after mixing, and the coefficients of the streams in it."""
             weights = [mixing[i, j] - float(i == j) for j in range(len(reads))]
+            if i == 0 and kinds and config.readout == "mean":
+                weights = list((mixing - jnp.eye(len(reads))).mean(axis=0))
             if not kinds:
                 weights[0] = jnp.zeros_like(weights[0])  # M S - S is (scale - 1) u
             change = sum(
