@@ -95,13 +95,13 @@ def closed_form(
 ) -> Float[Array, "layers hooks batch 1 n n"]:
     """Coefficients ``I + g (M - I)`` from gate and M alone: exact where guards are off."""
     config, n = routing.config, routing.mixing.shape[-1]
-    change = routing.mixing - jnp.eye(n)
+    identity = jnp.broadcast_to(jnp.eye(n), routing.mixing.shape)
+    change = routing.mixing - identity
     if not config.streams:
         change = jnp.zeros_like(change).at[:, :, 0, 1].set(config.scale - 1)
-    if config.streams and config.readout == "mean":
+    elif config.readout == "mean":
         change = change.at[:, :, 0].set(change.mean(axis=-2))
-    own = [kind in streams.OWN_ROWS for kind in config.streams]
-    acts = jnp.asarray([True, *own, *([] if config.streams else [False])])
+    acts = [0, *(i for i, kind in enumerate(config.streams, 1) if kind in streams.OWN_ROWS)]
+    change = jnp.zeros_like(change).at[:, :, acts].set(change[:, :, acts])
     strength = jnp.asarray(gate).T[:, None, :, None, None, None]
-    moved = strength * jnp.where(acts[:, None], change, 0.0)[:, :, None, None]
-    return jnp.eye(n)[None, None, None, None] + moved
+    return identity[:, :, None, None] + strength * change[:, :, None, None]

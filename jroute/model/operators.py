@@ -88,7 +88,7 @@ def sinkhorn(logits: Float[Array, "streams streams"]) -> Float[Array, "streams s
     ``column_error`` says.
     """
 
-    def step(_: int, x: Array) -> Array:
+    def step(_: Array, x: Array) -> Array:
         x = x - jax.nn.logsumexp(x, axis=0, keepdims=True)
         return x - jax.nn.logsumexp(x, axis=1, keepdims=True)
 

@@ -239,6 +239,7 @@ def forward(
     gate: Float[Array, "batch layers"] | None = None,
     metrics: bool = False,
     tap: Callable[[BlockTrace], Any] | None = None,
+    rematerialise: bool = False,
 ) -> ForwardOutput:
     """Runs the decoder.
 
@@ -253,6 +254,8 @@ def forward(
         gate: Mixing strength per row and layer; required with ``routing``.
         metrics: Also return stream metrics (static; off costs nothing); needs a routing.
         tap: Asked for a summary of every block; not with a cache.
+        rematerialise: For gradients: keep only what goes from block to block, and run each block
+            once more on the way back.
 
     Returns:
         A ``ForwardOutput``; ``kv`` is the updated cache, or the new keys if there was none.
@@ -344,6 +347,8 @@ def forward(
 
     blocks = params["blocks"]
     unstacked = isinstance(blocks, tuple)
+    if rematerialise:
+        step = jax.checkpoint(step, prevent_cse=unstacked)  # a scan is a barrier of its own
     if cache is not None and unstacked == isinstance(cache, KeyValue):
         raise ValueError("blocks and cache must both be stacked over layers, or neither")
     per_layer: dict[str, Any] = {"layer": jnp.arange(config.num_hidden_layers)}
@@ -366,6 +371,6 @@ def forward(
     else:
         scanned = {**per_layer, "weights": blocks, "past": cache}
         carry, (kv, found, kept) = jax.lax.scan(step, carry, scanned)
-    final = carry[0] if carry[1] is None else carry[1]
+    final = fence(carry[0] if carry[1] is None else carry[1])
     hidden = rms_norm(final, params["final_norm"], config.rms_norm_eps)
     return ForwardOutput(hidden, kv, found, final, kept)

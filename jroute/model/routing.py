@@ -104,6 +104,8 @@ class RoutingConfig:
             raise UserError(
                 f"routing.hooks must name at least one of {', '.join(get_args(Hook))}, each once"
             )
+        # Their order is that of the block, so that one choice of hooks has one form.
+        object.__setattr__(self, "hooks", tuple(h for h in get_args(Hook) if h in self.hooks))
         if self.cap < 0 or self.bands < 0:
             raise UserError("routing.cap and routing.bands must not be negative; 0 is none")
         for site in self.sites:
@@ -195,9 +197,12 @@ def _site_range(site: int | str, *, layers: int, check: bool = True) -> range:
         blocks = range(int(match[1]), int(match[2]) + 1)
     elif match := re.fullmatch(r"(\d*\.\d+|[01])-(\d*\.\d+|[01])", text):
         low, high = float(match[1]), float(match[2])
-        if low > high or high > 1:
+        if low >= high or high > 1:
             raise UserError(f"routing.sites: {text!r} is no range of depth from 0.0 to 1.0")
-        blocks = range(int(np.floor(low * layers + 0.5)), int(np.floor(high * layers + 0.5)))
+        blocks = range(*(int(np.floor(part * layers + 0.5)) for part in (low, high)))
+        if not blocks:  # narrower than a block: the one that its middle lies in
+            middle = int((low + high) / 2 * layers)
+            blocks = range(middle, middle + 1)
     else:
         raise UserError(
             f"routing.sites: {text!r} is no block; give an index like 3, a range like 2-5, "
