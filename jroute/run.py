@@ -42,6 +42,9 @@ from jroute.lm import LanguageModel, load
 from jroute.tasks import Problem, Split, load_problems
 from jroute.tasks.prompts import render
 
+MADE = ("mixing", "outcomes", "features", "learner", "controller", "results.json", "lm_eval")
+"""What ties a run folder to its experiment, once it is there."""
+
 
 class Run:
     """One run folder; everything in it is read when it is first asked for.
@@ -61,7 +64,8 @@ class Run:
     def start(cls, experiment: Experiment) -> "Run":
         """Opens the run folder of an experiment, making it if there is none.
 
-        Model and problems are read first, so that a wrong path leaves nothing behind.
+        A folder in which nothing was made yet takes any experiment. Model and problems are read
+        first, so that a wrong path leaves nothing behind.
 
         Raises:
             UserError: The folder belongs to another experiment; the model or the data are missing.
@@ -70,7 +74,7 @@ class Run:
         path = directory / "config.yaml"
         run = cls(directory, experiment)
         stored = load_config(Experiment, path) if path.is_file() else None
-        if stored is not None and any(made != path for made in directory.iterdir()):
+        if stored is not None and any((directory / name).exists() for name in MADE):
             changed = [
                 f.name
                 for f in dataclasses.fields(experiment)

@@ -13,6 +13,8 @@ from jroute.config import load as load_config
 from jroute.evaluation import probing
 from jroute.experiment import Experiment
 from jroute.lm import LanguageModel
+from jroute.lm import load as load_lm
+from jroute.mesh import MeshConfig
 from jroute.model.qwen3 import forward
 from jroute.model.routing import Routing, RoutingConfig
 from jroute.probe import main
@@ -121,19 +123,29 @@ def test_divergence_is_the_probes(tiny_lm, prompts) -> None:
         np.testing.assert_allclose(short, full[:4], rtol=1e-3, atol=1e-6)
 
 
+def test_a_mesh_changes_nothing(tiny_lm, tiny_directory, prompts) -> None:
+    """Three prompts on two replicas: a row of padding is added, and counts nothing."""
+    rows = [*prompts, prompts[0][:10]]
+    lm = load_lm(tiny_directory, mesh=MeshConfig(data=2, fsdp=2))
+    arguments = (tiny_lm.config, tiny_lm.routing, rows, [0.5, 1.0])
+    with lm.devices():
+        spread = probing.divergence(lm.params, *arguments)
+    for found, expected in zip(spread, probing.divergence(tiny_lm.params, *arguments), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_sink_norms_are_causal_and_ready_to_paste(config, tiny_lm, capsys) -> None:
     assert main(["--config", str(config), "--calibrate_sinks", "true"]) == 0
     printed = capsys.readouterr().out
     norms = yaml.safe_load(printed)["sink_norms"]
     rows = [tiny_lm.encode(text) for text in chat_prompts(tiny_lm.tokenizer, 8, "train")]
-    states = []
-    for row in rows:
-        positions, tokens = jnp.arange(len(row))[None], jnp.array([row])
-        out = forward(
-            tiny_lm.params, tiny_lm.config, tokens, positions, tap=lambda block: block.trunk
-        )
-        states.append(np.asarray(out.taps, np.float64)[:, 0])
-    rms = np.sqrt(np.mean(np.concatenate(states, axis=1) ** 2, axis=-1))
+    width = max(map(len, rows))
+    tokens = jnp.array([[*row, *[0] * (width - len(row))] for row in rows])
+    valid = np.array([[i < len(row) for i in range(width)] for row in rows])
+    positions = jnp.where(valid, jnp.arange(width)[None], -1)
+    out = forward(tiny_lm.params, tiny_lm.config, tokens, positions, tap=lambda block: block.trunk)
+    trunks = np.asarray(out.taps, np.float64)[:, valid]
+    rms = np.sqrt(np.mean(trunks**2, axis=-1))
     np.testing.assert_allclose(norms, 20 * np.median(rms, axis=1), rtol=1e-3)
     path = config.parent / "pasted.yaml"
     path.write_text(f"norm_match: true\n{printed}")
@@ -168,6 +180,7 @@ def test_an_inert_routing_is_refused_unless_forced(config, tmp_path, capsys) -> 
     run = Path(config.parent / "run")
     assert [path.name for path in run.iterdir()] == ["config.yaml"]
     # Nothing was made in it, so the folder takes the experiment that was put right.
+    (run / "model").mkdir()
     experiment = load_config(Experiment, config)
     refuse_inert(Run.start(experiment))
     assert load_config(Experiment, run / "config.yaml") == experiment

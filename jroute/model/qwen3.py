@@ -81,9 +81,14 @@ class ForwardOutput(NamedTuple):
 def rms_norm(
     x: Float[Array, "*rest dim"], weight: Float[Array, " dim"], eps: float
 ) -> Float[Array, "*rest dim"]:
-    """Root-mean-square norm (Zhang & Sennrich 2019), computed in float32 whatever the dtype."""
+    """Root-mean-square norm (Zhang & Sennrich 2019), computed in float32 whatever the dtype.
+
+    The sum of squares is a dot product: for the CPU, XLA drops barriers before it fuses, and
+    would sum in another order where another program computes ``x`` in the same loop.
+    """
     wide = x.astype(jnp.float32)
-    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    total = jnp.einsum("...e,...e->...", wide, wide, precision="highest")[..., None]
+    wide = wide * jax.lax.rsqrt(total / x.shape[-1] + eps)
     return jnp.broadcast_to(weight, x.shape) * wide.astype(x.dtype)
 
 
@@ -261,9 +266,11 @@ def forward(
         A ``ForwardOutput``; ``kv`` is the updated cache, or the new keys if there was none.
 
     With ``gate == 0`` the values of a row equal the plain model's bit for bit. This rests on
-    two things. The select in ``Routing.mix`` hands back the block's own trunk; and the
-    optimization barriers around attention and MLP keep XLA from fusing their arithmetic with what
-    comes before and after, so that they are compiled alike in both programs.
+    three things. The select in ``Routing.mix`` hands back the block's own trunk. The optimization
+    barriers around attention and MLP keep XLA from fusing their arithmetic with what comes before
+    and after, so that they are compiled alike in both programs. And where XLA drops barriers before
+    it fuses, as for the CPU, all that is summed is summed in dot products, which it never fuses
+    with what makes their operands; single additions and products round alike wherever they stand.
     """
     valid = positions >= 0
     x = constrain(params["embed_tokens"][tokens], STATES)

@@ -265,6 +265,11 @@ class Routing:
                 f"routing.sink_norms has {len(config.sink_norms)} numbers, the model {layers} "
                 "blocks; calibrate them on this model"
             )
+        if config.bands > layers:
+            raise UserError(
+                f"routing.bands is {config.bands}, but the model has {layers} blocks; "
+                "give at most one band per block"
+            )
         first = config.initial_raw(layers)
         if raw is not None and raw.shape != first.shape:
             raise UserError(
