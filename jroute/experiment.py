@@ -9,6 +9,7 @@ from typing import Literal
 from jroute.controller.arms import SupervisedConfig
 from jroute.controller.features import FeatureConfig
 from jroute.errors import UserError
+from jroute.evaluation.mixing import MixingConfig
 from jroute.evaluation.report import JudgeConfig
 from jroute.generate.decoding import Decoding
 from jroute.generate.engine import EngineConfig
@@ -31,7 +32,9 @@ class Experiment:
         dtype: Arithmetic of the model; empty takes what is stored.
         seed: Of the controllers and of the random arm.
         gates: The grid of gates a controller chooses from.
+        allow_inert: Train even where no gate of the grid changes what the model predicts.
         judged: Splits that all arms are judged on; the first one is the primary.
+        mixing: Whether, and how, the routing's weights are learned first, the base frozen.
         task: Where problems come from.
         prompt: How a question becomes a prompt.
         decoding: How completions are generated, for all arms alike.
@@ -50,7 +53,9 @@ class Experiment:
     dtype: Literal["", "float32", "bfloat16"] = ""
     seed: int = 0
     gates: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    allow_inert: bool = False
     judged: tuple[Split, ...] = ("test",)
+    mixing: MixingConfig = field(default_factory=MixingConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     decoding: Decoding = field(default_factory=Decoding)

@@ -1,5 +1,6 @@
 """A model, its tokenizer and its routing behind one face, for notebooks, scripts and the doors."""
 
+import copy
 import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -80,6 +81,14 @@ class LanguageModel:
         self.directory = directory
         self.fingerprint = fingerprint
         self.mesh = mesh
+
+    def routed(
+        self, routing: RoutingConfig, raw: Float[np.ndarray, "layers hooks *raw"] | None = None
+    ) -> "LanguageModel":
+        """The same parameters under another routing, or with learned mixing weights ``raw``."""
+        other = copy.copy(self)
+        other.routing = Routing.create(routing, self.config.num_hidden_layers, raw)
+        return other
 
     def devices(self) -> AbstractContextManager[Any]:
         """Puts what runs inside the block on the model's mesh, if it has one."""

@@ -2,6 +2,7 @@
 
 ============================  =====================================================
 ``config.yaml``               the resolved experiment
+``mixing/<fingerprint>.json`` learned mixing weights, if the experiment learns them
 ``outcomes/<fingerprint>/``   the outcome table (Parquet)
 ``features/``                 raw features per split
 ``learner/<training>/``       checkpoints of the PPO learner (Orbax)
@@ -32,6 +33,7 @@ from jroute.controller.features import Featurizer, RawFeatures, raw_features
 from jroute.envs.gymnasium import EnvData
 from jroute.envs.outcomes import Outcome, OutcomeTable, TableBackend, semantic_fingerprint
 from jroute.errors import UserError
+from jroute.evaluation import mixing
 from jroute.experiment import Experiment
 from jroute.files import replacing, write_text
 from jroute.generate.decoding import Completion
@@ -40,6 +42,9 @@ from jroute.lm import LanguageModel, load
 from jroute.mesh import MeshConfig
 from jroute.tasks import Problem, Split, load_problems
 from jroute.tasks.prompts import render
+
+MADE = ("mixing", "outcomes", "features", "learner", "controller", "results.json", "lm_eval")
+"""What ties a run folder to its experiment, once it is there."""
 
 
 class Run:
@@ -60,7 +65,8 @@ class Run:
     def start(cls, experiment: Experiment) -> "Run":
         """Opens the run folder of an experiment, making it if there is none.
 
-        Model and problems are read first, so that a wrong path leaves nothing behind.
+        A folder in which nothing was made yet takes any experiment. Model and problems are read
+        first, so that a wrong path leaves nothing behind.
 
         Raises:
             UserError: The folder belongs to another experiment; the model or the data are missing.
@@ -69,25 +75,28 @@ class Run:
         path = directory / "config.yaml"
         run = cls(directory, experiment)
         kept = _without_devices(experiment)
-        if path.is_file() and (stored := load_config(Experiment, path)) != kept:
+        stored = load_config(Experiment, path) if path.is_file() else None
+        if stored is not None and any((directory / name).exists() for name in MADE):
             changed = [
                 f.name
                 for f in dataclasses.fields(kept)
                 if getattr(stored, f.name) != getattr(kept, f.name)
+                and f.name != "allow_inert"  # it decides whether, not what
             ]
-            raise UserError(
-                f"{path} is of another experiment (different: {', '.join(changed)}); "
-                "choose another folder with --run, or remove that one"
-            )
-        run.lm.check_slots(experiment.engine.slots)
+            if changed:
+                raise UserError(
+                    f"{path} is of another experiment (different: {', '.join(changed)}); "
+                    "choose another folder with --run, or remove that one"
+                )
+        run.base.check_slots(experiment.engine.slots)
         for split in experiment.splits:
             for problem, prompt in zip(run.problems(split), run.prompts(split), strict=True):
                 try:
-                    tokens, new = run.lm.encode(prompt), experiment.decoding.max_new_tokens
-                    check_context(len(tokens), new, run.lm.context)
+                    tokens, new = run.base.encode(prompt), experiment.decoding.max_new_tokens
+                    check_context(len(tokens), new, run.base.context)
                 except UserError as error:
                     raise UserError(f"problem {problem.id}: {error}") from error
-        if not path.is_file():
+        if stored != kept:
             directory.mkdir(parents=True, exist_ok=True)
             write_text(path, dump(kept))
         return run
@@ -95,8 +104,8 @@ class Run:
     # The model and its problems ---------------------------------------------------------------
 
     @cached_property
-    def lm(self) -> LanguageModel:
-        """The frozen model with the experiment's routing."""
+    def base(self) -> LanguageModel:
+        """The frozen model with the routing's own mixing weights."""
         e = self.experiment
         model, run = Path(e.model), Path(e.run)
         if not model.is_dir() and not model.is_absolute():
@@ -106,6 +115,70 @@ class Run:
                 model = Path(*here.parts[: -len(run.parts)]) / model
         found = model if model.is_dir() else e.model
         return load(found, e.routing or None, dtype=e.dtype, mesh=e.mesh)
+
+    @cached_property
+    def lm(self) -> LanguageModel:
+        """The frozen model with the experiment's routing.
+
+        Raises:
+            UserError: The experiment learns its mixing weights, and has not yet.
+        """
+        if self.experiment.mixing.method == "none":
+            return self.base
+        progress, finished = self.mixing_progress()
+        if not finished:
+            raise UserError(
+                f"the mixing weights {self.mixing_file} are learned halfway; give python -m "
+                "jroute.train its config again to go on"
+            )
+        return self.base.routed(self.base.routing.config, progress.raw)
+
+    # Mixing weights ---------------------------------------------------------------------------
+
+    @cached_property
+    def mixing_pairs(self) -> list[tuple[list[int], list[int]]]:
+        """Prompt and answer ids of the train problems that mixing weights are learned from.
+
+        An answer is the reference solution, ``#### `` and the number, and the end token.
+        """
+        base, pairs = self.base, []
+        for problem in self.problems("train")[: self.experiment.mixing.problems]:
+            final = f"#### {problem.answer}"
+            text = problem.solution
+            if not text.endswith(final):
+                text = f"{text}\n{final}" if text else final
+            answer = [*base.encode(text), base.end_token_ids[0]]
+            pairs.append((base.encode(self.render(problem.question)), answer))
+        return pairs
+
+    @cached_property
+    def mixing_about(self) -> dict[str, Any]:
+        """Everything that decides the learned mixing weights."""
+        e, base = self.experiment, self.base
+        return {
+            "model": base.fingerprint,
+            "dtype": str(jax.tree.leaves(base.params)[0].dtype),
+            "routing": dataclasses.asdict(base.routing.config),
+            "mixing": dataclasses.asdict(e.mixing),
+            "seed": e.seed,
+            "examples": semantic_fingerprint({"pairs": self.mixing_pairs}),
+            **({"decoding": dataclasses.asdict(e.decoding)} if e.mixing.method == "search" else {}),
+        }
+
+    @property
+    def mixing_file(self) -> Path:
+        """Where the learned mixing weights lie."""
+        return self.directory / "mixing" / f"{semantic_fingerprint(self.mixing_about)[:16]}.json"
+
+    def mixing_progress(self) -> tuple[mixing.Progress, bool]:
+        """Learned mixing weights, and whether they are finished.
+
+        Raises:
+            UserError: There are none.
+        """
+        base = self.base
+        shape = base.routing.config.initial_raw(base.config.num_hidden_layers).shape
+        return mixing.load_progress(self.mixing_file, self.mixing_about, shape)
 
     @property
     def gate_values(self) -> tuple[float, ...]:
@@ -128,9 +201,14 @@ class Run:
         if split not in self._prompts:
             e = self.experiment
             self._prompts[split] = [
-                render(p.question, e.prompt, self.lm.tokenizer) for p in self.problems(split)
+                render(p.question, e.prompt, self.base.tokenizer) for p in self.problems(split)
             ]
         return self._prompts[split]
+
+    def first_prompts(self, split: Split, count: int) -> list[list[int]]:
+        """Token ids of the first prompts of a split."""
+        first = self.problems(split)[:count]
+        return [self.base.encode(self.render(problem.question)) for problem in first]
 
     # Outcomes and features --------------------------------------------------------------------
 
@@ -150,6 +228,8 @@ class Run:
             "decoding": e.decoding,
             "reward": e.reward,
         }
+        if e.mixing.method != "none":
+            description["mixing"] = self.mixing_progress()[0].raw.tolist()
         fingerprint = semantic_fingerprint(description)
         description["tokenizer"] = semantic_fingerprint({"tokenizer": description["tokenizer"]})
         return OutcomeTable(self.directory / "outcomes", fingerprint, description)
@@ -284,7 +364,7 @@ class Run:
 
     def render(self, question: str) -> str:
         """The prompt of a question, as the experiment's prompts are made."""
-        return render(question, self.experiment.prompt, self.lm.tokenizer)
+        return render(question, self.experiment.prompt, self.base.tokenizer)
 
     def explain(self, prompt: str) -> dict[str, Any]:
         """Why the RL controller chooses a gate.

@@ -1,9 +1,10 @@
-"""The stages of a run: outcomes, features, controllers, judgement; each resumes."""
+"""The stages of a run: mixing weights, outcomes, features, controllers, judgement; each resumes."""
 
 import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from jroute.controller import arms
 from jroute.controller.features import Featurizer
 from jroute.envs.functional import TableEnv
 from jroute.envs.outcomes import judge as judge_completion
-from jroute.evaluation import report
+from jroute.errors import UserError
+from jroute.evaluation import mixing, probing, report
 from jroute.files import write_text
 from jroute.mesh import is_first, make_mesh
 from jroute.observe.scalars import Scalars
@@ -27,6 +29,87 @@ from jroute.tasks import Split
 
 CHECKPOINT_EVERY = 50
 """PPO updates between two checkpoints."""
+
+PROBED = 8
+"""Train prompts on which a routing must show that it does something."""
+
+
+def learn_mixing(run: Run) -> None:
+    """Learns the mixing weights if the experiment says so; goes on from where it was."""
+    e, base, config = run.experiment, run.base, run.experiment.mixing
+    if config.method == "none":
+        return
+    start = base.routing.config.initial_raw(base.config.num_hidden_layers)
+    if not start.size:
+        raise UserError(
+            f"mixing.method is {config.method}, but this routing has no weights to learn; choose "
+            "side streams and another operator than fixed"
+        )
+    progress = mixing.Progress(0, start, [], [])
+    if run.mixing_file.is_file():
+        progress, finished = run.mixing_progress()
+        if finished:
+            return
+    common = {"seed": hash_text(f"mixing/{e.seed}"), "progress": progress}
+    with tqdm(
+        total=config.steps, initial=progress.step, desc=f"mixing by {config.method}", unit="step"
+    ) as bar:
+
+        def save(now: mixing.Progress) -> None:
+            mixing.save_progress(run.mixing_file, run.mixing_about, now, config.steps)
+            bar.update(now.step - bar.n)
+            bar.set_postfix({"value": f"{now.values[-1]:.4f}"})
+
+        if config.method == "gradient":
+            examples = mixing.pad_examples(run.mixing_pairs, base.context)
+            arguments = (base.params, base.config, base.routing, examples, config)
+            with base.devices():
+                mixing.learn_by_gradient(*arguments, **common, save=save)
+        else:
+            sites = base.routing.config.site_indices(base.config.num_hidden_layers)
+            mixing.learn_by_search(partial(_solved, run), sites, config, **common, save=save)
+
+
+def _solved(run: Run, raw: np.ndarray) -> float:
+    """Share of the problems to learn from that are solved with these mixing weights."""
+    e = run.experiment
+    problems = run.problems("train")[: e.mixing.problems]
+    completions = run.base.routed(run.base.routing.config, raw).generate(
+        [prompt for prompt, _ in run.mixing_pairs],
+        e.mixing.gate,
+        **vars(e.decoding),
+        seed=[_cell_seed(problem.id, e.seed) for problem in problems],
+        **vars(e.engine),
+    )
+    limits = {"max_tokens": e.decoding.max_new_tokens, "rewards": e.reward}
+    pairs = zip(problems, completions, strict=True)
+    return float(
+        np.mean([judge_completion(p, e.mixing.gate, c, **limits).correct for p, c in pairs])
+    )
+
+
+def refuse_inert(run: Run) -> None:
+    """Refuses to train where no gate of the grid does anything, unless forced.
+
+    Raises:
+        UserError: On ``PROBED`` train prompts all gates leave the next token's distribution as it
+            was.
+    """
+    e, lm = run.experiment, run.lm
+    if e.allow_inert:
+        return
+    prompts, gates = run.first_prompts("train", PROBED), [gate for gate in e.gates if gate]
+    with lm.devices():
+        found = probing.divergence(lm.params, lm.config, lm.routing, prompts, gates)
+    largest = max(found, key=lambda gate: gate.kl)
+    if probing.verdict(largest.kl) == "inert":
+        raise UserError(
+            f"this routing is inert: no gate moves the next-token distribution by more than "
+            f"{largest.kl:.1e} nats (mean KL on {len(prompts)} train prompts, at gate "
+            f"{largest.gate:g}), below the floor of {probing.INERT_BELOW:g}, so there is nothing "
+            "to learn; choose another routing or larger gates with the help of python -m "
+            "jroute.probe, or force it with --allow_inert true"
+        )
 
 
 def fill_outcomes(
@@ -40,6 +123,7 @@ def fill_outcomes(
         gates: Some of the grid; by default all of it.
         problems: Only the first so many problems.
     """
+    learn_mixing(run)
     e, lm, table = run.experiment, run.lm, run.table
     gates = gates or e.gates
     some = {p.id: p for p in run.problems(split)[:problems]}
@@ -208,7 +292,16 @@ def judge(run: Run) -> dict[str, Any]:
 
 
 def train(run: Run) -> dict[str, Any]:
-    """The whole run: outcomes of every split, controllers, judgement. Returns the results."""
+    """The whole run: mixing weights, outcomes of every split, controllers, judgement.
+
+    Returns:
+        The results.
+
+    Raises:
+        UserError: The routing is inert.
+    """
+    learn_mixing(run)
+    refuse_inert(run)
     for split in run.experiment.splits:
         fill_outcomes(run, split)
     train_controllers(run)
@@ -219,6 +312,7 @@ def written(directory: Path) -> list[str]:
     """What a run folder holds, one line each."""
     known = {
         "config.yaml": "the resolved config",
+        "mixing": "learned mixing weights",
         "controller": "controllers (Orbax)",
         "tensorboard": "TensorBoard scalars",
         "outcomes": "outcome table (Parquet)",

@@ -2,6 +2,8 @@
 
     python -m jroute.train --config configs/tiny.yaml [--run DIR] [--ppo.learning_rate 3e-4 ...]
 
+A routing whose gates do nothing is refused (``python -m jroute.probe`` shows what they do). With
+``--mixing.method gradient`` or ``search`` its mixing weights are learned first, the base frozen.
 A run that was interrupted goes on where it stopped when the same command is given again.
 """
 

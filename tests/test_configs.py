@@ -11,7 +11,10 @@ from jroute.lm import resolve_routing
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+EXPERIMENTS = [path for path in sorted(CONFIGS.glob("*.yaml")) if "ablation" not in path.stem]
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_it_is_a_whole_experiment(path: Path) -> None:
     experiment = load(Experiment, path)
     assert experiment.run and experiment.model

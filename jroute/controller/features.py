@@ -75,7 +75,9 @@ def _read(
         mean = jnp.einsum("bse,bs->be", trunk, weights)
         return jnp.stack([mean, jnp.take_along_axis(trunk, last, axis=1)[:, 0]])
 
-    out = forward(params, config, tokens, jnp.where(real, columns, -1), tap=pooled)
+    out = forward(
+        params, config, tokens, jnp.where(real, columns, -1), tap=lambda block: pooled(block.trunk)
+    )
     final = jnp.take_along_axis(out.hidden, last, axis=1)[:, 0]
     log_probs = jax.nn.log_softmax(unembed(params, config, final), axis=-1)
     entropy = -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)

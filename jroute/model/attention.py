@@ -73,3 +73,18 @@ def attend(
     masks = masks.reshape(batch, 1, blocks, QUERY_BLOCK, -1).transpose(2, 0, 1, 3, 4)
     attended = jax.lax.map(block, (queries, masks)).swapaxes(0, 1)
     return attended.reshape(batch, -1, *query.shape[2:])[:, :seq]
+
+
+def attention_to(
+    chosen: Bool[Array, "batch keys"],
+    query: Float[Array, "batch seq heads head_dim"],
+    key: Float[Array, "batch keys kv_heads head_dim"],
+    mask: Bool[Array, "batch 1 seq keys"],
+) -> Float[Array, "batch seq"]:
+    """Share of attention that goes to the chosen keys, as a mean over heads; for diagnostics."""
+    groups = query.shape[2] // key.shape[2]
+    keys = jnp.repeat(key.astype(jnp.float32), groups, axis=2)
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query.astype(jnp.float32), keys)
+    scores = jnp.where(mask, scores / query.shape[-1] ** 0.5, -1e30)
+    share = jnp.einsum("bhqk,bk->bhq", jax.nn.softmax(scores, axis=-1), chosen.astype(jnp.float32))
+    return share.mean(axis=1)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 
 class StreamMetrics(NamedTuple):
-    """Means over the real tokens of each row; a forward pass adds a leading ``layers`` axis.
+    """Means over the real tokens of each row; a forward pass adds leading ``layers hooks`` axes.
 
     Attributes:
         rms: Root mean square of every stream as it is mixed (after norm matching).
@@ -17,6 +17,8 @@ class StreamMetrics(NamedTuple):
         effective_streams: ``exp(entropy(p))``, between 1 and the number of streams.
         change: Relative change of the trunk by the mixing, ``|after - before| / |before|``.
         cosine: Cosine between the trunk before and after the mixing.
+        coefficients: What every stream after mixing holds of every stream before it, token by
+            token: gate, M, norm matching, cap and exemption all counted (row 0 is the trunk's).
     """
 
     rms: Float[Array, "*layers batch streams"]
@@ -25,6 +27,7 @@ class StreamMetrics(NamedTuple):
     effective_streams: Float[Array, "*layers batch"]
     change: Float[Array, "*layers batch"]
     cosine: Float[Array, "*layers batch"]
+    coefficients: Float[Array, "*layers batch seq n n"]
 
 
 def stream_metrics(
@@ -64,4 +67,5 @@ def stream_metrics(
         effective_streams=jnp.exp(entropy),
         change=mean(jnp.linalg.norm(after - before, axis=-1) / size),
         cosine=mean(jnp.sum(before * after, axis=-1) / (size * size_after)),
+        coefficients=jnp.zeros((*before.shape[:2], n, n)),
     )

@@ -10,7 +10,7 @@ meet the weights where they are and only activations travel between devices.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +19,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jroute.mesh import constrain
-from jroute.model.attention import apply_rope, attend, causal_mask, rope_tables
+from jroute.model import streams
+from jroute.model.attention import apply_rope, attend, attention_to, causal_mask, rope_tables
 from jroute.model.config import Qwen3Config
-from jroute.model.routing import Routing, StreamMetrics
+from jroute.model.routing import Hook, Routing, StreamMetrics
+from jroute.model.streams import Part
 
 Params = Mapping[str, Any]
 
@@ -38,13 +40,24 @@ class KeyValue(NamedTuple):
     value: Float[Array, "*layers batch keys kv_heads head_dim"]
 
 
-class BlockOutput(NamedTuple):
-    """What a block made of its input ``x``: the two updates, their running sum, and its keys."""
+class BlockTrace(NamedTuple):
+    """What one block read and made, for a ``tap``.
 
+    Attributes:
+        reader: What attention read (before its norm).
+        attention: Its update.
+        middle: What the MLP read.
+        mlp: Its update.
+        trunk: The trunk after the block and its mixing.
+        first_attention: Share of attention to the row's first token.
+    """
+
+    reader: Float[Array, "batch seq embed"]
     attention: Float[Array, "batch seq embed"]
+    middle: Float[Array, "batch seq embed"]
     mlp: Float[Array, "batch seq embed"]
     trunk: Float[Array, "batch seq embed"]
-    kv: KeyValue
+    first_attention: Float[Array, "batch seq"]
 
 
 class ForwardOutput(NamedTuple):
@@ -53,22 +66,29 @@ class ForwardOutput(NamedTuple):
     Attributes:
         hidden: Final-normed states ``[batch, seq, embed]``; ``unembed`` makes logits of them.
         kv: Keys and values of every layer: stacked, or a tuple when the blocks are unstacked.
-        metrics: Stream metrics with leading ``layers`` axis, if asked for.
-        taps: What ``tap`` made of the trunk after each block, stacked on a leading ``layers`` axis.
+        metrics: Stream metrics with leading ``layers hooks`` axes, if asked for.
+        final: What the final norm reads.
+        taps: What ``tap`` made of each block, stacked on a leading ``layers`` axis.
     """
 
     hidden: Float[Array, "batch seq embed"]
     kv: Any
     metrics: StreamMetrics | None
+    final: Float[Array, "batch seq embed"]
     taps: Any
 
 
 def rms_norm(
     x: Float[Array, "*rest dim"], weight: Float[Array, " dim"], eps: float
 ) -> Float[Array, "*rest dim"]:
-    """Root-mean-square norm (Zhang & Sennrich 2019), computed in float32 whatever the dtype."""
+    """Root-mean-square norm (Zhang & Sennrich 2019), computed in float32 whatever the dtype.
+
+    The sum of squares is a dot product: for the CPU, XLA drops barriers before it fuses, and
+    would sum in another order where another program computes ``x`` in the same loop.
+    """
     wide = x.astype(jnp.float32)
-    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    total = jnp.einsum("...e,...e->...", wide, wide, precision="highest")[..., None]
+    wide = wide * jax.lax.rsqrt(total / x.shape[-1] + eps)
     return jnp.broadcast_to(weight, x.shape) * wide.astype(x.dtype)
 
 
@@ -95,7 +115,7 @@ class Attention(nnx.Module):
         self.eps = config.rms_norm_eps
 
     def __call__(self, x, cos, sin, mask, write: Callable[[KeyValue], KeyValue]):
-        """Returns the update of ``x`` and the keys and values it attended to.
+        """Returns the update of ``x``, its queries, and the keys and values they attended to.
 
         ``write`` merges this call's keys into a cache (or returns them as they are).
         """
@@ -106,7 +126,8 @@ class Attention(nnx.Module):
         key = apply_rope(rms_norm(key, self.k_norm[...], self.eps), cos, sin)
         kv = write(KeyValue(key, value))
         attended = constrain(attend(query, kv.key, kv.value, mask), QUERIES)
-        return constrain(jnp.einsum("bshd,hde->bse", attended, self.o_proj[...]), STATES), kv
+        update = constrain(jnp.einsum("bshd,hde->bse", attended, self.o_proj[...]), STATES)
+        return update, query, kv
 
 
 class MLP(nnx.Module):
@@ -133,14 +154,13 @@ class Block(nnx.Module):
         self.mlp = MLP(config, rngs)
         self.eps = config.rms_norm_eps
 
-    def __call__(self, x, cos, sin, mask, write) -> BlockOutput:
-        """Arguments as for ``Attention``."""
-        attention, kv = self.attention(
-            rms_norm(x, self.input_norm[...], self.eps), cos, sin, mask, write
-        )
-        middle = x + attention
-        mlp = self.mlp(rms_norm(middle, self.post_attention_norm[...], self.eps))
-        return BlockOutput(attention, mlp, middle + mlp, kv)
+    def attend(self, x, cos, sin, mask, write):
+        """Update by attention, its queries, keys and values; arguments as for ``Attention``."""
+        return self.attention(rms_norm(x, self.input_norm[...], self.eps), cos, sin, mask, write)
+
+    def feed(self, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq embed"]:
+        """Update by the MLP."""
+        return self.mlp(rms_norm(x, self.post_attention_norm[...], self.eps))
 
 
 class Qwen3(nnx.Module):
@@ -223,7 +243,8 @@ def forward(
     routing: Routing | None = None,
     gate: Float[Array, "batch layers"] | None = None,
     metrics: bool = False,
-    tap: Callable[[Array], Any] | None = None,
+    tap: Callable[[BlockTrace], Any] | None = None,
+    rematerialise: bool = False,
 ) -> ForwardOutput:
     """Runs the decoder.
 
@@ -236,16 +257,20 @@ def forward(
             blocks are. The new keys are written at ``positions``.
         routing: The streams and their mixing; ``None`` is the plain model.
         gate: Mixing strength per row and layer; required with ``routing``.
-        metrics: Also return stream metrics (static; off costs nothing).
-        tap: Asked for a summary of the trunk ``[batch, seq, embed]`` after every block.
+        metrics: Also return stream metrics (static; off costs nothing); needs a routing.
+        tap: Asked for a summary of every block; not with a cache.
+        rematerialise: For gradients: keep only what goes from block to block, and run each block
+            once more on the way back.
 
     Returns:
         A ``ForwardOutput``; ``kv`` is the updated cache, or the new keys if there was none.
 
     With ``gate == 0`` the values of a row equal the plain model's bit for bit. This rests on
-    two things. The select in ``Routing.mix`` hands back the block's own trunk; and the
-    optimization barriers around every block keep XLA from fusing its arithmetic with what comes
-    after, so that the block is compiled alike in both programs.
+    three things. The select in ``Routing.mix`` hands back the block's own trunk. The optimization
+    barriers around attention and MLP keep XLA from fusing their arithmetic with what comes before
+    and after, so that they are compiled alike in both programs. And where XLA drops barriers before
+    it fuses, as for the CPU, all that is summed is summed in dot products, which it never fuses
+    with what makes their operands; single additions and products round alike wherever they stand.
     """
     valid = positions >= 0
     x = constrain(params["embed_tokens"][tokens], STATES)
@@ -256,59 +281,103 @@ def forward(
         keys = jax.tree.leaves(cache)[0].shape[-3]
         mask = causal_mask(positions, jnp.arange(keys)[None])
     graph = _block_graph(config)
+    fence = jax.lax.optimization_barrier
+    if routing is None or gate is None:
+        routing = None
 
-    def block(x: Array, weights: Params, past: KeyValue | None) -> BlockOutput:
-        def write(new: KeyValue) -> KeyValue:
-            if past is None:
-                return new
-            columns = jnp.where(valid, positions, past.key.shape[1])  # padding falls off the end
-            # Row by row, so that the batch axis may lie on several devices.
-            put = jax.vmap(lambda old, at, add: old.at[at].set(add, mode="drop"))
-            return KeyValue(
-                *(
-                    constrain(put(old, columns, add), KEYS)
-                    for old, add in zip(past, new, strict=True)
-                )
-            )
-
-        x = jax.lax.optimization_barrier(x)
-        out = nnx.merge(graph, weights)(x, cos, sin, mask, write)
-        return jax.lax.optimization_barrier(out)
+    def write(past: KeyValue | None, new: KeyValue) -> KeyValue:
+        if past is None:
+            return new
+        columns = jnp.where(valid, positions, past.key.shape[1])  # padding falls off the end
+        # Row by row, so that the batch axis may lie on several devices.
+        put = jax.vmap(lambda old, at, add: old.at[at].set(add, mode="drop"))
+        pairs = zip(past, new, strict=True)
+        return KeyValue(*(constrain(put(old, columns, add), KEYS) for old, add in pairs))
 
     def step(carry, per_layer):
-        x, streams = carry
-        weights, layer_gate, mixing, past = per_layer
-        out = block(x, weights, past)
-        found = None
-        if routing is not None:
-            x, streams, found = routing.mix(
-                streams, out, mixing, layer_gate, valid if metrics else None
-            )
-        else:
-            x = out.trunk
-        return (x, streams), (out.kv, found, None if tap is None else tap(x))
+        trunk, reader, carried = carry
+        weights, past, layer = per_layer["weights"], per_layer["past"], per_layer["layer"]
+        block = nnx.merge(graph, weights)
+        found = []
 
-    if routing is None or gate is None:
-        carry, mixed = (x, None), (None, None)
-        routing = None
-    else:
-        carry, mixed = (x, routing.start(x)), (gate.T, routing.mixing)
+        def hook(name: Hook, carried, trunk, update):
+            """``S'[0]`` and the side streams after hook ``name``; nothing changes if it is off."""
+            if routing is None or name not in routing.config.hooks:
+                return None, carried
+            mixing = per_layer["routing"].mixing[routing.config.hooks.index(name)]
+            strength = routing.strength(per_layer["gate"], per_layer["routing"], trunk, positions)
+            mixed, carried, measured = routing.mix(
+                carried, trunk, update, mixing, strength, valid if metrics else None
+            )
+            found.append(measured)
+            return mixed, carried
+
+        def receive(carried, part: Part, update):
+            if routing is None:
+                return carried
+            return streams.receive(routing.config.streams, carried, part, update, layer)
+
+        read_only = routing is not None and routing.config.injection == "read_only"
+        read = fence(trunk if reader is None else reader)
+        attended, query, kv = block.attend(read, cos, sin, mask, partial(write, past))
+        attended, middle, kv = fence((attended, read + attended, kv))
+        trunk = fence(trunk + attended) if read_only else middle
+        carried = receive(carried, "attention", attended)
+        mixed, carried = hook("attention", carried, trunk, attended)
+        if mixed is not None:
+            middle = mixed
+        middle = fence(middle)
+        fed = block.feed(middle)
+        fed, after = fence((fed, middle + fed))
+        trunk = fence(trunk + fed) if read_only else after
+        carried = receive(carried, "mlp", fed)
+        reader = None
+        ends: tuple[tuple[Hook, Array], ...] = (("mlp", fed), ("block", attended + fed))
+        for name, update in ends:
+            mixed, carried = hook(name, carried, trunk, update)
+            if mixed is not None and read_only:
+                reader = mixed
+            elif mixed is not None:
+                trunk = mixed
+        if read_only and reader is None:
+            reader = trunk
+        if routing is not None:
+            carried = streams.remember(routing.config.streams, carried, trunk)
+        measured = None
+        if metrics and routing is not None:
+            measured = jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+        tapped = None
+        if tap is not None:
+            first = attention_to(positions == 0, query, kv.key, mask)
+            tapped = tap(BlockTrace(read, attended, middle, fed, trunk, first))
+        return (trunk, reader, carried), (kv, measured, tapped)
+
     blocks = params["blocks"]
     unstacked = isinstance(blocks, tuple)
+    if rematerialise:
+        step = jax.checkpoint(step, prevent_cse=unstacked)  # a scan is a barrier of its own
     if cache is not None and unstacked == isinstance(cache, KeyValue):
         raise ValueError("blocks and cache must both be stacked over layers, or neither")
+    per_layer: dict[str, Any] = {"layer": jnp.arange(config.num_hidden_layers)}
+    carry: Any = (x, None, ())
+    if routing is not None and gate is not None:
+        per_layer |= {"gate": gate.T, "routing": routing.per_layer()}
+        reader = x if routing.config.injection == "read_only" else None
+        carry = (x, reader, streams.start(routing.config.streams, x))
     if unstacked:
         outputs = []
         for i, weights in enumerate(blocks):
             past = None if cache is None else cache[i]
-            per_layer = (weights, *jax.tree.map(lambda leaf, i=i: leaf[i], mixed), past)
-            carry, output = step(carry, per_layer)
+            one = jax.tree.map(lambda leaf, i=i: leaf[i], per_layer)
+            carry, output = step(carry, {**one, "weights": weights, "past": past})
             outputs.append(output)
         kv = tuple(output[0] for output in outputs)
         found, kept = jax.tree.map(
             lambda *leaves: jnp.stack(leaves), *(output[1:] for output in outputs)
         )
     else:
-        carry, (kv, found, kept) = jax.lax.scan(step, carry, (blocks, *mixed, cache))
-    hidden = rms_norm(carry[0], params["final_norm"], config.rms_norm_eps)
-    return ForwardOutput(hidden, kv, found, kept)
+        scanned = {**per_layer, "weights": blocks, "past": cache}
+        carry, (kv, found, kept) = jax.lax.scan(step, carry, scanned)
+    final = fence(carry[0] if carry[1] is None else carry[1])
+    hidden = rms_norm(final, params["final_norm"], config.rms_norm_eps)
+    return ForwardOutput(hidden, kv, found, final, kept)

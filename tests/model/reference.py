@@ -1,6 +1,15 @@
-"""The routed decoder in NumPy float64, written from the formulas; it shares no code with jroute."""
+"""The routed decoder in NumPy float64, written from the formulas; it shares no code with jroute.
+
+Nothing here is fast or recursive where a formula can stand: a history is summed anew from what has
+been recorded, one token at a time where tokens differ. Of a routing configuration only its fields
+are read.
+"""
+
+import itertools
+from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.linalg
 
 
 def norm(x, weight, eps):
@@ -11,17 +20,14 @@ def turn(x, theta):
     """Rotary embedding of ``[seq, heads, head_dim]``; pair (i, i + half) is turned together."""
     seq, _, dim = x.shape
     half = dim // 2
-    out = np.empty_like(x)
-    for position in range(seq):
-        for i in range(half):
-            angle = position * theta ** (-2 * i / dim)
-            a, b = x[position, :, i], x[position, :, i + half]
-            out[position, :, i] = a * np.cos(angle) - b * np.sin(angle)
-            out[position, :, i + half] = b * np.cos(angle) + a * np.sin(angle)
-    return out
+    angles = np.arange(seq)[:, None] * theta ** (-2 * np.arange(half) / dim)
+    cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
+    a, b = x[..., :half], x[..., half:]
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
 def attention(x, w, config):
+    """The update, and the share of attention that goes to the first token (mean over heads)."""
     seq = x.shape[0]
     q = np.einsum("se,ehd->shd", x, w["q_proj"])
     k = np.einsum("se,ehd->shd", x, w["k_proj"])
@@ -29,14 +35,15 @@ def attention(x, w, config):
     q = turn(norm(q, w["q_norm"], config.rms_norm_eps), config.rope_theta)
     k = turn(norm(k, w["k_norm"], config.rms_norm_eps), config.rope_theta)
     group = config.num_attention_heads // config.num_key_value_heads
-    out = np.zeros((seq, config.hidden_size))
+    out, first = np.zeros((seq, config.hidden_size)), np.zeros(seq)
     for head in range(config.num_attention_heads):
         scores = q[:, head] @ k[:, head // group].T / np.sqrt(config.head_dim)
         scores[np.triu_indices(seq, 1)] = -np.inf
         scores = np.exp(scores - scores.max(-1, keepdims=True))
         scores /= scores.sum(-1, keepdims=True)
+        first += scores[:, 0] / config.num_attention_heads
         out += scores @ v[:, head // group] @ w["o_proj"][head]
-    return out
+    return out, first
 
 
 def mlp(x, w):
@@ -48,53 +55,212 @@ def rms(x):
     return np.sqrt((x**2).mean(-1, keepdims=True))
 
 
-def forward(params, config, tokens, routing=None, gate=0.0, sites=None):
-    """Logits ``[seq, vocab]`` of one row, and the streams as mixed at each site.
+# Operators ------------------------------------------------------------------------------------
 
-    ``routing`` is ``(kinds, M, norm_match)``; M may be one matrix or one per block.
+
+def matrix(operator, raw, n):
+    """M from its raw weights."""
+    raw = np.asarray(raw, float)
+    if operator == "softmax":
+        return np.exp(raw) / np.exp(raw).sum(1, keepdims=True)
+    if operator == "sinkhorn":
+        m = np.exp(raw - raw.max())
+        for _ in range(100):
+            m = m / m.sum(0)
+            m = m / m.sum(1)[:, None]
+        return m
+    if operator == "permutations":
+        share = np.exp(raw) / np.exp(raw).sum()
+        m = np.zeros((n, n))
+        for weight, order in zip(share, itertools.permutations(range(n)), strict=True):
+            for i, j in enumerate(order):
+                m[i, j] += weight
+        return m
+    if operator == "orthostochastic":
+        skew = np.zeros((n, n))
+        for angle, (i, j) in zip(raw, itertools.combinations(range(n), 2), strict=True):
+            skew[i, j], skew[j, i] = angle, -angle
+        return scipy.linalg.expm(skew) ** 2
+    assert operator == "signed"
+    basis = scipy.linalg.helmert(n).T  # columns 1, -1, 0, ...; 1, 1, -2, ...; all normalised
+    largest = np.linalg.svd(raw)[1].max()
+    return np.ones((n, n)) / n + basis @ (raw / max(largest, 1)) @ basis.T
+
+
+def mixing(setting, raw):
+    """M of every block and hook from the raw weights ``[layers, hooks, ...]``."""
+    n = 1 + len(setting.streams)
+    if n > 1 and setting.operator != "fixed":
+        return np.array([[matrix(setting.operator, one, n) for one in block] for block in raw])
+    rows = np.eye(n)
+    if n > 1:
+        rows[: len(setting.rows)] = setting.rows
+    return np.broadcast_to(rows, (*np.shape(raw)[:2], n, n))
+
+
+# The routed decoder ---------------------------------------------------------------------------
+
+
+class Mixed(NamedTuple):
+    """One hook: streams as they are mixed, and the trunk before and after."""
+
+    streams: list[np.ndarray]
+    before: np.ndarray
+    after: np.ndarray
+
+
+class Trace(NamedTuple):
+    """One row: logits, what was read where, what was made of it, and every hook's mixing."""
+
+    logits: np.ndarray
+    reader: list[np.ndarray]
+    attention: list[np.ndarray]
+    middle: list[np.ndarray]
+    mlp: list[np.ndarray]
+    trunk: list[np.ndarray]
+    first: list[np.ndarray]
+    final: np.ndarray
+    seen: dict[tuple[int, str], Mixed]
+
+
+class Streams:
+    """All that has happened to the residual so far, from which every stream can be told."""
+
+    def __init__(self, setting, x0):
+        self.kinds = tuple(setting.streams)
+        self.x0, self.trunks, self.attentions, self.mlps = x0, [], [], []
+        self.own = {i: x0 for i, kind in enumerate(self.kinds) if kind in ("persistent", "rotate")}
+        self.rotating = [i for i, kind in enumerate(self.kinds) if kind == "rotate"]
+
+    def update(self, part, layer, value):
+        {"attention": self.attentions, "mlp": self.mlps}[part].append(value)
+        if self.rotating:
+            i = self.rotating[layer % len(self.rotating)]
+            self.own[i] = self.own[i] + value
+
+    def side(self, trunk):
+        """The side streams now, in block ``l``; ``self.trunks`` ends with ``t_{l-1}``."""
+        found, past = [], [self.x0, *self.trunks]
+        for i, kind in enumerate(self.kinds):
+            if i in self.own:
+                found.append(self.own[i])
+            elif kind.startswith("delay"):
+                found.append(past[max(len(past) - int(kind[6:-1]), 0)])
+            elif kind.startswith("ema"):
+                rate, l = float(kind[4:-1]), len(self.trunks)  # noqa: E741
+                e = (1 - rate) ** l * self.x0
+                for j, t in enumerate(self.trunks):
+                    e = e + rate * (1 - rate) ** (l - 1 - j) * t
+                found.append(e)
+            else:
+                found.append(
+                    {
+                        "attention": self.x0 + sum(self.attentions),
+                        "mlp": self.x0 + sum(self.mlps),
+                        "embedding": self.x0,
+                        "copies": trunk,
+                    }[kind]
+                )
+        return found
+
+
+def mix(setting, histories, trunk, update, matrix, gate, sink_norm):
+    """``S'[0]`` token by token; own rows act on the streams that have them."""
+    n, readers = 1 + len(setting.streams), trunk.copy()
+    side = histories.side(trunk)
+    size = rms(trunk)
+    if setting.norm_match:
+        side = [s * size / rms(s) for s in side]
+    after_side = {i: histories.own[i].copy() for i in histories.own}
+    for t in range(len(trunk)):
+        exempt = (setting.exempt_first and t == 0) or size[t, 0] > sink_norm
+        if exempt or gate == 0:
+            continue
+        stack = np.stack([trunk[t], *(s[t] for s in side)])
+        if n == 1:
+            moved = gate * (setting.scale - 1) * update[t][None]
+        else:
+            moved = gate * (matrix @ stack - stack)
+            if setting.readout == "mean":
+                moved = np.concatenate([moved.mean(0)[None], moved[1:]])
+        for i, (s, change) in enumerate(zip(stack, moved, strict=True)):
+            length = np.linalg.norm(change)
+            if setting.cap and length > setting.cap * np.linalg.norm(s):
+                change = change * setting.cap * np.linalg.norm(s) / length
+            new = s + change
+            if setting.norm_match:
+                new = new * np.linalg.norm(s) / np.linalg.norm(new)
+            if i == 0:
+                readers[t] = new
+            elif i - 1 in after_side:
+                after_side[i - 1][t] = new
+    histories.own = after_side
+    return readers, [trunk, *side] if n > 1 else [trunk, update]
+
+
+def block_weights(params, layer):
+    return {
+        part: {k: v[layer] for k, v in weights.items()}
+        if isinstance(weights, dict)
+        else weights[layer]
+        for part, weights in params["blocks"].items()
+    }
+
+
+def to_float64(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {k: to_float64(v) for k, v in tree.items()}
+    return np.asarray(tree, float)
+
+
+def forward(params, config, tokens, setting=None, gates=None, matrices=None) -> Trace:
+    """One row of tokens through the decoder.
+
+    Args:
+        params: Stacked parameters.
+        config: Shape of the model.
+        tokens: Of one row, without padding.
+        setting: Fields of a routing configuration; ``None`` is the plain model.
+        gates: One number per block, 0 where a block is no site.
+        matrices: M of every block and hook.
     """
-    cast = lambda tree: (  # noqa: E731
-        {k: cast(v) for k, v in tree.items()} if isinstance(tree, dict) else np.asarray(tree, float)
-    )
-    params = cast(params)
-    layers = config.num_hidden_layers
-    x0 = trunk = params["embed_tokens"][np.asarray(tokens)]
-    trunks, attentions, mlps, seen = [x0], x0.copy(), x0.copy(), []
-    persistent = {}
+    params = to_float64(params)
+    layers, eps = config.num_hidden_layers, config.rms_norm_eps
+    gates = np.zeros(layers) if gates is None else np.broadcast_to(gates, layers)
+    x0 = trunk = reader = params["embed_tokens"][np.asarray(tokens)]
+    histories = None if setting is None else Streams(setting, x0)
+    read_only = setting is not None and setting.injection == "read_only"
+    trace = Trace(np.empty(0), [], [], [], [], [], [], np.empty(0), {})
+
+    def hook(name, layer, trunk, update, reader):
+        """Trunk and what is read next."""
+        if setting is None or histories is None or name not in setting.hooks:
+            return trunk, reader
+        m = matrices[layer][list(setting.hooks).index(name)]
+        limit = setting.sink_norms[layer] if setting.sink_norms else np.inf
+        mixed, streams = mix(setting, histories, trunk, update, m, gates[layer], limit)
+        trace.seen[layer, name] = Mixed(streams, trunk, mixed)
+        return (trunk if read_only else mixed), mixed
+
     for layer in range(layers):
-        w = {
-            part: {k: v[layer] for k, v in weights.items()}
-            if isinstance(weights, dict)
-            else weights[layer]
-            for part, weights in params["blocks"].items()
-        }
-        a = attention(norm(trunk, w["input_norm"], config.rms_norm_eps), w["attention"], config)
-        m = mlp(norm(trunk + a, w["post_attention_norm"], config.rms_norm_eps), w["mlp"])
-        trunk = trunk + a + m
-        attentions, mlps = attentions + a, mlps + m
-        if routing is not None and gate != 0 and (sites is None or layer in sites):
-            kinds, matrix, match = routing
-            matrix = matrix[layer] if np.ndim(matrix) == 3 else np.asarray(matrix)
-            streams = [trunk]
-            for i, kind in enumerate(kinds, 1):
-                if kind.startswith("delay"):
-                    k = int(kind[6:-1])
-                    s = trunks[max(len(trunks) - k, 0)]
-                elif kind == "persistent":
-                    s = persistent.get(i, x0)
-                else:
-                    s = {"attention": attentions, "mlp": mlps, "copies": trunk}[kind]
-                streams.append(s * rms(trunk) / rms(s) if match else s)
-            seen.append(streams)
-            mixed = [
-                s + gate * (sum(matrix[i, j] * streams[j] for j in range(len(streams))) - s)
-                for i, s in enumerate(streams)
-            ]
-            if match:
-                mixed = [new * rms(old) / rms(new) for new, old in zip(mixed, streams, strict=True)]
-            trunk = mixed[0]
-            persistent = {i: mixed[i] for i, k in enumerate(kinds, 1) if k == "persistent"}
-        trunks.append(trunk)
-    final = norm(trunk, params["final_norm"], config.rms_norm_eps)
+        w = block_weights(params, layer)
+        a, first = attention(norm(reader, w["input_norm"], eps), w["attention"], config)
+        trace.reader.append(reader)
+        trunk, middle = trunk + a, reader + a
+        if histories:
+            histories.update("attention", layer, a)
+        trunk, middle = hook("attention", layer, trunk, a, middle)
+        m = mlp(norm(middle, w["post_attention_norm"], eps), w["mlp"])
+        trace.middle.append(middle)
+        trunk = trunk + m
+        if histories:
+            histories.update("mlp", layer, m)
+        trunk, reader = hook("mlp", layer, trunk, m, trunk)
+        trunk, reader = hook("block", layer, trunk, a + m, reader)
+        if histories:
+            histories.trunks.append(trunk)
+        for name, value in (("attention", a), ("mlp", m), ("trunk", trunk), ("first", first)):
+            getattr(trace, name).append(value)
+    final = norm(reader, params["final_norm"], eps)
     head = params["embed_tokens"].T if config.tie_word_embeddings else params["lm_head"]
-    return final @ head, seen
+    return trace._replace(logits=final @ head, final=reader)

@@ -17,8 +17,25 @@ from jroute.model.qwen3 import (
     unembed,
     unstack_blocks,
 )
-from jroute.model.routing import Routing
-from tests.model.test_routing import BATCH, CONFIG, CONFIGS, SEQ, params, positions, tokens
+from jroute.model.routing import Routing, RoutingConfig
+from tests.model import small
+from tests.model.small import (
+    BATCH,
+    CONFIG,
+    CONFIGS,
+    GUARDS,
+    LAYERS,
+    MIXED_GATES,
+    PRESETS,
+    SEQ,
+    params,
+    positions,
+    tokens,
+)
+
+HISTORIES = {"streams": ("delay(1)", "persistent", "mlp"), "operator": "fixed", "rows": small.ROWS}
+GUARDED = {name: RoutingConfig(**HISTORIES, **guards) for name, guards in GUARDS.items()}
+ROUTED = {"": None, **PRESETS, **GUARDED, "everything": CONFIGS["everything"]}
 
 
 def run(weights, ids, where, cache=None, routing=None, gate=None):
@@ -26,30 +43,39 @@ def run(weights, ids, where, cache=None, routing=None, gate=None):
     return unembed(weights, CONFIG, out.hidden), out.kv
 
 
-@pytest.mark.parametrize("stacked", [False, True], ids=["unrolled", "scanned"])
-@pytest.mark.parametrize("name", ["", "mvp", "histories", "lopsided histories", "mixed kinds"])
+def under(config: RoutingConfig | None):
+    """Routing and gate of a batch; nothing of the plain model."""
+    if config is None:
+        return None, None
+    routing = Routing.create(config, LAYERS)
+    return routing, routing.gates(MIXED_GATES, BATCH)
+
+
+@pytest.mark.parametrize(
+    ("name", "stacked"),
+    [(name, False) for name in ROUTED] + [("", True), ("histories", True), ("everything", True)],
+)
 def test_cached_decoding_equals_the_full_forward_at_every_position(name, stacked):
     """Ragged prompts are prefilled together, then decoded token by token to the end."""
-    routing = Routing.create(CONFIGS[name], CONFIG.num_hidden_layers) if name else None
-    gate = routing.gates([0.0, 0.3, 1.0, -0.4, 0.7], BATCH) if routing else None
-    full, _ = run(params(), tokens(), positions(), routing=routing, gate=gate)
+    routing, gate = under(ROUTED[name])
+    full, _ = small.logits(params(), tokens(), positions(), routing, gate)
     lengths = np.array([3, 1, 5, 2, 4])
-    width = int(lengths.max())
-    where = jnp.where(jnp.arange(width)[None] < lengths[:, None], jnp.arange(width)[None], -1)
-    prefilled, kv = run(params(), tokens()[:, :width], where, routing=routing, gate=gate)
+    where = jnp.where(jnp.arange(SEQ)[None] < lengths[:, None], jnp.arange(SEQ)[None], -1)
+    prefilled, kv = small.logits(params(), tokens(), where, routing, gate)
     cache = from_prefill(kv, SEQ, stacked=stacked)
     weights = params() if stacked else unstack_blocks(params())
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(prefilled[row, :length], full[row, :length], atol=2e-5)
-    step = jax.jit(lambda cache, ids, at: run(weights, ids, at, cache, routing, gate))
     for _ in range(SEQ - int(lengths.min())):
         at = np.minimum(lengths, SEQ - 1)
         running = lengths < SEQ
         ids = np.asarray(tokens())[np.arange(BATCH), at][:, None]
-        found, cache = step(cache, jnp.asarray(ids), jnp.where(running, at, -1)[:, None])
+        now = jnp.where(running, at, -1)[:, None]
+        found, cache = small.step(weights, cache, jnp.asarray(ids), now, routing, gate)
         for row in np.flatnonzero(running):
             np.testing.assert_allclose(found[row, 0], full[row, at[row]], atol=2e-5)
         lengths = lengths + running
+    assert lengths.min() == SEQ
 
 
 def test_scanned_and_unrolled_blocks_agree():
@@ -61,14 +87,17 @@ def test_scanned_and_unrolled_blocks_agree():
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_on_either_side_changes_nothing(side):
-    full, _ = run(params(), tokens()[:, :6], positions()[:, :6])
+@pytest.mark.parametrize("name", ROUTED)
+def test_padding_on_either_side_changes_nothing(name, side):
+    """Six tokens alone (the first six of a longer row are that), and beside five of padding."""
+    routing, gate = under(ROUTED[name])
+    full, _ = small.logits(params(), tokens(), positions(), routing, gate)
     pad = ((0, 0), (5, 0)) if side == "left" else ((0, 0), (0, 5))
     ids = jnp.pad(tokens()[:, :6], pad, constant_values=7)
     where = jnp.pad(positions()[:, :6], pad, constant_values=-1)
-    padded, _ = run(params(), ids, where)
+    padded, _ = small.logits(params(), ids, where, routing, gate)
     real = padded[:, 5:] if side == "left" else padded[:, :6]
-    np.testing.assert_allclose(real, full, atol=1e-5)
+    np.testing.assert_allclose(real, full[:, :6], atol=2e-5)
     assert bool(jnp.isfinite(padded).all())
 
 
@@ -80,14 +109,22 @@ def test_a_token_does_not_see_its_future():
     assert float(jnp.abs(a[:, 6:] - b[:, 6:]).max()) > 0.1
 
 
-def test_a_tap_sees_the_residual_after_each_block():
-    out = forward(params(), CONFIG, tokens(), positions(), tap=lambda trunk: trunk)
-    assert out.taps.shape == (CONFIG.num_hidden_layers, BATCH, SEQ, CONFIG.hidden_size)
-    last = np.asarray(out.taps[-1], float)
+def test_a_tap_sees_what_every_block_reads_and_makes():
+    out = forward(params(), CONFIG, tokens(), positions(), tap=lambda block: block)
+    taps = out.taps
+    assert taps.trunk.shape == (LAYERS, BATCH, SEQ, CONFIG.hidden_size)
+    x0 = params()["embed_tokens"][tokens()]
+    np.testing.assert_array_equal(taps.reader, jnp.concatenate([x0[None], taps.trunk[:-1]]))
+    np.testing.assert_allclose(taps.middle, taps.reader + taps.attention, atol=1e-6)
+    np.testing.assert_allclose(taps.trunk, taps.middle + taps.mlp, atol=1e-6)
+    np.testing.assert_array_equal(out.final, taps.trunk[-1])
+    last = np.asarray(taps.trunk[-1], float)
     size = np.sqrt((last**2).mean(-1, keepdims=True) + CONFIG.rms_norm_eps)
     np.testing.assert_allclose(
         out.hidden, last / size * np.asarray(params()["final_norm"]), atol=1e-5
     )
+    assert taps.first_attention.shape == (LAYERS, BATCH, SEQ)
+    np.testing.assert_allclose(taps.first_attention[:, :, 0], 1, atol=1e-6)  # there is no other
 
 
 def test_blocks_and_cache_are_stacked_alike():

@@ -1,6 +1,6 @@
-"""What routing does, against an independent reference; and that gate 0 is the plain model."""
+"""What guards, sites, bands, metrics and wrong settings do; formulas are in test_reference."""
 
-import functools
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -9,232 +9,179 @@ import pytest
 
 from jroute.config import load
 from jroute.errors import UserError
-from jroute.model.config import Qwen3Config
-from jroute.model.qwen3 import forward, init_params, unembed, unstack_blocks
+from jroute.model.qwen3 import ForwardOutput
 from jroute.model.routing import Routing, RoutingConfig, preset_names, routing_file
-from tests.model import reference
-
-CONFIG = Qwen3Config(
-    vocab_size=61,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=12,
-    rms_norm_eps=1e-6,
-    rope_theta=5e6,
-    tie_word_embeddings=True,
-    max_position_embeddings=64,
+from tests.model import reference, small
+from tests.model.small import (
+    BATCH,
+    CONFIG,
+    CONFIGS,
+    GUARDS,
+    LAYERS,
+    MIXED_GATES,
+    SEQ,
+    params,
+    plain,
+    positions,
+    routed,
+    tokens,
 )
-SEQ, BATCH = 11, 5
-ROWS = ((0.4, 0.3, -0.1, 0.4), (0.2, 0.5, 0.1, 0.2), (0.0, 0.25, 0.5, 0.25))
-CONFIGS = {
-    "mvp": load(RoutingConfig, routing_file("mvp")),
-    "histories": load(RoutingConfig, routing_file("histories")),
-    "lopsided histories": RoutingConfig(
-        ("delay(2)", "attention", "mlp"), "fixed", rows=ROWS, norm_match=True
-    ),
-    "lopsided persistent": RoutingConfig(("persistent",) * 3, "fixed", rows=ROWS),
-    "mixed kinds": RoutingConfig(("persistent", "delay(1)", "mlp"), "fixed", rows=ROWS),
-    "one site": RoutingConfig(("delay(1)", "attention", "mlp"), "fixed", rows=ROWS, sites=(2,)),
-}
 
 
-@functools.cache
-def params(dtype: str = "float32"):
-    drawn = init_params(CONFIG, jax.random.key(3), dtype)
-    # Norm weights away from 1 and projections large enough that every part matters.
-    keys = iter(jax.random.split(jax.random.key(4), 32))
-    return jax.tree.map(
-        lambda x: x * (1 + 0.3 * jax.random.normal(next(keys), x.shape, jnp.float32)).astype(dtype),
-        drawn,
-    )
+def measured(config: RoutingConfig, gate, where=None, ids=None) -> ForwardOutput:
+    routing = Routing.create(config, LAYERS)
+    ids = tokens() if ids is None else ids
+    where = positions(len(ids)) if where is None else where
+    gates = routing.gates(gate, len(ids))
+    return jax.device_get(small.measured(params(), ids, where, routing, gates))
 
 
-@functools.cache
-def tokens():
-    return jax.random.randint(jax.random.key(1), (BATCH, SEQ), 0, CONFIG.vocab_size)
+# Gates ----------------------------------------------------------------------------------------
 
 
-def positions(batch: int = BATCH):
-    return jnp.broadcast_to(jnp.arange(SEQ), (batch, SEQ))
-
-
-@functools.partial(jax.jit, static_argnames=("unrolled", "metrics"))
-def logits(weights, ids, where, routing=None, gate=None, unrolled=False, metrics=False):
-    weights = unstack_blocks(weights) if unrolled else weights
-    out = forward(weights, CONFIG, ids, where, routing=routing, gate=gate, metrics=metrics)
-    return unembed(weights, CONFIG, out.hidden), out.metrics
-
-
-def routed(config: RoutingConfig, gate, dtype: str = "float32", **options):
-    routing = Routing.create(config, CONFIG.num_hidden_layers)
-    gates = routing.gates(gate, BATCH)
-    return logits(params(dtype), tokens(), positions(), routing, gates, **options)[0]
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("gate", [0.35, 1.0, -0.5])
-def test_routed_forward_equals_the_numpy_reference(name, gate):
-    config = CONFIGS[name]
-    ours = routed(config, gate)
-    setting = (config.streams, config.matrix(), config.norm_match)
-    sites = set(config.sites) or None
-    for row in range(2):
-        expected, _ = reference.forward(params(), CONFIG, tokens()[row], setting, gate, sites)
-        np.testing.assert_allclose(ours[row], expected, atol=2e-4, rtol=0)
-    plain = logits(params(), tokens(), positions())[0]
-    assert float(jnp.abs(ours - plain).max()) > 0.05
-
-
-def test_plain_forward_equals_the_numpy_reference():
-    expected, _ = reference.forward(params(), CONFIG, tokens()[0])
-    plain = logits(params(), tokens(), positions())[0]
-    np.testing.assert_allclose(plain[0], expected, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("unrolled", [False, True])
-def test_gate_zero_is_the_plain_model_bit_for_bit(name, dtype, unrolled):
-    plain = logits(params(dtype), tokens(), positions(), unrolled=unrolled)[0]
-    at_zero = routed(CONFIGS[name], 0.0, dtype, unrolled=unrolled)
-    np.testing.assert_array_equal(at_zero, plain)
-    mixed = routed(CONFIGS[name], [0.0, 0.7, 0.0, 1.0, 0.0], dtype, unrolled=unrolled)
-    np.testing.assert_array_equal(mixed[::2], plain[::2])
-    assert float(jnp.abs(mixed[1::2] - plain[1::2]).min(axis=(1, 2)).max()) >= 0
-    assert bool(jnp.all(jnp.abs(mixed[1::2] - plain[1::2]).max(axis=(1, 2)) > 0.01))
-
-
-def test_gate_zero_holds_when_the_streams_overflow():
-    """0 * inf must not reach a row whose gate is 0."""
-    routing = Routing.create(CONFIGS["mvp"], CONFIG.num_hidden_layers)
-    broken = Routing(routing.mixing * jnp.inf, routing.sites, routing.config)
-    plain = logits(params(), tokens(), positions())[0]
-    gates = routing.gates(0.0, BATCH)
-    np.testing.assert_array_equal(logits(params(), tokens(), positions(), broken, gates)[0], plain)
-
-
-def test_gate_per_layer():
-    config = CONFIGS["lopsided histories"]
-    alone = routed(RoutingConfig(**{**vars(config), "sites": (1,)}), 0.6)
-    gates = np.zeros((BATCH, CONFIG.num_hidden_layers), np.float32)
+def test_a_gate_per_layer_is_a_site() -> None:
+    config = dataclasses.replace(CONFIGS["lopsided persistent"], hooks=("attention", "block"))
+    gates = np.zeros((BATCH, LAYERS), np.float32)
     gates[:, 1] = 0.6
-    np.testing.assert_array_equal(routed(config, gates), alone)
+    everywhere = Routing.create(config, LAYERS)
+    alone = Routing.create(dataclasses.replace(config, sites=(1,)), LAYERS)
+    np.testing.assert_array_equal(everywhere.gates(gates, BATCH), alone.gates(0.6, BATCH))
+    np.testing.assert_array_equal(alone.gates(np.ones((BATCH, LAYERS)), BATCH)[:, [0, 2, 3]], 0)
+    expected = reference.forward(
+        params(),
+        CONFIG,
+        tokens()[0],
+        config,
+        gates[0],
+        reference.mixing(config, config.initial_raw(LAYERS)),
+    )
+    np.testing.assert_allclose(routed(config, gates)[0], expected.logits, atol=2e-4)
 
 
-def test_rows_do_not_depend_on_each_others_gates():
-    config = CONFIGS["histories"]
-    together = routed(config, [0.2, 0.4, 0.6, 0.8, 1.0])
-    np.testing.assert_array_equal(routed(config, [0.2, 0.0, 0.0, 0.0, 0.0])[0], together[0])
-    np.testing.assert_array_equal(routed(config, 1.0)[4], together[4])
+def test_a_gate_per_band_is_the_gate_per_layer_that_it_spreads_to() -> None:
+    config = dataclasses.replace(CONFIGS["lopsided persistent"], bands=2)
+    bands = np.array([[0.0, 1.0], [0.5, -0.5], [1.0, 0.0], [0.25, 0.25], [0.0, 0.0]], np.float32)
+    routing = Routing.create(config, LAYERS)
+    np.testing.assert_array_equal(routing.gates(bands, BATCH), np.repeat(bands, 2, axis=1))
+    np.testing.assert_array_equal(
+        routed(config, bands), routed(config, np.repeat(bands, 2, axis=1))
+    )
+    uneven = Routing.create(RoutingConfig(bands=3), 8).gates([[1.0, 2.0, 3.0]], 1)
+    np.testing.assert_array_equal(uneven, [[1, 1, 1, 2, 2, 2, 3, 3]])
+    # As many prompts as bands: one dimension is always one number per prompt.
+    per_prompt = Routing.create(RoutingConfig(bands=3), 3).gates([1.0, 2.0, 3.0], 3)
+    np.testing.assert_array_equal(per_prompt, [[1] * 3, [2] * 3, [3] * 3])
 
 
-def test_copies_of_the_trunk_do_nothing():
+@pytest.mark.parametrize("name", ["histories", "everything"])
+def test_rows_do_not_depend_on_each_others_gates(name) -> None:
+    config = CONFIGS[name]
+    together = routed(config, MIXED_GATES)
+    for row, gate in enumerate(MIXED_GATES):
+        others = [0.9] * BATCH
+        others[row] = gate
+        np.testing.assert_array_equal(routed(config, others)[row], together[row])
+
+
+# Guards ---------------------------------------------------------------------------------------
+
+KINDS = ("delay(1)", "persistent", "mlp")
+
+
+def guarded(**guards) -> RoutingConfig:
+    """Write-back after attention and after the block, with lopsided rows."""
+    return RoutingConfig(KINDS, "fixed", rows=small.ROWS, hooks=("attention", "block"), **guards)
+
+
+def before_and_after(out: ForwardOutput) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The trunk before and after every hook of ``guarded``: attention's, then the block's."""
+    taps, pairs = out.taps, []
+    for layer in range(LAYERS):
+        pairs.append((taps.reader[layer] + taps.attention[layer], taps.middle[layer]))
+        pairs.append((taps.middle[layer] + taps.mlp[layer], taps.trunk[layer]))
+    return pairs
+
+
+def rms(x) -> np.ndarray:
+    return np.sqrt((np.asarray(x, float) ** 2).mean(-1))
+
+
+def test_norm_matching_keeps_every_tokens_size_and_turns_it() -> None:
+    out = measured(guarded(norm_match=True), 1.0)
+    assert out.metrics is not None
+    for before, after in before_and_after(out):
+        np.testing.assert_allclose(rms(after), rms(before), rtol=1e-5)
+        cosine = (before * after).mean(-1) / rms(before) / rms(after)
+        assert cosine.max() < 0.9999
+    sizes = out.metrics.rms
+    np.testing.assert_allclose(sizes, np.broadcast_to(sizes[..., :1], sizes.shape), rtol=1e-4)
+    grown = [rms(after) / rms(before) for before, after in before_and_after(measured(guarded(), 1))]
+    assert np.abs(np.stack(grown) - 1).max() > 0.2
+
+
+def test_the_first_token_is_left_alone_and_no_other() -> None:
+    for before, after in before_and_after(measured(guarded(exempt_first=True), 1.0)):
+        np.testing.assert_array_equal(after[:, 0], before[:, 0])
+        assert (np.abs(after - before).max(-1)[:, 1:] > 1e-3).all()
+
+
+def test_tokens_above_their_blocks_norm_are_left_alone_and_no_others() -> None:
+    norms = GUARDS["sink_norms"]["sink_norms"]
+    seen = set()
+    for i, (before, after) in enumerate(before_and_after(measured(guarded(sink_norms=norms), 1.0))):
+        exempt = rms(before) > norms[i // 2]
+        np.testing.assert_array_equal(after[exempt], before[exempt])
+        assert (np.abs(after - before).max(-1)[~exempt] > 1e-3).all()
+        seen |= {(i // 2, bool(e)) for e in exempt.ravel()}
+    assert len(seen) == 2 * LAYERS  # in every block both kinds of token
+
+
+@pytest.mark.parametrize("gate", [1.0, -1.0])
+def test_no_token_changes_by_more_than_the_cap(gate) -> None:
+    reached = []
+    for before, after in before_and_after(measured(guarded(cap=0.2), gate)):
+        change = rms(after - before) / rms(before)
+        assert (change < 0.2 * (1 + 1e-5)).all()
+        reached.append(change)
+    assert np.isclose(np.stack(reached), 0.2).mean() > 0.2
+    assert (np.stack(reached) < 0.199).any()
+    free = [rms(b - a) / rms(a) for a, b in before_and_after(measured(guarded(), gate))]
+    assert np.stack(free).max() > 0.5
+
+
+def test_a_capped_change_that_is_renormalised_stays_within_the_caps_angle() -> None:
+    for before, after in before_and_after(measured(guarded(cap=0.2, norm_match=True), 1.0)):
+        sine = np.sin(np.arccos((before * after).mean(-1) / rms(before) / rms(after)))
+        assert (sine < 0.2 * (1 + 1e-4)).all()
+
+
+# Metrics --------------------------------------------------------------------------------------
+
+
+def test_copies_of_the_trunk_do_nothing() -> None:
     """The no-op trap: mixing the trunk with itself is not an effect."""
     inert = RoutingConfig(("copies",) * 3, "fixed", rows=((0.25,) * 4,))
-    plain = logits(params(), tokens(), positions())[0]
-    np.testing.assert_allclose(routed(inert, 1.0), plain, atol=1e-4)
+    np.testing.assert_allclose(routed(inert, 1.0), plain(), atol=1e-4)
 
 
-def test_transposed_mixing_is_seen(monkeypatch):
-    hold_against_the_true_matrix()
-    true = RoutingConfig.matrix
-    monkeypatch.setattr(RoutingConfig, "matrix", lambda self: true(self).T)
-    with pytest.raises(AssertionError, match="Not equal to tolerance"):
-        hold_against_the_true_matrix()
-
-
-def hold_against_the_true_matrix():
-    matrix = np.eye(4)
-    matrix[:3] = ROWS
-    expected, _ = reference.forward(
-        params(), CONFIG, tokens()[0], (("persistent",) * 3, matrix, False), 0.5
-    )
-    np.testing.assert_allclose(
-        routed(CONFIGS["lopsided persistent"], 0.5)[0], expected, atol=2e-4, rtol=0
-    )
-
-
-def test_matrix_of_the_presets():
-    mvp = CONFIGS["mvp"].matrix()
-    e4 = np.exp(4)
-    np.testing.assert_allclose(np.diag(mvp), e4 / (e4 + 3), rtol=1e-6)
-    np.testing.assert_allclose(mvp[0, 1:], 1 / (e4 + 3), rtol=1e-6)
-    np.testing.assert_allclose(mvp.sum(1), 1, rtol=1e-6)
-    histories = CONFIGS["histories"].matrix()
-    np.testing.assert_array_equal(histories[0], 0.25)
-    np.testing.assert_array_equal(histories[1:], np.eye(4)[1:])
-    assert preset_names() == ["histories", "mvp"]
-
-
-def test_mvp_is_a_recency_weighting_of_updates():
-    """The closed form of the seed: with c at distance k = 1/n + (1 - 1/n) (1 - g (1 - l))^k."""
-    config, gate, n = CONFIGS["mvp"], 0.8, 4
-    routing = Routing.create(config, CONFIG.num_hidden_layers)
-    x0 = jax.random.normal(jax.random.key(0), (1, 1, 6))
-    updates = jax.random.normal(jax.random.key(1), (CONFIG.num_hidden_layers, 1, 1, 6))
-    carried, trunk = routing.start(x0), x0
-    for update in updates:
-        block = reference_block(trunk, update)
-        trunk, carried, _ = routing.mix(carried, block, routing.mixing[0], jnp.array([gate]))
-    matrix = config.matrix()
-    second = matrix[0, 0] - matrix[0, 1]
-    expected = np.asarray(x0)
-    layers = CONFIG.num_hidden_layers
-    for i, update in enumerate(updates):
-        weight = 1 / n + (1 - 1 / n) * (1 - gate * (1 - second)) ** (layers - i)
-        expected = expected + weight * np.asarray(update)
-    np.testing.assert_allclose(trunk, expected, atol=1e-5)
-
-
-def reference_block(trunk, update):
-    from jroute.model.qwen3 import BlockOutput, KeyValue
-
-    nothing = jnp.zeros((1, 1, 1, 1))
-    return BlockOutput(update, jnp.zeros_like(update), trunk + update, KeyValue(nothing, nothing))
-
-
-def test_norm_matching_keeps_the_trunks_size_and_turns_it():
-    config = CONFIGS["histories"]
-    routing = Routing.create(config, CONFIG.num_hidden_layers)
-    out = forward(
-        params(),
-        CONFIG,
-        tokens(),
-        positions(),
-        routing=routing,
-        gate=routing.gates(1.0, BATCH),
-        metrics=True,
-    )
-    assert out.metrics is not None
-    rms = np.asarray(out.metrics.rms)
-    np.testing.assert_allclose(rms, np.broadcast_to(rms[..., :1], rms.shape), rtol=1e-4)
-    assert float(out.metrics.cosine.max()) < 0.9999
-    # |after| = |before|, so the chord and the cosine tell the same angle.
-    assert float(out.metrics.change.min()) > 0.01
-
-
-@pytest.mark.parametrize("name", ["histories", "mixed kinds"])
-def test_stream_metrics_equal_numpy(name):
-    config = CONFIGS[name]
-    routing = Routing.create(config, CONFIG.num_hidden_layers)
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIGS["histories"],
+        RoutingConfig(KINDS, "fixed", rows=small.ROWS, hooks=("attention", "block")),
+    ],
+    ids=["histories", "two hooks"],
+)
+def test_stream_metrics_equal_numpy(config) -> None:
     gate = 0.5
-    out = forward(
-        params(),
-        CONFIG,
-        tokens()[:1],
-        positions(1),
-        routing=routing,
-        gate=routing.gates(gate, 1),
-        metrics=True,
+    out = measured(config, gate, ids=tokens()[:1])
+    matrix = reference.mixing(config, config.initial_raw(LAYERS))[0, 0]
+    expected = reference.forward(
+        params(), CONFIG, tokens()[0], config, gate, [[matrix] * 2] * LAYERS
     )
-    matrix = config.matrix()
-    _, seen = reference.forward(
-        params(), CONFIG, tokens()[0], (config.streams, matrix, config.norm_match), gate
-    )
-    for layer, streams in enumerate(seen):
+    assert len(expected.seen) == LAYERS * len(config.hooks)
+    for (layer, name), mixed in expected.seen.items():
+        streams, before, after = mixed
         sizes = np.stack([np.linalg.norm(s, axis=-1) for s in streams])
         cosines = [
             (streams[i] * streams[j]).sum(-1) / sizes[i] / sizes[j]
@@ -243,7 +190,8 @@ def test_stream_metrics_equal_numpy(name):
         ]
         share = (np.abs(matrix[0])[:, None] * sizes).mean(-1)
         share /= share.sum()
-        found = jax.tree.map(lambda x, layer=layer: np.asarray(x[layer, 0]), out.metrics)
+        at = (layer, config.hooks.index(name), 0)
+        found = jax.tree.map(lambda x, at=at: x[at], out.metrics)
         np.testing.assert_allclose(
             found.rms, reference.rms(np.stack(streams)).mean((1, 2)), rtol=1e-4
         )
@@ -251,47 +199,127 @@ def test_stream_metrics_equal_numpy(name):
         np.testing.assert_allclose(found.dominance, share, rtol=1e-4)
         entropy = -(share * np.log(share)).sum()
         np.testing.assert_allclose(found.effective_streams, np.exp(entropy), rtol=1e-4)
-        mixed = streams[0] + gate * (np.tensordot(matrix[0], np.stack(streams), 1) - streams[0])
-        if config.norm_match:
-            mixed = mixed * reference.rms(streams[0]) / reference.rms(mixed)
-        change = np.linalg.norm(mixed - streams[0], axis=-1) / sizes[0]
+        change = np.linalg.norm(after - before, axis=-1) / sizes[0]
         np.testing.assert_allclose(found.change, change.mean(), rtol=1e-3)
-        cosine = (mixed * streams[0]).sum(-1) / sizes[0] / np.linalg.norm(mixed, axis=-1)
+        cosine = (after * before).sum(-1) / sizes[0] / np.linalg.norm(after, axis=-1)
         np.testing.assert_allclose(found.cosine, cosine.mean(), atol=1e-4)
 
 
-def test_metrics_do_not_count_padding():
+def test_metrics_do_not_count_padding() -> None:
     config = CONFIGS["histories"]
-    routing = Routing.create(config, CONFIG.num_hidden_layers)
     where = jnp.where(jnp.arange(SEQ)[None] < 7, positions(), -1)
-    options = {"routing": routing, "gate": routing.gates(0.5, BATCH), "metrics": True}
-    padded = forward(params(), CONFIG, tokens(), where, **options).metrics
-    short = forward(params(), CONFIG, tokens()[:, :7], positions()[:, :7], **options).metrics
+    padded = measured(config, 0.5, where=where).metrics
+    short = measured(config, 0.5, ids=tokens()[:, :7], where=positions()[:, :7]).metrics
+    assert padded is not None and short is not None
+    padded = padded._replace(coefficients=padded.coefficients[:, :, :, :7])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), padded, short)
+
+
+# Settings -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("layers", [1, 2, 3, 4, 6, 28, 36])
+def test_presets_fit_any_depth(name, layers) -> None:
+    config = load(RoutingConfig, routing_file(name))
+    assert Routing.create(config, layers).sites.sum() > 0
+
+
+def test_presets() -> None:
+    assert preset_names() == [
+        *("attention_mlp_balance", "histories", "hyper_connections", "mhc", "mvp"),
+        *("soft_repeat", "soft_skip"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sites", "blocks"),
+    [
+        ((), range(10)),
+        ((3,), [3]),
+        (("3",), [3]),
+        (("2-5",), [2, 3, 4, 5]),
+        (("0-1",), [0, 1]),  # whole numbers are blocks
+        (("0.0-1.0",), range(10)),
+        (("0.25-0.75",), [3, 4, 5, 6, 7]),
+        (("0-0.25", "0.25-1"), range(10)),  # ranges that meet neither overlap nor leave a gap
+        ((".4-.6",), [4, 5]),
+        (("0.45-0.5",), [4]),  # narrower than a block
+        (("0.96-1.0",), [9]),
+        ((7, "1-2", "0.1-0.3", 1), [1, 2, 7]),
+    ],
+)
+def test_sites_are_indices_ranges_and_parts_of_the_depth(sites, blocks) -> None:
+    assert RoutingConfig(sites=sites).site_indices(10) == list(blocks)
+
+
+def test_parts_of_the_depth_that_meet_cut_it_without_rest() -> None:
+    config = RoutingConfig(sites=("0.0-0.3",))
+    for layers in (6, 28, 36):
+        found = config.site_indices(layers)
+        for part in ("0.3-0.62", "0.62-1.0"):
+            found += RoutingConfig(sites=(part,)).site_indices(layers)
+        assert found == list(range(layers))
+
+
+@pytest.mark.parametrize("site", ["two", -1, "2-", "1.5", "0.7-0.3", "0.5-0.5", "0.5-1.5", "0,1"])
+def test_sites_that_are_none_are_refused(site) -> None:
+    with pytest.raises(UserError, match=r"routing\.sites: '.*' is no (block|range of depth)"):
+        RoutingConfig(sites=(site,))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"streams": ()}, "streams is empty"),
+        ({"streams": ("mlp",) * 8}, "8 side streams; give at most 7"),
         ({"streams": ("delay",)}, "unknown stream 'delay'"),
         ({"streams": ("delay(0)",)}, "unknown stream"),
+        ({"streams": ("ema(0)",)}, "unknown stream"),
+        ({"streams": ("ema(1.5)",)}, "unknown stream"),
         ({"operator": "fixed"}, "give both or neither"),
         ({"rows": ((1.0, 0.0, 0.0, 0.0),)}, "give both or neither"),
         ({"operator": "fixed", "rows": ((0.5, 0.5),)}, "rows of 4 numbers"),
         ({"operator": "fixed", "rows": ((0.5, 0.5, 0.5, 0.0),)}, "sums to 1.5"),
+        ({"operator": "permutations", "streams": ("mlp",) * 4}, "at most 4 streams"),
+        ({"diagonal": 4.0, "strength": 0.5}, "instead of strength"),
+        ({"diagonal": 4.0, "operator": "sinkhorn"}, "for operator 'softmax'"),
+        ({"strength": 1.0}, "from 0 to below 1"),
+        ({"strength": -0.1}, "from 0 to below 1"),
+        ({"scale": 2.0}, "without side streams"),
+        ({"hooks": ()}, "at least one of attention, mlp, block"),
+        ({"hooks": ("mlp", "mlp")}, "each once"),
+        ({"cap": -0.1}, "must not be negative"),
+        ({"bands": -1}, "must not be negative"),
     ],
 )
-def test_impossible_routing_is_refused(changes, message):
+def test_impossible_routing_is_refused(changes, message) -> None:
     with pytest.raises(UserError, match=message):
         RoutingConfig(**changes)
 
 
-def test_impossible_sites_and_gates_are_refused():
-    with pytest.raises(UserError, match="names block 9, but the model has blocks 0 to 3"):
-        Routing.create(RoutingConfig(sites=(9,)), 4)
-    routing = Routing.create(RoutingConfig(), 4)
+def test_the_order_of_hooks_means_nothing() -> None:
+    assert RoutingConfig(hooks=("block", "attention")) == RoutingConfig(
+        hooks=("attention", "block")
+    )
+
+
+def test_what_does_not_fit_the_model_is_refused() -> None:
+    for site in (9, "2-4"):
+        with pytest.raises(UserError, match=f"names '{site}', but the model has blocks 0 to 3"):
+            Routing.create(RoutingConfig(sites=(site,)), 4)
+    with pytest.raises(UserError, match="sink_norms has 2 numbers, the model 4"):
+        Routing.create(RoutingConfig(sink_norms=(1.0, 2.0)), 4)
+    with pytest.raises(UserError, match=r"bands is 5, .* 4 blocks"):
+        Routing.create(RoutingConfig(bands=5), 4)
+
+
+def test_impossible_gates_are_refused() -> None:
+    routing = Routing.create(RoutingConfig(bands=2), 4)
     with pytest.raises(UserError, match="gate has shape"):
         routing.gates([0.1, 0.2], 3)
+    with pytest.raises(UserError, match=r"band \(3, 2\), or .* layer \(3, 4\)"):
+        routing.gates(np.zeros((3, 3)), 3)
     with pytest.raises(UserError, match="not finite"):
         routing.gates(float("nan"), 3)
+    with pytest.raises(UserError, match="gates are numbers"):
+        routing.gates("half", 3)

@@ -1,0 +1,58 @@
+"""Ablates routings: preset x streams x sites x guards x gate on one split, in one table and a plot.
+
+    python -m jroute.ablate --config configs/ablation_tiny.yaml
+
+Cells that are there are not made again, so an interrupted command goes on where it stopped.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+
+from jroute.config import parse
+from jroute.door import door, enter
+from jroute.evaluation.ablation import Ablation, Laboratory, table
+
+
+@door
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, measures, prints."""
+    argv = sys.argv[1:] if argv is None else argv
+    grid = parse(Ablation, argv, prog="python -m jroute.ablate", description=__doc__ or "")
+    from tqdm import tqdm
+
+    from jroute.evaluation.plots import plot_ablation
+    from jroute.files import write_text
+    from jroute.observe.machine import describe_machine
+
+    laboratory = Laboratory(grid)
+    for sentence in laboratory.left_out:
+        print(f"left out: {sentence}")
+    with tqdm(desc="ablation", unit="cell") as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        made = laboratory.fill(progress)
+    cells, folder = laboratory.cells(), laboratory.run.directory
+    content = {
+        "command": shlex.join(["python", "-m", "jroute.ablate", *argv]),
+        "model": laboratory.run.base.fingerprint,
+        "split": grid.split,
+        "left_out": laboratory.left_out,
+        "machine": describe_machine(),
+    }
+    lines = ",\n  ".join(json.dumps(cell) for cell in cells)
+    head = json.dumps(content, indent=1).removesuffix("\n}")
+    write_text(folder / "ablation.json", f'{head},\n "cells": [\n  {lines}\n ]\n}}\n')
+    write_text(folder / "ablation.txt", f"{table(cells)}\n")
+    plot_ablation(cells, folder / "ablation.png")
+    print(f"{table(cells)}\n\n{made} cells made now")
+    for name in ("ablation.txt", "ablation.json", "ablation.png"):
+        print(folder / name)
+
+
+if __name__ == "__main__":
+    enter(main, "give the same command again to go on from here")

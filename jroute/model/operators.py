@@ -1,0 +1,166 @@
+"""Mixing operators: from free numbers to matrices whose rows sum to 1.
+
+Every operator turns raw weights into ``M`` ``[..., streams, streams]`` with row sums 1, and has a
+starting point that depends on one number, ``strength``: how much mixing *all* its applications over
+depth add up to. Mixing towards the uniform average, ``M = (1 - e) I + e J / n``, leaves a share
+``(1 - e)^K`` of the differences between streams after ``K`` applications; ``strength`` is
+``1 - (1 - e)^K``. For other operators it is defined by the trace of the product, of which the above
+is a special case: ``tr(M^K) = 1 + (n - 1) (1 - strength)``. So one ``strength`` means the same at 6
+blocks as at 36.
+
+===================  ==========================  =============================================
+operator             raw weights                 M
+===================  ==========================  =============================================
+``softmax``          ``[n, n]`` logits           softmax of every row
+``sinkhorn``         ``[n, n]`` logits           Sinkhorn & Knopp 1967 on their exponentials
+``permutations``     ``[n!]`` logits, n <= 4     convex combination of all permutations
+``orthostochastic``  ``[n (n - 1) / 2]`` angles  squares of an orthogonal matrix, exp(skew)
+``signed``           ``[n - 1, n - 1]``          ``J / n + Q R Q'``, spectral norm of R <= 1
+``fixed``            none                        the configuration's rows
+===================  ==========================  =============================================
+
+Sinkhorn, permutations and orthostochastic matrices are doubly stochastic; signed ones have row and
+column sums 1 and may be negative; those of softmax have row sums 1 only.
+"""
+
+import itertools
+import math
+from functools import cache
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+Operator = Literal["softmax", "sinkhorn", "permutations", "orthostochastic", "signed", "fixed"]
+
+SINKHORN_STEPS = 100
+"""Normalisations of rows and columns; ``column_error`` says what they leave."""
+
+LARGEST_PERMUTATIONS = 4
+"""Streams up to which all permutations are few enough (24) to be weighted one by one."""
+
+
+def raw_shape(operator: Operator, streams: int) -> tuple[int, ...]:
+    """Shape of the raw weights of one matrix."""
+    n = streams
+    shapes: dict[str, tuple[int, ...]] = {
+        "softmax": (n, n),
+        "sinkhorn": (n, n),
+        "permutations": (math.factorial(min(n, LARGEST_PERMUTATIONS)),),
+        "orthostochastic": (n * (n - 1) // 2,),
+        "signed": (n - 1, n - 1),
+        "fixed": (0,),
+    }
+    return shapes[operator]
+
+
+def matrix(
+    operator: Operator, raw: Float[Array, "*raw"], streams: int
+) -> Float[Array, "streams streams"]:
+    """M of one site from its raw weights, in float32; differentiable."""
+    n = streams
+    if operator == "softmax":
+        return jax.nn.softmax(raw, axis=-1)
+    if operator == "sinkhorn":
+        return sinkhorn(raw)
+    if operator == "permutations":
+        weights = jax.nn.softmax(raw)
+        return jnp.einsum("p,pij->ij", weights, jnp.asarray(_permutations(n)))
+    if operator == "orthostochastic":
+        skew = jnp.zeros((n, n), raw.dtype).at[np.triu_indices(n, 1)].set(raw)
+        rotation = jax.scipy.linalg.expm(skew - skew.T)
+        return rotation * rotation
+    if operator == "signed":
+        # Dividing by the spectral norm where it is above 1 keeps products over depth bounded.
+        norm = jnp.linalg.norm(raw, ord=2)
+        bounded = raw / jnp.maximum(norm, 1.0)
+        basis = jnp.asarray(_mean_free_basis(n))
+        return jnp.full((n, n), 1 / n, raw.dtype) + basis @ bounded @ basis.T
+    raise ValueError(f"operator {operator!r} is not made of raw weights")
+
+
+def sinkhorn(logits: Float[Array, "streams streams"]) -> Float[Array, "streams streams"]:
+    """Doubly stochastic scaling of ``exp(logits)``, in the log domain.
+
+    Rows are normalised last, so they sum to 1 but for rounding; columns are as far from 1 as
+    ``column_error`` says.
+    """
+
+    def step(_: Array, x: Array) -> Array:
+        x = x - jax.nn.logsumexp(x, axis=0, keepdims=True)
+        return x - jax.nn.logsumexp(x, axis=1, keepdims=True)
+
+    return jnp.exp(jax.lax.fori_loop(0, SINKHORN_STEPS, step, logits))
+
+
+def column_error(matrices: Float[np.ndarray, "*sites streams streams"]) -> float:
+    """Largest distance of a column sum from 1."""
+    return float(np.abs(np.asarray(matrices).sum(axis=-2) - 1).max())
+
+
+def initial(
+    operator: Operator, streams: int, strength: float, applications: int
+) -> Float[np.ndarray, "*raw"]:
+    """Raw weights at which ``applications`` matrices mix by ``strength`` together.
+
+    Args:
+        operator: Not ``fixed``.
+        streams: Number of streams, at least 2.
+        strength: In [0, 1): 0 is the identity, towards 1 all streams become their average.
+        applications: How many times mixing happens over depth.
+    """
+    n, kept = streams, (1 - strength) ** (1 / applications)  # 1 - e
+    if operator == "signed":
+        return (kept * np.eye(n - 1)).astype(np.float32)
+    if operator == "orthostochastic":
+        return _angles(n, applications, 1 + (n - 1) * (1 - strength))
+    if operator == "permutations":
+        logits = np.zeros(math.factorial(n), np.float32)
+        share = (1 - kept) / len(logits)
+        logits[0] = _logit(kept + share, share)  # the identity comes first
+        return logits
+    share = (1 - kept) / n
+    return (_logit(kept + share, share) * np.eye(n)).astype(np.float32)
+
+
+def _logit(one: float, other: float) -> float:
+    """Logit of the diagonal over the rest; 30 is the identity in float32."""
+    return min(math.log(one / other), 30.0) if other > 0 else 30.0
+
+
+def _angles(n: int, power: int, trace: float) -> np.ndarray:
+    """Equal angles at which this power of the matrix has this trace, found by bisection."""
+    low, high = 0.0, 1.0
+
+    def trace_at(angle: float) -> float:
+        skew = np.zeros((n, n))
+        skew[np.triu_indices(n, 1)] = angle
+        values, vectors = np.linalg.eig(skew - skew.T)
+        rotation = (vectors * np.exp(values)) @ np.linalg.inv(vectors)
+        return float(np.linalg.matrix_power(rotation.real**2, power).trace())
+
+    # The trace falls from n at 0 until the rotation's first full exchange.
+    while trace_at(high) > trace and high < 4:
+        high *= 1.1
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if trace_at(middle) > trace else (low, middle)
+    return np.full(n * (n - 1) // 2, low, np.float32)
+
+
+@cache
+def _permutations(n: int) -> np.ndarray:
+    orders = itertools.permutations(range(n))
+    return np.stack([np.eye(n, dtype=np.float32)[list(order)] for order in orders])
+
+
+@cache
+def _mean_free_basis(n: int) -> np.ndarray:
+    """Orthonormal columns ``[n, n - 1]`` that are orthogonal to the vector of ones (Helmert's)."""
+    basis = np.zeros((n, n - 1))
+    for k in range(1, n):
+        basis[:k, k - 1] = 1
+        basis[k, k - 1] = -k
+    return (basis / np.linalg.norm(basis, axis=0)).astype(np.float32)

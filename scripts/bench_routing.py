@@ -1,0 +1,171 @@
+"""Measures what streams cost: time and memory of every preset beside the plain model.
+
+    python scripts/bench_routing.py --out scripts/results/routing_cpu.json
+    python scripts/bench_routing.py --like DIR --out scripts/results/routing_h200.json
+
+Prefill and decoding are run by the plain model and by every routing in turn, again and again, and
+compared pair by pair. ``gate`` is 1 everywhere. Sizes and operations are those of the compiled
+programs. Weights are random: speed does not depend on their values.
+"""
+
+import argparse
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from bench_model import SMALL, random_params, spread, timed
+
+from converters.safetensors import read_json
+from jroute.config import load
+from jroute.door import door, enter
+from jroute.files import write_text
+from jroute.generate.decoding import Decoding
+from jroute.generate.engine import decode, prefill
+from jroute.model.config import Qwen3Config
+from jroute.model.qwen3 import unstack_blocks
+from jroute.model.routing import Routing, RoutingConfig, preset_names, routing_file
+from jroute.observe.machine import describe_machine
+
+WIDTHS = (1, 2, 4, 8)
+"""Numbers of streams that are compared beside the presets."""
+
+
+def routings() -> dict[str, RoutingConfig | None]:
+    """What is compared, by name: the plain model, every preset, and 1 to 8 streams of two kinds."""
+    found: dict[str, RoutingConfig | None] = {"plain": None, "plain again": None}
+    found |= {name: load(RoutingConfig, routing_file(name)) for name in preset_names()}
+    for n in WIDTHS:
+        if n == 1:
+            found["n=1 scaled updates"] = RoutingConfig((), scale=0.5)
+            continue
+        found[f"n={n} persistent"] = RoutingConfig(("persistent",) * (n - 1), strength=0.5)
+        histories = ("attention", "mlp", "delay(1)", "embedding", "ema(0.5)", "delay(2)", "rotate")
+        found[f"n={n} histories, norms matched"] = RoutingConfig(
+            histories[: n - 1], strength=0.5, norm_match=True
+        )
+    return found
+
+
+def compiled_size(program: Any) -> dict[str, Any]:
+    """Memory beside the arguments, bytes moved, and operations by kind."""
+    memory, cost = program.memory_analysis(), program.cost_analysis() or {}
+    kinds = Counter(re.findall(r" = \S+ ([a-z][\w-]*)\(", program.as_text()))
+    named = ("fusion", "dot", "copy", "while", "custom-call", "call")
+    return {
+        "temporary_bytes": memory.temp_size_in_bytes if memory else None,
+        "bytes_accessed": cost.get("bytes accessed"),
+        "operations": {"all": sum(kinds.values()), **{k: kinds[k] for k in named if kinds[k]}},
+    }
+
+
+def measure(
+    params: Any, config: Qwen3Config, batch: int, prompt: int, steps: int, repeats: int
+) -> dict[str, Any]:
+    """Times and sizes of every routing, as ratios to the plain model of the same round."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, config.vocab_size, (batch, prompt)).astype(np.int32)
+    lengths, layers = np.full(batch, prompt, np.int32), config.num_hidden_layers
+    decoding = Decoding(max_new_tokens=steps * (repeats + 1) + 1)
+    static = {"config": config, "decoding": decoding}
+    sliced = unstack_blocks(params)
+    fill: dict[str, Callable[[], Any]] = {}
+    step: dict[str, Callable[[Any], Any]] = {}
+    states, sizes = {}, {}
+    for name, routing in routings().items():
+        made = None if routing is None else Routing.create(routing, layers)
+        gate = None if made is None else made.gates(1.0, batch)
+        fixed = (np.zeros(batch, np.int32), np.array([-1], np.int32), made, gate)
+        fill[name] = jax.jit(lambda fixed=fixed: prefill(params, tokens, lengths, *fixed, **static))
+        decoder = partial(_decode, fixed, static, steps)
+        step[name] = partial(decoder, sliced)
+        states[name] = jax.block_until_ready(fill[name]())
+        run = jax.jit(decoder, donate_argnums=1)
+        sizes[name] = {
+            "prefill": compiled_size(fill[name].lower().compile()),  # type: ignore[attr-defined]
+            "decode": compiled_size(run.lower(sliced, states[name]).compile()),
+        }
+    times: dict[str, dict[str, list[float]]] = {
+        name: {"prefill": [], "decode": []} for name in fill
+    }
+    for repeat in range(repeats + 1):
+        for name in fill:
+            filling, _ = timed(fill[name])
+            stepping, states[name] = timed(partial(step[name], states[name]))
+            if repeat:  # the first round warms up
+                times[name]["prefill"].append(filling)
+                times[name]["decode"].append(stepping / steps)
+    found = {}
+    for name, measured in times.items():
+        found[name] = {"sizes": sizes[name]}
+        for part, values in measured.items():
+            plain = times["plain"][part]
+            found[name][f"{part} time / plain"] = spread(
+                [a / b for a, b in zip(values, plain, strict=True)]
+            )
+            found[name][f"{part} memory / plain"] = (
+                sizes[name][part]["temporary_bytes"] / sizes["plain"][part]["temporary_bytes"]
+            )
+    return found
+
+
+def _decode(fixed: Any, static: Any, steps: int, params: Any, state: Any) -> Any:
+    return decode(params, state, *fixed, **static, steps=steps)
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """One line per routing."""
+    lines = [f"{'routing':30} {'prefill time':>21} {'memory':>7} {'decode time':>21} {'memory':>7}"]
+    for name, values in found.items():
+        cells = []
+        for part in ("prefill", "decode"):
+            ratio = values[f"{part} time / plain"]
+            cells.append(f"{ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}]")
+            cells.append(f"{values[f'{part} memory / plain']:.2f}")
+        lines.append(f"{name:30} {cells[0]:>21} {cells[1]:>7} {cells[2]:>21} {cells[3]:>7}")
+    return "\n".join(lines)
+
+
+@door
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, measures, prints, writes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--like", type=Path, help="folder with a config.json; default: a small one")
+    parser.add_argument("--batch", type=int, default=8, help="rows (default: 8)")
+    parser.add_argument("--prompt", type=int, default=128, help="tokens of a prompt (default: 128)")
+    parser.add_argument("--steps", type=int, default=16, help="decode steps at a time")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--out", type=Path, help="JSON to write")
+    args = parser.parse_args(argv)
+    config = SMALL
+    if args.like:
+        where = args.like / "config.json"
+        config = Qwen3Config.from_hf(read_json(where), where=str(where))
+    device = jax.devices()[0]
+    dtype = "float32" if device.platform == "cpu" else "bfloat16"
+    params = random_params(config, dtype, None)
+    found = measure(params, config, args.batch, args.prompt, args.steps, args.repeats)
+    print(table(found))
+    if args.out:
+        result = {
+            "machine": describe_machine(),
+            "device": device.device_kind,
+            "dtype": dtype,
+            "config": vars(config),
+            **{name: getattr(args, name) for name in ("batch", "prompt", "steps", "repeats")},
+            "routings": found,
+        }
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(args.out, json.dumps(result, indent=2) + "\n")
+        print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    enter(main, "nothing was written")

@@ -1,0 +1,134 @@
+"""At gate 0 the routed model is the plain one, bit for bit; values are compared, so -0 = +0.
+
+Every comparison is between two programs: the plain model's, and one with the streams in it and a
+traced gate, in which some rows are mixed and some are not.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jroute.generate.cache import from_prefill
+from jroute.lm import LanguageModel
+from jroute.mesh import make_mesh, place, replicate, shardings
+from jroute.model.qwen3 import abstract_params, logical_axes, unstack_blocks
+from jroute.model.routing import Routing, preset_names
+from tests.model import small
+from tests.model.small import BATCH, CONFIG, CONFIGS, LAYERS, SEQ, params, positions, tokens
+from tests.models import chat_prompts
+
+NAMES = [*preset_names(), "scaled updates", "everything"]
+BOTH_DRIVERS = ["histories", "mhc", "everything"]
+ZERO = np.asarray(small.MIXED_GATES) == 0
+
+
+def hold(mixed, at_zero, plain, zero=ZERO) -> None:
+    """Rows at gate 0 are the plain model's, in both batches; the others are not."""
+    assert np.isfinite(plain).all()
+    np.testing.assert_array_equal(at_zero, plain)
+    np.testing.assert_array_equal(mixed[zero], plain[zero])
+    assert (np.abs(mixed - plain).reshape(len(zero), -1).max(axis=1)[~zero] > 0.01).all()
+
+
+def cases(names, unrolled: bool):
+    return [(name, dtype, unrolled) for name in names for dtype in ("float32", "bfloat16")]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "unrolled"), cases(NAMES, False) + cases(BOTH_DRIVERS, True)
+)
+def test_without_a_cache(name, dtype, unrolled) -> None:
+    mixed, at_zero = (
+        np.asarray(small.routed(CONFIGS[name], gate, dtype, unrolled=unrolled))
+        for gate in (small.MIXED_GATES, 0.0)
+    )
+    hold(mixed, at_zero, np.asarray(small.plain(dtype, unrolled=unrolled)))
+
+
+@functools.cache
+def prefilled(dtype: str):
+    return small.logits(params(dtype), tokens()[:, :-1], positions()[:, :-1])[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "unrolled"), cases(NAMES, True) + cases(BOTH_DRIVERS, False)
+)
+def test_with_a_cache(name, dtype, unrolled) -> None:
+    """One decode step; the keys that it adds are compared too."""
+    weights = unstack_blocks(params(dtype)) if unrolled else params(dtype)
+    cache = from_prefill(prefilled(dtype), SEQ, stacked=not unrolled)
+    routing = Routing.create(CONFIGS[name], LAYERS)
+    last = tokens()[:, -1:], positions()[:, -1:]
+    plain, plain_kv = small.step(weights, cache, *last)
+    mixed, _ = small.step(weights, cache, *last, routing, routing.gates(small.MIXED_GATES, BATCH))
+    at_zero, kv = small.step(weights, cache, *last, routing, routing.gates(0.0, BATCH))
+    hold(*(np.asarray(x) for x in (mixed, at_zero, plain)))
+    jax.tree.map(np.testing.assert_array_equal, kv, plain_kv)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_over_eight_devices(name) -> None:
+    """Rows, embedding and heads are cut in two each."""
+    # Half the heads' vocabulary must divide: 61 rows become 60.
+    config = dataclasses.replace(CONFIG, vocab_size=60)
+    whole = {**params(), "embed_tokens": params()["embed_tokens"][:60]}
+    mesh = make_mesh(2, 2, 2)
+    placed = jax.device_put(whole, shardings(logical_axes(config), abstract_params(config), mesh))
+    zero = np.array([True, False, True, True, False, True, False, True])
+    routing = Routing.create(CONFIGS[name], LAYERS)
+    ids = np.resize(np.asarray(tokens()) % 60, (8, SEQ))
+    with jax.set_mesh(mesh):
+        inputs = [place(x, ("batch", "seq")) for x in (ids, np.asarray(positions(8)))]
+        assert inputs[0].addressable_shards[0].data.shape == (4, SEQ)
+        spread = replicate(routing)
+        plain = sharded_logits(placed, *inputs)
+        mixed, at_zero = (
+            sharded_logits(
+                placed, *inputs, spread, place(np.asarray(routing.gates(g, 8)), ("batch", "layers"))
+            )
+            for g in (np.where(zero, 0.0, 0.7), 0.0)
+        )
+        assert len(plain.sharding.device_set) == 8
+        assert plain.addressable_shards[0].data.shape == (4, SEQ, 30)
+    hold(*(np.asarray(x) for x in (mixed, at_zero, plain)), zero=zero)
+
+
+@jax.jit
+def sharded_logits(weights, ids, where, routing=None, gate=None):
+    return small.logits(weights, ids, where, routing, gate)[0]
+
+
+@pytest.mark.parametrize("name", ["lopsided persistent", "everything", "scaled updates"])
+def test_streams_that_overflow(name) -> None:
+    """0 * inf must not reach a row whose gate is 0, nor renormalisation and caps of what it is."""
+    routing = Routing.create(CONFIGS[name], LAYERS)
+    broken = dataclasses.replace(routing, mixing=routing.mixing * jnp.inf)
+    for gate in (0.0, small.MIXED_GATES):
+        found, _ = small.logits(params(), tokens(), positions(), broken, routing.gates(gate, BATCH))
+        zero = np.broadcast_to(np.asarray(gate) == 0, BATCH)
+        np.testing.assert_array_equal(found[zero], small.plain()[zero])
+        assert not np.isfinite(np.asarray(found)[~zero]).any(axis=(1, 2)).all() or zero.all()
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_greedy_tokens_through_the_engine(name, tiny_lm: LanguageModel) -> None:
+    prompts = chat_prompts(tiny_lm.tokenizer, 6)
+    lm = LanguageModel(
+        tiny_lm.params,
+        tiny_lm.config,
+        tiny_lm.tokenizer,
+        CONFIGS[name],
+        end_token_ids=tiny_lm.end_token_ids,
+        directory=tiny_lm.directory,
+        fingerprint=tiny_lm.fingerprint,
+    )
+    options = {"max_new_tokens": 16, "slots": 6, "unroll": False}
+    gates = [0.0, 1.0, 0.0, -1.0, 0.0, 0.0]
+    plain, mixed = lm.generate(prompts, **options), lm.generate(prompts, gates, **options)
+    same = [a == b for a, b in zip(plain, mixed, strict=True)]
+    assert [s for s, gate in zip(same, gates, strict=True) if gate == 0] == [True] * 4
+    assert not all(same)
