@@ -154,7 +154,7 @@ def load_small(like: Path, folder: Path) -> LanguageModel:
         ({"eos_token_id": 7}, lambda lm: {"eos_token_id": lm.end_token_ids[0]}),
         ({"eos_token_id": [7, 9]}, lambda lm: {"eos_token_id": list(lm.end_token_ids)}),
     ],
-    ids=str,
+    ids=["rope_theta", "epsilon", "untied", "one end token", "two end tokens"],
 )
 def test_constants_come_from_the_files(
     tmp_path: Path, change: dict[str, Any], read: Callable[[Any], dict[str, Any]]
