@@ -173,7 +173,7 @@ class LanguageModel:
             )
             if rest:
                 logits = logits[: len(rows)]
-                found = jax.tree.map(lambda leaf: leaf[:, : len(rows)], found)
+                found = jax.tree.map(lambda leaf: leaf[:, :, : len(rows)], found)
         return logits if found is None else (logits, found)
 
     def generate(

@@ -9,7 +9,7 @@ import transformers
 from safetensors import safe_open
 
 from jroute.config import load as load_config
-from jroute.model.routing import RoutingConfig
+from jroute.model.routing import Routing, RoutingConfig
 from jroute.tasks.synthetic import CLASSES, problems
 from tests.models import ASSET, chat_prompts, torch_logits
 
@@ -59,8 +59,9 @@ def test_transformers_loads_and_runs_it(tiny_lm) -> None:
 def test_its_routing_is_that_of_its_training() -> None:
     routing = load_config(RoutingConfig, ASSET / "routing.yaml")
     assert routing.streams == ("delay(1)", "attention", "mlp")
-    np.testing.assert_array_equal(routing.matrix()[0], [0.25] * 4)
-    np.testing.assert_array_equal(routing.matrix()[1:], np.eye(4)[1:])
+    mixing = Routing.create(routing, 6).mixing
+    np.testing.assert_array_equal(mixing[:, :, 0], np.full((6, 1, 4), 0.25))
+    np.testing.assert_array_equal(mixing[:, :, 1:], np.broadcast_to(np.eye(4)[1:], (6, 1, 3, 4)))
     assert routing.norm_match
 
 

@@ -77,7 +77,7 @@ def torch_states(model: Any, some: Batch) -> States:
 def _run(
     params: Any, config: Qwen3Config, tokens: jax.Array, positions: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    out = qwen3.forward(params, config, tokens, positions, tap=lambda trunk: trunk)
+    out = qwen3.forward(params, config, tokens, positions, tap=lambda block: block.trunk)
     return out.taps, qwen3.unembed(params, config, out.hidden)
 
 

@@ -44,10 +44,10 @@ GUARDS = {
 """``sink_norms`` lie amid the norms of this model's tokens: some are exempt, some are not."""
 
 EVERYTHING = RoutingConfig(
-    ("delay(2)", "ema(0.3)", "attention", "rotate", "persistent", "rotate", "mlp"),
+    ("ema(0.3)", "rotate", "persistent", "rotate"),
     "fixed",
-    rows=((0.3, 0.1, 0.2, -0.1, 0.2, 0.1, 0.1, 0.1), *[(0.2, *[0.1] * 6, 0.2)] * 6),
-    hooks=("attention", "mlp", "block"),
+    rows=((0.3, 0.2, 0.4, -0.1, 0.2), *[(0.1, 0.2, 0.3, 0.1, 0.3)] * 4),
+    hooks=("attention", "block"),
     **GUARDS["all guards"],
 )
 CONFIGS = PRESETS | {

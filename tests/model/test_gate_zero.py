@@ -22,7 +22,6 @@ from tests.model.small import BATCH, CONFIG, CONFIGS, LAYERS, SEQ, params, posit
 from tests.models import chat_prompts
 
 NAMES = [*preset_names(), "scaled updates", "everything"]
-BOTH_DRIVERS = ["histories", "mhc", "everything"]
 ZERO = np.asarray(small.MIXED_GATES) == 0
 
 
@@ -34,12 +33,14 @@ def hold(mixed, at_zero, plain, zero=ZERO) -> None:
     assert (np.abs(mixed - plain).reshape(len(zero), -1).max(axis=1)[~zero] > 0.01).all()
 
 
-def cases(names, unrolled: bool):
-    return [(name, dtype, unrolled) for name in names for dtype in ("float32", "bfloat16")]
+def cases(drivers: dict[str, bool]):
+    """Every routing in both dtypes under one driver each, and one routing under both."""
+    found = [(name, dtype, drivers[dtype]) for name in NAMES for dtype in drivers]
+    return found + [("histories", dtype, not drivers[dtype]) for dtype in drivers]
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "unrolled"), cases(NAMES, False) + cases(BOTH_DRIVERS, True)
+    ("name", "dtype", "unrolled"), cases({"float32": False, "bfloat16": False})
 )
 def test_without_a_cache(name, dtype, unrolled) -> None:
     mixed, at_zero = (
@@ -54,9 +55,7 @@ def prefilled(dtype: str):
     return small.logits(params(dtype), tokens()[:, :-1], positions()[:, :-1])[1]
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype", "unrolled"), cases(NAMES, True) + cases(BOTH_DRIVERS, False)
-)
+@pytest.mark.parametrize(("name", "dtype", "unrolled"), cases({"float32": True, "bfloat16": False}))
 def test_with_a_cache(name, dtype, unrolled) -> None:
     """One decode step; the keys that it adds are compared too."""
     weights = unstack_blocks(params(dtype)) if unrolled else params(dtype)

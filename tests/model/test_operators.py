@@ -16,7 +16,7 @@ from tests.model.small import PRESETS
 
 LEARNED = [name for name in get_args(Operator) if name != "fixed"]
 DOUBLY = ["permutations", "orthostochastic"]
-SIZES = {name: (2, 3, 4) if name == "permutations" else (2, 3, 4, 8) for name in LEARNED}
+SIZES = {name: (2, 4) if name == "permutations" else (2, 4, 8) for name in LEARNED}
 CASES = [(name, n) for name in LEARNED for n in SIZES[name]]
 
 
@@ -45,11 +45,13 @@ def test_any_raw_weights_give_the_reference_matrix_with_row_sums_one(name, n) ->
 
 @pytest.mark.parametrize("n", [2, 4, 8])
 def test_sinkhorn_says_how_far_columns_are_from_one(n) -> None:
-    for scale, bound in ((1.0, 1e-5), (4.0, 0.1)):
+    """Little for weights of ordinary size, up to a percent for weights that hardly converge."""
+    for scale, low, high in ((1.0, 0.0, 1e-6), (6.0, 1e-3, 1e-2)):
         _, found = drawn("sinkhorn", n, scale=scale)
         error = np.abs(found.sum(axis=1) - 1).max()
         assert operators.column_error(found) == pytest.approx(error, abs=1e-7)
-        assert error < bound
+        assert low <= error < high
+        np.testing.assert_allclose(found.sum(axis=2), 1, atol=1e-6)  # rows are normalised last
     lopsided = np.array([[[0.9, 0.1], [0.4, 0.6]]], np.float32)
     assert operators.column_error(lopsided) == pytest.approx(0.3, abs=1e-6)
 
@@ -70,7 +72,7 @@ def test_signed_matrices_keep_the_mean_and_never_grow_differences(n) -> None:
     assert norm == pytest.approx(np.linalg.svd(small[0])[1].max(), rel=1e-4)  # not scaled up
 
 
-@pytest.mark.parametrize("strength", [0.0, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize("strength", [0.0, 0.3, 0.9])
 @pytest.mark.parametrize(("name", "n"), CASES)
 def test_strength_means_the_same_composite_at_any_depth(name, n, strength) -> None:
     """tr(M^K) = 1 + (n - 1) (1 - strength) for K applications over 6 and over 36 blocks."""

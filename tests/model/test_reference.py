@@ -36,14 +36,15 @@ def draw(seed: int) -> tuple[RoutingConfig, np.ndarray, np.ndarray]:
     def one(*choices: Any) -> Any:
         return choices[rng.integers(len(choices))]
 
-    n = one(1, 2, 3, 3, 4, 4, 4, 5, 8)
+    n = one(1, 2, 3, 3, 4, 4, 5, 8)
+    kinds = one(KINDS, KINDS, ("rotate", "rotate", "persistent"))
     operators = ["softmax", "sinkhorn", "orthostochastic", "signed", "fixed"]
     operator = one(*operators, *(["permutations"] if n <= 4 else []))
     rows = np.eye(n)[: rng.integers(1, n + 1)]
     rows = rows + 0.4 * rng.standard_normal(rows.shape)
     rows += (1 - rows.sum(1, keepdims=True)) / n
     config = RoutingConfig(
-        streams=tuple(one(*KINDS) for _ in range(n - 1)),
+        streams=tuple(one(*kinds) for _ in range(n - 1)),
         operator=operator if n > 1 else "softmax",
         rows=tuple(map(tuple, rows.tolist())) if operator == "fixed" and n > 1 else (),
         scale=one(0.0, 0.4, 1.7, -0.5) if n == 1 else 1.0,
@@ -113,7 +114,7 @@ def test_any_routing_equals_the_numpy_reference_and_its_composition() -> None:
     drawn: list[RoutingConfig] = []
 
     # Shrinking a failure would compile hundreds of programs.
-    @settings(max_examples=20, phases=[Phase.generate])
+    @settings(max_examples=16, phases=[Phase.generate])
     @given(st.integers(0, 2**32 - 1))
     def hold(seed: int) -> None:
         config, raw, gates = draw(seed)
@@ -162,5 +163,5 @@ def test_transposed_mixing_is_seen() -> None:
     for one in (routing, turned):
         found.append(jax.device_get(small.measured(params(), *inputs(), one, spread)))
     hold_against_reference(config, raw, np.asarray(spread), found[0])
-    with pytest.raises(AssertionError, match="< 1e-05"):
+    with pytest.raises(AssertionError, match="1e-05"):
         hold_against_reference(config, raw, np.asarray(spread), found[1])
