@@ -279,7 +279,7 @@ def test_too_little_room_is_seen_before_anything_is_written(
         "make room or choose another --out\n"
     )
     assert list(tmp_path.iterdir()) == []
-    assert convert.main([*arguments, "--dry-run"]) == 0
+    assert convert.main([*arguments, "--dry-run"]) == 2
     printed = capsys.readouterr().out
     assert f"would refuse: {out} needs {needed:,} bytes" in printed
     assert "too little" in printed

@@ -15,8 +15,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inh
 from jroute.door import door, enter
 @door
 def main(argv):
-    print("inside", flush=True)
     try:
+        print("inside", flush=True)
         time.sleep(60)
     finally:
         print("cleaned up", flush=True)
