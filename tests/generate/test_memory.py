@@ -68,8 +68,10 @@ def test_scoring_32_rows_of_2048_tokens_fits_beside_the_weights(routing: Routing
     compiled = jax.jit(score).lower(*arguments(BATCH, SEQ), gates(BATCH)).compile()
     memory = compiled.memory_analysis()
     assert memory.argument_size_in_bytes > 8.0 * GB  # the weights are counted
+    held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    print(f"\nscoring {BATCH} x {SEQ} tokens, weights included: {held / 2**30:.1f} GiB")
     # On a CPU, XLA keeps float32 copies of bfloat16 weights, so a GPU needs less than this.
-    assert memory.argument_size_in_bytes + memory.temp_size_in_bytes < 40 * GB
+    assert held < 40 * GB
     # float32 logits of the whole batch alone would be 39.8 GB
     assert largest_with_vocabulary(compiled.as_text()) <= 2560
 
