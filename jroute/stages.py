@@ -88,26 +88,36 @@ def _solved(run: Run, raw: np.ndarray) -> float:
     )
 
 
-def refuse_inert(run: Run) -> None:
-    """Refuses to train where no gate of the grid does anything, unless forced.
+def inert(run: Run) -> str:
+    """Why nothing can be learned from the gates of a run, or ``""`` if one of them does something.
 
-    Raises:
-        UserError: On ``PROBED`` train prompts all gates leave the next token's distribution as it
-            was.
+    It is inert if on ``PROBED`` train prompts all gates leave the next token's distribution as it
+    was.
     """
     e, lm = run.experiment, run.lm
-    if e.allow_inert:
-        return
     prompts, gates = run.first_prompts("train", PROBED), [gate for gate in e.gates if gate]
     with lm.devices():
         found = probing.divergence(lm.params, lm.config, lm.routing, prompts, gates)
     largest = max(found, key=lambda gate: gate.kl)
-    if probing.verdict(largest.kl) == "inert":
+    if probing.verdict(largest.kl) != "inert":
+        return ""
+    return (
+        f"this routing is inert: no gate moves the next-token distribution by more than "
+        f"{largest.kl:.1e} nats (mean KL on {len(prompts)} train prompts, at gate "
+        f"{largest.gate:g}), below the floor of {probing.INERT_BELOW:g}, so there is "
+        "nothing to learn"
+    )
+
+
+def refuse_inert(run: Run) -> None:
+    """Refuses to train where no gate of the grid does anything, unless forced.
+
+    Raises:
+        UserError: The routing is inert.
+    """
+    if not run.experiment.allow_inert and (reason := inert(run)):
         raise UserError(
-            f"this routing is inert: no gate moves the next-token distribution by more than "
-            f"{largest.kl:.1e} nats (mean KL on {len(prompts)} train prompts, at gate "
-            f"{largest.gate:g}), below the floor of {probing.INERT_BELOW:g}, so there is nothing "
-            "to learn; choose another routing or larger gates with the help of python -m "
+            f"{reason}; choose another routing or larger gates with the help of python -m "
             "jroute.probe, or force it with --allow_inert true"
         )
 

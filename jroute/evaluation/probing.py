@@ -51,7 +51,7 @@ class GateEffect(NamedTuple):
         kl_largest: The largest over tokens.
         agreement: Share of tokens whose most likely successor is the base's.
         change: Relative change of what is mixed, per block and hook.
-        angle: Angle of the same in degrees.
+        angle: Angle by which it turns, in degrees.
         rms: Root mean square per stream.
         diversity: 1 - mean cosine of pairs of streams.
         dominance: Share of every stream in the mixed trunk.
@@ -265,7 +265,7 @@ def probe(
             GateEffect(
                 *_divergence(gate, kl, same, valid),
                 change=_over_prompts(metrics.change, valid),
-                angle=np.degrees(np.arccos(np.clip(_over_prompts(metrics.cosine, valid), -1, 1))),
+                angle=_over_prompts(metrics.angle, valid),
                 rms=_over_prompts(metrics.rms, valid),
                 diversity=_over_prompts(metrics.diversity, valid),
                 dominance=_over_prompts(metrics.dominance, valid),
@@ -315,8 +315,11 @@ def composite_gain(
 ) -> tuple[float, float]:
     """Largest sum of absolute values of a row, and of a column, of the product of all matrices.
 
-    Read-only mixing does not compound: it is the largest of the single matrices then.
+    Read-only mixing does not compound: it is the largest of the single matrices then. Without side
+    streams there is nothing to compound: updates are scaled before they join the trunk.
     """
+    if not routing.config.streams:
+        return 1.0, 1.0
     steps = np.asarray(closed_form(routing, gate[:1]), np.float64)[:, :, 0, 0]
     steps = steps.reshape(-1, *steps.shape[-2:])
     if routing.config.injection == "write_back":

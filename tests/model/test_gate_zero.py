@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jroute.generate import engine
 from jroute.generate.cache import from_prefill
 from jroute.lm import LanguageModel
 from jroute.mesh import make_mesh, place, replicate, shardings
-from jroute.model.qwen3 import abstract_params, logical_axes, unstack_blocks
+from jroute.model.qwen3 import abstract_params, forward, logical_axes, unstack_blocks
 from jroute.model.routing import Routing, preset_names
 from tests.model import small
 from tests.model.small import BATCH, CONFIG, CONFIGS, LAYERS, SEQ, params, positions, tokens
@@ -94,6 +95,33 @@ def test_over_eight_devices(name) -> None:
         assert len(plain.sharding.device_set) == 8
         assert plain.addressable_shards[0].data.shape == (4, SEQ, 30)
     hold(*(np.asarray(x) for x in (mixed, at_zero, plain)), zero=zero)
+
+
+def test_without_a_gate_there_is_not_one_operation_more(tiny_lm: LanguageModel) -> None:
+    """Streams that are configured but not gated are not in the program, whatever they are."""
+
+    def program(routing, gate, cache=None) -> str:
+        def logits(weights, ids, where):
+            options = {"cache": cache, "routing": routing, "gate": gate}
+            return forward(weights, CONFIG, ids, where, **options).hidden
+
+        ids, where = tokens(), positions()
+        if cache is not None:
+            ids, where = ids[:, -1:], where[:, -1:]
+        return jax.jit(logits).lower(params(), ids, where).as_text()
+
+    routing = Routing.create(CONFIGS["everything"], LAYERS)
+    zero = routing.gates(0.0, BATCH)
+    for cache in (None, from_prefill(prefilled("float32"), SEQ, stacked=True)):
+        plain = program(None, None, cache)
+        assert program(routing, None, cache) == program(None, zero, cache) == plain
+        assert program(routing, zero, cache).count("stablehlo.") > 1.5 * plain.count("stablehlo.")
+    # The engine asks for no other program than the plain model's either.
+    prompt, options = [[1, 2, 3]], {"max_new_tokens": 2, "slots": 1, "chunk": 1, "unroll": False}
+    first = tiny_lm.generate(prompt, **options)
+    made = engine.prefill._cache_size(), engine.decode._cache_size()
+    assert tiny_lm.routed(CONFIGS["mhc"]).generate(prompt, **options) == first
+    assert (engine.prefill._cache_size(), engine.decode._cache_size()) == made
 
 
 @jax.jit
