@@ -28,8 +28,7 @@ from jroute.config import load
 from jroute.door import door, enter
 from jroute.errors import UserError
 from jroute.files import write_text
-from jroute.generate.decoding import Decoding
-from jroute.generate.engine import decode, prefill
+from jroute.generate.programs import Rows, decode, prefill
 from jroute.model.config import Qwen3Config
 from jroute.model.qwen3 import unstack_blocks
 from jroute.model.routing import LARGEST, Routing, RoutingConfig, preset_names, routing_file
@@ -83,8 +82,9 @@ def measure(
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, config.vocab_size, (batch, prompt)).astype(np.int32)
     lengths, layers = np.full(batch, prompt, np.int32), config.num_hidden_layers
-    decoding = Decoding(max_new_tokens=steps * (repeats + 1) + 1)
-    static = {"config": config, "decoding": decoding}
+    new = steps * (repeats + 1) + 1
+    seeds, limits = np.zeros(batch, np.int32), np.full(batch, new, np.int32)
+    ends = np.array([-1], np.int32)
     sliced = unstack_blocks(params)
     fill: dict[str, Callable[[], Any]] = {}
     step: dict[str, Callable[[Any], Any]] = {}
@@ -92,9 +92,13 @@ def measure(
     for name, routing in routings(widths).items():
         made = None if routing is None else Routing.create(routing, layers)
         gate = None if made is None else made.gates(1.0, batch)
-        fixed = (np.zeros(batch, np.int32), np.array([-1], np.int32), made, gate)
-        fill[name] = jax.jit(lambda fixed=fixed: prefill(params, tokens, lengths, *fixed, **static))
-        decoder = partial(_decode, fixed, static, steps)
+        rows = Rows(tokens, lengths, seeds, limits, gate)
+        fill[name] = jax.jit(
+            lambda rows=rows, made=made: prefill(params, rows, ends, made, config=config, room=new)[
+                0
+            ]
+        )
+        decoder = partial(_decode, (ends, made), config, steps)
         step[name] = partial(decoder, sliced)
         states[name] = jax.block_until_ready(fill[name]())
         run = jax.jit(decoder, donate_argnums=1)
@@ -126,8 +130,8 @@ def measure(
     return found
 
 
-def _decode(fixed: Any, static: Any, steps: int, params: Any, state: Any) -> Any:
-    return decode(params, state, *fixed, **static, steps=steps)
+def _decode(fixed: Any, config: Qwen3Config, steps: int, params: Any, state: Any) -> Any:
+    return decode(params, state, *fixed, config=config, chunk=steps)[0]
 
 
 def table(found: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from jroute.evaluation import probing, statistics
 from jroute.experiment import Experiment
 from jroute.files import write_text
 from jroute.generate.decoding import Decoding
-from jroute.generate.engine import EngineConfig
+from jroute.generate.planning import EngineConfig
 from jroute.lm import resolve_routing
 from jroute.mesh import MeshConfig
 from jroute.model.routing import RoutingConfig

@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jroute.errors import UserError
 from jroute.files import write_text
-from jroute.generate.engine import bucket, check_context
+from jroute.generate.planning import bucket, check_context
 from jroute.mesh import fetch, place, replicate
 from jroute.model.config import Qwen3Config
 from jroute.model.qwen3 import Params, forward, unembed

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jroute.errors import UserError
-from jroute.generate.engine import bucket, check_context
+from jroute.generate.planning import bucket, check_context
 from jroute.mesh import fetch, place, replicate
 from jroute.model import operators
 from jroute.model.composition import closed_form, composition, sources
