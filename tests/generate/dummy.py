@@ -61,7 +61,7 @@ def engine(
         parameters(),
         CONFIG,
         tokenizer,
-        decoding or Decoding(temperature=1.0, max_new_tokens=96),
+        decoding or Decoding(temperature=1.0, max_new_tokens=120),
         end_token_ids=ends,
         routing=Routing.create(ROUTING, CONFIG.num_hidden_layers),
         shape=shape or EngineConfig(slots=4, chunk=8),

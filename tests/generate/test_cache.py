@@ -10,7 +10,7 @@ import pytest
 
 from jroute.generate import cache as caches
 from jroute.model import attention
-from jroute.model.qwen3 import KeyValue, unstack_blocks
+from jroute.model.qwen3 import KeyValue, unstack_blocks, write
 from jroute.model.routing import Routing
 from tests.model import small
 from tests.model.small import CONFIG, CONFIGS, LAYERS, params
@@ -86,6 +86,19 @@ def test_rows_go_into_their_slots(stacked: bool, one_block: bool, monkeypatch) -
         np.testing.assert_array_equal(part[:, [1, 3], :200], before[:, [1, 3]])
         np.testing.assert_array_equal(part[:, [2, 0], :100], after[:, [0, 2]])
         np.testing.assert_array_equal(part[:, [0, 2], 128:200], before[:, [0, 2], 128:])
+
+
+def test_keys_are_written_at_their_positions_and_nowhere_else() -> None:
+    """At the ends of blocks, beyond the capacity, and not at all for padding."""
+    layer = caches.from_prefill(fresh(5, 200), 200)[0]
+    new = KeyValue(*(part[0] for part in fresh(5, 2, seed=1)))
+    positions = np.array([[63, 64], [-1, 0], [127, 191], [255, 256], [-1, -1]])
+    written = by_position((jax.jit(write)(layer, new, jnp.asarray(positions)),))
+    for part, before, added in zip(written, by_position((layer,)), new, strict=True):
+        expected = before.copy()
+        for row, column in zip(*np.nonzero((positions >= 0) & (positions < 256)), strict=True):
+            expected[0, row, positions[row, column]] = added[row, column]
+        np.testing.assert_array_equal(part, expected)
 
 
 def test_after_a_prefix_every_row_begins_with_it() -> None:
@@ -187,8 +200,8 @@ def test_a_row_is_the_same_whatever_the_capacity_and_its_neighbours(unrolled, ro
 def test_what_overflowed_in_a_row_does_not_reach_the_next_one_in_its_slot() -> None:
     weights = unstack_blocks(params())
     broken = {**weights, "embed_tokens": weights["embed_tokens"].at[5].set(jnp.inf)}
-    clean = caches.allocate(CONFIG, 2, 20, "float32")
-    at = jnp.array([[9], [9]])
+    clean = caches.allocate(CONFIG, 2, 200, "float32")
+    at = jnp.array([[190], [190]])  # in a block that the next row's prompt does not reach
     logits, cache = small.step(broken, clean, jnp.array([[5], [6]]), at)
     assert not np.isfinite(logits[0]).any() and np.isfinite(np.delete(logits[1], 5)).all()
     after = caches.insert(cache, caches.from_prefill(fresh(1, 4), 4), jnp.array([0]))

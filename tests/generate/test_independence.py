@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,9 +13,10 @@ from jroute.generate.decoding import NEAR_TIE, Completion, Decoding
 from jroute.generate.engine import Engine, Request
 from jroute.generate.planning import EngineConfig
 from jroute.generate.programs import DecodeState, Rows, decode, empty, insert, prefill
-from jroute.generate.sampling import Choice
+from jroute.generate.sampling import Choice, choose
 from jroute.lm import LanguageModel
 from jroute.mesh import make_mesh, replicate
+from jroute.model.qwen3 import forward, unembed
 from jroute.model.routing import Routing
 from tests.generate import dummy
 from tests.models import chat_prompts
@@ -48,33 +50,38 @@ def check_schedules(
 
 @pytest.fixture(scope="module")
 def pool() -> list[Request]:
-    return dummy.requests(POOL, seed=1)
+    return dummy.requests(POOL, seed=1, limit=120)
 
 
 @pytest.fixture(scope="module")
 def small_capacities():
     """Caches short enough to grow within these runs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "SMALLEST_CAPACITY", 64)
+        patch.setattr(planning, "SMALLEST_CAPACITY", 128)
         yield
 
 
 SHAPES = {
-    "one row at a time": (EngineConfig(slots=4, chunk=8), 600, 12),
-    "no steps ahead": (EngineConfig(slots=4, chunk=3, ahead=0), 200, 12),
-    "two rows at a time": (EngineConfig(slots=32, chunk=5, ahead=1), 150, POOL),
-    "scanned": (EngineConfig(slots=3, chunk=8, unroll=False), 100, 9),
+    "one row at a time": (EngineConfig(slots=4, chunk=8), (), 500, 9),
+    "stop strings": (EngineConfig(slots=4, chunk=6, ahead=5), ("A", "+,", "0"), 200, 9),
+    "no steps ahead": (EngineConfig(slots=4, chunk=3, ahead=0), (), 100, 9),
+    "two rows at a time": (EngineConfig(slots=32, chunk=5, ahead=1), (), 120, POOL),
+    "scanned": (EngineConfig(slots=3, chunk=8, unroll=False), (), 100, 9),
 }
 
 
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.usefixtures("small_capacities")
 def test_random_schedules_of_a_dummy_model(tiny_lm: LanguageModel, pool, name: str) -> None:
-    shape, count, most = SHAPES[name]
-    engine = dummy.engine(tiny_lm.tokenizer, shape=shape, logprobs="raw", margins=True)
+    shape, stop, count, most = SHAPES[name]
+    decoding = Decoding(temperature=1.0, max_new_tokens=120, stop=stop)
+    options: dict[str, Any] = {"shape": shape, "logprobs": "raw", "margins": True}
+    engine = dummy.engine(tiny_lm.tokenizer, decoding=decoding, **options)
+    assert engine.plan(pool).capacities == (128, 192)  # so neighbours change a row's capacity
     expected = alone(engine, pool)
     assert len({completion.tokens for completion in expected}) > 0.9 * POOL
-    assert {completion.stop_reason for completion in expected} == {"end_token", "length"}
+    reasons = {completion.stop_reason for completion in expected}
+    assert reasons == {"end_token", "length", *(["stop_string"] if stop else [])}
     compared = check_schedules(engine, pool, expected, count=count, most=most, seed=count)
     assert compared > 3 * count
 
@@ -118,11 +125,46 @@ def first_blocks(lm: LanguageModel, count: int) -> LanguageModel:
     )
 
 
+def test_every_token_is_what_its_row_draws_from_the_full_forward(tiny_lm, pool) -> None:
+    """Of all that a slot holds, nothing is left of the row before."""
+    options: dict[str, Any] = {"logprobs": "raw", "margins": True}
+    found = dummy.engine(tiny_lm.tokenizer, shape=EngineConfig(slots=4, chunk=8), **options).run(
+        pool
+    )
+    rows = [[*r.tokens, *c.tokens] for r, c in zip(pool, found, strict=True)]
+    tokens = np.zeros((POOL, 160), np.int32)
+    for to, row in zip(tokens, rows, strict=True):
+        to[: len(row)] = row
+    gate = np.stack([np.asarray(request.gate) for request in pool])
+    assert len(np.unique(gate)) == 4
+    routing = Routing.create(dummy.ROUTING, 1)
+
+    @jax.jit
+    def read(tokens, gate):
+        at = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        out = forward(dummy.parameters(), dummy.CONFIG, tokens, at, routing=routing, gate=gate)
+        return unembed(dummy.parameters(), dummy.CONFIG, out.hidden)
+
+    logits = np.asarray(read(tokens, gate))
+    drawing = jax.jit(choose, static_argnums=3)
+    for i, (request, completion) in enumerate(zip(pool, found, strict=True)):
+        start, count = len(request.tokens), len(completion.tokens)
+        at = np.arange(start, start + 120)  # always so many, of which the first are real
+        own = logits[i, np.minimum(at, 159) - 1]
+        seeds = np.full(120, request.seed, np.int32)
+        drawn = drawing(own, seeds, at.astype(np.int32), Choice((), logprobs="raw"))
+        assert completion.margin is not None and completion.margin > NEAR_TIE
+        assert completion.tokens == tuple(np.asarray(drawn.token)[:count].tolist())
+        np.testing.assert_allclose(completion.logprobs, drawn.logprob[:count], atol=1e-5)
+        assert count <= request.limit
+
+
 # Arrival --------------------------------------------------------------------------------------
 
 
-def test_rows_arrive_at_any_time_in_any_slot(pool) -> None:
+def test_rows_arrive_at_any_time_in_any_slot() -> None:
     """The programs alone: rows put into random free slots between chunks of random length."""
+    pool = dummy.requests(12, seed=4)
     params, routing = dummy.parameters(), Routing.create(dummy.ROUTING, 1)
     static: dict[str, Any] = {"config": dummy.CONFIG, "choice": Choice((), logprobs="raw")}
     ends = np.asarray(dummy.ENDS, np.int32)
@@ -162,11 +204,10 @@ def test_rows_arrive_at_any_time_in_any_slot(pool) -> None:
                     told[index] += [(int(t), float(p)) for t, p in pairs]
         raise AssertionError("rows never end")
 
-    count = 12
-    expected = {i: play([(0, i, 2)])[i] for i in range(count)}
+    expected = {i: play([(0, i, 2)])[i] for i in range(len(pool))}
     for _ in range(40):
         arrivals, at = [], 0
-        order = rng.permutation(count)[: slots + 3]
+        order = rng.permutation(len(pool))[: slots + 3]
         free_from = [0] * slots
         for index in order:
             slot = int(rng.choice(slots))
@@ -220,7 +261,7 @@ def test_slots_on_eight_devices(tiny_lm, pool) -> None:
             params,
             dummy.CONFIG,
             tiny_lm.tokenizer,
-            Decoding(temperature=1.0, max_new_tokens=96),
+            Decoding(temperature=1.0, max_new_tokens=120),
             end_token_ids=dummy.ENDS,
             routing=Routing.create(dummy.ROUTING, 1),
             shape=EngineConfig(slots=16, chunk=8),

@@ -6,6 +6,7 @@ import signal
 import jax
 import pytest
 
+from jroute.generate.decoding import Decoding
 from jroute.generate.engine import Engine, Progress, Request
 from jroute.generate.planning import EngineConfig
 from tests.generate import dummy
@@ -83,14 +84,14 @@ def test_an_interrupt_between_the_device_and_the_callback(engine, requests, whol
         if now.finished > len(told) > 5:
             signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         engine.run(
             requests,
             finished=lambda indices, some: told.update(zip(indices, some, strict=True)),
             progress=progress,
         )
-    assert live() == before
-    assert 5 < len(told) < COUNT
+    assert live() == before, "while the interrupt and its traceback are still there"
+    assert caught.value is not None and 5 < len(told) < COUNT
     assert len(told) == seen[-1].finished  # none was lost
     assert all(whole[i] == completion for i, completion in told.items())
     assert engine.run(requests) == whole  # and the engine goes on
@@ -108,3 +109,17 @@ def test_what_progress_says_adds_up(engine, requests, whole) -> None:
     assert 0.5 < last.occupancy == last.live / (4 * last.steps) < 1
     assert [now.finished for now in seen] == sorted(now.finished for now in seen)
     assert last.programs == engine.programs(requests)
+
+
+def test_a_row_that_met_its_stop_string_does_not_run_on(tiny_lm) -> None:
+    shape, seen = EngineConfig(slots=2, chunk=4, ahead=1), []
+    asked = [r._replace(limit=0) for r in dummy.requests(2, seed=6)]
+    options = {"ends": (-1,), "shape": shape}
+    whole = dummy.engine(tiny_lm.tokenizer, **options).run(asked)
+    decoding = Decoding(temperature=1.0, max_new_tokens=120, stop=(whole[0].text[:6],))
+    engine = dummy.engine(tiny_lm.tokenizer, decoding=decoding, **options)
+    short, long = engine.run(asked, progress=seen.append)
+    assert short.stop_reason == "stop_string" and len(long.tokens) == 120
+    generated = len(short.tokens) + len(long.tokens)
+    # Until the host has looked it runs on: a chunk, and the steps ahead of it, twice.
+    assert generated - 2 <= seen[-1].live <= generated + 2 * (4 + 1)

@@ -21,7 +21,8 @@ from tests.sharding.decoder import (
     placed_parameters,
 )
 
-# Calls and bytes of a chunk of one decode step, of one device. Bytes of a larger model follow from `expected`.
+# Calls and bytes of a chunk of one decode step, of one device; `expected` tells those of a larger
+# model.
 TRAFFIC = {
     (2, 2, 2): {"all-reduce": (17, 11_480), "all-gather": (2, 64)},
     (1, 4, 2): {"all-reduce": (15, 21_024), "all-gather": (2, 128)},
