@@ -104,7 +104,7 @@ def inert(run: Run) -> str:
     prompts, gates = run.first_prompts("train", PROBED), [gate for gate in e.gates if gate]
     with lm.devices():
         found = probing.divergence(lm.params, lm.config, lm.routing, prompts, gates)
-    largest = max(found, key=lambda gate: gate.kl)
+    largest = probing.furthest(found)
     if probing.verdict(largest.kl) != "inert":
         return ""
     return (

@@ -19,7 +19,7 @@ from jroute.model.qwen3 import forward
 from jroute.model.routing import Routing, RoutingConfig
 from jroute.probe import main
 from jroute.run import Run
-from jroute.stages import refuse_inert
+from jroute.stages import inert, refuse_inert
 from jroute.train import main as train
 from tests.models import chat_prompts
 from tests.support import in_a_hurry
@@ -183,6 +183,17 @@ def test_an_inert_routing_is_refused_unless_forced(config, tmp_path, capsys) -> 
     refuse_inert(
         Run.start(load_config(Experiment, config, [*arguments[2:], "--allow_inert", "true"]))
     )
+
+
+def test_a_routing_that_breaks_the_model_is_not_inert(config, monkeypatch) -> None:
+    gates = [(0.5, 1e-6), (1.0, float("nan"))]
+    found = [probing.Divergence(gate, kl, kl, 1.0) for gate, kl in gates]
+    run = Run.start(load_config(Experiment, config))
+    for order in (found, found[::-1]):
+        monkeypatch.setattr(probing, "divergence", lambda *_, order=order: order)
+        assert inert(run) == ""
+    monkeypatch.setattr(probing, "divergence", lambda *_: found[:1])
+    assert "at gate 0.5" in inert(run)
 
 
 def test_forcing_does_not_make_another_experiment(config) -> None:

@@ -67,7 +67,8 @@ def _gates(found: Probe, file: Path) -> None:
         limits = (lowest, INERT_BELOW, STRONG_ABOVE, DESTRUCTIVE_ABOVE)
         verdicts = ("inert", "gentle", "strong", "destructive")
         colours = ("grey", "green", "orange", "red")
-        highest = max(highest, 2 * max(effect.kl_largest for effect in effects))
+        finite = [e.kl_largest for e in effects if np.isfinite(e.kl_largest)]
+        highest = max(highest, *(2 * kl for kl in finite))
         for low, high, name, colour in zip(
             limits, (*limits[1:], highest), verdicts, colours, strict=True
         ):
@@ -76,7 +77,8 @@ def _gates(found: Probe, file: Path) -> None:
                 f" {name}", (1, low), xycoords=("axes fraction", "data"), color=colour, va="bottom"
             )
         for name, label, line in (("kl", "mean", "o-"), ("kl_largest", "largest", "o:")):
-            values = [max(getattr(effect, name), lowest) for effect in effects]
+            values = np.array([getattr(effect, name) for effect in effects])
+            values = np.where(np.isfinite(values), np.maximum(values, lowest), highest)
             left.plot(gates, values, line, color="black", label=f"{label} over tokens")
         left.set(
             yscale="log",
@@ -104,23 +106,31 @@ def _blocks(found: Probe, routing: Routing, file: Path) -> None:
         "change": ("change of the trunk by mixing", "of its norm (%)", 100, 0, None),
         "angle": ("angle by which it turns", "degrees", 1, 0, None),
         "diversity": ("diversity of streams", "1 - mean cosine", 1, 0, None),
-        "effective_streams": ("effective streams", "exp(entropy of shares)", 1, 0.9, size + 0.1),
+        "effective_streams": (
+            "effective streams, gate 1",
+            "exp(entropy of shares)",
+            1,
+            0.9,
+            size + 0.1,
+        ),
         "first_attention": ("attention to the first token", "share (%)", 100, 0, None),
     }
     effects = sorted(found.effects, key=lambda effect: effect.gate)
+    largest = max(effects, key=lambda effect: abs(effect.gate))
     with _figure(file, 2, 4, 14, 5.6) as axes:
-        for panel, (name, (title, unit, scale, *ends)) in zip(
+        for panel, (name, (title, unit, scale, low, high)) in zip(
             axes.flat, panels.items(), strict=False
         ):
             for effect, colour in zip(effects, _shades(len(effects)), strict=True):
+                if name == "effective_streams" and effect is not largest:
+                    continue  # it is M's at gate 1, whatever the gate
                 values, style = scale * getattr(effect, name), {"color": colour}
                 style["label"] = f"{effect.gate:g}"
                 if name == "first_attention":
                     panel.plot(layers, values, "o-", **style)
                 else:
                     panel.plot(places[acted], values.ravel()[acted], "o-", **style)
-            panel.set(title=title, ylabel=unit, ylim=ends)
-        largest = max(effects, key=lambda effect: abs(effect.gate))
+            panel.set(title=title, ylabel=unit, ylim=(low, high or _above(panel)))
         for name, title, unit, scale, panel in (
             ("rms", "size of streams as mixed", "root mean square", 1, axes[1, 1]),
             ("dominance", "shares in the mixed trunk", "share (%)", 100, axes[1, 2]),
@@ -129,8 +139,9 @@ def _blocks(found: Probe, routing: Routing, file: Path) -> None:
                 values = scale * getattr(largest, name)[..., i].ravel()
                 line = "o" + ("-", "--", "-.", ":")[i % 4]  # lines that agree are all seen
                 panel.plot(places[acted], values[acted], line, label=f"{i} {kind}")
-            panel.set(title=f"{title}, gate {largest.gate:g}", ylabel=unit)
-            panel.set_ylim(0, 102 if name == "dominance" else None)
+            gate = "1" if name == "dominance" else f"{largest.gate:g}"
+            panel.set(title=f"{title}, gate {gate}", ylabel=unit)
+            panel.set_ylim(0, 102 if name == "dominance" else _above(panel))
         for panel in axes.flat[:7]:
             panel.set(xlabel="block" if len(hooks) == 1 else f"block ({', '.join(hooks)})")
             panel.xaxis.get_major_locator().set_params(integer=True)
@@ -144,6 +155,11 @@ def _blocks(found: Probe, routing: Routing, file: Path) -> None:
         legends.legend(*axes[1, 1].get_legend_handles_labels(), title="stream", loc="upper right")
 
 
+def _above(panel: Any) -> float:
+    """An upper limit that leaves room for markers where the lower one is 0."""
+    return 1.06 * panel.get_ylim()[1]
+
+
 def _composition(found: Probe, file: Path) -> None:
     """C(g) at every gate; white is 1, as in the plain model."""
     effects = sorted(found.effects, key=lambda effect: effect.gate)
@@ -151,8 +167,8 @@ def _composition(found: Probe, file: Path) -> None:
     names, rows = sources(layers), readers(layers)
     future = np.triu(np.ones((len(rows), len(names)), bool), 1)
     step = max(1, len(rows) // 14)
-    furthest = max(np.abs(effect.composition - 1)[~future].max() for effect in effects)
-    reach = min(max(furthest, 0.25), 1.0)
+    away = np.abs(np.stack([effect.composition for effect in effects])[:, ~future] - 1)
+    reach = np.clip(away.max(initial=0.25, where=np.isfinite(away)), 0.25, 1.0)
     columns = min(len(effects), 3)
     height = -(-len(effects) // columns)
     with _figure(file, height, columns, 0.8 + 3.4 * columns, 3.5 * height) as axes:
@@ -160,7 +176,9 @@ def _composition(found: Probe, file: Path) -> None:
         for panel in axes.flat:
             panel.set_axis_off()
         for effect, panel in zip(effects, axes.flat, strict=False):
-            shown = np.ma.masked_array(effect.composition, future)
+            beyond = 2 * reach  # huge weights would overflow on their way to a colour
+            shown = np.clip(effect.composition, 1 - beyond, 1 + beyond)
+            shown = np.ma.masked_array(shown, future)
             image = panel.imshow(
                 shown, cmap="RdBu_r", vmin=1 - reach, vmax=1 + reach, interpolation="nearest"
             )

@@ -40,6 +40,8 @@ Hook = Literal["attention", "mlp", "block"]
 LARGEST = 8
 """Streams that a configuration may have, the trunk included."""
 
+_LARGEST_NUMBER = float(np.finfo(np.float32).max)
+
 
 @dataclass(frozen=True)
 class RoutingConfig:
@@ -89,6 +91,7 @@ class RoutingConfig:
 
     def __post_init__(self) -> None:
         n = self.size
+        self._check_finite()
         if n > LARGEST:
             raise UserError(
                 f"routing.streams has {len(self.streams)} side streams; give at most {LARGEST - 1}"
@@ -115,6 +118,16 @@ class RoutingConfig:
             raise UserError("routing.cap and routing.bands must not be negative; 0 is none")
         for site in self.sites:
             _site_range(site, layers=1, check=False)
+
+    def _check_finite(self) -> None:
+        for name in ("strength", "stationary", "diagonal", "rows", "scale", "sink_norms", "cap"):
+            value = getattr(self, name)
+            numbers = np.hstack(value if isinstance(value, tuple) else [value]) if value else 0.0
+            if not (np.abs(numbers) <= _LARGEST_NUMBER).all():
+                raise UserError(
+                    f"routing.{name} holds a number that is not finite in float32: {value}; "
+                    "give finite numbers"
+                )
 
     def _check_operator(self, n: int) -> None:
         if (self.operator == "fixed") != bool(self.rows) and n > 1:

@@ -1,19 +1,22 @@
 """What the probe measures, against torch and NumPy; and every way of doing nothing, named so."""
 
 import dataclasses
+import json
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jroute.config import load
 from jroute.errors import UserError
-from jroute.evaluation import probing
+from jroute.evaluation import plots, probing
 from jroute.evaluation.probing import (
     DESTRUCTIVE_ABOVE,
     INERT_BELOW,
     STRONG_ABOVE,
+    Divergence,
     Probe,
     composite_gain,
     probe,
@@ -139,7 +142,7 @@ def test_numbers_equal_torch_and_numpy(tiny_lm, tiny_torch, prompts) -> None:
     )
 
 
-def test_gain_multiplies_in_the_order_of_depth_unless_read_only() -> None:
+def test_gain_multiplies_what_is_carried_in_the_order_of_depth() -> None:
     rows = ((2.0, -1.0), (0.5, 0.5))
     config = RoutingConfig(("persistent",), "fixed", rows=rows)
     gates = np.array([[1.0, 0.5]], np.float32)
@@ -149,8 +152,26 @@ def test_gain_multiplies_in_the_order_of_depth_unless_read_only() -> None:
     found = composite_gain(Routing.create(config, 2), gates)
     assert found == pytest.approx((product.sum(1).max(), product.sum(0).max()), rel=1e-6)
     read_only = Routing.create(dataclasses.replace(config, injection="read_only"), 2)
-    assert composite_gain(read_only, gates) == pytest.approx((3.0, 2.5), rel=1e-6)
+    # What the first block reads, (2, -1), is furthest; only what is read counts.
+    assert composite_gain(read_only, gates) == pytest.approx((3.0, 2.0), rel=1e-6)
     assert composite_gain(Routing.create(RoutingConfig((), scale=0.5), 2), gates) == (1.0, 1.0)
+
+
+def test_gain_of_read_only_mixing_is_of_what_its_own_rows_carried() -> None:
+    """By hand: five times (-1, 2) under (1, 0) is (-31, 32), and half of each is read."""
+    rows = ((0.5, 0.5), (-1.0, 2.0))
+    config = RoutingConfig(("persistent",), "fixed", rows=rows, injection="read_only")
+    ones = np.ones((1, 6), np.float32)
+    assert composite_gain(Routing.create(config, 6), ones) == (31.0, 16.0)  # (-15, 16) is read
+    history = dataclasses.replace(config, streams=("mlp",))  # has no row of its own
+    assert composite_gain(Routing.create(history, 6), ones) == (1.0, 0.5)
+    # What the hook after the MLP brings is not read where there is one after the block too.
+    for hooks, expected in ((("attention", "mlp"), 9.0), (("attention", "mlp", "block"), 3.0)):
+        routing = Routing.create(dataclasses.replace(config, hooks=hooks), 1)
+        large = dataclasses.replace(routing, mixing=routing.mixing.at[0, 1, 0].set([5.0, -4.0]))
+        carried = large.mixing.at[0, :2, 1].set([0.0, 1.0])  # the streams stay as they are
+        large = dataclasses.replace(large, mixing=carried.at[0, 0, 0].set([2.0, -1.0]))
+        assert composite_gain(large, ones[:, :1])[0] == expected
 
 
 def test_histories_favour_what_is_early_and_attention(tiny_lm, prompts) -> None:
@@ -172,13 +193,55 @@ def test_verdicts_follow_the_stated_bounds() -> None:
     below = [verdict(bound * 0.999) for bound in bounds]
     assert below == ["inert", "gentle", "strong"]
     assert [verdict(bound) for bound in bounds] == ["gentle", "strong", "destructive"]
+    assert [verdict(kl) for kl in (np.nan, np.inf)] == ["destructive"] * 2
+
+
+@pytest.mark.parametrize("at", range(3))
+def test_what_is_not_finite_is_destructive_wherever_it_is(at) -> None:
+    kls = [0.0, 1e-6, 2e-6]
+    kls[at] = float("nan")
+    assert probing.furthest([Divergence(0.0, kl, kl, 1.0) for kl in kls]).kl is kls[at]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_equal_logits_have_no_divergence_at_all(dtype) -> None:
+    """Compiled as in earnest: what is fused rounds differently."""
+    hidden = jnp.asarray(np.random.default_rng(0).normal(0, 3, (8, 64, 32)), dtype)
+    weights = small.params(dtype)
+    compare = jax.jit(lambda plain, gated: probing._compare(weights, small.CONFIG, plain, gated))
+    kl, same = compare(hidden, hidden)
+    np.testing.assert_array_equal(kl, 0)
+    assert np.asarray(same).all()
+    assert (np.asarray(compare(hidden, -hidden)[0]) > 0).all()
+
+
+@pytest.mark.parametrize("large", [2.0**26, 2e7])
+def test_a_model_that_breaks_is_told_in_json_and_figures(tiny_lm, prompts, large, tmp_path) -> None:
+    config = RoutingConfig(
+        ("persistent",),
+        "fixed",
+        rows=((0.0, 1.0), (-large, 1 + large)),
+        hooks=("attention", "mlp", "block"),
+        bands=2,
+    )
+    found = of_tiny(tiny_lm, prompts, config, [0.0, 1.0])
+    assert found.effects[0].kl == 0
+    assert found.verdict == verdict(found.effects[1].kl) == "destructive"
+    assert not np.isfinite(np.hstack([np.ravel(x) for x in found.effects[1]])).all()
+    routing = Routing.create(config, tiny_lm.config.num_hidden_layers)
+    written = json.dumps(probing.numbers(found, routing), allow_nan=False)
+    assert "null" in written
+    assert json.loads(written)["effects"][0]["kl"] == 0
+    printed = probing.table(found, routing)
+    assert printed.startswith("one gate for all blocks: bands have no effect here\n")
+    assert all(file.is_file() for file in plots.plot_probe(found, routing, tmp_path))
 
 
 def test_the_largest_gate_decides(tiny_lm, prompts) -> None:
     config = load(RoutingConfig, routing_file("soft_repeat"))
     found = of_tiny(tiny_lm, prompts, config, [0.0, 1e-4, 1.0])
     kls = [effect.kl for effect in found.effects]
-    assert kls[0] < 1e-6
+    assert kls[0] == 0
     assert kls[0] <= kls[1] < INERT_BELOW < kls[2]
     assert found.effects[0].agreement == 1
     assert found.verdict == verdict(kls[2]) != "inert"
@@ -316,7 +379,7 @@ def test_a_trunk_that_is_only_scaled_for_its_readers_is_inert(tiny_lm, prompts) 
 def test_presets_are_not_inert_but_at_gate_zero(tiny_lm, prompts, name) -> None:
     found = of_tiny(tiny_lm, prompts, load(RoutingConfig, routing_file(name)))
     assert Probe(found.effects[:1]).verdict == "inert"
-    assert found.effects[0].kl < 1e-6
+    assert found.effects[0].kl == found.effects[0].kl_largest == 0
     assert found.effects[0].agreement == 1
     for effect in found.effects[1:]:
         assert effect.kl > 10 * INERT_BELOW

@@ -345,6 +345,7 @@ def test_sites_that_are_none_are_refused(site) -> None:
         ({"streams": ("delay(0)",)}, "unknown stream"),
         ({"streams": ("ema(0)",)}, "unknown stream"),
         ({"streams": ("ema(1.5)",)}, "unknown stream"),
+        ({"streams": ("ema(nan)",)}, "unknown stream"),
         ({"operator": "fixed"}, "give both or neither"),
         ({"rows": ((1.0, 0.0, 0.0, 0.0),)}, "give both or neither"),
         ({"operator": "fixed", "rows": ((0.5, 0.5),)}, "rows of 4 numbers"),
@@ -369,6 +370,28 @@ def test_sites_that_are_none_are_refused(site) -> None:
 def test_impossible_routing_is_refused(changes, message) -> None:
     with pytest.raises(UserError, match=message):
         RoutingConfig(**changes)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e39], ids=str)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("cap", lambda x: {"cap": x}),
+        ("scale", lambda x: {"streams": (), "scale": x}),
+        ("stationary", lambda x: {"streams": ("mlp",), "stationary": (x, 0.5)}),
+        ("strength", lambda x: {"strength": x}),
+        ("diagonal", lambda x: {"diagonal": x}),
+        (
+            "rows",
+            lambda x: {"streams": ("mlp",), "operator": "fixed", "rows": ((1.0, 0.0), (x, 1 - x))},
+        ),
+        ("sink_norms", lambda x: {"sink_norms": (1.0, x)}),
+    ],
+    ids=["cap", "scale", "stationary", "strength", "diagonal", "rows", "sink_norms"],
+)
+def test_numbers_that_are_not_finite_are_refused(name, settings, value) -> None:
+    with pytest.raises(UserError, match=rf"routing\.{name} holds a number that is not finite"):
+        RoutingConfig(**settings(value))
 
 
 def test_the_order_of_hooks_means_nothing() -> None:
