@@ -61,15 +61,17 @@ class Worker:
         self.started = time.perf_counter()
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
-                # XLA takes as many threads as cores it may run on, so those are what is limited.
                 self.command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 env={**kept, **CLEAN, **pools, **(environment or {})},
                 process_group=0,
-                preexec_fn=lambda: os.sched_setaffinity(0, cores),
             )
+        # XLA takes as many threads as cores it may run on, so those are what is limited; long
+        # before the interpreter is up.
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(self._process.pid, cores)
 
     def ask(self, do: str, *, timeout: float = 600, **arguments: Any) -> dict[str, Any]:
         """The answer to one command.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jroute.generate import engine
+from jroute.generate import programs
 from jroute.generate.cache import from_prefill
 from jroute.lm import LanguageModel
 from jroute.mesh import make_mesh, place, replicate, shardings
@@ -139,9 +139,9 @@ def test_without_a_gate_there_is_not_one_operation_more(tiny_lm: LanguageModel) 
     # The engine asks for no other program than the plain model's either.
     prompt, options = [[1, 2, 3]], {"max_new_tokens": 2, "slots": 1, "chunk": 1, "unroll": False}
     first = tiny_lm.generate(prompt, **options)
-    made = engine.prefill._cache_size(), engine.decode._cache_size()
+    made = programs.prefill._cache_size(), programs.decode._cache_size()
     assert tiny_lm.routed(CONFIGS["mhc"]).generate(prompt, **options) == first
-    assert (engine.prefill._cache_size(), engine.decode._cache_size()) == made
+    assert (programs.prefill._cache_size(), programs.decode._cache_size()) == made
 
 
 @jax.jit
