@@ -1,6 +1,8 @@
 """Settings of the whole test run; they must stand before anything imports jax or jroute."""
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -42,6 +44,23 @@ hypothesis.settings.register_profile(
     "jroute", deadline=None, derandomize=True, database=None, max_examples=50
 )
 hypothesis.settings.load_profile("jroute")
+
+
+MAPPINGS = 20_000
+"""Memory mappings of a process beyond which its compiled programs are dropped.
+
+Each compiled program holds some twenty. Linux allows 65,530 in all, and XLA crashes at the next.
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs() -> Iterator[None]:
+    """Drops compiled programs after a module that leaves very many behind."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and len(mappings.read_bytes().splitlines()) > MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 # The fixtures import what they need themselves: nothing of jroute may be imported before the hook.

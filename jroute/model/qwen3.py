@@ -217,6 +217,9 @@ def write(past: KeyValue, new: KeyValue, positions: Int[Array, "batch seq"]) -> 
     # Row by row, so that the batch axis may lie on several devices.
     put_keys = jax.vmap(lambda old, at, add: old.at[:, :, at].set(add, mode="drop"))
     put_values = jax.vmap(lambda old, at, add: old.at[:, at].set(add, mode="drop"))
+    if positions.size == 1:  # with padding: for the CPU, XLA copies a cache to write a single key
+        positions = jnp.pad(positions, ((0, 0), (0, 1)), constant_values=-1)
+        new = KeyValue(*(jnp.pad(part, ((0, 0), (0, 1), (0, 0), (0, 0))) for part in new))
     added = in_cache(new)
     keys, values, start = [], [], 0
     for key, value in zip(past.key, past.value, strict=True):

@@ -95,7 +95,7 @@ def test_the_cache_grows_to_what_the_longest_row_needs() -> None:
 # Slots ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("slots", "replicas"), [(4, 1), (32, 1), (32, 2), (64, 8)], ids=str)
+@pytest.mark.parametrize(("slots", "replicas"), [(4, 1), (32, 1), (128, 2), (64, 8)], ids=str)
 def test_every_request_gets_one_slot_of_its_replica(slots: int, replicas: int) -> None:
     rng = np.random.default_rng(slots + replicas)
     shape = EngineConfig(slots=slots, prefill_tokens=128)
