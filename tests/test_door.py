@@ -50,7 +50,7 @@ def test_an_interrupted_command_cleans_up(kind):
         assert process.stdout is not None
         assert process.stdout.readline() == "inside\n"
         process.send_signal(kind)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert out == "cleaned up\n"
     assert err == "error: interrupted; nothing was written\n"

@@ -195,7 +195,7 @@ def bench(fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     fakes = {n: sides.SIDES[n]._replace(script=str(path)) for n, path in scripts.items()}
     monkeypatch.setattr(rounds, "SIDES", fakes)
     (tmp_path / "logs").mkdir()
-    args = argparse.Namespace(work=tmp_path, dtype="float32", threads=1, timeout=20)
+    args = argparse.Namespace(work=tmp_path, dtype="float32", threads=1, timeout=300)
     with ExitStack() as stack:
         made = rounds.Bench(args, (tmp_path / "hf", tmp_path / "own"), TINY, stack)
         for name in fakes:
