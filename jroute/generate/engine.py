@@ -7,7 +7,6 @@ shape a row's tokens depend on that row alone: not on its slot, its neighbours, 
 Under ``jax.set_mesh`` the slots lie on the mesh's ``data`` axis.
 """
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from contextlib import closing
@@ -15,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
 from transformers import PreTrainedTokenizerFast
 
 from jroute.errors import UserError
@@ -23,6 +21,7 @@ from jroute.generate import planning, programs
 from jroute.generate.decoding import Completion, Decoding, StopReason
 from jroute.generate.planning import EngineConfig, Memory, Plan, Program, Width, check_context
 from jroute.generate.programs import Chunk, DecodeState, Rows
+from jroute.generate.requests import Progress, Request
 from jroute.generate.sampling import Choice, Logprobs
 from jroute.generate.slots import Kind, Refill, Slots
 from jroute.generate.stopping import Stops, Watch
@@ -30,64 +29,6 @@ from jroute.mesh import place, replicate
 from jroute.model.config import Qwen3Config
 from jroute.model.qwen3 import KeyValue, Params
 from jroute.model.routing import Routing
-
-
-class Request(NamedTuple):
-    """One prompt to complete.
-
-    Attributes:
-        tokens: The prompt.
-        gate: Mixing strength per layer; ``None`` for the plain model.
-        seed: Of its randomness.
-        problem: Name of the problem, folded into the seed if given.
-        sample: Number of the sample, folded into the seed if not 0.
-        shared: How many leading tokens it has in common with others, as by few-shot examples: they
-            are read once for each gate.
-        limit: Most new tokens; 0 takes that of the decoding, which it may not pass.
-    """
-
-    tokens: Sequence[int]
-    gate: Float[np.ndarray, " layers"] | None
-    seed: int = 0
-    problem: str = ""
-    sample: int = 0
-    shared: int = 0
-    limit: int = 0
-
-    @property
-    def row_seed(self) -> int:
-        """Seed of seed, problem and sample; the seed itself without the others."""
-        if not self.problem and not self.sample:
-            return self.seed
-        text = f"{self.seed}/{self.sample}/{self.problem}"
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
-
-
-class Progress(NamedTuple):
-    """How far a run is; counts only, and the programs it may compile.
-
-    Attributes:
-        finished: Completions told so far.
-        total: Requests.
-        tokens: Tokens generated.
-        steps: Decode steps run.
-        live: Over all steps, how many rows were unfinished.
-        slots: Rows of a step.
-        programs: What is compiled at most.
-    """
-
-    finished: int
-    total: int
-    tokens: int
-    steps: int
-    live: int
-    slots: int
-    programs: tuple[Program, ...]
-
-    @property
-    def occupancy(self) -> float:
-        """Share of the slots' steps that generated a token."""
-        return self.live / (self.slots * self.steps) if self.steps else 0.0
 
 
 class Engine:

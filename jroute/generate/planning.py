@@ -18,7 +18,7 @@ from jroute.generate.cache import whole
 from jroute.model.config import Qwen3Config
 from jroute.model.qwen3 import Params
 
-SMALLEST_BUCKET = 16
+SMALLEST_BUCKET = 32
 SMALLEST_CAPACITY = 256
 """A shorter cache would not pay for the programs it takes."""
 
@@ -70,7 +70,7 @@ class EngineConfig:
 
 
 def bucket(length: int) -> int:
-    """Padded width of a prompt: the next of 16, 24, 32, 48, 64, 96, 128, 192 and so on."""
+    """Padded width of a prompt: the next of 32, 48, 64, 96, 128, 192, 256, 384 and so on."""
     power = max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
     shorter = power // 4 * 3
     return shorter if length <= shorter and shorter > SMALLEST_BUCKET else power

@@ -71,7 +71,7 @@ SHAPES = {
         (5, 3, 2),
         prompt=64,
         new=128,
-        slots=64,
+        slots=32,
         scale=16,
         parts=("equal", "ragged", "first", "theta"),
     ),
