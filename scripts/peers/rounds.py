@@ -60,7 +60,7 @@ class Bench:
         worker = self._start(name, python)
         answer = self._load(worker)
         self._workers[name] = worker
-        self.sides[name] = {"command": worker.command, **answer}
+        self.sides[name] = dict(answer)
 
     def _start(self, name: str, python: str | Path) -> Worker:
         log = self._args.work / "logs" / f"{name}.log"
