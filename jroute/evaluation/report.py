@@ -1,5 +1,9 @@
-"""From the outcomes of every arm to ``results.json`` and the table on the screen."""
+"""From what every arm chose to the numbers of ``results.json`` and the table on the screen.
 
+No number is without its count of items, nor without an interval where it has one.
+"""
+
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,11 +11,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from jroute.controller.arms import shuffled_values
 from jroute.errors import UserError
 from jroute.evaluation import statistics
+from jroute.evaluation.headroom import Headroom
+from jroute.evaluation.statistics import Contrast
+from jroute.evaluation.verdict import DECLARED, RIVALS, Evidence, points, verdict
 
-DECLARED = ("fixed:0.5", "supervised", "baseline", "best_fixed")
-"""What RL is compared with, declared beforehand; their p-values are adjusted together (Holm)."""
+SAME_SEEDS = ("rl_modal", "shuffled_prompt")
+"""Arms made of RL's own seeds: they are compared with RL seed by seed."""
+
+DETERMINISTIC = ("baseline", "supervised", "supervised_features", "exact_gradient", "best_fixed")
+"""One gate per prompt and no seeds: what McNemar's test is defined against."""
 
 
 @dataclass(frozen=True)
@@ -20,17 +31,28 @@ class JudgeConfig:
 
     Attributes:
         replicates: Bootstrap resamples.
-        seed: Of the resampling.
+        seed: Of the resampling and of the folds.
+        delta: Difference of accuracies that matters; declared before outcomes are seen.
+        folds: Folds of the learnable headroom's cross-validation.
     """
 
     replicates: int = 10_000
     seed: int = 0
+    delta: float = 0.01
+    folds: int = 5
 
     def __post_init__(self) -> None:
+        """Refuses settings that judge nothing."""
         if self.replicates < 100:
             raise UserError(
                 f"judge.replicates is {self.replicates}; an interval needs at least 100"
             )
+        if not 0 < self.delta < 1:
+            raise UserError(
+                f"judge.delta is {self.delta:g}; give a difference of accuracies, 0.01 for a point"
+            )
+        if self.folds < 2:
+            raise UserError(f"judge.folds is {self.folds}; cross-validation needs at least 2")
 
 
 def fixed_name(gate: float) -> str:
@@ -46,6 +68,9 @@ def arm_values(
     supervised: Int[np.ndarray, " problems"],
     rl: Int[np.ndarray, "seeds problems"],
     selected: int,
+    rl_modal: Int[np.ndarray, " seeds"] | None = None,
+    random_reward: Int[np.ndarray, "other_seeds problems"] | None = None,
+    **choices: Int[np.ndarray, " problems"],
 ) -> dict[str, Float[np.ndarray, "..."]]:
     """What every arm scored on every problem.
 
@@ -56,9 +81,13 @@ def arm_values(
         supervised: Column the supervised arm chose for each problem.
         rl: Column each seed's controller chose.
         selected: The seed that was best on validation.
+        rl_modal: Column that each seed's controller chose most often on train.
+        random_reward: Column each controller chose that was trained on random rewards.
+        **choices: Columns that further deterministic arms chose, by name.
 
     Returns:
-        ``[problems]`` per arm, ``[seeds, problems]`` for ``rl``. ``random`` is its expectation.
+        ``[problems]`` per arm, ``[seeds, problems]`` for those of several seeds. ``random`` and
+        ``shuffled_prompt`` are their expectations.
     """
     rows = np.arange(len(correct))
     arms = {
@@ -66,55 +95,170 @@ def arm_values(
         **{fixed_name(gate): correct[:, i] for i, gate in enumerate(gates)},
         "random": correct.mean(axis=1),
         "supervised": correct[rows, supervised],
+        **{name: correct[rows, chosen] for name, chosen in choices.items()},
         "rl": correct[rows[None], rl],
         "rl_selected": correct[rows, rl[selected]],
-        "best_fixed": correct[:, best_fixed],
-        "oracle": correct.max(axis=1),
     }
-    return arms
+    if rl_modal is not None:
+        arms["rl_modal"] = correct[:, rl_modal].T
+    arms["shuffled_prompt"] = shuffled_values(correct, rl)
+    if random_reward is not None:
+        arms["random_reward"] = correct[rows[None], random_reward]
+    return {**arms, "best_fixed": correct[:, best_fixed], "oracle": correct.max(axis=1)}
 
 
-def judge(arms: Mapping[str, Float[np.ndarray, "..."]], config: JudgeConfig) -> dict[str, Any]:
-    """Accuracies with 95 % intervals, and the contrasts of RL with every other arm.
+def judge(
+    arms: Mapping[str, Float[np.ndarray, "..."]],
+    config: JudgeConfig,
+    headroom: Headroom | None = None,
+) -> dict[str, Any]:
+    """Accuracies with 95 % intervals, the contrasts of RL with every other arm, the verdict.
 
     Args:
         arms: As ``arm_values`` gives them.
-        config: Resampling.
+        config: Resampling and margin.
+        headroom: Of these problems; without it there is no verdict.
 
     Returns:
-        The part of ``results.json`` that belongs to one split: ``n``, ``arms``, ``contrasts``.
+        The part of ``results.json`` that belongs to one split: ``n``, ``arms``, ``contrasts``
+        (the declared ones first), ``shares``, ``mcnemar``, ``gaps``, ``headroom``, ``verdict``.
     """
     sampling = {"replicates": config.replicates, "seed": config.seed}
+
+    def contrast(a: str, b: str) -> Contrast:
+        same = a == "rl" and b in SAME_SEEDS
+        return statistics.paired_contrast(arms[a], arms[b], same_seeds=same, **sampling)
+
     found = {name: statistics.accuracy(values, **sampling) for name, values in arms.items()}
-    n = found["baseline"].n
-    contrasts = []
-    for name in (*DECLARED, "random", "oracle"):
-        c = statistics.paired_contrast(arms["rl"], arms[name], **sampling)
-        contrasts.append(
-            {"a": "rl", "b": name, "difference": c.difference, "ci95": list(c.ci95), "p": c.p}
-        )
-    adjusted = statistics.holm([c["p"] for c in contrasts[: len(DECLARED)]])
-    for contrast, p in zip(contrasts, adjusted, strict=False):
-        contrast["p_holm"] = p
-    return {
-        "n": n,
-        "arms": {name: {"accuracy": a.accuracy, "ci95": list(a.ci95)} for name, a in found.items()},
+    rest = [a for a in arms if a not in ("rl", "rl_selected", "oracle") and "fixed:" not in a]
+    rl = {name: contrast("rl", name) for name in dict.fromkeys((*DECLARED, *rest, "oracle"))}
+    adjusted = statistics.holm([rl[name].p for name in DECLARED])
+    contrasts = [{"a": "rl", "b": name, **dataclasses.asdict(c)} for name, c in rl.items()]
+    for one, p in zip(contrasts, adjusted, strict=False):
+        one["p_holm"] = p
+    others = _present(arms, *RIVALS, "exact_gradient")
+    rivals = {name: contrast(name, "best_fixed") for name in others}
+    constant = contrast("best_fixed", "baseline")
+    contrasts += [{"a": a, "b": "best_fixed", **dataclasses.asdict(c)} for a, c in rivals.items()]
+    contrasts.append({"a": "best_fixed", "b": "baseline", **dataclasses.asdict(constant)})
+    results: dict[str, Any] = {
+        "n": found["baseline"].n,
+        "arms": {name: dataclasses.asdict(a) for name, a in found.items()},
         "contrasts": contrasts,
+        "shares": _shares(arms, sampling),
+        "mcnemar": _mcnemar(arms),
+        "gaps": _gaps(arms),
+    }
+    if headroom is not None:
+        evidence = Evidence(rl, rivals, constant, headroom, config.delta)
+        results["headroom"] = dataclasses.asdict(headroom)
+        results["verdict"] = dataclasses.asdict(verdict(evidence))
+    return _finite(results)
+
+
+def _finite(value: Any) -> Any:
+    """As JSON has it: tuples are lists, and what is not finite is null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _present(arms: Mapping[str, Any], *names: str) -> list[str]:
+    return [name for name in names if name in arms]
+
+
+def _shares(
+    arms: Mapping[str, Float[np.ndarray, "..."]], sampling: Mapping[str, int]
+) -> dict[str, Any]:
+    """RL's and supervised's part of the exact-gradient policy's gain over the best fixed gate."""
+    if "exact_gradient" not in arms:
+        return {}
+    whole, base = arms["exact_gradient"], arms["best_fixed"]
+    return {
+        name: dataclasses.asdict(
+            statistics.share_of_gain(arms[name], whole, base, **sampling)  # type: ignore[arg-type]
+        )
+        for name in _present(arms, "rl", "supervised_features", "supervised")
     }
 
 
+def _mcnemar(arms: Mapping[str, Float[np.ndarray, "..."]]) -> list[dict[str, Any]]:
+    """Exact tests of the selected seed, acting by argmax, against the deterministic arms."""
+    names = [name for name in arms if name in DETERMINISTIC or name.startswith("fixed:")]
+    return [
+        {
+            "a": "rl_selected",
+            "b": name,
+            **dataclasses.asdict(statistics.mcnemar_exact(arms["rl_selected"], arms[name])),
+        }
+        for name in names
+    ]
+
+
+def _gaps(arms: Mapping[str, Float[np.ndarray, "..."]]) -> list[dict[str, Any]]:
+    """What the set can resolve, at the discordance of the selected seed with the declared arms."""
+    selected, found = arms["rl_selected"], []
+    for name in DECLARED:
+        discordance = float(np.mean(selected != arms[name]))
+        gaps = {
+            "just_significant": statistics.resolvable_gap(len(selected), discordance),
+            "power_80": statistics.detectable_gap(len(selected), discordance),
+        }
+        found.append({"b": name, "discordance": discordance, "n": len(selected), **gaps})
+    return found
+
+
 def table(results: Mapping[str, Any], title: str) -> str:
-    """One split's arms and contrasts as text."""
-    lines = [f"{title}: n = {results['n']} problems", f"{'arm':<14}{'accuracy':>9}  95 % interval"]
+    """One split's arms, contrasts, headroom and verdict as text."""
+    lines = [f"{title}: n = {results['n']} problems", f"{'arm':<20}{'accuracy':>9}  95 % interval"]
     for name, arm in results["arms"].items():
         low, high = arm["ci95"]
         lines.append(
-            f"{name:<14}{100 * arm['accuracy']:>8.1f}%  [{100 * low:.1f}, {100 * high:.1f}]"
+            f"{name:<20}{100 * arm['accuracy']:>8.1f}%  [{100 * low:.1f}, {100 * high:.1f}]"
         )
-    lines.append(f"{'rl minus':<14}{'points':>9}  95 % interval    p (Holm over the four declared)")
+    lines.append(f"{'rl minus':<20}{'points':>9}  95 % interval    p (Holm over the four declared)")
     for c in results["contrasts"]:
+        if c["a"] != "rl":
+            continue
         low, high = c["ci95"]
         holm = f" ({c['p_holm']:.2g})" if "p_holm" in c else ""
         interval = f"[{100 * low:+.1f}, {100 * high:+.1f}]"
-        lines.append(f"{c['b']:<14}{100 * c['difference']:>+9.1f}  {interval}  {c['p']:.2g}{holm}")
-    return "\n".join(lines)
+        lines.append(f"{c['b']:<20}{100 * c['difference']:>+9.1f}  {interval}  {c['p']:.2g}{holm}")
+    return "\n".join([*lines, *_closing(results)])
+
+
+def _closing(results: Mapping[str, Any]) -> list[str]:
+    """Shares, reach, headroom and verdict, one line each."""
+    lines = []
+    for name, share in results.get("shares", {}).items():
+        if None in share["ci95"]:  # there is no gain to reach a share of
+            continue
+        low, high = share["ci95"]
+        lines.append(
+            f"{name} reaches {share['share']:.0%} [{low:.0%}, {high:.0%}] of the exact-gradient "
+            f"policy's gain over the best fixed gate (n = {share['n']})"
+        )
+    for gap in results.get("gaps", [])[-1:]:
+        reach = [gap["just_significant"], gap["power_80"]]
+        just, power = ("none" if g is None else f"{100 * g:.1f} points" for g in reach)
+        lines.append(
+            f"smallest gap at {100 * gap['discordance']:.1f} % discordance, n = {gap['n']}: "
+            f"{just} just significant, {power} with 80 % power (exact McNemar)"
+        )
+    if "headroom" in results:
+        found = results["headroom"]
+        hindsight, learnable = (
+            Contrast(**{**found[key], "ci95": tuple(found[key]["ci95"])})
+            for key in ("hindsight", "learnable")
+        )
+        lines += [
+            f"headroom over the best fixed gate: learnable {points(learnable)}, at most "
+            f"{100 * learnable.upper95:+.1f} (one-sided 95 %, {found['folds']} folds); hindsight "
+            f"{points(hindsight)}, an upper bound that noise inflates",
+            f"verdict: {results['verdict']['verdict']}: {results['verdict']['means']} "
+            f"(δ = {100 * results['verdict']['delta']:g} points)",
+            *(f"  {sentence}" for sentence in results["verdict"]["beside"]),
+        ]
+    return lines

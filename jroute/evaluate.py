@@ -1,0 +1,89 @@
+"""Judges every arm of a run, from its outcome table, or the final ones by generating anew.
+
+    python -m jroute.evaluate --run runs/demo --split test
+    python -m jroute.evaluate --run runs/demo --split test --live [--problems 200] [--arms rl ...]
+
+The first writes ``results.json`` and ``items.parquet`` and prints the split. With ``--live`` arms
+are read, decided, generated and parsed again, problem by problem, and must agree with the table.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jroute.door import door, enter
+from jroute.errors import UserError
+
+if TYPE_CHECKING:
+    from jroute.tasks import Split
+
+
+def show_live(found: Mapping[str, Any]) -> None:
+    """Prints accuracies now and in the table, and how many cells differ."""
+    print(f"{found['split']}, generated anew: n = {found['n']} problems, {found['cells']} cells")
+    print(f"{'arm':<20}{'now':>8}  95 % interval  {'in the table':>14}")
+    for name, arm in found["arms"].items():
+        low, high = arm["ci95"]
+        print(
+            f"{name:<20}{arm['accuracy']:>8.1%}  [{100 * low:.1f}, {100 * high:.1f}]"
+            f"{arm['in_table']:>15.1%}"
+        )
+    print(
+        f"{found['cells'] - len(found['other_text'])} of {found['cells']} cells agree in text, "
+        f"{found['cells'] - len(found['other_correct'])} in correctness"
+    )
+
+
+@door
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, judges, prints."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jroute.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--run", required=True, type=Path, help="run folder")
+    parser.add_argument("--split", help="a judged split; by default all of them")
+    parser.add_argument("--live", action="store_true", help="generate the final arms anew")
+    parser.add_argument("--problems", type=int, help="with --live: only the first so many")
+    parser.add_argument("--arms", nargs="+", help="with --live: which arms")
+    args = parser.parse_args(argv)
+    if not args.live and (args.problems or args.arms):
+        raise UserError("--problems and --arms belong to --live; the table judges all of them")
+    if args.problems is not None and args.problems < 2:
+        raise UserError(f"--problems is {args.problems}; an interval needs at least 2")
+    from jroute import judgement
+    from jroute.evaluation.report import table
+    from jroute.run import load_run
+
+    run = load_run(args.run)
+    judged = run.experiment.judged
+    if args.split and args.split not in judged:
+        raise UserError(f"split {args.split!r} is not judged in {args.run}: {', '.join(judged)}")
+    splits: list[Split] = [split for split in judged if not args.split or split == args.split]
+    if not args.live:
+        results = judgement.judge(run)
+        for split in splits:
+            found = results if split == results["split"] else results["other_splits"][split]
+            print(f"{table(found, split)}\n")
+        print(f"{args.run / 'results.json'}: arms, contrasts, verdict")
+        print(f"{args.run / judgement.ITEMS}: what every arm scored on every problem (Parquet)")
+        return
+    differing: list[str] = []
+    for split in splits:
+        names = args.arms or judgement.FINAL
+        found = judgement.judge_live(run, split, names, problems=args.problems)
+        show_live(found)
+        differing += [json.dumps(cell) for cell in found["other_text"]]
+    if differing:
+        raise UserError(
+            f"{len(differing)} cells came out otherwise than in the table, e.g. {differing[0]} "
+            "(problem, gate); compare with the noise floor that python -m jroute.outcomes "
+            "--replicate measures"
+        )
+
+
+if __name__ == "__main__":
+    enter(main, "nothing was changed")

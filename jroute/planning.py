@@ -1,0 +1,169 @@
+"""Plans of long commands: what is there, what is missing, and how long it is going to take."""
+
+import time
+from collections.abc import Sequence
+from statistics import fmean
+
+import jax
+import numpy as np
+
+from jroute import cells
+from jroute.cells import Cell
+from jroute.evaluation.ablation import Laboratory
+from jroute.generate.engine import bucket
+from jroute.observe.plan import Memory, Plan, Rate, duration
+from jroute.ppo import learner
+from jroute.setting import Setting
+from jroute.tasks import Split
+
+TRIAL = 10
+"""PPO updates that a trial measures."""
+
+
+def plan_outcomes(setting: Setting, wanted: dict[Split, list[Cell]]) -> Plan:
+    """Plans the filling of the table; nothing is written.
+
+    The time comes from cells of the table that were made on such devices in the same execution
+    shape, if they would fill a batch, or else from a trial: one batch, made twice.
+    """
+    e, lm = setting.experiment, setting.lm
+    rest = {split: cells.missing(setting, some) for split, some in wanted.items()}
+    every = [cell for some in rest.values() for cell in some]
+    lengths = {
+        problem.id: len(lm.encode(setting.render(problem.question)))
+        for problem in {cell.problem.id: cell.problem for cell in every}.values()
+    }
+    device = jax.devices()[0]
+    return Plan(
+        cells={split: (len(some), len(some) - len(rest[split])) for split, some in wanted.items()},
+        prompt_tokens=sum(lengths[cell.problem.id] for cell in every),
+        limit=e.decoding.max_new_tokens,
+        memory=memory(setting, max(lengths.values(), default=1)),
+        rate=(known_rate(setting) or trial(setting, every)) if every else None,
+        devices=1 if lm.mesh is None else lm.mesh.size,
+        gpu=device.platform == "gpu",
+    )
+
+
+def plan_ablation(laboratory: Laboratory) -> Plan:
+    """Plans an ablation: every cell of its grid solves all its problems."""
+    grid, run = laboratory.grid, laboratory.run
+    files = {laboratory.file(v, gate) for v in laboratory.variants for gate in grid.gates}
+    rest = sum(not file.is_file() for file in files)
+    problems = run.problems(grid.split)[: grid.problems or None]
+    lengths = [len(row) for row in run.first_prompts(grid.split, len(problems))]
+    device = jax.devices()[0]
+    return Plan(
+        cells={grid.split: (len(files) * len(problems), (len(files) - rest) * len(problems))},
+        prompt_tokens=rest * sum(lengths),
+        limit=grid.decoding.max_new_tokens,
+        memory=memory(run, max(lengths)),
+        rate=trial(run, [Cell(problem, grid.gates[-1]) for problem in problems]) if rest else None,
+        devices=1 if run.base.mesh is None else run.base.mesh.size,
+        gpu=device.platform == "gpu",
+    )
+
+
+def memory(setting: Setting, longest: int) -> Memory:
+    """What generation keeps on one device, the longest prompt having so many tokens."""
+    e, lm, config = setting.experiment, setting.lm, setting.lm.config
+    data, fsdp, tensor = (1, 1, 1) if lm.mesh is None else lm.mesh.devices.shape
+    leaves = jax.tree.leaves(lm.params)
+    weights = sum(leaf.nbytes for leaf in leaves)
+    if e.engine.unroll:  # decoding takes the blocks apart
+        weights += sum(leaf.nbytes for leaf in jax.tree.leaves(lm.params["blocks"]))
+    item, rows = leaves[0].dtype.itemsize, e.engine.slots // data
+    width = bucket(longest)
+    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * item
+    streams = lm.routing.config.size + 2
+    working = rows * (
+        config.vocab_size * 4
+        + width * (streams * config.hidden_size + 2 * config.intermediate_size) * item
+    )
+    stats = jax.devices()[0].memory_stats() or {}
+    return Memory(
+        weights=weights // (fsdp * tensor),
+        # The prefill's keys and values are there until they have been given room to grow.
+        cache=rows * (2 * width + e.decoding.max_new_tokens) * per_token // tensor,
+        working=working // tensor,
+        limit=int(stats.get("bytes_limit", 0)),
+    )
+
+
+def known_rate(setting: Setting) -> Rate | None:
+    """The rate of the table's cells that were made as they would be made now."""
+    now = cells.provenance(setting, setting.experiment.engine)
+    alike = [
+        (cell.tokens, cell.made.seconds)
+        for cell in setting.table.cells()
+        if cell.made is not None
+        and (cell.made.machine, cell.made.execution) == (now.machine, now.execution)
+    ]
+    if len(alike) < setting.experiment.engine.slots:
+        return None
+    seconds = fmean(each for _, each in alike)
+    source = f"{len(alike)} cells of the table that were made like this, compilation included"
+    return Rate(seconds, fmean(tokens for tokens, _ in alike), len(alike), source)
+
+
+def trial(setting: Setting, some: Sequence[Cell]) -> Rate:
+    """Makes one batch of cells twice and throws it away; the first time compiles."""
+    every = max(len(some) // setting.experiment.engine.slots, 1)
+    batch = some[::every][: setting.experiment.engine.slots]
+    cells.generate(setting, batch)
+    started = time.perf_counter()
+    outcomes = cells.generate(setting, batch)
+    seconds = (time.perf_counter() - started) / len(batch)
+    source = f"a trial of {len(batch)} cells, without compilation"
+    return Rate(seconds, fmean(outcome.tokens for outcome in outcomes), len(batch), source)
+
+
+def plan_ppo(setting: Setting) -> str:
+    """Plans the training of the controllers from the table, by a trial on made-up features."""
+    from jroute.envs.functional import TableEnv
+
+    e, rng = setting.experiment, np.random.default_rng(0)
+    features, rows = e.features.components + 16, len(setting.problems("train"))
+    env = TableEnv.create(
+        rng.normal(size=(rows, features)).astype(np.float32),
+        rng.integers(0, 2, (rows, len(e.gates))).astype(np.float32),
+    )
+    started = time.perf_counter()
+    program = learner.compile_train(e.ppo, TRIAL)
+    state = learner.init_seeds(e.ppo, features, (len(e.gates),), jax.random.key(0))
+    state, _ = jax.block_until_ready(program(env, state))
+    compiled = time.perf_counter()
+    jax.block_until_ready(program(env, state))
+    each = (time.perf_counter() - compiled) / TRIAL
+    total = compiled - started + each * e.ppo.updates
+    steps = e.ppo.updates * e.ppo.batch_size * e.ppo.seeds
+    return (
+        f"{'ppo':<12} {e.ppo.updates} updates x {e.ppo.seeds} seeds = {steps} episodes, about "
+        f"{duration(total)} by a trial of {TRIAL} updates ({duration(compiled - started)} to "
+        "compile)"
+    )
+
+
+def plan_train(setting: Setting) -> str:
+    """Plans a whole run: its outcome table and its controllers, or its live rollouts."""
+    e = setting.experiment
+    if e.rollouts == "table":
+        wanted = {split: cells.wanted(setting, split) for split in e.splits}
+        return f"{plan_outcomes(setting, wanted)}\n{plan_ppo(setting)}"
+    episodes = e.ppo.updates * e.ppo.batch_size * e.ppo.seeds
+    most = min(episodes, len(setting.problems("train")) * len(e.gates) ** setting.parts)
+    longest = max(len(setting.base.encode(text)) for text in setting.prompts("train"))
+    some = [
+        Cell(problem, gate)
+        for problem in setting.problems("train")[: e.engine.slots]
+        for gate in setting.gates_of(np.full((1, setting.parts), len(e.gates) - 1))
+    ]
+    rate = trial(setting, some)
+    return "\n".join(
+        [
+            f"{'live':<12} {episodes} episodes, at most {most} different cells on train, and "
+            f"{most * e.decoding.max_new_tokens} tokens",
+            f"{'memory':<12} {memory(setting, longest)}",
+            f"{'time':<12} at most {duration(most * rate.seconds)} to generate them: {rate.source}",
+        ]
+    )
