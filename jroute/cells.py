@@ -6,19 +6,24 @@ import json
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-from tqdm import tqdm
 
 from jroute.envs.noise import NoiseFloor
 from jroute.envs.outcomes import Gate, Outcome, Provenance, judge
 from jroute.errors import UserError
-from jroute.generate.engine import EngineConfig
+from jroute.generate.decoding import Completion
+from jroute.generate.engine import Progress
+from jroute.generate.planning import EngineConfig
 from jroute.mesh import is_first
 from jroute.observe.machine import describe_machine
+from jroute.observe.progress import GenerationBar
 from jroute.setting import Setting
 from jroute.tasks import Problem, Split
+
+CELLS_AT_ONCE = 64
+"""Cells of one part of the table at most; what is lost if the process is killed."""
 
 LIBRARIES = ("jroute", "jax", "jaxlib", "flax")
 """Whose versions are noted beside every cell."""
@@ -66,6 +71,7 @@ def generate(
     *,
     shape: EngineConfig | None = None,
     finished: Callable[[list[Outcome]], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> list[Outcome]:
     """Generates and judges cells; they are paid for exact match.
 
@@ -73,7 +79,9 @@ def generate(
         run: Whose model, prompts and decoding.
         cells: Which ones.
         shape: Execution shape; the experiment's own by default.
-        finished: Called with outcomes as batches finish.
+        finished: Called with outcomes, about a batch of them at a time; also with those that were
+            there when the run was ended by an exception or Ctrl-C.
+        progress: Called with the engine's counts.
     """
     if not cells:
         return []
@@ -84,36 +92,40 @@ def generate(
     tokens = {name: lm.encode(run.render(one.question)) for name, one in prompts.items()}
     draws = e.decoding.temperature > 0
     found: dict[int, Outcome] = {}
+    fresh: list[Outcome] = []
     before = time.perf_counter()
 
-    def judged(indices: list[int], completions: list[Any]) -> None:
+    def judged(indices: list[int], completions: list[Completion]) -> None:
         nonlocal before
         now = time.perf_counter()
         made = dataclasses.replace(plain, seconds=(now - before) / len(indices))
         before = now
-        outcomes = [
-            judge(
-                cells[i].problem,
-                cells[i].gate,
-                completion,
-                max_tokens=e.decoding.max_new_tokens,
-                sample=cells[i].sample,
-                made=made,
-            )
-            for i, completion in zip(indices, completions, strict=True)
-        ]
-        found.update(zip(indices, outcomes, strict=True))
-        if finished:
-            finished(outcomes)
+        for i, completion in zip(indices, completions, strict=True):
+            problem, gate, sample = cells[i]
+            limit = e.decoding.max_new_tokens
+            found[i] = judge(problem, gate, completion, max_tokens=limit, sample=sample, made=made)
+            fresh.append(found[i])
+        if len(fresh) >= min(CELLS_AT_ONCE, shape.batch):
+            tell()
 
-    lm.generate(
-        [tokens[cell.problem.id] for cell in cells],
-        run.spread([cell.gate for cell in cells]),
-        **vars(e.decoding),
-        seed=[cell_seed(c.problem.id, e.seed, c.sample) if draws else 0 for c in cells],
-        **vars(shape),
-        finished=judged,
-    )
+    def tell() -> None:
+        told, fresh[:] = list(fresh), []
+        if finished and told:
+            finished(told)
+
+    try:
+        lm.generate(
+            [tokens[cell.problem.id] for cell in cells],
+            run.spread([cell.gate for cell in cells]),
+            **vars(e.decoding),
+            seed=[cell_seed(c.problem.id, e.seed, c.sample) if draws else 0 for c in cells],
+            **vars(shape),
+            shared=run.shared_tokens,
+            finished=judged,
+            progress=progress,
+        )
+    finally:
+        tell()
     return [found[i] for i in range(len(cells))]
 
 
@@ -161,30 +173,11 @@ def missing(run: Setting, cells: Sequence[Cell]) -> list[Cell]:
 
 
 def fill(run: Setting, cells: Sequence[Cell], title: str) -> int:
-    """Generates the cells that the table lacks; returns how many it had to make.
-
-    Progress counts all of them, with the rate of those made now, in cells and in tokens.
-    """
+    """Generates the cells that the table lacks; returns how many it had to make."""
     rest = missing(run, cells)
-    if not rest:
-        return 0
-    tokens, started = 0, time.perf_counter()
-    with tqdm(
-        total=len(cells),
-        initial=len(cells) - len(rest),
-        desc=f"outcomes {title}",
-        unit="cell",
-        disable=not is_first(),
-    ) as bar:
-
-        def file(outcomes: list[Outcome]) -> None:
-            nonlocal tokens
-            run.table.append(outcomes)
-            tokens += sum(outcome.tokens for outcome in outcomes)
-            bar.update(len(outcomes))
-            bar.set_postfix({"tokens/s": f"{tokens / (time.perf_counter() - started):.0f}"})
-
-        generate(run, rest, finished=file)
+    if rest:
+        with GenerationBar(len(rest), title, "cell", quiet=not is_first()) as progress:
+            generate(run, rest, finished=run.table.append, progress=progress)
     return len(rest)
 
 
@@ -215,12 +208,7 @@ def replicate(run: Setting, cells: Sequence[Cell], count: int) -> NoiseFloor | N
     rest = [c for c in chosen if (c.problem.id, c.gate, c.sample) not in done]
     shape = run.experiment.engine
     replicas = 1 if run.base.mesh is None else run.base.mesh.shape["data"]
-    shape = dataclasses.replace(shape, slots=other_width(shape.slots, replicas))
-    with tqdm(total=len(rest), desc="replicates", unit="cell", disable=not is_first()) as bar:
-
-        def file(outcomes: list[Outcome]) -> None:
-            run.table.add_replicates(outcomes)
-            bar.update(len(outcomes))
-
-        generate(run, rest, shape=shape, finished=file)
+    shape = dataclasses.replace(shape, slots=other_width(shape.batch, replicas))
+    with GenerationBar(len(rest), "replicates", "cell", quiet=not is_first()) as progress:
+        generate(run, rest, shape=shape, finished=run.table.add_replicates, progress=progress)
     return NoiseFloor.of(run.table.replicates())

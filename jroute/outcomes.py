@@ -10,8 +10,9 @@ Cells that the table holds are not made again, so an interrupted command goes on
 and training finds what was made here. The second line is a sanity check of the baseline, the third
 says what the whole would take and stops. The fourth makes a quarter: give the others their own on
 as many machines as there are; parts merge by lying in one folder. The last makes 200 cells once
-more in another order and width, and says how many come out otherwise. On a mesh that needs several
-processes, start it with ``python -m jroute.launch`` or with ``srun``.
+more in another order and width, and says how many come out otherwise. Outcomes are data, and those
+of a routing that does nothing are a control like any other: where training is refused, this warns.
+On a mesh that needs several processes, start it with ``python -m jroute.launch`` or with ``srun``.
 """
 
 import re
@@ -128,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from jroute.cells import Cell
     from jroute.planning import plan_outcomes
     from jroute.run import Run
-    from jroute.stages import learn_mixing
+    from jroute.stages import inert, learn_mixing
 
     run = Run.start(experiment, keep=not part.plan)
     if not part.plan:
@@ -149,8 +150,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if mesh.is_first():
             print(plan)
         return
+    asked = any(cell.gate for some in wanted.values() for cell in cells.missing(run, some))
+    if asked and not experiment.allow_inert and (reason := inert(run)) and mesh.is_first():
+        print(f"warning: {reason}; cells of all gates will be alike", file=sys.stderr)
     for split, some in wanted.items():
-        made = cells.fill(run, some, split)
+        made = cells.fill(run, some, f"outcomes {split}")
         if mesh.is_first():
             print(f"{summarise(run, split, some)}\n{made} cells made now\n")
     if part.replicate:

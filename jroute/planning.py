@@ -10,7 +10,7 @@ import numpy as np
 from jroute import cells
 from jroute.cells import Cell
 from jroute.evaluation.ablation import Laboratory
-from jroute.generate.engine import bucket
+from jroute.generate.planning import bucket
 from jroute.observe.plan import Memory, Plan, Rate, duration
 from jroute.ppo import learner
 from jroute.setting import Setting
@@ -72,7 +72,7 @@ def memory(setting: Setting, longest: int) -> Memory:
     weights = sum(leaf.nbytes for leaf in leaves)
     if e.engine.unroll:  # decoding takes the blocks apart
         weights += sum(leaf.nbytes for leaf in jax.tree.leaves(lm.params["blocks"]))
-    item, rows = leaves[0].dtype.itemsize, e.engine.slots // data
+    item, rows = leaves[0].dtype.itemsize, e.engine.batch // data
     width = bucket(longest)
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * item
     streams = lm.routing.config.size + 2
@@ -99,7 +99,7 @@ def known_rate(setting: Setting) -> Rate | None:
         if cell.made is not None
         and (cell.made.machine, cell.made.execution) == (now.machine, now.execution)
     ]
-    if len(alike) < setting.experiment.engine.slots:
+    if len(alike) < setting.experiment.engine.batch:
         return None
     seconds = fmean(each for _, each in alike)
     source = f"{len(alike)} cells of the table that were made like this, compilation included"
@@ -108,8 +108,8 @@ def known_rate(setting: Setting) -> Rate | None:
 
 def trial(setting: Setting, some: Sequence[Cell]) -> Rate:
     """Makes one batch of cells twice and throws it away; the first time compiles."""
-    every = max(len(some) // setting.experiment.engine.slots, 1)
-    batch = some[::every][: setting.experiment.engine.slots]
+    every = max(len(some) // setting.experiment.engine.batch, 1)
+    batch = some[::every][: setting.experiment.engine.batch]
     cells.generate(setting, batch)
     started = time.perf_counter()
     outcomes = cells.generate(setting, batch)
@@ -148,14 +148,16 @@ def plan_train(setting: Setting) -> str:
     """Plans a whole run: its outcome table and its controllers, or its live rollouts."""
     e = setting.experiment
     if e.rollouts == "table":
-        wanted = {split: cells.wanted(setting, split) for split in e.splits}
+        wanted: dict[Split, list[Cell]] = {
+            split: cells.wanted(setting, split) for split in e.splits
+        }
         return f"{plan_outcomes(setting, wanted)}\n{plan_ppo(setting)}"
     episodes = e.ppo.updates * e.ppo.batch_size * e.ppo.seeds
     most = min(episodes, len(setting.problems("train")) * len(e.gates) ** setting.parts)
     longest = max(len(setting.base.encode(text)) for text in setting.prompts("train"))
     some = [
         Cell(problem, gate)
-        for problem in setting.problems("train")[: e.engine.slots]
+        for problem in setting.problems("train")[: e.engine.batch]
         for gate in setting.gates_of(np.full((1, setting.parts), len(e.gates) - 1))
     ]
     rate = trial(setting, some)

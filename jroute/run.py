@@ -37,7 +37,7 @@ from jroute.errors import UserError
 from jroute.experiment import Experiment
 from jroute.files import write_text
 from jroute.generate.decoding import Completion
-from jroute.generate.engine import check_context
+from jroute.generate.planning import check_context
 from jroute.mesh import MeshConfig
 from jroute.setting import Setting
 from jroute.tasks import Split

@@ -24,6 +24,9 @@ from jroute.lm import LanguageModel, load
 from jroute.tasks import Problem, Split, load_problems
 from jroute.tasks.prompts import render
 
+SHARED_AT_LEAST = 64
+"""Fewer common tokens of prompts are not worth a prefill of their own."""
+
 
 class Setting:
     """An experiment and its folder; everything is read or made when it is first asked for.
@@ -152,6 +155,21 @@ class Setting:
         """The prompt of a question, as the experiment's prompts are made."""
         return render(question, self.experiment.prompt, self.base.tokenizer)
 
+    @cached_property
+    def shared_tokens(self) -> int:
+        """Leading tokens that all prompts have in common, as by few-shot examples.
+
+        They follow from the template alone, so that no cell depends on which others are made. 0 if
+        they are so few that reading them again costs less than a program of its own.
+        """
+        rows = [self.base.encode(self.render(question)) for question in ("A", "1", "\n", "(")]
+        same = 0
+        for column in zip(*rows, strict=False):
+            if len(set(column)) > 1:
+                break
+            same += 1
+        return same if same >= SHARED_AT_LEAST else 0
+
     def first_prompts(self, split: Split, count: int) -> list[list[int]]:
         """Token ids of the first prompts of a split."""
         first = self.problems(split)[:count]
@@ -277,7 +295,7 @@ class Setting:
         if new:
             tokens = [lm.encode(self.render(problems[i].question)) for i in new.values()]
             spread = lm.routing.gates(self.spread([gate for _, gate in new]), len(new))
-            slots = self.experiment.engine.slots
+            slots = self.experiment.engine.batch
             with lm.devices():
                 found = trunk_change(
                     lm.params, lm.config, tokens, lm.routing, np.asarray(spread), slots=slots
@@ -354,7 +372,7 @@ class Setting:
                 lm.config,
                 tokens,
                 e.features,
-                slots=e.engine.slots,
+                slots=e.engine.batch,
                 routing=lm.routing,
                 texts=prompts,
             )

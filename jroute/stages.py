@@ -95,26 +95,36 @@ def _solved(run: Run, raw: np.ndarray) -> float:
     )
 
 
+def inert(run: Run) -> str:
+    """Why nothing can be learned from the gates of a run, or ``""`` if one of them does something.
+
+    It is inert if on ``PROBED`` train prompts all gates leave the next token's distribution as it
+    was.
+    """
+    e, lm = run.experiment, run.lm
+    prompts, gates = run.first_prompts("train", PROBED), [gate for gate in e.gates if gate]
+    with lm.devices():
+        found = probing.divergence(lm.params, lm.config, lm.routing, prompts, gates)
+    largest = probing.furthest(found)
+    if probing.verdict(largest.kl) != "inert":
+        return ""
+    return (
+        f"this routing is inert: no gate moves the next-token distribution by more than "
+        f"{largest.kl:.1e} nats (mean KL on {len(prompts)} train prompts, at gate "
+        f"{largest.gate:g}), below the floor of {probing.INERT_BELOW:g}, so there is "
+        "nothing to learn"
+    )
+
+
 def refuse_inert(run: Run) -> None:
     """Refuses to train where no gate of the grid does anything, unless forced.
 
     Raises:
-        UserError: On ``PROBED`` train prompts all gates leave the next token's distribution as it
-            was.
+        UserError: The routing is inert.
     """
-    e, lm = run.experiment, run.lm
-    if e.allow_inert:
-        return
-    prompts, gates = run.first_prompts("train", PROBED), [gate for gate in e.gates if gate]
-    with lm.devices():
-        found = probing.divergence(lm.params, lm.config, lm.routing, prompts, gates)
-    largest = max(found, key=lambda gate: gate.kl)
-    if probing.verdict(largest.kl) == "inert":
+    if not run.experiment.allow_inert and (reason := inert(run)):
         raise UserError(
-            f"this routing is inert: no gate moves the next-token distribution by more than "
-            f"{largest.kl:.1e} nats (mean KL on {len(prompts)} train prompts, at gate "
-            f"{largest.gate:g}), below the floor of {probing.INERT_BELOW:g}, so there is nothing "
-            "to learn; choose another routing or larger gates with the help of python -m "
+            f"{reason}; choose another routing or larger gates with the help of python -m "
             "jroute.probe, or force it with --allow_inert true"
         )
 
@@ -131,7 +141,8 @@ def fill_outcomes(
         problems: Only the first so many problems.
     """
     learn_mixing(run)
-    return cells.fill(run, cells.wanted(run, split, gates=gates, problems=problems), split)
+    some = cells.wanted(run, split, gates=gates, problems=problems)
+    return cells.fill(run, some, f"outcomes {split}")
 
 
 def train_ppo(run: Run, env: TableEnv | LiveEnv) -> learner.LearnerState:
@@ -293,7 +304,7 @@ def judge_without_table(run: Run) -> dict[str, Any]:
     The arms that need a table are named under ``not_available``.
     """
     e, controller = run.experiment, run.controller
-    sampling = {"replicates": e.judge.replicates, "seed": e.judge.seed}
+    sampling: dict[str, Any] = {"replicates": e.judge.replicates, "seed": e.judge.seed}
     splits: dict[str, Any] = {}
     for split in e.judged:
         observations = run.featurizer(run.raw_features(split)).astype(np.float32)
