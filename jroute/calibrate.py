@@ -2,18 +2,23 @@
 
     python -m jroute.calibrate                                   # the bundled model
     python -m jroute.calibrate --models jroute/assets/tiny-gated runs/tiny-1 runs/tiny-2
+    python -m jroute.calibrate --plan                            # what it would take
 
 Positive: models pretrained with the gate, on which RL must reach what an exact gradient reaches.
 Null: the first one's table with features dealt to other problems. Dose: simulated tables with
-planted gains. A model is a folder in Hugging Face layout (``scripts/pretrain_tiny.py --seed N --out
-DIR`` makes others), a model directory, or a run folder whose outcomes are used. Interrupted, the
-same command goes on.
+planted gains. ``--plain`` models were trained without gates (``scripts/pretrain_tiny.py --plain``);
+they are judged like any other, and nothing is expected of them. A model is a folder in Hugging Face
+layout (``scripts/pretrain_tiny.py --seed N --out DIR`` makes others), a model directory, or a run
+folder whose outcomes are used. Interrupted, the same command goes on.
 """
 
 import argparse
 import dataclasses
 import hashlib
 import json
+import shlex
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -26,8 +31,10 @@ from jroute.door import door, enter
 from jroute.errors import UserError
 
 if TYPE_CHECKING:
+    from jroute.cells import Cell
     from jroute.controller.features import RawFeatures
     from jroute.evaluation.calibration import CalibrationConfig, Tables
+    from jroute.run import Run
     from jroute.tasks import Split
 
 PARTS = ("positive", "null", "dose")
@@ -35,39 +42,49 @@ CHUNK = 10
 """Permutations that are trained at once and then kept."""
 
 
-def tables_of(
-    source: Path, out: Path, config: Path, overrides: Sequence[str]
-) -> tuple["Tables", dict[str, Any]]:
-    """The tables of a model, filled now where they are not, and what they are of.
+def run_of(
+    source: Path, out: Path, config: Path, overrides: Sequence[str], *, keep: bool = True
+) -> "Run":
+    """The run folder of a model, made where there is none.
 
     Args:
         source: A run folder, a model directory, or a folder in Hugging Face layout.
         out: Where a converted model and a run folder go.
         config: The experiment of models that have no run folder.
         overrides: Options of that experiment.
+        keep: Whether to make the run folder.
     """
     from jroute.config import load
-    from jroute.controller.features import Featurizer
     from jroute.convert import convert
-    from jroute.evaluation.calibration import Tables
     from jroute.experiment import Experiment
     from jroute.run import Run, load_run
-    from jroute.stages import fill_outcomes
 
     if not source.is_dir():
         raise UserError(
             f"{source} is no folder; give a run, a model directory or a model to convert"
         )
     if (source / "config.yaml").is_file():
-        run = load_run(source)
-    else:
-        name, model = hashlib.sha256(str(source.absolute()).encode()).hexdigest()[:8], source
-        if not (source / "manifest.json").is_file():
-            model = out / f"model-{name}"
-            if not model.is_dir():
-                convert(str(source), model)
-        given = ["--run", str(out / f"run-{name}"), "--model", str(model), *overrides]
-        run = Run.start(load(Experiment, config, given))
+        return load_run(source)
+    name, model = _name(source), source
+    if not (source / "manifest.json").is_file():
+        model = out / f"model-{name}"
+        if not model.is_dir():
+            convert(str(source), model)
+    given = ["--run", str(out / f"run-{name}"), "--model", str(model), *overrides]
+    return Run.start(load(Experiment, config, given), keep=keep)
+
+
+def tables_of(source: Path, run: "Run") -> tuple["Tables", dict[str, Any]]:
+    """The tables of a model, filled now where they are not, and what they are of.
+
+    Args:
+        source: What the model is told as.
+        run: Its run folder.
+    """
+    from jroute.controller.features import Featurizer
+    from jroute.evaluation.calibration import Tables
+    from jroute.stages import fill_outcomes
+
     for split in run.experiment.splits:
         fill_outcomes(run, split)
     raw: dict[Split, RawFeatures] = {s: run.raw_features(s) for s in run.experiment.splits}
@@ -81,6 +98,61 @@ def tables_of(
     }
     judged = {split: cells[split] for split in run.experiment.judged}
     return Tables(cells["train"], cells["validation"], judged, run.gate_values), told
+
+
+def plan(
+    sources: Sequence[Path],
+    models: int,
+    config: "CalibrationConfig",
+    parts: Sequence[str],
+    given: tuple[Path, Path, Sequence[str]],
+) -> str:
+    """What a calibration takes; nothing is kept.
+
+    Args:
+        sources: Models whose tables are wanted.
+        models: How many models every arm is trained for.
+        config: How much of everything.
+        parts: Of ``PARTS``.
+        given: ``out``, ``config`` and ``overrides`` as for ``run_of``.
+    """
+    from jroute import cells
+    from jroute.evaluation.calibration import seconds_of
+    from jroute.observe.plan import duration
+    from jroute.planning import plan_outcomes
+
+    out, path, overrides = given
+    lines, problems = [], config.problems[0]
+    with tempfile.TemporaryDirectory() as scratch:
+        for source in sources:
+            there = next(out.glob(f"run-{_name(source)}"), None)
+            where = out if there else Path(scratch)
+            run = run_of(source, where, path, overrides, keep=False)
+            splits = run.experiment.splits
+            wanted: dict[Split, list[Cell]] = {s: cells.wanted(run, s) for s in splits}
+            lines += [f"{source}:", str(plan_outcomes(run, wanted)), ""]
+            problems = len(run.problems("train"))
+    trainings = {
+        # RL and its control on random rewards.
+        "models": (config.ppo, 2 * models, problems),
+        "null": (config.small, config.permutations if "null" in parts else 0, problems),
+        "dose": (
+            config.small,
+            2 * config.tables * len(config.gains) if "dose" in parts else 0,
+            config.problems[0],
+        ),
+    }
+    for name, (ppo, count, rows) in trainings.items():
+        if count:
+            lines.append(
+                f"{name:<12} {count} trainings of {ppo.seeds} seeds x {ppo.updates} updates, about "
+                f"{duration(count * seconds_of(ppo, rows))} by a trial"
+            )
+    return "\n".join([*lines, "supervised networks and resampling come on top"])
+
+
+def _name(source: Path) -> str:
+    return hashlib.sha256(str(source.absolute()).encode()).hexdigest()[:8]
 
 
 class Kept:
@@ -126,7 +198,8 @@ def calibrate(
     from jroute.evaluation import calibration
     from jroute.evaluation.headroom import CrossValidator
 
-    about = {"config": dataclasses.asdict(config)}
+    about = {"config": _deciding(config, "ppo", "supervised")}
+    small = _deciding(config, "small", "small_supervised", "problems", "features")
     full = (config.ppo, config.supervised, config.judge)
     found: dict[str, Any] = {}
 
@@ -156,12 +229,12 @@ def calibrate(
             for start in range(0, config.permutations, CHUNK):
                 chunk = np.arange(start, min(start + CHUNK, config.permutations))
                 each += kept.get(
-                    {"config": _small(config), "null": chunk.tolist(), **told},
+                    {"config": small, "null": chunk.tolist(), **told},
                     lambda chunk=chunk: calibration.null_rl(tables, config, chunk),
                 )
                 bar.update(len(chunk))
         rules = kept.get(
-            {"config": _small(config), "rule": len(each), **told},
+            {"config": small, "rule": len(each), **told},
             lambda: [calibration.null_rule(tables, validator, config, i) for i in range(len(each))],
         )
         each = [{**one, **rule} for one, rule in zip(each, rules, strict=True)]
@@ -172,17 +245,17 @@ def calibrate(
             for gain in config.gains:
                 found["dose"].append(
                     kept.get(
-                        {"config": _small(config), "tables": config.tables, "dose": gain},
+                        {"config": small, "tables": config.tables, "dose": gain},
                         lambda gain=gain: calibration.dose(config, gain, bar.update),
                     )
                 )
     return found
 
 
-def _small(config: "CalibrationConfig") -> dict[str, Any]:
-    """What decides a permutation or a simulated table."""
+def _deciding(config: "CalibrationConfig", *names: str) -> dict[str, Any]:
+    """The part of a configuration that decides a result."""
     told = dataclasses.asdict(config)
-    return {name: told[name] for name in ("seed", "small", "small_supervised", "judge", "problems")}
+    return {name: told[name] for name in ("seed", "judge", *names)}
 
 
 def show(found: dict[str, Any]) -> None:
@@ -248,7 +321,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/calibration"))
     parser.add_argument("--report", type=Path, help="JSON; by default calibration.json in --out")
-    args, overrides = parser.parse_known_args(argv)
+    parser.add_argument("--plan", action="store_true", help="say what it would take, and stop")
+    given_words = list(sys.argv[1:] if argv is None else argv)
+    args, overrides = parser.parse_known_args(given_words)
     if args.permutations < 1 or args.tables < 1:
         raise UserError("--permutations and --tables must be at least 1")
     from jroute.evaluation.calibration import CalibrationConfig
@@ -256,14 +331,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     from jroute.observe.machine import describe_machine
 
     started = time.perf_counter()
-    needs = args.models if {"positive", "null"} & set(args.parts) else []
-    models = [tables_of(one, args.out, args.config, overrides) for one in needs]
-    plain = [tables_of(one, args.out, args.config, overrides) for one in args.plain]
     config = CalibrationConfig(permutations=args.permutations, tables=args.tables)
+    given = (args.out, args.config, overrides)
+    # The null is of the first model alone.
+    first = args.models[:1] if "null" in args.parts else []
+    needs = args.models if "positive" in args.parts else first
+    if args.plan:
+        judged = len(args.plain) + (len(needs) if "positive" in args.parts else 0)
+        print(plan([*needs, *args.plain], judged, config, args.parts, given))
+        return
+    models = [tables_of(one, run_of(one, *given)) for one in needs]
+    plain = [tables_of(one, run_of(one, *given)) for one in args.plain]
     found = calibrate(models, plain, config, args.parts, Kept(args.out / "kept.json"))
     seconds = time.perf_counter() - started
     show(found)
     told = {
+        "command": shlex.join(["python", "-m", "jroute.calibrate", *given_words]),
         "machine": describe_machine(),
         "seconds_of_this_command": seconds,
         "config": dataclasses.asdict(config),

@@ -121,6 +121,7 @@ def generate(
             seed=[cell_seed(c.problem.id, e.seed, c.sample) if draws else 0 for c in cells],
             **vars(shape),
             shared=run.shared_tokens,
+            logprobs="raw",
             finished=judged,
             progress=progress,
         )

@@ -2,9 +2,11 @@
 
     python -m jroute.evaluate --run runs/demo --split test
     python -m jroute.evaluate --run runs/demo --split test --live [--problems 200] [--arms rl ...]
+    python -m jroute.evaluate --run runs/demo [--live ...] --plan
 
 The first writes ``results.json`` and ``items.parquet`` and prints the split. With ``--live`` arms
-are read, decided, generated and parsed again, problem by problem, and must agree with the table.
+are read, decided, generated and parsed again, problem by problem, and must agree with the table,
+but for as many cells as the measured noise floor allows. The third says what it would take.
 """
 
 import argparse
@@ -49,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--live", action="store_true", help="generate the final arms anew")
     parser.add_argument("--problems", type=int, help="with --live: only the first so many")
     parser.add_argument("--arms", nargs="+", help="with --live: which arms")
+    parser.add_argument("--plan", action="store_true", help="say what it would take, and stop")
     args = parser.parse_args(argv)
     if not args.live and (args.problems or args.arms):
         raise UserError("--problems and --arms belong to --live; the table judges all of them")
@@ -63,6 +66,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.split and args.split not in judged:
         raise UserError(f"split {args.split!r} is not judged in {args.run}: {', '.join(judged)}")
     splits: list[Split] = [split for split in judged if not args.split or split == args.split]
+    live: dict[str, Any] = {"names": args.arms or judgement.FINAL, "problems": args.problems}
+    if args.plan:
+        plans = [judgement.plan_live(run, split, **live) for split in splits if args.live]
+        print(*(plans or [judgement.plan_table(run)]), sep="\n\n")
+        return
     if not args.live:
         results = judgement.judge(run)
         for split in splits:
@@ -71,18 +79,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{args.run / 'results.json'}: arms, contrasts, verdict")
         print(f"{args.run / judgement.ITEMS}: what every arm scored on every problem (Parquet)")
         return
-    differing: list[str] = []
+    cells, differing = 0, []
     for split in splits:
-        names = args.arms or judgement.FINAL
-        found = judgement.judge_live(run, split, names, problems=args.problems)
+        found = judgement.judge_live(run, split, **live)
         show_live(found)
-        differing += [json.dumps(cell) for cell in found["other_text"]]
-    if differing:
+        cells, differing = cells + found["cells"], differing + found["other_text"]
+    share = len(differing) / cells
+    floor = run.noise_floor["text"]["ci95"][1] if run.noise_floor else 0.0
+    if share > floor:
         raise UserError(
-            f"{len(differing)} cells came out otherwise than in the table, e.g. {differing[0]} "
-            "(problem, gate); compare with the noise floor that python -m jroute.outcomes "
-            "--replicate measures"
+            f"{share:.2%} of cells ({len(differing)} of {cells}) came out otherwise than in the "
+            f"table, e.g. {json.dumps(differing[0])} (problem, gate); "
+            + (
+                f"the noise floor is at most {floor:.2%}"
+                if floor
+                else "measure the noise floor with python -m jroute.outcomes --replicate 200"
+            )
         )
+    if differing:
+        print(f"{share:.2%} came out otherwise, within the noise floor of at most {floor:.2%}")
 
 
 if __name__ == "__main__":

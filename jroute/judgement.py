@@ -3,15 +3,17 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
+from jroute import cells, planning
 from jroute.cells import Cell, generate, hash_text
 from jroute.checkpoint import latest_step, load_state, save_state
 from jroute.controller import arms
@@ -19,6 +21,7 @@ from jroute.errors import UserError
 from jroute.evaluation import controls, report, statistics
 from jroute.evaluation.headroom import headroom, sampled
 from jroute.files import replacing, write_text
+from jroute.observe.plan import Plan
 from jroute.run import Run
 from jroute.tasks import Split
 
@@ -35,7 +38,7 @@ FINAL = (
 """Arms that can be generated anew: one gate per prompt, ``rl`` being the selected seed."""
 
 ITEMS = "items.parquet"
-"""What every arm scored on every problem, in the run folder."""
+"""The gate every arm gave to every problem and what it scored, in the run folder."""
 
 
 def features_of(run: Run, split: Split) -> Float[np.ndarray, "problems features"]:
@@ -46,6 +49,10 @@ def features_of(run: Run, split: Split) -> Float[np.ndarray, "problems features"
 def cells_of(run: Run, split: Split) -> arms.Cells:
     """Features of a split's problems and what every gate pays on them."""
     return features_of(run, split), run.matrix(split, "reward")
+
+
+def _controls_folder(run: Run) -> Path:
+    return run.directory / "controls" / run.training
 
 
 def train_controls(run: Run) -> dict[str, Any]:
@@ -60,7 +67,7 @@ def train_controls(run: Run) -> dict[str, Any]:
             f"{run.directory} learnt from live rollouts and has no table of all gates; the arms "
             "that need one (best_fixed, oracle, exact_gradient, …) do not exist there"
         )
-    folder = run.directory / "controls" / run.training
+    folder = _controls_folder(run)
     if latest_step(folder) is None:
         fitted = controls.fit_controls(
             cells_of(run, "train"),
@@ -74,8 +81,8 @@ def train_controls(run: Run) -> dict[str, Any]:
     return load_state(folder)[1]
 
 
-def values_of(run: Run, split: Split) -> dict[str, Float[np.ndarray, "..."]]:
-    """What every arm scored on every problem of a split."""
+def columns_of(run: Run, split: Split) -> dict[str, Int[np.ndarray, "..."]]:
+    """Which gate of the grid every arm gives to every problem of a split."""
     controller = run.controller
     chosen = controls.choose(
         features_of(run, split),
@@ -83,8 +90,8 @@ def values_of(run: Run, split: Split) -> dict[str, Float[np.ndarray, "..."]]:
         controller["supervised"],
         train_controls(run),
     )
-    return report.arm_values(
-        run.matrix(split),
+    return report.arm_columns(
+        len(run.problems(split)),
         run.gate_values,
         best_fixed=int(controller["best_fixed"]),
         selected=int(controller["selected"]),
@@ -92,9 +99,10 @@ def values_of(run: Run, split: Split) -> dict[str, Float[np.ndarray, "..."]]:
     )
 
 
-def judge_split(run: Run, split: Split) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The results of one split, and what they were reached from."""
-    config, values = run.experiment.judge, values_of(run, split)
+def judge_split(run: Run, split: Split) -> tuple[dict[str, Any], pa.Table]:
+    """The results of one split, and what every arm did with every problem."""
+    config, columns = run.experiment.judge, columns_of(run, split)
+    values = report.arm_values(run.matrix(split), columns)
     learnt: tuple[Split, ...] = ("train", "validation")
     best_fixed = int(run.controller["best_fixed"])
     sampling = {"replicates": config.replicates, "seed": config.seed}
@@ -108,13 +116,16 @@ def judge_split(run: Run, split: Split) -> tuple[dict[str, Any], dict[str, np.nd
         folds=config.folds,
         **sampling,
     )
-    results = report.judge(values, config, found)
+    floor = run.noise_floor
+    results = report.judge(values, config, found, floor and floor["correct"])
     samples = run.samples(split)
     if samples.shape[-1] > 1:
         told = sampled(samples, best_fixed, **sampling)
         results["headroom"]["samples"] = samples.shape[-1]
-        results["headroom"] |= {name: dataclasses.asdict(one) for name, one in told.items()}
-    return results, values
+        results["headroom"] |= {name: report.gain(one) for name, one in told.items()}
+    results["gates_chosen"] = report.gate_counts(columns, len(run.gate_values))
+    results["items"] = digest(run, split)
+    return results, _item_rows(run, split, values, columns)
 
 
 def judge(run: Run) -> dict[str, Any]:
@@ -123,9 +134,8 @@ def judge(run: Run) -> dict[str, Any]:
     splits: dict[str, Any] = {}
     items = []
     for split in e.judged:
-        splits[split], values = judge_split(run, split)
-        splits[split]["items"] = digest(run, split)
-        items.append(_item_rows(run, split, values))
+        splits[split], rows = judge_split(run, split)
+        items.append(rows)
     primary = e.judged[0]
     results = {
         "split": primary,
@@ -140,8 +150,9 @@ def judge(run: Run) -> dict[str, Any]:
         "model": run.lm.fingerprint,
         "outcomes": run.table.fingerprint,
         "training": run.training,
+        "noise_floor": run.noise_floor,
+        "generation": run.generation,
     }
-    results["noise_floor"] = run.noise_floor
     with replacing(run.directory / ITEMS) as partial:
         pq.write_table(pa.concat_tables(items), partial)
     write_text(run.directory / "results.json", json.dumps(results, indent=2) + "\n")
@@ -154,17 +165,26 @@ def digest(run: Run, split: Split) -> str:
     return hashlib.sha256(json.dumps(sorted(told)).encode()).hexdigest()
 
 
-def _item_rows(run: Run, split: Split, values: dict[str, np.ndarray]) -> pa.Table:
-    ids = [problem.id for problem in run.problems(split)]
-    columns: dict[str, list[Any]] = {"split": [], "arm": [], "seed": [], "problem": [], "value": []}
+def _item_rows(
+    run: Run,
+    split: Split,
+    values: Mapping[str, Float[np.ndarray, "..."]],
+    columns: Mapping[str, Int[np.ndarray, "..."]],
+) -> pa.Table:
+    """One row for every arm, seed and problem; no gate where an arm is an expectation."""
+    ids, grid = [problem.id for problem in run.problems(split)], np.asarray(run.gate_values)
+    names = ("split", "arm", "seed", "problem", "gate", "value")
+    told: dict[str, list[Any]] = {name: [] for name in names}
     for arm, scored in values.items():
-        for seed, row in enumerate(np.atleast_2d(scored)):
-            columns["arm"] += [arm] * len(ids)
-            columns["seed"] += [seed] * len(ids)
-            columns["problem"] += ids
-            columns["value"] += row.tolist()
-    columns["split"] = [split] * len(columns["arm"])
-    return pa.table(columns)
+        seeds = np.atleast_2d(scored)
+        gates = grid[np.atleast_2d(columns[arm])].ravel().tolist() if arm in columns else None
+        told["arm"] += [arm] * seeds.size
+        told["seed"] += np.repeat(np.arange(len(seeds)), len(ids)).tolist()
+        told["problem"] += ids * len(seeds)
+        told["gate"] += gates or [None] * seeds.size
+        told["value"] += seeds.ravel().tolist()
+    told["split"] = [split] * len(told["arm"])
+    return pa.table({**told, "gate": pa.array(told["gate"], pa.float64())})
 
 
 def gates_of(run: Run, arm: str, prompts: Sequence[str]) -> Float[np.ndarray, " prompts"]:
@@ -174,6 +194,46 @@ def gates_of(run: Run, arm: str, prompts: Sequence[str]) -> Float[np.ndarray, " 
     observations = run.featurizer(run.read_features(prompts)).astype(np.float32)
     chosen = arms.choices_of_regressor(train_controls(run)[arm], observations)
     return np.asarray(run.gate_values)[chosen]
+
+
+def _check_final(run: Run, names: Sequence[str]) -> None:
+    grid = [report.fixed_name(gate) for gate in run.gate_values]
+    if unknown := [name for name in names if name not in FINAL and name not in grid]:
+        raise UserError(f"arm {unknown[0]!r} cannot be generated; choose of {', '.join(FINAL)}")
+
+
+def plan_table(run: Run) -> str:
+    """What judging from the table takes: cells that are missing, controls that are not trained."""
+    splits = run.experiment.splits
+    wanted: dict[Split, list[Cell]] = {split: cells.wanted(run, split) for split in splits}
+    told = [str(planning.plan_outcomes(run, wanted))]
+    if latest_step(_controls_folder(run)) is None:
+        told.append(f"controllers on random rewards are to be trained:\n{planning.plan_ppo(run)}")
+    return "\n".join(told)
+
+
+def plan_live(
+    run: Run, split: Split, names: Sequence[str] = FINAL, *, problems: int | None = None
+) -> Plan:
+    """What ``judge_live`` takes at most; arms that agree on a gate share its cell.
+
+    Raises:
+        UserError: An arm that cannot be generated.
+    """
+    _check_final(run, names)
+    asked, e, mesh = run.problems(split)[:problems], run.experiment, run.lm.mesh
+    each = min(len(names), len(run.gate_values))
+    lengths = [len(run.lm.encode(run.render(problem.question))) for problem in asked]
+    grid = [Cell(problem, gate) for gate in run.gate_values for problem in asked]
+    return Plan(
+        cells={split: (each * len(asked), 0)},
+        prompt_tokens=each * sum(lengths),
+        limit=e.decoding.max_new_tokens,
+        memory=planning.memory(run, lengths),
+        rate=planning.known_rate(run) or planning.trial(run, grid),
+        devices=1 if mesh is None else mesh.size,
+        gpu=jax.devices()[0].platform == "gpu",
+    )
 
 
 def judge_live(
@@ -194,9 +254,7 @@ def judge_live(
     Raises:
         UserError: An arm that cannot be generated.
     """
-    grid = [report.fixed_name(gate) for gate in run.gate_values]
-    if unknown := [name for name in names if name not in FINAL and name not in grid]:
-        raise UserError(f"arm {unknown[0]!r} cannot be generated; choose of {', '.join(FINAL)}")
+    _check_final(run, names)
     asked = run.problems(split)[:problems]
     prompts = run.prompts(split)[:problems]
     gates = {name: gates_of(run, name, prompts).tolist() for name in names}

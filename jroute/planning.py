@@ -1,7 +1,8 @@
 """Plans of long commands: what is there, what is missing, and how long it is going to take."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from math import prod
 from statistics import fmean
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 from jroute import cells
 from jroute.cells import Cell
 from jroute.evaluation.ablation import Laboratory
-from jroute.generate.planning import bucket
+from jroute.generate import planning as generation
 from jroute.observe.plan import Memory, Plan, Rate, duration
 from jroute.ppo import learner
 from jroute.setting import Setting
@@ -38,7 +39,7 @@ def plan_outcomes(setting: Setting, wanted: dict[Split, list[Cell]]) -> Plan:
         cells={split: (len(some), len(some) - len(rest[split])) for split, some in wanted.items()},
         prompt_tokens=sum(lengths[cell.problem.id] for cell in every),
         limit=e.decoding.max_new_tokens,
-        memory=memory(setting, max(lengths.values(), default=1)),
+        memory=memory(setting, lengths.values() or [1]),
         rate=(known_rate(setting) or trial(setting, every)) if every else None,
         devices=1 if lm.mesh is None else lm.mesh.size,
         gpu=device.platform == "gpu",
@@ -57,37 +58,34 @@ def plan_ablation(laboratory: Laboratory) -> Plan:
         cells={grid.split: (len(files) * len(problems), (len(files) - rest) * len(problems))},
         prompt_tokens=rest * sum(lengths),
         limit=grid.decoding.max_new_tokens,
-        memory=memory(run, max(lengths)),
+        memory=memory(run, lengths),
         rate=trial(run, [Cell(problem, grid.gates[-1]) for problem in problems]) if rest else None,
         devices=1 if run.base.mesh is None else run.base.mesh.size,
         gpu=device.platform == "gpu",
     )
 
 
-def memory(setting: Setting, longest: int) -> Memory:
-    """What generation keeps on one device, the longest prompt having so many tokens."""
-    e, lm, config = setting.experiment, setting.lm, setting.lm.config
-    data, fsdp, tensor = (1, 1, 1) if lm.mesh is None else lm.mesh.devices.shape
+def memory(setting: Setting, lengths: Iterable[int]) -> Memory:
+    """What generation keeps on one device for prompts of so many tokens, by the engine's rules."""
+    e, lm = setting.experiment, setting.lm
+    limit, common = e.decoding.max_new_tokens, setting.shared_tokens
+    prompts = [(length, min(common, length - 1), limit) for length in lengths]
+    with lm.devices():
+        replicas, free = generation.replicas_of_mesh(), generation.free_memory()
+
+        def needed(slots: int) -> generation.Memory:
+            plan = generation.Plan.make(prompts, e.engine, slots, replicas)
+            streams = lm.routing.config.size
+            return generation.memory_of(lm.params, lm.config, plan, e.engine, free, streams)
+
+        slots = e.engine.slots
+        if slots == "auto":
+            slots = generation.choose_slots(needed, len(prompts), replicas)
+        told = needed(slots)
     leaves = jax.tree.leaves(lm.params)
-    weights = sum(leaf.nbytes for leaf in leaves)
-    if e.engine.unroll:  # decoding takes the blocks apart
-        weights += sum(leaf.nbytes for leaf in jax.tree.leaves(lm.params["blocks"]))
-    item, rows = leaves[0].dtype.itemsize, e.engine.batch // data
-    width = bucket(longest)
-    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * item
-    streams = lm.routing.config.size + 2
-    working = rows * (
-        config.vocab_size * 4
-        + width * (streams * config.hidden_size + 2 * config.intermediate_size) * item
-    )
-    stats = jax.devices()[0].memory_stats() or {}
-    return Memory(
-        weights=weights // (fsdp * tensor),
-        # The prefill's keys and values are there until they have been given room to grow.
-        cache=rows * (2 * width + e.decoding.max_new_tokens) * per_token // tensor,
-        working=working // tensor,
-        limit=int(stats.get("bytes_limit", 0)),
-    )
+    weights = sum(prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+    room = 0 if free is None else weights + free  # they are there while this is asked
+    return Memory(weights, round(told.slot * slots), told.fixed, room)
 
 
 def known_rate(setting: Setting) -> Rate | None:
@@ -154,7 +152,7 @@ def plan_train(setting: Setting) -> str:
         return f"{plan_outcomes(setting, wanted)}\n{plan_ppo(setting)}"
     episodes = e.ppo.updates * e.ppo.batch_size * e.ppo.seeds
     most = min(episodes, len(setting.problems("train")) * len(e.gates) ** setting.parts)
-    longest = max(len(setting.base.encode(text)) for text in setting.prompts("train"))
+    lengths = [len(setting.base.encode(text)) for text in setting.prompts("train")]
     some = [
         Cell(problem, gate)
         for problem in setting.problems("train")[: e.engine.batch]
@@ -165,7 +163,7 @@ def plan_train(setting: Setting) -> str:
         [
             f"{'live':<12} {episodes} episodes, at most {most} different cells on train, and "
             f"{most * e.decoding.max_new_tokens} tokens",
-            f"{'memory':<12} {memory(setting, longest)}",
+            f"{'memory':<12} {memory(setting, lengths)}",
             f"{'time':<12} at most {duration(most * rate.seconds)} to generate them: {rate.source}",
         ]
     )

@@ -160,8 +160,11 @@ class Setting:
         """Leading tokens that all prompts have in common, as by few-shot examples.
 
         They follow from the template alone, so that no cell depends on which others are made. 0 if
-        they are so few that reading them again costs less than a program of its own.
+        they are so few that reading them again costs less than a program of its own, and for gates
+        of several parts: they are read once for each gate, and hardly two prompts have the same.
         """
+        if self.parts > 1:
+            return 0
         rows = [self.base.encode(self.render(question)) for question in ("A", "1", "\n", "(")]
         same = 0
         for column in zip(*rows, strict=False):
@@ -284,6 +287,22 @@ class Setting:
         """How often cells came out otherwise when they were made once more, for reports."""
         floor = NoiseFloor.of(self.table.replicates())
         return None if floor is None else floor.as_dict()
+
+    @property
+    def generation(self) -> dict[str, dict[str, float]]:
+        """What making the memo's cells took, by machine: ``cells``, ``tokens`` and ``seconds``.
+
+        Seconds are wall time, compilation included; of several processes they add up.
+        """
+        found: dict[str, dict[str, float]] = {}
+        for cell in self.memo.cells():
+            if cell.made is None:
+                continue
+            told = found.setdefault(cell.made.machine, {"cells": 0, "tokens": 0, "seconds": 0.0})
+            for name, amount in (("cells", 1), ("tokens", cell.tokens)):
+                told[name] += amount
+            told["seconds"] += cell.made.seconds
+        return found
 
     def changes(
         self, problems: Sequence[Problem], gates: Sequence[Gate]

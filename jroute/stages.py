@@ -308,7 +308,9 @@ def judge_without_table(run: Run) -> dict[str, Any]:
     splits: dict[str, Any] = {}
     for split in e.judged:
         observations = run.featurizer(run.raw_features(split)).astype(np.float32)
-        rl = correct_of(run, split, decisions_of(controller["seeds"], observations))
+        decided = decisions_of(controller["seeds"], observations)
+        chosen = np.stack([(decided == i).sum(axis=1) for i in range(len(e.gates))], axis=-1)
+        rl = correct_of(run, split, decided)
         arm_values = {"rl": rl, "rl_selected": rl[int(controller["selected"])]}
         for name, gate in (("baseline", 0.0), ("fixed:0.5", 0.5)):
             always = np.full((1, rl.shape[1], run.parts), e.gates.index(gate))
@@ -328,6 +330,8 @@ def judge_without_table(run: Run) -> dict[str, Any]:
                 {"a": "rl", "b": name, **dataclasses.asdict(contrast), "p_holm": p}
                 for (name, contrast), p in zip(against.items(), adjusted, strict=True)
             ],
+            "gates_chosen": {"rl": chosen.sum(axis=1).tolist()},  # [seeds, gates]
+            "gates_chosen_by_part": {"rl": chosen.sum(axis=0).tolist()},  # [parts, gates]
             "not_available": NEED_A_TABLE,
         }
     primary = e.judged[0]
@@ -341,6 +345,7 @@ def judge_without_table(run: Run) -> dict[str, Any]:
         "seeds": e.ppo.seeds,
         "selected_seed": int(controller["selected"]),
         "cells_generated": len(run.memo),
+        "generation": run.generation,
         "rewards_sampled_by_each_rl_seed": e.ppo.updates * e.ppo.batch_size,
         "model": run.lm.fingerprint,
         "outcomes": run.memo.fingerprint,
@@ -381,7 +386,8 @@ def written(directory: Path) -> list[str]:
         "tensorboard": "TensorBoard scalars",
         "outcomes": "outcome table (Parquet)",
         "memo": "outcomes of gates per band or layer (Parquet)",
-        "results.json": "arms and contrasts",
+        "results.json": "arms, contrasts, verdict",
+        "items.parquet": "what every arm did with every problem (Parquet)",
         "lm_eval": "lm-eval's own results",
     }
     return [

@@ -5,10 +5,12 @@
 
 2,000 prompts with 8 features, 5 gates, rewards from a table; networks of 64-64 tanh units; batches
 of 512 episodes, 4 epochs of 4 minibatches: the same for stable-baselines3 (torch), rejax (JAX) and
-this learner, each in a process of its own on the same cores. The processes take turns, and only
-one works at a time. Ratios are those of neighbouring turns: the median, and the range that holds
-the true median with the probability stated. ``update only`` gives the same rollouts again and
-again to this learner and to CleanRL's arithmetic in torch, which leaves environments out.
+this learner, each in a process of its own on the same cores. The processes take turns, in an order
+that rotates, and only one works at a time; ratios are those of the turns of one round.
+``updates/s, given rollouts`` repeats one batch to this learner and to CleanRL's arithmetic in
+torch, which leaves environments out. ``compile`` is the first call of a fresh process less a second
+one like it; ``to 95 %`` is training alone, from new weights until the policy's favourite gates are
+worth 95 % of the best ones.
 
 Seconds of the clock decide. Seconds of processors stand beside them: on a machine that others use
 too they are the steadier figure.
@@ -17,308 +19,352 @@ too they are the steadier figure.
 import argparse
 import json
 import os
-import statistics
-import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
-
-from bench_ppo_worker import BATCH, CHUNK, EPOCHS, MINIBATCHES, PROMPTS
+from typing import Any, NamedTuple
 
 from jroute.door import door, enter
 from jroute.errors import UserError
 from jroute.files import write_text
 from jroute.observe.machine import describe_machine
+from scripts.peers.client import SideFailed, Worker, interpreter, make_environment
+from scripts.peers.compare import speedup, spread
+from scripts.peers.model import ROOT
+from scripts.peers.ppo_bandit import (
+    BATCH,
+    CHUNK,
+    EPOCHS,
+    FEATURES,
+    GATES,
+    HIDDEN,
+    MINIBATCHES,
+    PROMPTS,
+)
+
+OURS = "jroute"
+CLOCKS = ("seconds", "cpu_seconds")
 
 ENVIRONMENTS = {
     "stable-baselines3": ("stable-baselines3==2.9.2", "torch==2.13.0", "gymnasium==1.4.0"),
     "rejax": ("rejax==0.1.3", "gymnax==0.0.9"),
 }
-"""Peer -> what its virtual environment holds."""
+"""Peer -> what pip installs into its environment. Later versions of gymnax break rejax."""
+
+SIDES = {
+    OURS: ("ppo_ours.py", None),
+    "rejax": ("ppo_rejax.py", "rejax"),
+    "stable-baselines3": ("ppo_sb3.py", "stable-baselines3"),
+    "torch": ("ppo_torch.py", "stable-baselines3"),
+}
+"""Side -> its worker, and the environment it needs."""
+
+
+class Turn(NamedTuple):
+    """What a side does in each round."""
+
+    what: str
+    side: str
+    seeds: int | None
+    """``None``: updates of given rollouts."""
+    updates: int
+
+
+TURNS = (
+    Turn("env-steps/s, 1 seed", OURS, 1, 200),
+    Turn("env-steps/s, 1 seed", "rejax", 1, 200),
+    Turn("env-steps/s, 1 seed", "stable-baselines3", 1, 20),
+    Turn("env-steps/s, 64 seeds", OURS, 64, 5),
+    Turn("env-steps/s, 64 seeds", "rejax", 64, 5),
+    Turn("updates/s, given rollouts", OURS, None, 200),
+    Turn("updates/s, given rollouts", "torch", None, 50),
+)
 
 GOALS = {
-    "env-steps/s, 1 seed, over stable-baselines3": 20.0,
-    "env-steps/s, 1 seed, over rejax": 2.0,
-    "env-steps/s, 64 seeds, over rejax": 2.0,
+    ("env-steps/s, 1 seed", "stable-baselines3"): 20.0,
+    ("env-steps/s, 1 seed", "rejax"): 2.0,
+    ("env-steps/s, 64 seeds", "rejax"): 2.0,
 }
+"""(what, over whom) -> times as fast."""
+
 COMPILE_GOAL_SECONDS = 4.0
 
-UPDATES = {
-    ("jroute", 1): 200,
-    ("jroute", 64): 5,
-    ("rejax", 1): 200,
-    ("rejax", 64): 5,
-    ("stable-baselines3", 1): 20,
-}
-"""Updates of one turn, by side and seeds."""
 
-ONLY = {"jroute": 200, "torch": 50}
-"""Updates of one turn on given rollouts."""
+class Bench:
+    """Where workers come from.
 
-
-class Side:
-    """A worker process that answers one request at a time."""
-
-    def __init__(self, name: str, python: str, cores: Sequence[int]) -> None:
-        here = Path(__file__).resolve().parent
-        threads = str(len(cores))
-        settings = {
-            "JAX_PLATFORMS": "cpu",
-            "OMP_NUM_THREADS": threads,
-            "MKL_NUM_THREADS": threads,
-            "OMP_WAIT_POLICY": "PASSIVE",  # a waiting process must not take time from the others
-            "PYTHONPATH": str(here.parent) if name == "jroute" else "",
-        }
-        self.name = name
-        self.process = subprocess.Popen(
-            [python, str(here / "bench_ppo_worker.py"), name, ",".join(map(str, cores))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | settings,
-        )
-        self.about = self._answer()
-
-    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """What the side answers."""
-        assert self.process.stdin is not None
-        print(json.dumps({"do": do, **arguments}), file=self.process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise UserError(f"the process of {self.name} ended; what it printed says why")
-        return json.loads(line)
-
-    def close(self) -> None:
-        """Ends the process."""
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        self.process.wait()
-
-
-def make_environments(folder: Path) -> None:
-    """Makes the virtual environments of the peers, with pip as it is set up here."""
-    for name, packages in ENVIRONMENTS.items():
-        place = folder / name
-        for command in (
-            [sys.executable, "-m", "venv", str(place)],
-            [str(place / "bin" / "python"), "-m", "pip", "install", "--quiet", *packages],
-        ):
-            if subprocess.run(command, check=False).returncode:
-                raise UserError(f"{place} could not be made: {' '.join(command)} failed")
-        print(f"{place}: {' '.join(packages)}")
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and greatest.
-
-    The true median lies between the least and the greatest of n independent values with
-    probability ``1 - 2 ** (1 - n)``, whatever their distribution.
+    Attributes:
+        environments: Folder of the peers' virtual environments.
+        threads: Cores that every side may use.
+        log: What workers write to standard error.
+        timeout: Most seconds for one answer.
     """
+
+    def __init__(self, environments: Path, threads: int, log: Path, timeout: float):
+        self.environments, self.threads, self.log, self.timeout = (
+            environments,
+            threads,
+            log,
+            timeout,
+        )
+
+    def open(self, name: str, stack: ExitStack) -> Worker:
+        """A side in a fresh process, its libraries loaded.
+
+        Raises:
+            UserError: It is not installed, or did not start.
+        """
+        script, environment = SIDES[name]
+        python = Path(sys.executable)
+        if environment is not None:
+            python = interpreter(self.environments / environment)
+        if not python.is_file():
+            raise UserError(
+                f"{environment} is not installed in {self.environments}; run with "
+                "--make-environments"
+            )
+        settings = {"JAX_PLATFORMS": "cpu", "OMP_WAIT_POLICY": "PASSIVE"}
+        if name == OURS:
+            settings["PYTHONPATH"] = str(ROOT)  # this checkout, installed or not
+        return stack.enter_context(
+            Worker(name, python, script, self.log, threads=self.threads, environment=settings)
+        )
+
+    def ask(self, worker: Worker, do: str, **arguments: Any) -> dict[str, Any]:
+        """A worker's answer.
+
+        Raises:
+            UserError: It failed.
+        """
+        try:
+            return worker.ask(do, timeout=self.timeout, **arguments)
+        except SideFailed as error:
+            raise UserError(str(error)) from None
+
+    def loaded(self, name: str, stack: ExitStack) -> tuple[Worker, dict[str, str]]:
+        """A side in a fresh process, and its versions."""
+        worker = self.open(name, stack)
+        return worker, self.ask(worker, "load")["versions"]
+
+
+def compilation(bench: Bench, rounds: int) -> dict[str, Any]:
+    """Seconds until programs are there, in fresh processes, side after side."""
+    seen: dict[str, dict[str, list[float]]] = {}
+    for _ in range(rounds):
+        for turn in TURNS:
+            if turn.seeds is None or turn.side not in (OURS, "rejax"):
+                continue
+            with ExitStack() as stack:
+                worker, _ = bench.loaded(turn.side, stack)
+                took = bench.ask(worker, "compile", seeds=turn.seeds, updates=turn.updates)
+            found = seen.setdefault(f"{_seeds(turn.seeds)}: {turn.side}", {})
+            for clock in CLOCKS:
+                alone = took["first_call"][clock] - took["second_call"][clock]
+                found.setdefault(clock, []).append(alone)
+                first_state = took["first_state"][clock]
+                found.setdefault(f"first_state_{clock}", []).append(first_state)
     return {
-        "median": statistics.median(values),
-        "min": min(values),
-        "max": max(values),
-        "holds_median_with": 1.0 - 2.0 ** (1 - len(values)),
-        "values": len(values),
+        what: {clock: spread(values) for clock, values in of.items()} for what, of in seen.items()
     }
 
 
-def race(sides: Mapping[str, Side], rounds: int) -> dict[str, Any]:
-    """Env-steps per second of every side and their ratios, then the same of updates alone."""
-    rates: dict[str, dict[str, list[float]]] = {}
+def race(bench: Bench, workers: Mapping[str, Worker], rounds: int) -> dict[str, Any]:
+    """Rates of every side, and how many times as fast as each peer this learner is."""
+    for turn in TURNS:
+        if turn.seeds is None:
+            bench.ask(workers[turn.side], "prepare")
+        else:
+            bench.ask(workers[turn.side], "compile", seeds=turn.seeds, updates=turn.updates)
+    each: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for number in range(rounds):
+        first = number % len(TURNS)
+        for turn in (*TURNS[first:], *TURNS[:first]):
+            if turn.seeds is None:
+                took = bench.ask(workers[turn.side], "update", updates=turn.updates)
+                work = turn.updates
+            else:
+                took = bench.ask(workers[turn.side], "run", seeds=turn.seeds, updates=turn.updates)
+                work = turn.updates * turn.seeds * BATCH
+            for clock in CLOCKS:
+                found = each.setdefault((turn.what, turn.side), {})
+                found.setdefault(clock, []).append(took[clock] / work)
+    return results(each)
 
-    def note(what: str, work: float, took: Mapping[str, float]) -> None:
-        for clock in ("seconds", "cpu_seconds"):
-            rates.setdefault(what, {}).setdefault(clock, []).append(work / took[clock])
 
-    for turn in range(rounds):
-        order = list(UPDATES) if turn % 2 else list(reversed(UPDATES))
-        for name, seeds in order:
-            updates = UPDATES[name, seeds]
-            took = sides[name].ask("run", seeds=seeds, updates=updates)
-            note(f"env-steps/s, {_seeds(seeds)}: {name}", updates * BATCH * seeds, took)
-        for name in ("jroute", "torch") if turn % 2 else ("torch", "jroute"):
-            took = sides[name].ask("update", updates=ONLY[name])
-            note(f"updates/s on given rollouts: {name}", ONLY[name], took)
+def results(each: Mapping[tuple[str, str], Mapping[str, Sequence[float]]]) -> dict[str, Any]:
+    """Rates and ratios from the seconds that a unit of work took, by side and round."""
+    rates: dict[str, Any] = {}
     ratios: dict[str, Any] = {}
-    pairs = (
-        ("env-steps/s, 1 seed", "stable-baselines3"),
-        ("env-steps/s, 1 seed", "rejax"),
-        ("env-steps/s, 64 seeds", "rejax"),
-        ("updates/s on given rollouts", "torch"),
-    )
-    for what, peer in pairs:
-        ours, theirs = rates[f"{what}: jroute"], rates[f"{what}: {peer}"]
-        ratios[f"{what}, over {peer}"] = {
-            clock: spread([a / b for a, b in zip(ours[clock], theirs[clock], strict=True)])
-            for clock in ours
+    for (what, side), seconds in each.items():
+        rates[f"{what}: {side}"] = {
+            clock: spread([1.0 / one for one in values]) for clock, values in seconds.items()
         }
-    return {
-        "rates": {
-            what: {clock: spread(values) for clock, values in of.items()}
-            for what, of in rates.items()
-        },
-        "ratios": ratios,
-    }
+        if side == OURS:
+            continue
+        ratio = {
+            clock: speedup(each[what, OURS][clock], values) for clock, values in seconds.items()
+        }
+        if goal := GOALS.get((what, side)):
+            ratio |= {"goal": goal, "met": ratio["seconds"]["ratio"] >= goal}
+        ratios[f"{what}: over {side}"] = ratio
+    for what, of in list(rates.items()):
+        if what.startswith("env-steps/s"):
+            rates[what.replace("env-steps", "updates")] = {
+                clock: spread([one / BATCH for one in values["rounds"]])
+                for clock, values in of.items()
+            }
+    return {"rates": rates, "ratios": ratios}
 
 
-def to_95(sides: Mapping[str, Side], repeats: int, share: float = 0.95) -> dict[str, Any]:
+def to_95(bench: Bench, workers: Mapping[str, Worker], repeats: int) -> dict[str, Any]:
     """Time of training from scratch until the policy's value is 95 % of the best one's."""
-    found: dict[str, Any] = {}
-    for name, seeds in UPDATES:
-        sides[name].ask("compile", seeds=seeds, updates=CHUNK)
-    for name, seeds in UPDATES:
-        tries = [
-            sides[name].ask("reach", seeds=seeds, seed=seed, share=share, limit=300)
-            for seed in range(1, repeats + 1)
-        ]
-        reached = [one for one in tries if one["updates"] is not None]
-        found[f"{_seeds(seeds)}: {name}"] = {
-            "reached": f"{len(reached)} of {repeats}",
-            **{
-                key: spread([one[key] for one in reached])
-                for key in ("seconds", "cpu_seconds", "updates")
-                if reached
-            },
-        }
-    return found
+    trained = [turn for turn in TURNS if turn.seeds is not None]
+    for turn in trained:
+        bench.ask(workers[turn.side], "compile", seeds=turn.seeds, updates=CHUNK)
+    tries: dict[str, list[dict[str, Any]]] = {}
+    for seed in range(1, repeats + 1):
+        for turn in trained:
+            found = bench.ask(
+                workers[turn.side], "to", seeds=turn.seeds, seed=seed, share=0.95, limit=300
+            )
+            tries.setdefault(f"{_seeds(turn.seeds or 0)}: {turn.side}", []).append(found)
+    summary: dict[str, Any] = {}
+    for what, all_of in tries.items():
+        reached = [one for one in all_of if one["updates"] is not None]
+        summary[what] = {"tried": len(all_of), "reached": len(reached)}
+        if reached:
+            keys = (*CLOCKS, "updates")
+            summary[what] |= {key: spread([one[key] for one in reached]) for key in keys}
+    return summary
 
 
 def _seeds(number: int) -> str:
     return "1 seed" if number == 1 else f"{number} seeds"
 
 
-def measure(folder: Path, threads: int, rounds: int, repeats: int) -> dict[str, Any]:
+def measure(bench: Bench, rounds: int, repeats: int) -> dict[str, Any]:
     """Everything, on so many cores."""
-    cores = sorted(os.sched_getaffinity(0))
-    if threads > len(cores):
-        raise UserError(f"{threads} threads were asked for, but there are {len(cores)} cores")
-    peers = {name: folder / name / "bin" / "python" for name in ENVIRONMENTS}
-    for name, python in peers.items():
-        if not python.exists():
-            raise UserError(f"{name} is not installed in {folder}; run with --make-environments")
-    pythons = {"jroute": sys.executable, "torch": str(peers["stable-baselines3"])}
-    pythons |= {name: str(python) for name, python in peers.items()}
-    sides: dict[str, Side] = {}
-    load = os.getloadavg()[0]
-    try:
-        for name, python in pythons.items():
-            sides[name] = Side(name, python, cores[:threads])
-        compiled = {
-            f"{_seeds(seeds)}: {name}": sides[name].ask("compile", seeds=seeds, updates=updates)
-            for (name, seeds), updates in UPDATES.items()
-        }
-        compiled |= {
-            f"updates alone: {name}": sides[name].ask("compile update")
-            for name in ("jroute", "torch")
-        }
-        raced = race(sides, rounds)
-        # The first call is compilation and one turn: what is over the turn's usual time.
-        for (name, seeds), updates in UPDATES.items():
-            rate = raced["rates"][f"env-steps/s, {_seeds(seeds)}: {name}"]
-            first = compiled[f"{_seeds(seeds)}: {name}"]["first"]
-            for clock in ("seconds", "cpu_seconds"):
-                first[f"compile_{clock}"] = (
-                    first[clock] - updates * BATCH * seeds / rate[clock]["median"]
-                )
+    load = os.getloadavg()
+    compiled = compilation(bench, repeats)
+    for what, of in compiled.items():
+        if what.endswith(OURS):
+            met = of["seconds"]["median"] <= COMPILE_GOAL_SECONDS
+            of |= {"goal": COMPILE_GOAL_SECONDS, "met": met}
+    with ExitStack() as stack:
+        opened = {name: bench.loaded(name, stack) for name in SIDES}
+        workers = {name: worker for name, (worker, _) in opened.items()}
+        raced = race(bench, workers, rounds)
         return {
-            "threads": threads,
+            "threads": bench.threads,
             "load_before": load,
-            "versions": {name: side.about["versions"] for name, side in sides.items()},
+            "versions": {name: versions for name, (_, versions) in opened.items()},
             "compile": compiled,
             **raced,
-            "to 95 % of the best policy": to_95(sides, repeats),
+            "to 95 % of the best policy": to_95(bench, workers, repeats),
         }
-    finally:
-        for side in sides.values():
-            side.close()
 
 
 def table(found: Mapping[str, Any]) -> str:
     """Compilation, rates, ratios beside their goals, and times to 95 %."""
-    lines = [f"on {found['threads']} thread(s); [least, greatest] of {_rounds(found)} rounds"]
-    for what, took in found["compile"].items():
-        if seconds := took["first"].get("compile_seconds"):
-            lines.append(
-                f"compile, {what:40} {seconds:8.2f} s ({took['first']['compile_cpu_seconds']:.2f} "
-                f"s of processors), first state {took['start']['seconds']:.2f} s"
-            )
+    lines = [f"{found['threads']} core(s)"]
+
+    def line(what: str, form: str, of: Mapping[str, Any], rest: str = "") -> None:
+        middle, low, high = of["median"], of["min"], of["max"]
+        lines.append(f"{what:47} {middle:11{form}} [{low:{form}}, {high:{form}}]{rest}")
+
+    for what, of in found["compile"].items():
+        rest = f" s; first state {of['first_state_seconds']['median']:.2f} s{_goal(of)}"
+        line(f"compile, {what}", ".2f", of["seconds"], rest)
     for what, of in found["rates"].items():
-        rate = of["seconds"]
-        lines.append(f"{what:49} {rate['median']:11,.0f} [{rate['min']:,.0f}, {rate['max']:,.0f}]")
+        line(what, ",.0f", of["seconds"])
     for what, of in found["ratios"].items():
-        goal = f"; goal {GOALS[what]:g}" if what in GOALS else ""
-        wall, cpu = of["seconds"], of["cpu_seconds"]
         lines.append(
-            f"{what:49} {wall['median']:11.2f} [{wall['min']:.2f}, {wall['max']:.2f}] x, by "
-            f"processors {cpu['median']:.2f} [{cpu['min']:.2f}, {cpu['max']:.2f}]{goal}"
+            f"{what:47} {_ratio(of['seconds'])}, by processors' seconds "
+            f"{_ratio(of['cpu_seconds'])}{_goal(of)}"
         )
     for what, of in found["to 95 % of the best policy"].items():
         if "seconds" in of:
-            lines.append(
-                f"to 95 %, {what:40} {of['seconds']['median']:11.3f} s "
-                f"[{of['seconds']['min']:.3f}, {of['seconds']['max']:.3f}], "
-                f"{of['updates']['median']:g} updates"
-            )
+            rest = f" s, {of['updates']['median']:g} updates, {of['reached']} of {of['tried']} runs"
+            line(f"to 95 %, {what}", ".3f", of["seconds"], rest)
         else:
-            lines.append(f"to 95 %, {what:40} not reached")
+            lines.append(f"to 95 %, {what:38} not reached")
     return "\n".join(lines)
 
 
-def _rounds(found: Mapping[str, Any]) -> int:
-    return next(iter(found["ratios"].values()))["seconds"]["values"]
+def _ratio(of: Mapping[str, Any]) -> str:
+    interval = "" if of["interval"] is None else " [{:.2f}, {:.2f}]".format(*of["interval"])
+    return f"{of['ratio']:.2f}{interval} x"
+
+
+def _goal(of: Mapping[str, Any]) -> str:
+    return f"; goal {of['goal']:g}{'' if of['met'] else ' NOT MET'}" if "goal" in of else ""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--environments", type=Path, default=Path("runs/peers"))
+    p.add_argument("--make-environments", action="store_true", help="make those missing; then end")
+    p.add_argument("--threads", type=int, nargs="+", help="cores to race on (default: 1, and all)")
+    p.add_argument("--rounds", type=int, default=11, help="turns of every side (default: 11)")
+    p.add_argument(
+        "--repeats",
+        type=int,
+        default=5,
+        help="fresh processes and trainings to 95 %% (default: 5)",
+    )
+    p.add_argument("--timeout", type=float, default=900, help="most seconds for one answer")
+    p.add_argument("--out", type=Path, help="JSON to write")
+    return p
 
 
 @door
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, measures, prints, writes."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--environments",
-        type=Path,
-        default=Path(".cache/bench_ppo"),
-        help="folder of the peers' virtual environments (default: .cache/bench_ppo)",
-    )
-    parser.add_argument(
-        "--make-environments", action="store_true", help="make them with venv and pip, then stop"
-    )
-    parser.add_argument(
-        "--threads", type=int, nargs="+", default=[1, 2], help="cores to race on (default: 1 2)"
-    )
-    parser.add_argument("--rounds", type=int, default=7, help="turns of every side (default: 7)")
-    parser.add_argument("--repeats", type=int, default=3, help="trainings to 95 %% (default: 3)")
-    parser.add_argument("--out", type=Path, help="JSON to write")
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
+    cores = len(os.sched_getaffinity(0))
+    threads = args.threads or sorted({1, cores})
+    if min(args.rounds, args.repeats, *threads) < 1 or max(threads) > cores:
+        raise UserError(
+            "--rounds, --repeats and --threads must be positive, --threads no more than there are "
+            "cores"
+        )
     if args.make_environments:
-        make_environments(args.environments)
+        for name, packages in ENVIRONMENTS.items():
+            make_environment(args.environments / name, packages, (sys.executable,))
         return
-    if args.rounds < 1 or args.repeats < 1:
-        raise UserError("--rounds and --repeats must be at least 1")
-    results = {
-        "what": {
+    report: dict[str, Any] = {
+        "machine": describe_machine(),
+        "command": " ".join(["python scripts/bench_ppo.py", *(argv or sys.argv[1:])]),
+        "settings": {
             "prompts": PROMPTS,
+            "features": FEATURES,
+            "gates": GATES,
+            "hidden": HIDDEN,
             "batch": BATCH,
             "epochs": EPOCHS,
             "minibatches": MINIBATCHES,
-            "goals": {**GOALS, "compile seconds": COMPILE_GOAL_SECONDS},
+            "rounds": args.rounds,
+            "repeats": args.repeats,
         },
-        "machine": describe_machine(),
         "races": [],
     }
-    for threads in args.threads:
-        found = measure(args.environments, threads, args.rounds, args.repeats)
-        print(table(found), flush=True)
-        results["races"].append(found)
-        if args.out:
-            write_text(args.out, json.dumps(results, indent=2) + "\n")
+    with tempfile.TemporaryDirectory() as folder:
+        for number in threads:
+            bench = Bench(args.environments, number, Path(folder) / "log", args.timeout)
+            found = measure(bench, args.rounds, args.repeats)
+            print(table(found), flush=True)
+            report["races"].append(found)
+            if args.out:
+                args.out.parent.mkdir(parents=True, exist_ok=True)
+                write_text(args.out, json.dumps(report, indent=2) + "\n")
+    if args.out:
+        print(f"wrote {args.out}")
 
 
 if __name__ == "__main__":
-    enter(main, "nothing was written but what is complete")
+    enter(main, "the races that were finished stand in --out")

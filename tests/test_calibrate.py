@@ -1,5 +1,6 @@
 """The calibration command, with little of everything; what it measures is tested beside it."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -80,6 +81,27 @@ def test_other_settings_are_another_calibration(tmp_path) -> None:
     assert kept.get({"a": 1}, lambda: 1) == 1
     assert kept.get({"a": 2}, lambda: 2) == 2
     assert Kept(tmp_path / "kept.json").get({"a": 1}, lambda: 3) == 1
+
+
+def test_what_does_not_decide_a_part_does_not_undo_it(tmp_path, monkeypatch) -> None:
+    models, file = [(tables(), TOLD)], tmp_path / "kept.json"
+    first = calibrate.calibrate(models, [], CONFIG, ("positive",), Kept(file))
+    monkeypatch.setattr(calibration, "contest", None)
+    more = dataclasses.replace(CONFIG, permutations=40, tables=3, gains=(0.5,))
+    assert calibrate.calibrate(models, [], more, ("positive",), Kept(file)) == first
+    with pytest.raises(TypeError):
+        other = dataclasses.replace(CONFIG, seed=1)
+        calibrate.calibrate(models, [], other, ("positive",), Kept(file))
+
+
+def test_a_plan_counts_trainings(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(calibration, "seconds_of", lambda ppo, problems: 2.0)
+    given = (tmp_path, tmp_path / "none.yaml", [])
+    told = calibrate.plan([], 3, CONFIG, ("positive", "null", "dose"), given).splitlines()
+    assert told[0].startswith("models       6 trainings of 2 seeds x 3 updates, about 12 s")
+    assert told[1].startswith("null         12 trainings of 2 seeds x 3 updates, about 24 s")
+    assert told[2].startswith("dose         4 trainings of 2 seeds x 3 updates, about 8 s")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

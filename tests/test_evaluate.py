@@ -48,7 +48,7 @@ def test_every_arm_is_judged_on_every_split(judged) -> None:
     for split, n in (("test", 24), ("ood", 16)):
         found = results if split == "test" else results["other_splits"][split]
         assert found["n"] == n and set(found["arms"]) == names
-        assert found["verdict"]["verdict"] in ("underpowered", "gain")
+        assert found["verdict"]["name"] in ("underpowered", "gain")
         correct = run.matrix(split)
         controls = judgement.train_controls(run)
         x = run.featurizer(run.raw_features(split)).astype(np.float32)
@@ -73,6 +73,37 @@ def test_items_hold_what_the_results_sum_up(judged) -> None:
     for name, arm in results["arms"].items():
         assert means[name] == pytest.approx(arm["accuracy"]), name
     assert (rows[rows.arm == "rl"].groupby("split")["seed"].nunique() == 2).all()
+    # The gate beside each value is the one that gave it, and the counts are of these gates.
+    run = jroute.load_run(judged)
+    deciding = rows[rows.gate.notna()]
+    assert set(rows.arm) - set(deciding.arm) == {"random", "shuffled_prompt", "oracle"}
+    of_problem = {p.id: i for i, p in enumerate(run.problems("ood"))}
+    there = deciding[deciding.split == "ood"]
+    where = [run.gate_values.index(gate) for gate in there.gate]
+    paid = run.matrix("ood")[[of_problem[name] for name in there.problem], where]
+    np.testing.assert_array_equal(paid, there.value)
+    for arm, each in results["other_splits"]["ood"]["gates_chosen"].items():
+        for seed, counts in enumerate(each):
+            row = there[(there.arm == arm) & (there.seed == seed)].gate
+            assert counts == [int((row == gate).sum()) for gate in run.gate_values], arm
+
+
+def test_the_noise_floor_is_told_where_it_was_measured(judged, monkeypatch, capsys) -> None:
+    assert jroute.load_run(judged).results["noise_floor"] is None
+    floor = {
+        name: {"n": 200, "flips": 2, "share": 0.01, "ci95": [0.003, 0.04]}
+        for name in ("text", "answer", "correct")
+    }
+    monkeypatch.setattr(Run, "noise_floor", floor)
+    before = (judged / "results.json").read_bytes()
+    try:
+        results = judgement.judge(jroute.load_run(judged))
+        for part in (results, *results["other_splits"].values()):
+            told = part["headroom"]["noise_floor"]
+            assert told["n"] == 200 and 0 < told["ci95"][0] < told["value"] < told["ci95"][1]
+        assert results["noise_floor"] == floor
+    finally:
+        (judged / "results.json").write_bytes(before)
 
 
 def test_evaluating_again_changes_nothing(judged, capsys) -> None:
@@ -116,7 +147,30 @@ def test_a_cell_that_comes_out_otherwise_is_told(judged, monkeypatch, capsys) ->
     assert main([*given, "--arms", "baseline", "fixed:1"]) == 2
     told = capsys.readouterr()
     assert "5 of 6 cells agree in text, 5 in correctness" in told.out
-    assert told.err.startswith("error: 1 cells came out otherwise") and "synthetic/test" in told.err
+    assert told.err.startswith("error: 16.67% of cells (1 of 6) came out otherwise")
+    assert "synthetic/test" in told.err and "--replicate 200" in told.err
+    # What the noise floor allows is no disagreement, and what is beyond it is.
+    for most, status in ((0.2, 0), (0.1, 2)):
+        monkeypatch.setattr(Run, "noise_floor", {"text": {"ci95": [0.0, most]}})
+        assert main([*given, "--arms", "baseline", "fixed:1"]) == status
+    told = capsys.readouterr()
+    assert "16.67% came out otherwise, within the noise floor of at most 20.00%" in told.out
+    assert "the noise floor is at most 10.00%" in told.err
+
+
+def test_plans_write_nothing(judged, capsys) -> None:
+    before = {path: path.stat().st_mtime_ns for path in judged.rglob("*")}
+    assert main(["--run", str(judged), "--plan"]) == 0
+    told = capsys.readouterr().out
+    assert "0 cells to make (240 of 240 are there)" in told  # train: 48 problems, 5 gates
+    assert "memory" in told and "random rewards" not in told  # these controllers are there
+    given = ["--run", str(judged), "--split", "test", "--live", "--plan"]
+    assert main([*given, "--arms", "baseline", "rl", "--problems", "7"]) == 0
+    told = capsys.readouterr().out
+    assert "14 cells to make (0 of 14 are there)" in told
+    assert "time" in told and "cells/s" in told
+    assert main([*given, "--arms", "oracle"]) == 2
+    assert before == {path: path.stat().st_mtime_ns for path in judged.rglob("*")}
 
 
 @pytest.mark.parametrize(

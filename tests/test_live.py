@@ -1,6 +1,7 @@
 """Gates per layer and per band, trained on completions that are generated as they are asked for."""
 
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -62,6 +63,14 @@ def test_a_gate_per_layer_is_trained_end_to_end(per_layer, capsys):
     cells = [run.memo.outcome(i, tuple(g)) for i, g in zip(ids, gates.tolist(), strict=True)]
     expected = np.mean([cell.correct for cell in cells])
     assert results["arms"]["rl_selected"]["accuracy"] == pytest.approx(expected)
+    counts = [[int((part == g).sum()) for g in (0.0, 0.5, 1.0)] for part in gates.T]
+    chosen = results["gates_chosen"]["rl"]
+    assert chosen[results["selected_seed"]] == np.sum(counts, axis=0).tolist()
+    by_part = np.array(results["gates_chosen_by_part"]["rl"])
+    assert by_part.sum(axis=0).tolist() == np.sum(chosen, axis=0).tolist()
+    assert (by_part >= counts).all() and (by_part.sum(axis=1) == 2 * 12).all()  # of two seeds
+    (made,) = results["generation"].values()
+    assert made["cells"] == len(run.memo) == results["cells_generated"] and made["seconds"] > 0
     plain = [run.memo.outcome(i, (0.0,) * 6).completion for i in ids]
     assert plain == [c.text for c in run.generate(prompts, arm="baseline")]
     why = run.explain(prompts[0])
@@ -107,6 +116,11 @@ def test_a_gymnasium_environment_of_the_run_is_live(per_layer):
     assert len(run.memo) - size <= 3
     direct = generate(run, [Cell(data.problems[1], gate)])
     assert direct == [run.memo.outcome(data.problems[1].id, gate)]
+    # The model's six blocks are all mixing sites: it takes these very numbers.
+    (told,) = run.lm.generate(
+        run.prompts("test")[1:2], [gate], max_new_tokens=16, slots=16, logprobs="raw"
+    )
+    assert (direct[0].completion, direct[0].logprob) == (told.text, math.fsum(told.logprobs))
 
 
 def test_live_rollouts_learn_what_the_table_teaches(tiny_directory, tmp_path):
@@ -139,11 +153,14 @@ def test_gates_per_band(tiny_directory, tmp_path, capsys):
     low, high, both = (
         backend.outcomes(problems, [g] * 6) for g in ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0))
     )
-    texts = [[o.completion for o in found] for found in (low, high, both)]
-    whole = [
-        c.text for c in run.lm.generate(run.prompts("test")[:6], 1.0, max_new_tokens=16, slots=16)
-    ]
-    assert texts[2] == whole and texts[0] != texts[2] and texts[1] != texts[2]
+    told = {"max_new_tokens": 16, "slots": 16, "logprobs": "raw"}
+    for found, gate in ((low, [[1.0, 0.0]] * 6), (high, [[0.0, 1.0]] * 6), (both, 1.0)):
+        whole = run.lm.generate(run.prompts("test")[:6], gate, **told)
+        assert [o.completion for o in found] == [c.text for c in whole]
+        assert [o.logprob for o in found] == [math.fsum(c.logprobs) for c in whole]
+    for found in (low, high):  # each band moves the model, and both move it elsewhere
+        assert all(a.logprob != b.logprob for a, b in zip(found, both, strict=True))
+    assert all(a.logprob != b.logprob for a, b in zip(low, high, strict=True))
     bad = write_config(tmp_path, tiny_directory, gate_per="band")
     assert train(["--config", str(bad), "--run", str(tmp_path / "other")]) == 2
     assert "this routing has no bands" in capsys.readouterr().err

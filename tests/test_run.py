@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -131,7 +132,10 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(interrupted, whole):
     assert flat_a.keys() == flat_b.keys() and len(flat_a) > 30
     for name, value in flat_a.items():
         np.testing.assert_array_equal(value, flat_b[name], err_msg=name)
-    assert (run / "results.json").read_bytes() == (whole / "results.json").read_bytes()
+    results = [json.loads((folder / "results.json").read_text()) for folder in (run, whole)]
+    # But for how long it took; the cells are as many.
+    made = [list(told.pop("generation").values()) for told in results]
+    assert [one["cells"] for (one,) in made] == [1200, 1200] and results[0] == results[1]
 
 
 def flatten(tree, prefix="") -> dict[str, np.ndarray]:
@@ -140,6 +144,17 @@ def flatten(tree, prefix="") -> dict[str, np.ndarray]:
     return {
         k: v for name, part in tree.items() for k, v in flatten(part, f"{prefix}/{name}").items()
     }
+
+
+def test_a_plan_tells_of_the_table_and_of_the_learner(whole, capsys):
+    before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
+    assert train(["--config", str(whole / "config.yaml"), "--plan"]) == 0
+    plan = capsys.readouterr().out
+    assert re.search(r"^train +0 cells to make \(480 of 480 are there\)$", plan, re.M)
+    assert re.search(r"^ood +0 cells to make \(160 of 160 are there\)$", plan, re.M)
+    assert re.search(r"^memory +about .+ on each device, of ", plan, re.M)
+    assert re.search(r"^ppo +600 updates x 2 seeds = 76800 episodes, about ", plan, re.M)
+    assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
 
 
 def test_a_finished_run_has_nothing_left_to_do(whole):

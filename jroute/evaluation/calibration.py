@@ -11,6 +11,8 @@ Four parts, all of them arrays in and numbers out:
 * a plain model's table goes through ``contest`` as any other, without expectations.
 """
 
+import dataclasses
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -25,6 +27,9 @@ from jroute.evaluation import controls, report, statistics
 from jroute.evaluation.headroom import CrossValidator, headroom
 from jroute.evaluation.verdict import DECLARED
 from jroute.ppo import learner
+
+TRIAL = 10
+"""Updates of PPO that a trial measures."""
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Gates of the simulated tables."""
@@ -61,6 +66,7 @@ class CalibrationConfig:
         tables: Simulated tables for each planted gain.
         gains: Planted gains.
         problems: Train, validation and judged problems of a simulated table.
+        features: Features of a simulated table, of which one tells.
     """
 
     seed: int = 0
@@ -81,6 +87,7 @@ class CalibrationConfig:
     tables: int = 8
     gains: tuple[float, ...] = (0.0, 0.01, 0.02, 0.05, 0.1)
     problems: tuple[int, int, int] = (1200, 300, 1319)
+    features: int = 8
 
 
 def contest(
@@ -112,8 +119,8 @@ def contest(
     learnt = tuple(np.concatenate(pair) for pair in zip(train, validation, strict=True))
     found = {}
     for split, (features, correct) in tables.judged.items():
-        values = report.arm_values(
-            correct,
+        columns = report.arm_columns(
+            len(correct),
             tables.gates,
             best_fixed=best_fixed,
             selected=selected,
@@ -127,8 +134,23 @@ def contest(
             replicates=judge.replicates,
             seed=judge.seed,
         )
-        found[split] = report.judge(values, judge, room)
+        found[split] = report.judge(report.arm_values(correct, columns), judge, room)
     return found
+
+
+def seconds_of(config: learner.PPOConfig, problems: int) -> float:
+    """Wall time of a training, compilation left out, by a trial of ``TRIAL`` updates.
+
+    Args:
+        config: Of the learner.
+        problems: Number of train problems.
+    """
+    cells = planted(0.0, problems, np.random.default_rng(0))
+    short = dataclasses.replace(config, updates=TRIAL)
+    controls.train_rl(cells, short, jax.random.key(0))  # compiles
+    started = time.perf_counter()
+    controls.train_rl(cells, short, jax.random.key(0))
+    return (time.perf_counter() - started) / TRIAL * config.updates
 
 
 # Positive ---------------------------------------------------------------------------------------
@@ -301,7 +323,9 @@ def dose(
     number, found = round(gain * 10_000), []
     for i in range(config.tables):
         rng = np.random.default_rng([config.seed, number, i])
-        train, validation, judged = (planted(gain, n, rng) for n in config.problems)
+        train, validation, judged = (
+            planted(gain, n, rng, features=config.features) for n in config.problems
+        )
         tables = Tables(train, validation, {"test": judged}, GRID)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), number), i)
         results = contest(tables, config.small, config.small_supervised, config.judge, key)["test"]
@@ -310,11 +334,11 @@ def dose(
         found.append(
             {
                 "n": results["n"],
-                "verdict": results["verdict"]["verdict"],
+                "verdict": results["verdict"]["name"],
                 "rl_minus_best_fixed": contrast["difference"],
                 "ci95": contrast["ci95"],
                 "covers": contrast["ci95"][0] <= gain <= contrast["ci95"][1],
-                "learnable": room["difference"],
+                "learnable": room["value"],
                 "learnable_ci95": room["ci95"],
                 "learnable_upper95": room["upper95"],
             }

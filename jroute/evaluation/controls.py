@@ -82,7 +82,7 @@ def choose(
     supervised: networks.Params,
     controls: Mapping[str, Any],
 ) -> dict[str, Int[np.ndarray, "..."]]:
-    """The column every learnt arm chooses for each problem, as ``report.arm_values`` takes them.
+    """The column every learnt arm chooses for each problem, as ``report.arm_columns`` takes them.
 
     Args:
         observations: Features of the problems.

@@ -105,10 +105,12 @@ class CrossValidator:
         held = np.flatnonzero(out)
         rows = np.setdiff1d(np.arange(len(design)), held)
         mean = design[rows].mean(axis=0)
-        left, singular, right = np.linalg.svd(design[rows] - mean, full_matrices=False)
-        keep = singular > 1e-6 * max(singular[0], 1e-12)
-        ahead = (design[held] - mean) @ right[keep].T / singular[keep]
-        return _Fold(rows, held, left[:, keep], singular[keep] ** 2, ahead)
+        centred = design[rows] - mean
+        # Singular vectors by way of the columns' products: there are far fewer columns than rows.
+        spectrum, right = np.linalg.eigh(centred.T @ centred)
+        keep = spectrum > 1e-10 * max(spectrum[-1], 1e-24)
+        into = right[:, keep] / np.sqrt(spectrum[keep])
+        return _Fold(rows, held, centred @ into, spectrum[keep], (design[held] - mean) @ into)
 
     def choices(
         self, rewards: Float[np.ndarray, "judged gates"], extra: Float[np.ndarray, "extra gates"]
@@ -282,6 +284,11 @@ def sampled(
         name: statistics.linear_contrast([gain], [1.0], replicates=replicates, seed=seed)
         for name, gain in gains.items()
     }
+
+
+def flip_chance(differing: float) -> float:
+    """Chance of one flip, where two makings of a cell differ with that chance, each on its own."""
+    return (1.0 - np.sqrt(1.0 - 2.0 * min(differing, 0.5))) / 2.0
 
 
 def noise_gain(flips: float, accuracy: float, gates: int) -> float:

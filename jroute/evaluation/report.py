@@ -14,12 +14,15 @@ from jaxtyping import Float, Int
 from jroute.controller.arms import shuffled_values
 from jroute.errors import UserError
 from jroute.evaluation import statistics
-from jroute.evaluation.headroom import Headroom
+from jroute.evaluation.headroom import Headroom, flip_chance, noise_gain
 from jroute.evaluation.statistics import Contrast
 from jroute.evaluation.verdict import DECLARED, RIVALS, Evidence, points, verdict
 
 SAME_SEEDS = ("rl_modal", "shuffled_prompt")
 """Arms made of RL's own seeds: they are compared with RL seed by seed."""
+
+SAMPLED = {"cross_fitted": "cross-fitted", "placebo_adjusted": "placebo-adjusted"}
+"""What several samples of every cell say of headroom."""
 
 DETERMINISTIC = ("baseline", "supervised", "supervised_features", "exact_gradient", "best_fixed")
 """One gate per prompt and no seeds: what McNemar's test is defined against."""
@@ -60,8 +63,8 @@ def fixed_name(gate: float) -> str:
     return f"fixed:{gate:g}"
 
 
-def arm_values(
-    correct: Float[np.ndarray, "problems gates"],
+def arm_columns(
+    problems: int,
     gates: Sequence[float],
     *,
     best_fixed: int,
@@ -71,11 +74,11 @@ def arm_values(
     rl_modal: Int[np.ndarray, " seeds"] | None = None,
     random_reward: Int[np.ndarray, "other_seeds problems"] | None = None,
     **choices: Int[np.ndarray, " problems"],
-) -> dict[str, Float[np.ndarray, "..."]]:
-    """What every arm scored on every problem.
+) -> dict[str, Int[np.ndarray, "..."]]:
+    """Which gate every arm that decides for one gives to every problem.
 
     Args:
-        correct: 1 where a gate solves a problem.
+        problems: How many there are.
         gates: The gate of each column.
         best_fixed: Column that was best on train.
         supervised: Column the supervised arm chose for each problem.
@@ -86,31 +89,61 @@ def arm_values(
         **choices: Columns that further deterministic arms chose, by name.
 
     Returns:
+        Columns, ``[problems]`` per arm, ``[seeds, problems]`` for those of several seeds.
+    """
+    arms = {
+        "baseline": np.full(problems, list(gates).index(0.0)),
+        **{fixed_name(gate): np.full(problems, i) for i, gate in enumerate(gates)},
+        "best_fixed": np.full(problems, best_fixed),
+        "supervised": supervised,
+        **choices,
+        "rl": rl,
+        "rl_selected": rl[selected],
+    }
+    if rl_modal is not None:
+        arms["rl_modal"] = np.repeat(rl_modal[:, None], problems, axis=1)
+    if random_reward is not None:
+        arms["random_reward"] = random_reward
+    return arms
+
+
+def arm_values(
+    correct: Float[np.ndarray, "problems gates"], columns: Mapping[str, Int[np.ndarray, "..."]]
+) -> dict[str, Float[np.ndarray, "..."]]:
+    """What every arm scored on every problem.
+
+    Args:
+        correct: 1 where a gate solves a problem.
+        columns: As ``arm_columns`` gives them.
+
+    Returns:
         ``[problems]`` per arm, ``[seeds, problems]`` for those of several seeds. ``random`` and
         ``shuffled_prompt`` are their expectations.
     """
     rows = np.arange(len(correct))
-    arms = {
-        "baseline": correct[:, list(gates).index(0.0)],
-        **{fixed_name(gate): correct[:, i] for i, gate in enumerate(gates)},
+    return {
+        **{name: correct[rows, chosen] for name, chosen in columns.items()},
         "random": correct.mean(axis=1),
-        "supervised": correct[rows, supervised],
-        **{name: correct[rows, chosen] for name, chosen in choices.items()},
-        "rl": correct[rows[None], rl],
-        "rl_selected": correct[rows, rl[selected]],
+        "shuffled_prompt": shuffled_values(correct, columns["rl"]),
+        "oracle": correct.max(axis=1),
     }
-    if rl_modal is not None:
-        arms["rl_modal"] = correct[:, rl_modal].T
-    arms["shuffled_prompt"] = shuffled_values(correct, rl)
-    if random_reward is not None:
-        arms["random_reward"] = correct[rows[None], random_reward]
-    return {**arms, "best_fixed": correct[:, best_fixed], "oracle": correct.max(axis=1)}
+
+
+def gate_counts(
+    columns: Mapping[str, Int[np.ndarray, "..."]], gates: int
+) -> dict[str, list[list[int]]]:
+    """How many problems each seed of an arm gave each gate to: arm -> ``[seeds, gates]``."""
+    return {
+        name: [np.bincount(row, minlength=gates).tolist() for row in np.atleast_2d(chosen)]
+        for name, chosen in columns.items()
+    }
 
 
 def judge(
     arms: Mapping[str, Float[np.ndarray, "..."]],
     config: JudgeConfig,
     headroom: Headroom | None = None,
+    flips: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Accuracies with 95 % intervals, the contrasts of RL with every other arm, the verdict.
 
@@ -118,10 +151,12 @@ def judge(
         arms: As ``arm_values`` gives them.
         config: Resampling and margin.
         headroom: Of these problems; without it there is no verdict.
+        flips: Cells that were made twice and came out right only once: ``share``, ``ci95``, ``n``.
 
     Returns:
         The part of ``results.json`` that belongs to one split: ``n``, ``arms``, ``contrasts``
-        (the declared ones first), ``shares``, ``mcnemar``, ``gaps``, ``headroom``, ``verdict``.
+        (the declared ones first), ``shares``, ``mcnemar``, ``gaps``, ``resolvable_gap``,
+        ``gate_sensitive``, ``headroom``, ``verdict``.
     """
     sampling = {"replicates": config.replicates, "seed": config.seed}
 
@@ -148,12 +183,49 @@ def judge(
         "shares": _shares(arms, sampling),
         "mcnemar": _mcnemar(arms),
         "gaps": _gaps(arms),
+        "gate_sensitive": _sensitive(arms),
     }
+    results["resolvable_gap"] = results["gaps"][-1]["just_significant"]
     if headroom is not None:
         evidence = Evidence(rl, rivals, constant, headroom, config.delta)
-        results["headroom"] = dataclasses.asdict(headroom)
+        results["headroom"] = _headroom(headroom, arms, flips)
         results["verdict"] = dataclasses.asdict(verdict(evidence))
     return _finite(results)
+
+
+def _sensitive(arms: Mapping[str, Float[np.ndarray, "..."]]) -> dict[str, Any]:
+    """Share of problems that some gates of the grid solve and others do not."""
+    fixed = np.stack([values for name, values in arms.items() if name.startswith("fixed:")])
+    found = statistics.accuracy(np.ptp(fixed, axis=0) > 0)
+    return {"share": found.accuracy, "ci95": found.ci95, "n": found.n}
+
+
+def gain(contrast: Contrast) -> dict[str, Any]:
+    """A contrast as ``headroom`` tells it: ``value`` is its difference."""
+    told = dataclasses.asdict(contrast)
+    return {"value": told.pop("difference"), **told}
+
+
+def _headroom(
+    headroom: Headroom,
+    arms: Mapping[str, Float[np.ndarray, "..."]],
+    flips: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Learnable and hindsight headroom, and what flips alone would show in hindsight."""
+    told: dict[str, Any] = {
+        "learnable": gain(headroom.learnable),
+        "hindsight": gain(headroom.hindsight),
+        "folds": headroom.folds,
+    }
+    if flips is not None:
+        gates = sum(name.startswith("fixed:") for name in arms)
+        solved = float(arms["best_fixed"].mean())
+        value, *ends = (
+            noise_gain(flip_chance(share), solved, gates)
+            for share in (flips["share"], *flips["ci95"])
+        )
+        told["noise_floor"] = {"value": value, "ci95": ends, "n": flips["n"]}
+    return told
 
 
 def _finite(value: Any) -> Any:
@@ -247,18 +319,39 @@ def _closing(results: Mapping[str, Any]) -> list[str]:
             f"smallest gap at {100 * gap['discordance']:.1f} % discordance, n = {gap['n']}: "
             f"{just} just significant, {power} with 80 % power (exact McNemar)"
         )
-    if "headroom" in results:
-        found = results["headroom"]
-        hindsight, learnable = (
-            Contrast(**{**found[key], "ci95": tuple(found[key]["ci95"])})
-            for key in ("hindsight", "learnable")
+    if "gate_sensitive" in results:  # which live rollouts cannot tell
+        sensitive = results["gate_sensitive"]
+        low, high = (100 * end for end in sensitive["ci95"])
+        lines.append(
+            f"gates decide {sensitive['share']:.1%} [{low:.1f}, {high:.1f}] of the problems "
+            f"(n = {sensitive['n']})"
         )
+    if "headroom" in results:
+        found, told = results["headroom"], results["verdict"]
         lines += [
-            f"headroom over the best fixed gate: learnable {points(learnable)}, at most "
-            f"{100 * learnable.upper95:+.1f} (one-sided 95 %, {found['folds']} folds); hindsight "
-            f"{points(hindsight)}, an upper bound that noise inflates",
-            f"verdict: {results['verdict']['verdict']}: {results['verdict']['means']} "
-            f"(δ = {100 * results['verdict']['delta']:g} points)",
-            *(f"  {sentence}" for sentence in results["verdict"]["beside"]),
+            f"headroom over the best fixed gate: learnable {_points(found['learnable'])}, at most "
+            f"{100 * found['learnable']['upper95']:+.1f} (one-sided 95 %, {found['folds']} folds); "
+            f"hindsight {_points(found['hindsight'])}, an upper bound that noise inflates",
+            *(
+                f"{name} headroom {_points(found[key])}"
+                for key, name in SAMPLED.items()
+                if key in found
+            ),
+        ]
+        if "noise_floor" in found:
+            low, high = (100 * end for end in found["noise_floor"]["ci95"])
+            lines.append(
+                f"flips alone would show {100 * found['noise_floor']['value']:.2f} points "
+                f"[{low:.2f}, {high:.2f}] in hindsight ({found['noise_floor']['n']} cells made "
+                "twice)"
+            )
+        lines += [
+            f"verdict: {told['name']}: {told['sentence']}",
+            *(f"  {sentence}" for sentence in told["beside"]),
         ]
     return lines
+
+
+def _points(told: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in told.items() if key not in ("value", "ci95")}
+    return points(Contrast(difference=told["value"], ci95=tuple(told["ci95"]), **rest))

@@ -88,13 +88,13 @@ class Row:
     """One row of the table.
 
     Attributes:
-        verdict: Its name.
+        name: Of the verdict.
         when: What must hold, in words.
         holds: What must hold.
         means: What the verdict says.
     """
 
-    verdict: str
+    name: str
     when: str
     holds: Callable[[Evidence], bool]
     means: str
@@ -143,15 +143,15 @@ class Verdict:
     """What is said, what it means, and what must be said beside it.
 
     Attributes:
-        verdict: Name of the row.
-        means: What the row says.
+        name: Of the row.
+        sentence: What the row says, with the margin.
         beside: Further sentences that belong to it.
         n: Number of items.
         delta: The margin.
     """
 
-    verdict: str
-    means: str
+    name: str
+    sentence: str
     beside: tuple[str, ...]
     n: int
     delta: float
@@ -161,7 +161,7 @@ def verdict(evidence: Evidence) -> Verdict:
     """The first row of ``TABLE`` that holds."""
     row = next(row for row in TABLE if row.holds(evidence))
     beside = []
-    if row.verdict == "gain":
+    if row.name == "gain":
         beside = [
             f"{name} is not beaten by δ: RL minus it is {points(evidence.rl[name])}, so RL is not "
             "needed where all cells of train can be generated"
@@ -169,8 +169,9 @@ def verdict(evidence: Evidence) -> Verdict:
         ]
     worse = [b for b in DECLARED if evidence.rl[b].difference < 0 and evidence.rl[b].p <= LEVEL]
     beside += [f"RL is worse than {b}: {points(evidence.rl[b])}" for b in worse]
-    n = evidence.rl["baseline"].n
-    return Verdict(row.verdict, row.means, tuple(beside), n, evidence.delta)
+    n, delta = evidence.rl["baseline"].n, evidence.delta
+    sentence = f"{row.means} (δ = {100 * delta:g} point{'' if delta == 0.01 else 's'})"
+    return Verdict(row.name, sentence, tuple(beside), n, delta)
 
 
 def points(contrast: Contrast) -> str:

@@ -27,10 +27,11 @@ class Memory:
     """Bytes on one device.
 
     Attributes:
-        weights: Parameters, and what decoding keeps of them besides.
-        cache: Keys and values of all slots at the widest prompt.
-        working: Logits and the activations of one block's prefill, an estimate.
-        limit: Memory of the device; 0 if it does not tell.
+        weights: Parameters, as they are loaded.
+        cache: Keys and values of all slots, and the logits of a step.
+        working: What is there whatever the slots: separate weights to decode with, and prompts as
+            they are read; an estimate.
+        limit: Memory that the device has for all of it; 0 if it does not tell.
     """
 
     weights: int

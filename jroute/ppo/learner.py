@@ -286,7 +286,7 @@ def update(
     (flat, optimizer_state), seen = jax.lax.scan(
         gradient_step, (flat, state.optimizer), minibatch_rows(config, state)
     )
-    gate_fraction = jax.nn.one_hot(batch.actions, networks.num_choices(state.params)).mean((0, 1))
+    chosen = jax.nn.one_hot(batch.actions, networks.num_choices(state.params)).mean(axis=0)
     revealed, cells_revealed = state.revealed, jnp.float32(jnp.nan)
     if batch.cells is not None and revealed.size:
         revealed = revealed.at[batch.cells].set(True)
@@ -295,8 +295,8 @@ def update(
         episodic_return=batch.rewards.mean(),
         learning_rate=step_size,
         explained_variance=losses.explained_variance(batch.values, returns),
-        gate_entropy=jax.scipy.special.entr(gate_fraction).sum(),
-        gate_fraction=gate_fraction,
+        gate_entropy=jax.scipy.special.entr(chosen).sum(axis=1).mean(),
+        gate_fraction=chosen.mean(axis=0),
         cells_revealed=cells_revealed,
         **dict(zip(EPOCH_MEANS, seen.mean(axis=0), strict=True)),
     )

@@ -27,9 +27,10 @@ class Metrics(NamedTuple):
     """Global norm before clipping."""
     loss: Array
     gate_entropy: Array
-    """Of the batch's gate histogram, in nats: 0 if every prompt got the same gate."""
+    """Of the batch's gate histogram, in nats, mean over the parts of a decision: 0 if every prompt
+    got the same decision."""
     gate_fraction: Array
-    """``[choices]``, share of decisions for each gate."""
+    """``[choices]``, share of decisions for each gate, over all their parts."""
     cells_revealed: Array
     """Different cells of the table whose reward was seen so far; NaN where none are counted."""
 

@@ -25,7 +25,7 @@ def draw(rng: np.random.Generator, n: int, gain: float) -> tuple[np.ndarray, np.
 
 def test_it_finds_what_a_rule_can_gain() -> None:
     rng = np.random.default_rng(0)
-    judged, extra = draw(rng, 1500, 0.1), draw(rng, 1500, 0.1)
+    judged, extra = draw(rng, 1000, 0.1), draw(rng, 1000, 0.1)
     found = headroom(judged, extra, 0, replicates=1000)
     chosen = CrossValidator(judged[0], extra[0]).choices(judged[1], extra[1])
     right = np.where(judged[0][:, 0] > 0, 1, 2)
@@ -33,10 +33,10 @@ def test_it_finds_what_a_rule_can_gain() -> None:
     far = np.abs(judged[0][:, 0]) > 0.5
     assert (chosen == right)[far].mean() > 0.97
     truth = chances(judged[0], 0.1)
-    reached = truth[np.arange(1500), chosen].mean() - 0.6
+    reached = truth[np.arange(1000), chosen].mean() - 0.6
     assert 0.14 < reached <= 0.2
     assert found.learnable.ci95[0] <= reached <= found.learnable.ci95[1]
-    assert found.learnable.n == found.hindsight.n == 1500 and found.folds == 5
+    assert found.learnable.n == found.hindsight.n == 1000 and found.folds == 5
     # In hindsight one of three independent coins is right far more often.
     assert found.hindsight.difference > found.learnable.difference + 0.05
 
@@ -198,3 +198,7 @@ def test_what_flips_alone_would_fake() -> None:
     faked = cells.max(axis=1).mean() - cells[:, 0].mean()
     assert room.noise_gain(0.05, 0.7, 4) == pytest.approx(faked, abs=0.004)
     assert room.noise_gain(0.0, 0.7, 4) == 0.0
+    # What is seen of flips is how often two makings differ.
+    again = solved[:, None] ^ (rng.random((200_000, 4)) < 0.05)
+    assert room.flip_chance(float((cells != again).mean())) == pytest.approx(0.05, abs=0.001)
+    assert room.flip_chance(0.0) == 0.0 and room.flip_chance(0.6) == 0.5

@@ -6,7 +6,16 @@ import pytest
 from jroute.errors import UserError
 from jroute.evaluation import statistics
 from jroute.evaluation.headroom import headroom
-from jroute.evaluation.report import DECLARED, JudgeConfig, arm_values, fixed_name, judge, table
+from jroute.evaluation.report import (
+    DECLARED,
+    JudgeConfig,
+    arm_columns,
+    arm_values,
+    fixed_name,
+    gate_counts,
+    judge,
+    table,
+)
 
 GATES = (0.0, 0.5, 1.0)
 CORRECT = np.array(
@@ -30,10 +39,18 @@ CONFIG = JudgeConfig(replicates=400)
 OTHERS = ("supervised_features", "exact_gradient", "rl_modal", "shuffled_prompt", "random_reward")
 
 
+FLIPS = {"n": 200, "flips": 4, "share": 0.02, "ci95": [0.01, 0.05]}
+
+
+def values(correct: np.ndarray, **choices) -> dict[str, np.ndarray]:
+    """What every arm scores."""
+    return arm_values(correct, arm_columns(len(correct), GATES, **choices))
+
+
 @pytest.fixture(scope="module")
-def arms() -> dict[str, np.ndarray]:
-    return arm_values(
-        CORRECT,
+def columns() -> dict[str, np.ndarray]:
+    return arm_columns(
+        len(CORRECT),
         GATES,
         best_fixed=2,
         supervised=SUPERVISED,
@@ -47,10 +64,15 @@ def arms() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
+def arms(columns) -> dict[str, np.ndarray]:
+    return arm_values(CORRECT, columns)
+
+
+@pytest.fixture(scope="module")
 def results(arms) -> dict:
     x = np.random.default_rng(0).standard_normal((16, 3))
     room = headroom((x[:8], CORRECT), (x[8:], CORRECT), 2, folds=2, replicates=400)
-    return judge(arms, CONFIG, room)
+    return judge(arms, CONFIG, room, FLIPS)
 
 
 def test_values_of_every_arm(arms) -> None:
@@ -82,12 +104,24 @@ def test_values_of_every_arm(arms) -> None:
 
 def test_the_baseline_is_the_gate_zero_wherever_it_stands_in_the_grid() -> None:
     order = [2, 0, 1]
-    moved = arm_values(
-        CORRECT[:, order], (1.0, 0.0, 0.5), best_fixed=0, supervised=SUPERVISED, rl=RL, selected=0
+    columns = arm_columns(
+        8, (1.0, 0.0, 0.5), best_fixed=0, supervised=SUPERVISED, rl=RL, selected=0
     )
+    moved = arm_values(CORRECT[:, order], columns)
     np.testing.assert_array_equal(moved["baseline"], CORRECT[:, 0])
     np.testing.assert_array_equal(moved["fixed:0.5"], CORRECT[:, 1])
     np.testing.assert_array_equal(moved["best_fixed"], CORRECT[:, 2])
+
+
+def test_gates_that_were_chosen_are_counted_by_seed(columns) -> None:
+    found = gate_counts(columns, 3)
+    assert found["rl"] == [[5, 1, 2], [1, 5, 2]]
+    assert found["rl_selected"] == [[1, 5, 2]]
+    assert found["rl_modal"] == [[8, 0, 0], [0, 8, 0]]
+    assert found["best_fixed"] == [[0, 0, 8]]
+    assert found["random_reward"] == [[8, 0, 0], [2, 3, 3]]
+    # An expectation and hindsight decide for no gate.
+    assert not {"random", "shuffled_prompt", "oracle"} & found.keys()
 
 
 def test_accuracies(results) -> None:
@@ -173,8 +207,8 @@ def numbers(tree, path="") -> list[tuple[str, dict]]:
     if not isinstance(tree, dict):
         return []
     below = [found for name, item in tree.items() for found in numbers(item, f"{path}.{name}")]
-    told = {"accuracy", "difference", "share", "only_a", "discordance", "verdict"} & tree.keys()
-    plain = any(not isinstance(tree[name], dict) for name in told)
+    told = {"accuracy", "difference", "value", "share", "only_a", "discordance", "sentence"}
+    plain = any(not isinstance(tree[name], dict) for name in told & tree.keys())
     return [*below, (path, tree)] if plain else below
 
 
@@ -182,8 +216,8 @@ def test_no_number_is_without_its_count_and_interval(results) -> None:
     found = numbers(results)
     assert len(found) > 35
     for path, tree in found:
-        assert tree["n"] == 8, path
-        if {"accuracy", "difference", "share"} & tree.keys():
+        assert tree["n"] == (200 if path.endswith("noise_floor") else 8), path
+        if {"accuracy", "difference", "value", "share"} & tree.keys():
             low, high = tree["ci95"]
             assert (low is None) == (high is None), path
 
@@ -203,13 +237,47 @@ def test_shares_tests_and_reach(arms, results) -> None:
     gap = next(one for one in results["gaps"] if one["b"] == "best_fixed")
     assert gap["discordance"] == 0.5 and gap["just_significant"] is None  # 4 items: never
     assert [one["b"] for one in results["gaps"]] == list(DECLARED)
+    assert results["resolvable_gap"] is None
 
 
-def test_headroom_and_verdict_are_told(results) -> None:
-    assert results["headroom"]["hindsight"]["difference"] == pytest.approx(3 / 8)
-    assert results["headroom"]["folds"] == 2
-    assert results["verdict"]["verdict"] == "underpowered"  # eight problems
-    assert results["verdict"]["delta"] == 0.01
+def test_the_gap_that_can_be_resolved_is_that_to_the_best_fixed_gate() -> None:
+    correct = np.zeros((100, 3))
+    correct[:10, 0], correct[10:14, 2] = 1, 1
+    found = judge(
+        values(
+            correct,
+            best_fixed=2,
+            supervised=np.full(100, 2),
+            rl=np.zeros((2, 100), int),
+            selected=0,
+        ),
+        CONFIG,
+    )
+    gap = next(one for one in found["gaps"] if one["b"] == "best_fixed")
+    assert gap["discordance"] == 0.14
+    # Of 14 discordant items an exact McNemar test needs 12 to 2.
+    assert found["resolvable_gap"] == gap["just_significant"] == pytest.approx(0.1)
+
+
+def test_headroom_and_verdict_are_told(arms, results) -> None:
+    told = results["headroom"]
+    assert told["hindsight"]["value"] == pytest.approx(3 / 8)
+    low, high = told["hindsight"]["ci95"]
+    assert low < 3 / 8 < high and "upper95" in told["learnable"]
+    assert told["folds"] == 2
+    # 2 % of cells differ when made twice: each flips with 1.01 %, on a half of solved problems.
+    flip = (1 - 0.96**0.5) / 2
+    best = 0.5 * (1 - flip**3) + 0.5 * (1 - (1 - flip) ** 3)
+    assert told["noise_floor"]["value"] == pytest.approx(best - 0.5)
+    assert told["noise_floor"]["ci95"][0] < best - 0.5 < told["noise_floor"]["ci95"][1]
+    assert "noise_floor" not in judge(arms, CONFIG).get("headroom", {})
+    verdict = results["verdict"]
+    assert verdict["name"] == "underpowered"  # eight problems
+    assert verdict["sentence"] == "these items cannot tell a gain of δ from none (δ = 1 point)"
+    assert verdict["delta"] == 0.01
+    # Six problems are solved by some gates only; Wilson's interval of 6 in 8.
+    assert results["gate_sensitive"]["share"] == 6 / 8
+    assert results["gate_sensitive"]["ci95"] == pytest.approx([0.409, 0.929], abs=5e-4)
     import json
 
     assert json.loads(json.dumps(results, allow_nan=False)) == results
@@ -234,16 +302,12 @@ def test_a_plain_gain_is_found_and_nothing_is_not() -> None:
     correct[np.arange(600), best] = 1
     guess = rng.integers(0, 3, 600)
     learned = np.where(rng.random((5, 600)) < 0.8, best, guess)
-    found = judge(
-        arm_values(correct, GATES, best_fixed=1, supervised=guess, rl=learned, selected=0), CONFIG
-    )
+    found = judge(values(correct, best_fixed=1, supervised=guess, rl=learned, selected=0), CONFIG)
     for c in found["contrasts"][:5]:
         assert c["ci95"][0] > 0.3 and c["p"] < 0.02
     assert "verdict" not in found  # none without its headroom
     same = judge(
-        arm_values(
-            correct, GATES, best_fixed=1, supervised=guess, rl=np.tile(guess, (5, 1)), selected=0
-        ),
+        values(correct, best_fixed=1, supervised=guess, rl=np.tile(guess, (5, 1)), selected=0),
         CONFIG,
     )
     against_itself = next(c for c in same["contrasts"] if c["b"] == "supervised")
@@ -277,7 +341,9 @@ def test_the_table_shows_every_arm_and_contrast(results) -> None:
     rest = "\n".join(lines[head + len(against) :])
     assert "hindsight +37.5 points" in rest and "(n = 8)" in rest and "2 folds" in rest
     assert "smallest gap at 50.0 % discordance, n = 8: none just significant" in rest
-    assert "verdict: underpowered: these items cannot tell a gain of δ from none" in rest
+    assert "gates decide 75.0% [40.9, 92.9] of the problems (n = 8)" in rest
+    assert "flips alone would show 1.50 points" in rest and "(200 cells made twice)" in rest
+    assert "verdict: underpowered: these items cannot tell a gain of δ from none (δ = 1" in rest
 
 
 def test_names_and_settings() -> None:

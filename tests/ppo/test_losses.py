@@ -181,7 +181,9 @@ def test_losses_equal_cleanrls_arithmetic_in_plain_numbers() -> None:
     rng = np.random.default_rng(5)
     logits = rng.standard_normal((40, 3, 4))
     actions = rng.integers(0, 4, (40, 3))
-    old_log = rng.standard_normal(40) * 0.3 - 4.5
+    every = np.log(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))
+    old_log = np.take_along_axis(every, actions[..., None], -1).sum((1, 2))
+    old_log += 0.3 * rng.standard_normal(40)
     advantages, values, returns = rng.standard_normal((3, 40))
     old_values = values + 0.4 * rng.standard_normal(40)
     expected = of_cleanrl(
