@@ -1,25 +1,40 @@
 """Ablates routings: preset x streams x sites x guards x gate on one split, in one table and a plot.
 
-    python -m jroute.ablate --config configs/ablation_tiny.yaml
+    python -m jroute.ablate --config configs/ablation_tiny.yaml [--plan]
 
 Cells that are there are not made again, so an interrupted command goes on where it stopped.
+``--plan`` says what the rest would take and stops.
 """
 
 import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from jroute.config import parse
 from jroute.door import door, enter
 from jroute.evaluation.ablation import Ablation, Laboratory, table
 
 
+@dataclass(frozen=True)
+class Options:
+    """What the command itself is told.
+
+    Attributes:
+        plan: Say what it would take, and stop.
+    """
+
+    plan: bool = False
+
+
 @door
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, measures, prints."""
     argv = sys.argv[1:] if argv is None else argv
-    grid = parse(Ablation, argv, prog="python -m jroute.ablate", description=__doc__ or "")
+    grid, options = parse(
+        Ablation, argv, prog="python -m jroute.ablate", description=__doc__ or "", extra=Options
+    )
     from tqdm import tqdm
 
     from jroute.evaluation.plots import plot_ablation
@@ -29,6 +44,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     laboratory = Laboratory(grid)
     for sentence in laboratory.left_out:
         print(f"left out: {sentence}")
+    if options.plan:
+        from jroute.planning import plan_ablation
+
+        print(plan_ablation(laboratory))
+        return
     with tqdm(desc="ablation", unit="cell") as bar:
 
         def progress(done: int, total: int) -> None:

@@ -238,7 +238,8 @@ def _read_options(
 ) -> tuple[list[tuple[str, str]], list[str], bool]:
     """Splits a command line into (key, text) pairs, configuration files, and a wish for help.
 
-    Every option takes exactly one value, so the next argument is it, whatever it starts with.
+    Every option takes exactly one value, so the next argument is it, whatever it starts with; only
+    one that is true or false may stand alone, which is true.
     """
     given: list[tuple[str, str]] = []
     paths: list[str] = []
@@ -259,7 +260,9 @@ def _read_options(
             raise UserError(
                 f"unknown option {name}; the nearest known option is --{schema.nearest(key)}"
             )
-        if not equals:
+        if not equals and schema.fields.get(key) is bool and not (rest and rest[0][:2] != "--"):
+            text = "true"
+        elif not equals:
             if not rest:
                 raise UserError(f"{name} needs a value")
             text = rest.pop(0)

@@ -32,6 +32,12 @@ class Experiment:
         dtype: Arithmetic of the model; empty takes what is stored.
         seed: Of the controllers and of the random arm.
         gates: The grid of gates a controller chooses from.
+        gate_per: What a decision has a gate for: the whole ``prompt``, each ``band`` of depth (as
+            many as the routing has) or each ``layer`` that is a mixing site.
+        rollouts: Whether PPO learns from the outcome ``table`` or from completions generated
+            ``live``; gates per band or layer have no table.
+        outcomes: Folder of outcome tables, which several runs may share; empty keeps the table in
+            the run folder.
         allow_inert: Train even where no gate of the grid changes what the model predicts.
         judged: Splits that all arms are judged on; the first one is the primary.
         mixing: Whether, and how, the routing's weights are learned first, the base frozen.
@@ -53,6 +59,9 @@ class Experiment:
     dtype: Literal["", "float32", "bfloat16"] = ""
     seed: int = 0
     gates: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    gate_per: Literal["prompt", "band", "layer"] = "prompt"
+    rollouts: Literal["table", "live"] = "table"
+    outcomes: str = ""
     allow_inert: bool = False
     judged: tuple[Split, ...] = ("test",)
     mixing: MixingConfig = field(default_factory=MixingConfig)
@@ -72,6 +81,10 @@ class Experiment:
             raise UserError(f"gates must be at least two different numbers, got {self.gates}")
         if 0.0 not in self.gates or 0.5 not in self.gates:
             raise UserError("gates must hold 0 (the baseline) and 0.5 (a control arm)")
+        if self.gate_per != "prompt" and self.rollouts == "table":
+            raise UserError(
+                f"a gate per {self.gate_per} has too many values for a table; give rollouts: live"
+            )
         if not self.judged or not {"train", "validation"}.isdisjoint(self.judged):
             raise UserError(
                 f"judged is {list(self.judged)}; name at least one split, and none that is learnt "

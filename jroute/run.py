@@ -4,6 +4,7 @@
 ``config.yaml``               the resolved experiment
 ``mixing/<fingerprint>.json`` learned mixing weights, if the experiment learns them
 ``outcomes/<fingerprint>/``   the outcome table (Parquet)
+``memo/<fingerprint>/``       outcomes of gates per band or layer (Parquet)
 ``features/``                 raw features per split
 ``learner/<training>/``       checkpoints of the PPO learner (Orbax)
 ``controller/<training>/``    the trained controllers (Orbax)
@@ -29,47 +30,44 @@ from jroute.checkpoint import load_state
 from jroute.config import dump
 from jroute.config import load as load_config
 from jroute.controller import arms, networks
-from jroute.controller.features import Featurizer, RawFeatures, raw_features
-from jroute.envs.gymnasium import EnvData
-from jroute.envs.outcomes import Outcome, OutcomeTable, TableBackend, semantic_fingerprint
+from jroute.controller.features import Featurizer, RawFeatures
+from jroute.envs.data import EnvData
+from jroute.envs.outcomes import semantic_fingerprint
 from jroute.errors import UserError
-from jroute.evaluation import mixing
 from jroute.experiment import Experiment
-from jroute.files import replacing, write_text
+from jroute.files import write_text
 from jroute.generate.decoding import Completion
 from jroute.generate.planning import check_context
-from jroute.lm import LanguageModel, load
 from jroute.mesh import MeshConfig
-from jroute.tasks import Problem, Split, load_problems
-from jroute.tasks.prompts import render
+from jroute.setting import Setting
+from jroute.tasks import Split
 
-MADE = ("mixing", "outcomes", "features", "learner", "controller", "results.json", "lm_eval")
+MADE = (
+    "mixing",
+    "outcomes",
+    "memo",
+    "features",
+    "learner",
+    "controller",
+    "results.json",
+    "lm_eval",
+)
 """What ties a run folder to its experiment, once it is there."""
 
-SHARED_AT_LEAST = 64
-"""Fewer common tokens of prompts are not worth a prefill of their own."""
 
-
-class Run:
-    """One run folder; everything in it is read when it is first asked for.
-
-    Attributes:
-        directory: The run folder.
-        experiment: What it was decided by.
-    """
-
-    def __init__(self, directory: Path, experiment: Experiment):
-        self.directory = directory
-        self.experiment = experiment
-        self._problems: dict[Split, list[Problem]] = {}
-        self._prompts: dict[Split, list[str]] = {}
+class Run(Setting):
+    """One run folder: its setting, the controllers trained in it, and its results."""
 
     @classmethod
-    def start(cls, experiment: Experiment) -> "Run":
+    def start(cls, experiment: Experiment, *, keep: bool = True) -> "Run":
         """Opens the run folder of an experiment, making it if there is none.
 
         A folder in which nothing was made yet takes any experiment. Model and problems are read
         first, so that a wrong path leaves nothing behind.
+
+        Args:
+            experiment: What the run is decided by.
+            keep: Whether to make the folder; otherwise nothing is written.
 
         Raises:
             UserError: The folder belongs to another experiment; the model or the data are missing.
@@ -84,7 +82,7 @@ class Run:
                 f.name
                 for f in dataclasses.fields(kept)
                 if getattr(stored, f.name) != getattr(kept, f.name)
-                and f.name != "allow_inert"  # it decides whether, not what
+                and f.name not in ("allow_inert", "engine")  # they decide whether and how, not what
             ]
             if changed:
                 raise UserError(
@@ -92,6 +90,7 @@ class Run:
                     "choose another folder with --run, or remove that one"
                 )
         run.base.check_slots(experiment.engine.slots)
+        run.parts  # noqa: B018 (refuses bands that the routing does not have)
         for split in experiment.splits:
             for problem, prompt in zip(run.problems(split), run.prompts(split), strict=True):
                 try:
@@ -99,181 +98,10 @@ class Run:
                     check_context(len(tokens), new, run.base.context)
                 except UserError as error:
                     raise UserError(f"problem {problem.id}: {error}") from error
-        if stored != kept:
+        if keep and stored != kept:
             directory.mkdir(parents=True, exist_ok=True)
             write_text(path, dump(kept))
         return run
-
-    # The model and its problems ---------------------------------------------------------------
-
-    @cached_property
-    def base(self) -> LanguageModel:
-        """The frozen model with the routing's own mixing weights."""
-        e = self.experiment
-        model, run = Path(e.model), Path(e.run)
-        if not model.is_dir() and not model.is_absolute():
-            # Paths are relative to where training was started, which the run folder tells.
-            here = self.directory.absolute()
-            if here.parts[-len(run.parts) :] == run.parts:
-                model = Path(*here.parts[: -len(run.parts)]) / model
-        found = model if model.is_dir() else e.model
-        return load(found, e.routing or None, dtype=e.dtype, mesh=e.mesh)
-
-    @cached_property
-    def lm(self) -> LanguageModel:
-        """The frozen model with the experiment's routing.
-
-        Raises:
-            UserError: The experiment learns its mixing weights, and has not yet.
-        """
-        if self.experiment.mixing.method == "none":
-            return self.base
-        progress, finished = self.mixing_progress()
-        if not finished:
-            raise UserError(
-                f"the mixing weights {self.mixing_file} are learned halfway; give python -m "
-                "jroute.train its config again to go on"
-            )
-        return self.base.routed(self.base.routing.config, progress.raw)
-
-    # Mixing weights ---------------------------------------------------------------------------
-
-    @cached_property
-    def mixing_pairs(self) -> list[tuple[list[int], list[int]]]:
-        """Prompt and answer ids of the train problems that mixing weights are learned from.
-
-        An answer is the reference solution, ``#### `` and the number, and the end token.
-        """
-        base, pairs = self.base, []
-        for problem in self.problems("train")[: self.experiment.mixing.problems]:
-            final = f"#### {problem.answer}"
-            text = problem.solution
-            if not text.endswith(final):
-                text = f"{text}\n{final}" if text else final
-            answer = [*base.encode(text), base.end_token_ids[0]]
-            pairs.append((base.encode(self.render(problem.question)), answer))
-        return pairs
-
-    @cached_property
-    def mixing_about(self) -> dict[str, Any]:
-        """Everything that decides the learned mixing weights."""
-        e, base = self.experiment, self.base
-        return {
-            "model": base.fingerprint,
-            "dtype": str(jax.tree.leaves(base.params)[0].dtype),
-            "routing": dataclasses.asdict(base.routing.config),
-            "mixing": dataclasses.asdict(e.mixing),
-            "seed": e.seed,
-            "examples": semantic_fingerprint({"pairs": self.mixing_pairs}),
-            **({"decoding": dataclasses.asdict(e.decoding)} if e.mixing.method == "search" else {}),
-        }
-
-    @property
-    def mixing_file(self) -> Path:
-        """Where the learned mixing weights lie."""
-        return self.directory / "mixing" / f"{semantic_fingerprint(self.mixing_about)[:16]}.json"
-
-    def mixing_progress(self) -> tuple[mixing.Progress, bool]:
-        """Learned mixing weights, and whether they are finished.
-
-        Raises:
-            UserError: There are none.
-        """
-        base = self.base
-        shape = base.routing.config.initial_raw(base.config.num_hidden_layers).shape
-        return mixing.load_progress(self.mixing_file, self.mixing_about, shape)
-
-    @property
-    def gate_values(self) -> tuple[float, ...]:
-        """The grid of gates."""
-        return self.experiment.gates
-
-    def problems(self, split: Split) -> list[Problem]:
-        """The problems of a split."""
-        if split not in self._problems:
-            self._problems[split] = load_problems(self.experiment.task, split)
-            if not self._problems[split]:
-                raise UserError(
-                    f"task {self.experiment.task.name} has no problems in split {split!r}; "
-                    "raise its size"
-                )
-        return self._problems[split]
-
-    def prompts(self, split: Split) -> list[str]:
-        """The prompts of a split, exactly as the model reads them."""
-        if split not in self._prompts:
-            e = self.experiment
-            self._prompts[split] = [
-                render(p.question, e.prompt, self.base.tokenizer) for p in self.problems(split)
-            ]
-        return self._prompts[split]
-
-    def first_prompts(self, split: Split, count: int) -> list[list[int]]:
-        """Token ids of the first prompts of a split."""
-        first = self.problems(split)[:count]
-        return [self.base.encode(self.render(problem.question)) for problem in first]
-
-    # Outcomes and features --------------------------------------------------------------------
-
-    @cached_property
-    def table(self) -> OutcomeTable:
-        """The outcome table of everything that decides what a cell means."""
-        e, lm = self.experiment, self.lm
-        description = {
-            "model": lm.fingerprint,
-            "tokenizer": lm.tokenizer.backend_tokenizer.to_str(),
-            "chat_template": lm.tokenizer.chat_template if e.prompt.chat else "",
-            "end_tokens": lm.end_token_ids,
-            "routing": lm.routing.config,
-            "dtype": str(jax.tree.leaves(lm.params)[0].dtype),
-            "task": {"name": e.task.name, "seed": e.task.seed},  # ids name the problems of a task
-            "prompt": e.prompt,
-            "decoding": e.decoding,
-            "reward": e.reward,
-        }
-        if e.mixing.method != "none":
-            description["mixing"] = self.mixing_progress()[0].raw.tolist()
-        fingerprint = semantic_fingerprint(description)
-        description["tokenizer"] = semantic_fingerprint({"tokenizer": description["tokenizer"]})
-        return OutcomeTable(self.directory / "outcomes", fingerprint, description)
-
-    def outcome(self, split: Split, problem_id: str, gate: float) -> Outcome:
-        """What training recorded for one cell."""
-        if problem_id not in {p.id for p in self.problems(split)}:
-            raise UserError(f"no problem {problem_id!r} in split {split!r} of {self.directory}")
-        return self.table.outcome(problem_id, gate)
-
-    def matrix(self, split: Split, column: str = "correct") -> Float[np.ndarray, "problems gates"]:
-        """A column of the table: problems down, gates across; a missing cell raises."""
-        ids = [p.id for p in self.problems(split)]
-        return self.table.matrix(ids, self.gate_values, column)  # type: ignore[arg-type]
-
-    def raw_features(self, split: Split) -> RawFeatures:
-        """Raw features of a split, kept in the run folder once computed."""
-        path = self.directory / "features" / f"{split}.npz"
-        key = semantic_fingerprint(
-            {
-                "table": self.table.fingerprint,
-                "features": self.experiment.features,
-                "prompts": self.prompts(split),
-            }
-        )
-        if path.is_file():
-            with np.load(path) as stored:
-                if str(stored["key"]) == key:
-                    return RawFeatures(stored["scalars"], stored["hidden"])
-        raw = self.read_features(self.prompts(split))
-        path.parent.mkdir(exist_ok=True)
-        with replacing(path) as partial, partial.open("wb") as file:
-            np.savez(file, key=key, **raw._asdict())
-        return raw
-
-    def read_features(self, prompts: Sequence[str]) -> RawFeatures:
-        """Raw features of any prompts, by one prefill of the plain model."""
-        e, lm = self.experiment, self.lm
-        tokens = [lm.encode(prompt) for prompt in prompts]
-        with lm.devices():
-            return raw_features(lm.params, lm.config, tokens, e.features, slots=e.engine.batch)
 
     # Controllers ------------------------------------------------------------------------------
 
@@ -282,8 +110,10 @@ class Run:
         """Names what controllers are trained on and how; another model or task is another name."""
         e = self.experiment
         content = {
-            "outcomes": self.table.fingerprint,
+            "outcomes": self.memo.fingerprint,
             "gates": e.gates,
+            "rollouts": e.rollouts,
+            "reward": e.reward,
             "prompts": [self.prompts("train"), self.prompts("validation")],
             "answers": [[p.answer for p in self.problems(s)] for s in ("train", "validation")],
             "features": e.features,
@@ -316,14 +146,30 @@ class Run:
     def choices(
         self, arm: str, prompts: Sequence[str], raw: RawFeatures | None = None
     ) -> Int[np.ndarray, " prompts"]:
-        """Index of the gate that ``supervised`` or ``rl`` (the seed best on validation) chooses."""
+        """Index of the gate that ``supervised`` or ``rl`` (the seed best on validation) chooses.
+
+        Raises:
+            UserError: The arm has no table to learn from, or its decisions have several parts.
+        """
+        self._check_learnt(arm)
+        if self.parts > 1:
+            raise UserError(f"a decision of this run has {self.parts} parts; ask for its gates")
         observations = self.featurizer(raw or self.read_features(prompts))
         if arm == "supervised":
             return arms.choices_of_regressor(self.controller["supervised"], observations[:, :1])
         return arms.choices_of_policy(self.controller["rl"], observations)
 
-    def gates(self, arm: str, prompts: Sequence[str]) -> Float[np.ndarray, " prompts"]:
+    def _check_learnt(self, arm: str) -> None:
+        if arm in ("best_fixed", "supervised") and arm not in self.controller:
+            raise UserError(
+                f"arm {arm} learns from the rewards of all gates, and a run with live rollouts has "
+                "no such table; choose baseline, fixed:G, random or rl"
+            )
+
+    def gates(self, arm: str, prompts: Sequence[str]) -> Float[np.ndarray, "prompts *parts"]:
         """The gate an arm gives to each prompt, from the prompt alone.
+
+        Gates per band are ``[prompts, bands]``, and per layer ``[prompts, layers]``.
 
         Args:
             arm: ``baseline``, ``fixed:G``, ``best_fixed``, ``random``, ``supervised`` or ``rl``.
@@ -336,10 +182,15 @@ class Run:
         fixed = arms.fixed_gate(arm)
         if fixed is not None:
             return np.full(len(prompts), fixed)
+        self._check_learnt(arm)
         if arm == "best_fixed":
             return np.full(len(prompts), grid[int(self.controller["best_fixed"])])
         if arm == "random":
             return grid[arms.random_choices(prompts, len(grid), self.experiment.seed)]
+        if arm == "rl" and self.parts > 1:
+            observations = jnp.asarray(self.featurizer(self.read_features(prompts)))
+            decisions = np.asarray(networks.act(self.controller["rl"], observations))
+            return self.spread(self.gates_of(decisions))
         if arm in ("supervised", "rl"):
             return grid[self.choices(arm, prompts)]
         raise UserError(
@@ -365,31 +216,13 @@ class Run:
         }
         return self.lm.generate(rows, self.gates(arm, rows), **options)
 
-    def render(self, question: str) -> str:
-        """The prompt of a question, as the experiment's prompts are made."""
-        return render(question, self.experiment.prompt, self.base.tokenizer)
-
-    @cached_property
-    def shared_tokens(self) -> int:
-        """Leading tokens that all prompts have in common, as by few-shot examples.
-
-        They follow from the template alone, so that no cell depends on which others are made. 0 if
-        they are so few that reading them again costs less than a program of its own.
-        """
-        rows = [self.base.encode(self.render(question)) for question in ("A", "1", "\n", "(")]
-        same = 0
-        for column in zip(*rows, strict=False):
-            if len(set(column)) > 1:
-                break
-            same += 1
-        return same if same >= SHARED_AT_LEAST else 0
-
     def explain(self, prompt: str) -> dict[str, Any]:
         """Why the RL controller chooses a gate.
 
         Returns:
             ``features`` (name -> value as the controller sees it), ``probabilities``
-            (gate -> probability), ``value`` (expected reward) and ``gate``.
+            (gate -> probability), ``value`` (expected reward) and ``gate``; of decisions with
+            several parts ``probabilities`` and ``gate`` are lists, one for each.
         """
         if not isinstance(prompt, str):
             raise UserError("explain takes one prompt, a text; call it once for each of several")
@@ -397,13 +230,15 @@ class Run:
         logits, value = jax.device_get(
             networks.apply(self.controller["rl"], jnp.asarray(observations))
         )
-        weights = np.exp(logits[0, 0] - logits[0, 0].max())
-        probabilities = weights / weights.sum()
+        weights = np.exp(logits[0] - logits[0].max(axis=-1, keepdims=True))
+        shares = weights / weights.sum(axis=-1, keepdims=True)
+        told = [dict(zip(self.gate_values, part.tolist(), strict=True)) for part in shares]
+        chosen = [self.gate_values[i] for i in shares.argmax(axis=-1)]
         return {
             "features": dict(zip(self.featurizer.names, observations[0].tolist(), strict=True)),
-            "probabilities": dict(zip(self.gate_values, probabilities.tolist(), strict=True)),
+            "probabilities": told[0] if self.parts == 1 else told,
             "value": float(value[0]),
-            "gate": self.gate_values[int(probabilities.argmax())],
+            "gate": chosen[0] if self.parts == 1 else chosen,
         }
 
     @property
@@ -442,14 +277,13 @@ def load_run(directory: str | Path, *, mesh: MeshConfig | None = None) -> Run:
     return Run(directory, dataclasses.replace(stored, mesh=mesh or MeshConfig()))
 
 
-def environment_data(run: str | Path, split: Split) -> EnvData:
-    """A split of a run as the Gymnasium environments take it, rewards looked up in its table."""
-    opened = load_run(run)
-    return EnvData(
-        problems=opened.problems(split),
-        prompts=opened.prompts(split),
-        observations=opened.featurizer(opened.raw_features(split)).astype(np.float32),
-        feature_names=opened.featurizer.names,
-        gates=opened.gate_values,
-        backend=TableBackend(opened.table),
-    )
+def environment_data(run: str | Path | Run, split: Split, *, live: bool = False) -> EnvData:
+    """A split of a run as the Gymnasium environments take it.
+
+    Args:
+        run: The run folder, or the opened run.
+        split: Of the problems.
+        live: Whether outcomes are generated; otherwise the table or the memo must hold them.
+    """
+    opened = run if isinstance(run, Run) else load_run(run)
+    return opened.env_data(split, opened.featurizer, live=live)

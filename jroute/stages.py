@@ -1,6 +1,6 @@
 """The stages of a run: mixing weights, outcomes, features, controllers, judgement; each resumes."""
 
-import hashlib
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -9,32 +9,33 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Float, Int
 from tqdm import tqdm
 
+from jroute import cells, judgement
+from jroute.cells import cell_seed, hash_text
 from jroute.checkpoint import latest_step, load_state, save_state
-from jroute.controller import arms
+from jroute.controller import arms, networks
 from jroute.controller.features import Featurizer
-from jroute.envs.functional import TableEnv
-from jroute.envs.outcomes import Outcome
+from jroute.envs.functional import LiveEnv, TableEnv
 from jroute.envs.outcomes import judge as judge_completion
 from jroute.errors import UserError
-from jroute.evaluation import mixing, probing, report
+from jroute.evaluation import mixing, probing, statistics
 from jroute.files import write_text
-from jroute.generate.decoding import Completion
-from jroute.mesh import is_first, make_mesh
-from jroute.observe.progress import GenerationBar
 from jroute.observe.scalars import Scalars
 from jroute.ppo import learner
+from jroute.ppo.metrics import Metrics
 from jroute.run import Run
 from jroute.tasks import Split
 
 CHECKPOINT_EVERY = 50
 """PPO updates between two checkpoints."""
 
-CELLS_AT_ONCE = 64
-"""Cells of one part of the outcome table; what is lost if the process is killed."""
+CHECKPOINT_LIVE_EVERY = 10
+"""The same for live rollouts, which are repeated from memory."""
 
 PROBED = 8
 """Train prompts on which a routing must show that it does something."""
@@ -84,7 +85,7 @@ def _solved(run: Run, raw: np.ndarray) -> float:
         [prompt for prompt, _ in run.mixing_pairs],
         e.mixing.gate,
         **vars(e.decoding),
-        seed=[_cell_seed(problem.id, e.seed) for problem in problems],
+        seed=[cell_seed(problem.id, e.seed) for problem in problems],
         **vars(e.engine),
     )
     limits = {"max_tokens": e.decoding.max_new_tokens, "rewards": e.reward}
@@ -140,86 +141,40 @@ def fill_outcomes(
         problems: Only the first so many problems.
     """
     learn_mixing(run)
-    e, lm, table = run.experiment, run.lm, run.table
-    gates = gates or e.gates
-    some = {p.id: p for p in run.problems(split)[:problems]}
-    prompts = dict(zip(some, run.prompts(split)[:problems], strict=True))
-    # Gate by gate, so that a batch holds rows that end at about the same time.
-    missing = sorted(table.missing(list(some), gates), key=lambda cell: gates.index(cell[1]))
-    if not missing:
-        return 0
-    encoded = {
-        problem_id: lm.encode(prompts[problem_id]) for problem_id in {cell[0] for cell in missing}
-    }
-    kept: list[Outcome] = []
-
-    def finished(indices: list[int], completions: list[Completion]) -> None:
-        for i, completion in zip(indices, completions, strict=True):
-            problem_id, gate = missing[i]
-            limits = {"max_tokens": e.decoding.max_new_tokens, "rewards": e.reward}
-            kept.append(judge_completion(some[problem_id], gate, completion, **limits))
-        if len(kept) >= CELLS_AT_ONCE:
-            keep()
-
-    def keep() -> None:
-        table.append(kept)
-        kept.clear()
-
-    title, quiet = f"outcomes {split}", not is_first()
-    with GenerationBar(len(missing), title, "cell", quiet=quiet) as progress:
-        try:
-            lm.generate(
-                [encoded[problem_id] for problem_id, _ in missing],
-                [gate for _, gate in missing],
-                **vars(e.decoding),
-                seed=[_cell_seed(problem_id, e.seed) for problem_id, _ in missing],
-                **vars(e.engine),
-                shared=run.shared_tokens,
-                finished=finished,
-                progress=progress,
-            )
-        finally:
-            if kept:
-                keep()
-    return len(missing)
+    some = cells.wanted(run, split, gates=gates, problems=problems)
+    return cells.fill(run, some, f"outcomes {split}")
 
 
-def _cell_seed(problem_id: str, seed: int) -> int:
-    """Randomness of a cell: of the problem only, so gates are compared under the same draws."""
-    return (
-        int(jax.random.bits(jax.random.fold_in(jax.random.key(seed), hash_text(problem_id)))) >> 1
-    )
+def train_ppo(run: Run, env: TableEnv | LiveEnv) -> learner.LearnerState:
+    """Trains all seeds, with a checkpoint every few updates; goes on from the last one.
 
-
-def hash_text(text: str) -> int:
-    """A 31-bit number of a text, the same on every machine."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
-
-
-def train_ppo(run: Run, env: TableEnv, gates: tuple[float, ...]) -> learner.LearnerState:
-    """Trains all seeds, with a checkpoint every few updates; goes on from the last one."""
-    config = run.experiment.ppo
+    Over a table many updates are one program. Over a model the host goes back and forth: gates of
+    all seeds, what they pay, an update; what was generated before an interruption is remembered.
+    """
+    config, gates = run.experiment.ppo, run.experiment.gates
     folder = run.directory / "learner" / run.training
-    mesh = make_mesh()
-    sharding = None
-    if mesh.size > 1 and config.batch_size // config.minibatches % mesh.size == 0:
+    mesh, sharding = run.base.mesh, None
+    if mesh is not None and config.batch_size // config.minibatches % mesh.shape["data"] == 0:
         sharding = NamedSharding(mesh, PartitionSpec("data"))
+    live = isinstance(env, LiveEnv)
+    observations = env.questions.observations if live else env.observations
     key = jax.random.fold_in(jax.random.key(run.experiment.seed), hash_text("ppo"))
-    state = learner.init_seeds(config, env.observations.shape[1], (len(gates),), key)
+    cells_of_table = len(observations) * len(gates) if run.parts == 1 else 0
+    nvec = (len(gates),) * run.parts
+    state = learner.init_seeds(config, observations.shape[1], nvec, key, num_cells=cells_of_table)
     done = latest_step(folder) or 0
     if done:
         done, state = load_state(folder, state)
-    programs: dict[int, Callable[..., Any]] = {}
+    every = CHECKPOINT_LIVE_EVERY if live else CHECKPOINT_EVERY
+    updates = _live_updates(run, env, sharding) if live else _table_updates(run, env, sharding)
     scalars = Scalars(run.directory / "tensorboard", purge_step=done)
     with tqdm(
         total=config.updates, initial=done, desc=f"ppo x {config.seeds} seeds", unit="update"
     ) as bar:
         while done < config.updates:
-            steps = min(CHECKPOINT_EVERY, config.updates - done)
-            if steps not in programs:
-                programs[steps] = learner.compile_train(config, steps, sharding=sharding)
+            steps = min(every - done % every, config.updates - done)
             started = time.perf_counter()
-            state, metrics = jax.block_until_ready(programs[steps](env, state))
+            state, metrics = jax.block_until_ready(updates(state, steps))
             elapsed = time.perf_counter() - started
             named = learner.scalars(jax.device_get(metrics), gates)
             named["charts/SPS"] = np.full(steps, steps * config.batch_size * config.seeds / elapsed)
@@ -232,8 +187,43 @@ def train_ppo(run: Run, env: TableEnv, gates: tuple[float, ...]) -> learner.Lear
     return state
 
 
+Updates = Callable[[learner.LearnerState, int], tuple[learner.LearnerState, Metrics]]
+
+
+def _table_updates(run: Run, env: TableEnv, sharding: NamedSharding | None) -> Updates:
+    """Some updates of all seeds over a table, as one program."""
+    programs: dict[int, Callable[..., Any]] = {}
+
+    def updates(state: learner.LearnerState, steps: int) -> tuple[learner.LearnerState, Metrics]:
+        if steps not in programs:
+            programs[steps] = learner.compile_train(run.experiment.ppo, steps, sharding=sharding)
+        return programs[steps](env, state)
+
+    return updates
+
+
+def _live_updates(run: Run, env: LiveEnv, sharding: NamedSharding | None) -> Updates:
+    """Some updates of all seeds over a model: the cells of all seeds are generated together."""
+    config, choices = run.experiment.ppo, len(run.experiment.gates)
+    decide = learner.compile_decide(config, sharding=sharding)
+    update = learner.compile_update(config, sharding=sharding)
+
+    def updates(state: learner.LearnerState, steps: int) -> tuple[learner.LearnerState, Metrics]:
+        told = []
+        for _ in range(steps):
+            decisions = decide(env.questions, state)
+            problems, actions = jax.device_get((decisions.states.problem, decisions.choices))
+            rewards = env.rewards(problems, actions)
+            numbers = problems * choices + actions if run.parts == 1 else None
+            state, metrics = update(state, learner.rewarded(decisions, rewards, numbers))
+            told.append(metrics)
+        return state, jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *told)
+
+    return updates
+
+
 def train_controllers(run: Run) -> dict[str, Any]:
-    """Fits the featurizer, trains PPO and the supervised arm, and picks the best fixed gate.
+    """Fits the featurizer, trains PPO and, over a table, the rest that only a table can teach.
 
     Only train cells are learnt from; validation cells choose the supervised arm's settings and the
     seed that is deployed.
@@ -246,66 +236,119 @@ def train_controllers(run: Run) -> dict[str, Any]:
     raw = {split: run.raw_features(split) for split in splits}
     featurizer = Featurizer.fit(raw["train"], e.features)
     observations = {split: featurizer(raw[split]).astype(np.float32) for split in splits}
-    rewards = {split: run.matrix(split, "reward").astype(np.float32) for split in splits}
-    correct = {split: run.matrix(split) for split in splits}
-    state = train_ppo(run, TableEnv.create(observations["train"], rewards["train"]), e.gates)
+    learnt: dict[str, Any] = {}
+    if e.rollouts == "live":
+        state = train_ppo(run, LiveEnv(run.env_data("train", featurizer, live=True)))
+    else:
+        rewards = {split: run.matrix(split, "reward").astype(np.float32) for split in splits}
+        state = train_ppo(run, TableEnv.create(observations["train"], rewards["train"]))
+        supervised = arms.fit_supervised(
+            (observations["train"][:, :1], rewards["train"]),
+            (observations["validation"][:, :1], rewards["validation"]),
+            e.supervised,
+            jax.random.fold_in(jax.random.key(e.seed), hash_text("supervised")),
+        )
+        learnt = {
+            "supervised": jax.device_get(supervised),
+            "best_fixed": int(run.matrix("train").mean(axis=0).argmax()),
+        }
     # Only the policies leave the learner: values of the seeds are [seeds, ...].
-    choices = seed_choices(state.params, observations["validation"])
-    rows = np.arange(choices.shape[1])
-    selected = int(correct["validation"][rows[None], choices].mean(axis=1).argmax())
-    supervised = arms.fit_supervised(
-        (observations["train"][:, :1], rewards["train"]),
-        (observations["validation"][:, :1], rewards["validation"]),
-        e.supervised,
-        jax.random.fold_in(jax.random.key(e.seed), hash_text("supervised")),
-    )
+    choices = decisions_of(state.params, observations["validation"])
+    selected = int(correct_of(run, "validation", choices).mean(axis=1).argmax())
     tree = {
         "featurizer": featurizer.tree(),
         "seeds": jax.device_get(state.params),
         "selected": selected,
         "rl": jax.tree.map(lambda leaf: np.asarray(leaf[selected]), state.params),
-        "supervised": jax.device_get(supervised),
-        "best_fixed": int(correct["train"].mean(axis=0).argmax()),
+        **learnt,
     }
     save_state(folder, e.ppo.updates, tree)
     return run.controller
 
 
-def seed_choices(params: Any, observations: np.ndarray) -> np.ndarray:
-    """Gate index ``[seeds, problems]`` of every seed's controller."""
-    seeds = jax.tree.leaves(params)[0].shape[0]
-    each = (jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(seeds))
-    return np.stack([arms.choices_of_policy(one, observations) for one in each])
+def decisions_of(
+    params: Any, observations: Float[np.ndarray, "problems features"]
+) -> Int[np.ndarray, "seeds problems parts"]:
+    """The most probable decision of every seed's controller."""
+    return np.asarray(jax.vmap(networks.act, in_axes=(0, None))(params, jnp.asarray(observations)))
 
 
-def judge(run: Run) -> dict[str, Any]:
-    """Judges every arm on the judged splits and writes ``results.json``."""
+def correct_of(
+    run: Run, split: Split, decisions: Int[np.ndarray, "seeds problems parts"]
+) -> Float[np.ndarray, "seeds problems"]:
+    """Whether decisions solve the problems of a split: looked up, or generated with live rollouts.
+
+    All seeds together, so what several of them decide is generated once.
+    """
+    seeds, count, _ = decisions.shape
+    problems = run.problems(split) * seeds
+    gates = run.gates_of(decisions.reshape(seeds * count, -1))
+    found = run.backend(live=run.experiment.rollouts == "live").outcomes(problems, gates)
+    return np.array([outcome.correct for outcome in found], np.float64).reshape(seeds, count)
+
+
+NEED_A_TABLE = {
+    "oracle": "the best gate of every problem in hindsight",
+    "best_fixed": "the best gate on all train problems",
+    "random": "the expectation over all gates of every problem",
+    "supervised": "the rewards of all gates on all train problems",
+    "supervised_features": "the rewards of all gates on all train problems",
+    "exact_gradient": "the rewards of all gates on all train problems",
+}
+"""Arms that live rollouts do not have, and what a table would tell them."""
+
+
+def judge_without_table(run: Run) -> dict[str, Any]:
+    """Judges RL against the baseline and gate 0.5, all generated; writes ``results.json``.
+
+    The arms that need a table are named under ``not_available``.
+    """
     e, controller = run.experiment, run.controller
+    sampling: dict[str, Any] = {"replicates": e.judge.replicates, "seed": e.judge.seed}
     splits: dict[str, Any] = {}
     for split in e.judged:
-        raw = run.raw_features(split)
-        arm_values = report.arm_values(
-            run.matrix(split),
-            e.gates,
-            best_fixed=int(controller["best_fixed"]),
-            supervised=run.choices("supervised", run.prompts(split), raw),
-            rl=seed_choices(controller["seeds"], run.featurizer(raw).astype(np.float32)),
-            selected=int(controller["selected"]),
-        )
-        splits[split] = report.judge(arm_values, e.judge)
+        observations = run.featurizer(run.raw_features(split)).astype(np.float32)
+        decided = decisions_of(controller["seeds"], observations)
+        chosen = np.stack([(decided == i).sum(axis=1) for i in range(len(e.gates))], axis=-1)
+        rl = correct_of(run, split, decided)
+        arm_values = {"rl": rl, "rl_selected": rl[int(controller["selected"])]}
+        for name, gate in (("baseline", 0.0), ("fixed:0.5", 0.5)):
+            always = np.full((1, rl.shape[1], run.parts), e.gates.index(gate))
+            arm_values[name] = correct_of(run, split, always)[0]
+        against = {
+            name: statistics.paired_contrast(rl, arm_values[name], **sampling)
+            for name in ("fixed:0.5", "baseline")
+        }
+        adjusted = statistics.holm([contrast.p for contrast in against.values()])
+        splits[split] = {
+            "n": rl.shape[1],
+            "arms": {
+                name: dataclasses.asdict(statistics.accuracy(values, **sampling))
+                for name, values in arm_values.items()
+            },
+            "contrasts": [
+                {"a": "rl", "b": name, **dataclasses.asdict(contrast), "p_holm": p}
+                for (name, contrast), p in zip(against.items(), adjusted, strict=True)
+            ],
+            "gates_chosen": {"rl": chosen.sum(axis=1).tolist()},  # [seeds, gates]
+            "gates_chosen_by_part": {"rl": chosen.sum(axis=0).tolist()},  # [parts, gates]
+            "not_available": NEED_A_TABLE,
+        }
     primary = e.judged[0]
     results = {
         "split": primary,
         **splits[primary],
         "other_splits": {split: found for split, found in splits.items() if split != primary},
         "gates": list(e.gates),
-        "best_fixed_gate": e.gates[int(controller["best_fixed"])],
+        "gate_per": e.gate_per,
+        "parts": run.parts,
         "seeds": e.ppo.seeds,
         "selected_seed": int(controller["selected"]),
-        "train_cells": len(run.problems("train")) * len(e.gates),
+        "cells_generated": len(run.memo),
+        "generation": run.generation,
         "rewards_sampled_by_each_rl_seed": e.ppo.updates * e.ppo.batch_size,
         "model": run.lm.fingerprint,
-        "outcomes": run.table.fingerprint,
+        "outcomes": run.memo.fingerprint,
         "training": run.training,
     }
     write_text(run.directory / "results.json", json.dumps(results, indent=2) + "\n")
@@ -315,6 +358,8 @@ def judge(run: Run) -> dict[str, Any]:
 def train(run: Run) -> dict[str, Any]:
     """The whole run: mixing weights, outcomes of every split, controllers, judgement.
 
+    With live rollouts no table is filled: cells are generated as they are asked for.
+
     Returns:
         The results.
 
@@ -323,10 +368,13 @@ def train(run: Run) -> dict[str, Any]:
     """
     learn_mixing(run)
     refuse_inert(run)
+    if run.experiment.rollouts == "live":
+        train_controllers(run)
+        return judge_without_table(run)
     for split in run.experiment.splits:
         fill_outcomes(run, split)
     train_controllers(run)
-    return judge(run)
+    return judgement.judge(run)
 
 
 def written(directory: Path) -> list[str]:
@@ -337,7 +385,9 @@ def written(directory: Path) -> list[str]:
         "controller": "controllers (Orbax)",
         "tensorboard": "TensorBoard scalars",
         "outcomes": "outcome table (Parquet)",
-        "results.json": "arms and contrasts",
+        "memo": "outcomes of gates per band or layer (Parquet)",
+        "results.json": "arms, contrasts, verdict",
+        "items.parquet": "what every arm did with every problem (Parquet)",
         "lm_eval": "lm-eval's own results",
     }
     return [

@@ -1,13 +1,16 @@
 """Trains and judges the controllers of an experiment.
 
     python -m jroute.train --config configs/tiny.yaml [--run DIR] [--ppo.learning_rate 3e-4 ...]
+    python -m jroute.train --config … --plan
 
 A routing whose gates do nothing is refused (``python -m jroute.probe`` shows what they do). With
 ``--mixing.method gradient`` or ``search`` its mixing weights are learned first, the base frozen.
-A run that was interrupted goes on where it stopped when the same command is given again.
+A run that was interrupted goes on where it stopped when the same command is given again. ``--plan``
+says what it would take and stops.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from jroute.config import parse
 from jroute.door import door, enter
@@ -16,23 +19,44 @@ from jroute.experiment import Experiment
 from jroute.mesh import started_as_several
 
 
+@dataclass(frozen=True)
+class Options:
+    """What the command itself is told.
+
+    Attributes:
+        plan: Say what it would take, and stop.
+    """
+
+    plan: bool = False
+
+
 @door
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, trains, prints."""
-    experiment = parse(Experiment, argv, prog="python -m jroute.train", description=__doc__ or "")
+    experiment, options = parse(
+        Experiment, argv, prog="python -m jroute.train", description=__doc__ or "", extra=Options
+    )
     if started_as_several():
         raise UserError(
             "training runs in one process, but several were started; fill the table with "
             "python -m jroute.outcomes in several, then train in one, which finds it filled"
         )
     from jroute.run import Run
+
+    run = Run.start(experiment, keep=not options.plan)
+    if options.plan:
+        from jroute.planning import plan_train
+
+        print(plan_train(run))
+        return
+    from jroute.report import show
     from jroute.stages import train, written
 
-    run = Run.start(experiment)
     results = train(run)
-    from jroute.report import show
-
     show(run.directory, results)
+    if missing := results.get("not_available"):
+        print("not available without a table:")
+        print("\n".join(f"  {arm}: needs {what}" for arm, what in missing.items()) + "\n")
     print("\n".join(written(run.directory)))
 
 

@@ -3,8 +3,10 @@
 The model is a positive control: learnable headroom exists in it by construction. Problems of
 class ``two`` are only ever seen at gate 0, class ``three`` only at gate 1, class ``start`` at any
 gate, so the gate that solves a problem depends on its class and no single gate solves all of them.
+With ``--plain`` no block ever mixes: a model that was trained as any other is.
 
     python scripts/pretrain_tiny.py --seed 0 --out runs/tiny-0 --report runs/tiny_seed0.json
+    python scripts/pretrain_tiny.py --plain --out runs/tiny-plain --report runs/tiny_plain.json
     python scripts/pretrain_tiny.py --out jroute/assets/tiny-gated --measure-only --report R.json
 """
 
@@ -111,7 +113,7 @@ def gate_of(problem: Problem, rng: np.random.Generator) -> float:
 
 
 def loss(params, config, routing, tokens, prompt_lengths, gates):
-    """Mean cross-entropy of the completion's tokens."""
+    """Mean cross-entropy of the completion's tokens; without routing that of the plain model."""
     real = tokens >= 0
     columns = jnp.arange(tokens.shape[1])[None]
     positions = jnp.where(real, columns, -1)
@@ -124,7 +126,7 @@ def loss(params, config, routing, tokens, prompt_lengths, gates):
 
 
 def pretrain(
-    config: Qwen3Config, routing: Routing, tokenizer, *, seed: int, steps: int, batch: int
+    config: Qwen3Config, routing: Routing | None, tokenizer, *, seed: int, steps: int, batch: int
 ):
     """Trains from scratch; returns the parameters and the loss of every step."""
     drawn = pretraining_problems(steps * batch, seed)
@@ -148,7 +150,7 @@ def pretrain(
     bar = trange(steps, desc="pretrain", unit="step")
     for i in bar:
         rows = slice(i * batch, (i + 1) * batch)
-        gate = routing.gates(gates[rows], batch)
+        gate = routing.gates(gates[rows], batch) if routing else None
         params, state, value = step(params, state, tokens[rows], lengths[rows], gate)
         losses.append(float(value))
         if i % 20 == 0:
@@ -255,6 +257,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--plain", action="store_true", help="train without any gate")
     parser.add_argument("--out", type=Path, required=True, help="folder, in Hugging Face layout")
     parser.add_argument("--report", type=Path, help="also measure, and write this JSON")
     parser.add_argument("--measure-only", action="store_true", help="measure what --out holds")
@@ -284,7 +287,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         routing = Routing.create(routing_config, config.num_hidden_layers)
         started = time.time()
         params, losses = pretrain(
-            config, routing, tokenizer, seed=args.seed, steps=args.steps, batch=args.batch
+            config,
+            None if args.plain else routing,
+            tokenizer,
+            seed=args.seed,
+            steps=args.steps,
+            batch=args.batch,
         )
         export(args.out, params, config, tokenizer)
         took = time.time() - started
@@ -293,6 +301,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if args.report:
         found = {"seed": args.seed, "steps": args.steps, "batch": args.batch}
+        found |= {"plain": True} if args.plain else {}
         found |= measure(params, config, routing, tokenizer)
         args.report.parent.mkdir(parents=True, exist_ok=True)
         args.report.write_text(json.dumps(found, indent=2) + "\n")

@@ -1,6 +1,7 @@
 """The grid of routings, its cells, and what is told of them."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,9 @@ def test_a_killed_grid_goes_on(
     assert len(kept) == 2 and all(name.endswith(".json") for name in kept)
     assert not (config.parent / "run" / "ablation.json").exists()
     capsys.readouterr()
+    assert main(["--config", str(config), "--plan"]) == 0
+    assert re.search(r"test +24 cells to make \(24 of 48 are there\)", capsys.readouterr().out)
+    assert cell_files(config) == kept and not (config.parent / "run" / "ablation.json").exists()
     assert main(["--config", str(config)]) == 0
     printed = capsys.readouterr().out
     # One at gate 0 for all; soft_skip's own guards are none, those of histories are not.

@@ -7,6 +7,7 @@ import pytest
 from jroute.config import load
 from jroute.experiment import Experiment
 from jroute.lm import resolve_routing
+from jroute.tasks.answers import RewardConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -28,7 +29,7 @@ def test_decoding_is_greedy_exact_match_pays_and_answers_are_not_cut(name: str) 
     experiment = load(Experiment, CONFIGS / f"{name}.yaml")
     assert experiment.decoding.temperature == 0
     assert experiment.decoding.max_new_tokens >= 1024
-    assert (experiment.reward.parseable_bonus, experiment.reward.length_penalty) == (0, 0)
+    assert experiment.reward == RewardConfig(0, 0, 0)
     assert experiment.prompt.chat and not experiment.prompt.enable_thinking
     assert experiment.prompt.template.endswith("within \\boxed{}.")
     assert experiment.prompt.template.startswith("{question}\n")

@@ -71,8 +71,10 @@ def test_features(spread_lm, tiny_lm, rows) -> None:
     read = {}
     for lm in (spread_lm, tiny_lm):
         with lm.devices():
-            read[lm] = raw_features(lm.params, lm.config, rows, FeatureConfig(), slots=4)
-    for found, one in zip(read[spread_lm], read[tiny_lm], strict=True):
+            read[lm] = raw_features(
+                lm.params, lm.config, rows, FeatureConfig(), slots=4, routing=lm.routing
+            )
+    for found, one in zip(read[spread_lm][:2], read[tiny_lm][:2], strict=True):
         np.testing.assert_allclose(found, one, atol=1e-5)
 
 

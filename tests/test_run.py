@@ -1,7 +1,9 @@
 """The whole road on the bundled model, small: interrupted, resumed, and asked questions."""
 
+import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from tensorboardX.proto.event_pb2 import Event
 import jroute
 from jroute.checkpoint import latest_step, load_state
 from jroute.convert import main as convert
+from jroute.envs.backends import LiveBackend
 from jroute.envs.gymnasium import RoutingVectorEnv
 from jroute.errors import UserError
 from jroute.report import main as report
@@ -129,7 +132,10 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(interrupted, whole):
     assert flat_a.keys() == flat_b.keys() and len(flat_a) > 30
     for name, value in flat_a.items():
         np.testing.assert_array_equal(value, flat_b[name], err_msg=name)
-    assert (run / "results.json").read_bytes() == (whole / "results.json").read_bytes()
+    results = [json.loads((folder / "results.json").read_text()) for folder in (run, whole)]
+    # But for how long it took; the cells are as many.
+    made = [list(told.pop("generation").values()) for told in results]
+    assert [one["cells"] for (one,) in made] == [1200, 1200] and results[0] == results[1]
 
 
 def flatten(tree, prefix="") -> dict[str, np.ndarray]:
@@ -138,6 +144,17 @@ def flatten(tree, prefix="") -> dict[str, np.ndarray]:
     return {
         k: v for name, part in tree.items() for k, v in flatten(part, f"{prefix}/{name}").items()
     }
+
+
+def test_a_plan_tells_of_the_table_and_of_the_learner(whole, capsys):
+    before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
+    assert train(["--config", str(whole / "config.yaml"), "--plan"]) == 0
+    plan = capsys.readouterr().out
+    assert re.search(r"^train +0 cells to make \(480 of 480 are there\)$", plan, re.M)
+    assert re.search(r"^ood +0 cells to make \(160 of 160 are there\)$", plan, re.M)
+    assert re.search(r"^memory +about .+ on each device, of ", plan, re.M)
+    assert re.search(r"^ppo +600 updates x 2 seeds = 76800 episodes, about ", plan, re.M)
+    assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
 
 
 def test_a_finished_run_has_nothing_left_to_do(whole):
@@ -232,6 +249,46 @@ def test_environments_of_a_run_pay_what_the_table_says(whole):
     gates = [run.gate_values[a] for a in actions]
     expected = [run.outcome("validation", i, g).reward for i, g in zip(asked, gates, strict=True)]
     np.testing.assert_array_equal(rewards, expected)
+
+
+def test_table_and_model_agree_on_a_sample(whole):
+    """The environment over the table and the one that generates go the same way."""
+    run = jroute.load_run(whole)
+    data = environment_data(run, "test", live=True)
+    assert isinstance(data.backend, LiveBackend)
+    forgetful = dataclasses.replace(data.backend, memo=None)
+    lively = RoutingVectorEnv(8, data=dataclasses.replace(data, backend=forgetful))
+    tabled = RoutingVectorEnv(8, run=whole)
+    actions = np.arange(8) % 5
+    first = [envs.reset(seed=5)[0] for envs in (tabled, lively)]
+    np.testing.assert_array_equal(*first)
+    (_, paid, *_, told), (_, also, *_, infos) = (envs.step(actions) for envs in (tabled, lively))
+    np.testing.assert_array_equal(paid, also)
+    for name in ("completion", "parsed", "tokens", "stop_reason", "problem_id", "gate"):
+        assert list(told["final_info"][name]) == list(infos["final_info"][name])
+
+
+def test_features_of_another_configuration_are_not_served(whole, tmp_path, monkeypatch):
+    """The cache is keyed by all that decides features; what is there is not read anew."""
+    run = jroute.load_run(whole)
+    kept = run.raw_features("test")
+    asked = []
+    monkeypatch.setattr(run, "read_features", lambda prompts: asked.append(len(prompts)) or kept)
+    own = run.experiment
+    others = [
+        dataclasses.replace(own.features, **c) for c in ({"streams": False}, {"depths": (1,)})
+    ]
+    run.directory = tmp_path
+    for features in (own.features, *others, own.features, others[1]):
+        run.experiment = dataclasses.replace(own, features=features)
+        found = run.raw_features("test")
+        np.testing.assert_array_equal(found.scalars, kept.scalars)
+        assert found.names == kept.names
+    assert asked == [64] * 3
+    run.experiment = own
+    run._prompts["test"] = ["another", *run.prompts("test")[1:]]
+    run.raw_features("test")
+    assert asked == [64] * 4
 
 
 def test_report_prints_every_arm(whole, capsys):

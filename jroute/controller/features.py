@@ -1,12 +1,14 @@
-"""What a controller sees of a prompt: its length, and one prefill of the plain model.
+"""What a controller sees of a prompt: its length and counts, and one prefill of the plain model.
 
 Nothing here knows what a problem is about; the same numbers are taken of any prompt of any model:
-token count, length bucket, entropy and margin of the first answer token, and hidden states at a
-few depths, both of the last prompt token and averaged over the prompt. Hidden states are reduced
-by principal components that are fitted on train prompts only.
+token count, length bucket, entropy and margin of the first answer token; numbers and sentences in
+the text; how different the streams are at a few depths; and hidden states at those depths, both of
+the last prompt token and averaged over the prompt. Hidden states are reduced by principal
+components. Means, scales and components are fitted on train prompts only.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,11 +20,21 @@ from jaxtyping import Array, Float, Int
 
 from jroute.errors import UserError
 from jroute.generate.planning import bucket, check_context
-from jroute.mesh import fetch, place
+from jroute.mesh import fetch, place, replicate
 from jroute.model.config import Qwen3Config
 from jroute.model.qwen3 import Params, forward, unembed
+from jroute.model.routing import Routing
 
 SCALARS = ("prompt_length", "length_bucket", "first_token_entropy", "first_token_margin")
+"""Scalars of every prompt, whatever else is asked for."""
+
+COUNTS = ("numbers", "sentences")
+STREAMS = ("diversity", "effective_streams", "rms_ratio")
+"""Stream metrics at each depth: see `jroute.model.diagnostics`; the last is the mean root mean
+square of the side streams over the trunk's."""
+
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
 
 CLIP = 10.0
 """Standard deviations an observation may lie from the mean of train, as in CleanRL."""
@@ -35,10 +47,14 @@ class FeatureConfig:
     Attributes:
         depths: Where hidden states are read, as fractions of the blocks (1 is after the last).
         components: Principal components kept of all hidden states together.
+        counts: Whether the numbers and the sentences of a prompt are counted.
+        streams: Whether stream metrics are read at the depths, the gate being 0.
     """
 
     depths: tuple[float, ...] = (0.34, 0.67, 1.0)
     components: int = 32
+    counts: bool = True
+    streams: bool = True
 
     def __post_init__(self) -> None:
         if not self.depths or not all(0 < depth <= 1 for depth in self.depths):
@@ -48,10 +64,21 @@ class FeatureConfig:
 
 
 class RawFeatures(NamedTuple):
-    """Features before any fitting: scalars in the order of ``SCALARS``, and hidden states."""
+    """Features before any fitting: named scalars, and hidden states."""
 
     scalars: Float[np.ndarray, "prompts scalars"]
     hidden: Float[np.ndarray, "prompts hidden"]
+    names: tuple[str, ...] = SCALARS
+
+
+def count_numbers(text: str) -> int:
+    """Numbers in a text; ``1,250.50`` is one."""
+    return len(_NUMBER.findall(text))
+
+
+def count_sentences(text: str) -> int:
+    """Sentence ends in a text: full stops, exclamation and question marks before a space."""
+    return len(_SENTENCE_END.findall(text))
 
 
 @partial(jax.jit, static_argnames=("config", "blocks"))
@@ -59,10 +86,11 @@ def _read(
     params: Params,
     tokens: Int[Array, "batch seq"],
     lengths: Int[Array, " batch"],
+    routing: Routing | None,
     *,
     config: Qwen3Config,
     blocks: tuple[int, ...],
-) -> tuple[Float[Array, "batch 2"], Float[Array, "batch hidden"]]:
+) -> tuple[Float[Array, "batch scalars"], Float[Array, "batch hidden"]]:
     columns = jnp.arange(tokens.shape[1])[None]
     real = columns < lengths[:, None]
     last = jnp.maximum(lengths - 1, 0)[:, None, None]
@@ -75,15 +103,32 @@ def _read(
         mean = jnp.einsum("bse,bs->be", trunk, weights)
         return jnp.stack([mean, jnp.take_along_axis(trunk, last, axis=1)[:, 0]])
 
+    # Under gate 0 the routed model is the plain one bit for bit, but its streams can be looked at.
+    gate = None if routing is None else jnp.zeros((len(tokens), config.num_hidden_layers))
     out = forward(
-        params, config, tokens, jnp.where(real, columns, -1), tap=lambda block: pooled(block.trunk)
+        params,
+        config,
+        tokens,
+        jnp.where(real, columns, -1),
+        routing=routing,
+        gate=gate,
+        metrics=routing is not None,
+        tap=lambda block: pooled(block.trunk),
     )
     final = jnp.take_along_axis(out.hidden, last, axis=1)[:, 0]
     log_probs = jax.nn.log_softmax(unembed(params, config, final), axis=-1)
     entropy = -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
     top = jax.lax.top_k(log_probs, 2)[0]
+    scalars = [entropy, top[:, 0] - top[:, 1]]
+    if out.metrics is not None:
+        last_hook = jax.tree.map(lambda leaf: leaf[:, -1], out.metrics)
+        sides = float(max(last_hook.rms.shape[-1] - 1, 1))
+        for block in blocks:
+            rms = last_hook.rms[block]
+            ratio = rms[:, 1:].sum(axis=-1) / sides / jnp.maximum(rms[:, 0], 1e-20)
+            scalars += [last_hook.diversity[block], last_hook.effective_streams[block], ratio]
     parts = [part for block in blocks for part in out.taps[block]]
-    return jnp.stack([entropy, top[:, 0] - top[:, 1]], axis=1), jnp.concatenate(parts, axis=1)
+    return jnp.stack(scalars, axis=1), jnp.concatenate(parts, axis=1)
 
 
 def raw_features(
@@ -93,21 +138,55 @@ def raw_features(
     features: FeatureConfig,
     *,
     slots: int,
+    routing: Routing | None = None,
+    texts: Sequence[str] | None = None,
 ) -> RawFeatures:
     """Reads the features of prompts, ``slots`` at a time, padded to the engine's buckets.
 
     The last batch of a bucket is filled up, so a prompt's features do not depend on how many
     others are asked for with it.
 
+    Args:
+        params: Parameters of the model.
+        config: Its shape.
+        prompts: Token ids.
+        features: Which features.
+        slots: Rows of a batch.
+        routing: Whose streams are measured; without one there are no stream metrics.
+        texts: The prompts as texts; without them nothing is counted.
+
     Raises:
         UserError: A prompt is empty or longer than the model's context.
     """
     blocks = tuple(max(round(depth * config.num_hidden_layers) - 1, 0) for depth in features.depths)
-    scalars = np.zeros((len(prompts), len(SCALARS)), np.float32)
+    routing = routing if features.streams else None
+    names: list[str] = list(SCALARS)
+    if routing is not None:
+        names += [f"{name}_{depth:g}" for depth in features.depths for name in STREAMS]
+    read = len(names)
+    if features.counts and texts is not None:
+        names += COUNTS
+    scalars = np.zeros((len(prompts), len(names)), np.float32)
+    if len(names) > read:
+        counts = [(count_numbers(text), count_sentences(text)) for text in texts or ()]
+        scalars[:, read:] = np.reshape(counts, (len(prompts), len(COUNTS)))
     hidden = np.zeros((len(prompts), 2 * len(blocks) * config.hidden_size), np.float32)
+    streams = None if routing is None else replicate(routing)
+    for rows, tokens, lengths in _batches(prompts, slots, config.max_position_embeddings):
+        on_mesh = place(tokens, ("batch", "seq")), place(lengths, ("batch",))
+        told, states = fetch(_read(params, *on_mesh, streams, config=config, blocks=blocks))
+        scalars[rows, 0], scalars[rows, 1] = lengths[: len(rows)], np.log2(tokens.shape[1])
+        scalars[rows, 2:read], hidden[rows] = told[: len(rows)], states[: len(rows)]
+    return RawFeatures(scalars, hidden, tuple(names))
+
+
+def _batches(
+    prompts: Sequence[Sequence[int]], slots: int, context: int
+) -> Iterator[tuple[list[int], Int[np.ndarray, "slots seq"], Int[np.ndarray, " slots"]]]:
+    """Indices of some prompts, their tokens and their lengths, ``slots`` at a time."""
     groups: dict[int, list[int]] = {}
     for i, prompt in enumerate(prompts):
-        check_context(len(prompt), 0, config.max_position_embeddings)
+        check_context(len(prompt), 0, context)
         groups.setdefault(bucket(len(prompt)), []).append(i)
     for width, members in groups.items():
         for start in range(0, len(members), slots):
@@ -115,11 +194,54 @@ def raw_features(
             tokens, lengths = np.zeros((slots, width), np.int32), np.zeros(slots, np.int32)
             for to, i in enumerate(rows):
                 tokens[to, : len(prompts[i])], lengths[to] = prompts[i], len(prompts[i])
-            on_mesh = place(tokens, ("batch", "seq")), place(lengths, ("batch",))
-            told, states = fetch(_read(params, *on_mesh, config=config, blocks=blocks))
-            scalars[rows, 0], scalars[rows, 1] = lengths[: len(rows)], np.log2(width)
-            scalars[rows, 2:], hidden[rows] = told[: len(rows)], states[: len(rows)]
-    return RawFeatures(scalars, hidden)
+            yield rows, tokens, lengths
+
+
+@partial(jax.jit, static_argnames=("config",))
+def _change(
+    params: Params,
+    tokens: Int[Array, "batch seq"],
+    lengths: Int[Array, " batch"],
+    routing: Routing,
+    gate: Float[Array, "batch layers"],
+    *,
+    config: Qwen3Config,
+) -> Float[Array, " batch"]:
+    columns = jnp.arange(tokens.shape[1])[None]
+    positions = jnp.where(columns < lengths[:, None], columns, -1)
+    out = forward(params, config, tokens, positions, routing=routing, gate=gate, metrics=True)
+    assert out.metrics is not None
+    sites = routing.sites.astype(jnp.float32)
+    return jnp.einsum("lhb,l->b", out.metrics.change, sites / sites.sum()) / len(
+        routing.config.hooks
+    )
+
+
+def trunk_change(
+    params: Params,
+    config: Qwen3Config,
+    prompts: Sequence[Sequence[int]],
+    routing: Routing,
+    gates: Float[np.ndarray, "prompts layers"],
+    *,
+    slots: int,
+) -> Float[np.ndarray, " prompts"]:
+    """How far gates move the trunk of prompts: ``|after - before| / |before|``.
+
+    It is the mean over the tokens of a prompt, the mixing sites and their hooks, of one prefill.
+    """
+    found, streams = np.zeros(len(prompts)), replicate(routing)
+    for rows, tokens, lengths in _batches(prompts, slots, config.max_position_embeddings):
+        gate = np.zeros((slots, gates.shape[1]), np.float32)
+        gate[: len(rows)] = gates[rows]
+        on_mesh = (
+            place(tokens, ("batch", "seq")),
+            place(lengths, ("batch",)),
+            streams,
+            place(gate, ("batch", "layers")),
+        )
+        found[rows] = fetch(_change(params, *on_mesh, config=config))[: len(rows)]
+    return found
 
 
 @dataclass(frozen=True)
@@ -132,12 +254,14 @@ class Featurizer:
         hidden_mean: Mean hidden state.
         components: Principal directions ``[hidden, components]``, scaled so that the projections
             have unit variance on train prompts.
+        scalar_names: Name of each scalar.
     """
 
     scalar_mean: Float[np.ndarray, " scalars"]
     scalar_scale: Float[np.ndarray, " scalars"]
     hidden_mean: Float[np.ndarray, " hidden"]
     components: Float[np.ndarray, "hidden components"]
+    scalar_names: tuple[str, ...] = SCALARS
 
     @classmethod
     def fit(cls, raw: RawFeatures, config: FeatureConfig) -> "Featurizer":
@@ -153,6 +277,7 @@ class Featurizer:
             np.where(scale > 1e-6, scale, 1.0).astype(np.float32),
             mean,
             (directions[:keep].T / deviations[None]).astype(np.float32),
+            raw.names,
         )
 
     def __call__(self, raw: RawFeatures) -> Float[np.ndarray, "prompts features"]:
@@ -164,13 +289,16 @@ class Featurizer:
     @property
     def names(self) -> tuple[str, ...]:
         """Name of every feature, in order."""
-        return (*SCALARS, *(f"component_{i}" for i in range(self.components.shape[1])))
+        return (*self.scalar_names, *(f"component_{i}" for i in range(self.components.shape[1])))
 
     def tree(self) -> dict[str, np.ndarray]:
-        """Its arrays, to be saved."""
-        return dict(vars(self))
+        """Its arrays, to be saved; names as bytes of a text."""
+        names = np.frombuffer(",".join(self.scalar_names).encode(), np.uint8)
+        return {**vars(self), "scalar_names": names}
 
     @classmethod
     def of(cls, tree: Mapping[str, Any]) -> "Featurizer":
         """The inverse of ``tree``."""
-        return cls(**{name: np.asarray(tree[name]) for name in cls.__dataclass_fields__})
+        arrays = {name: np.asarray(tree[name]) for name in cls.__dataclass_fields__}
+        names = arrays.pop("scalar_names").astype(np.uint8).tobytes().decode().split(",")
+        return cls(**arrays, scalar_names=tuple(names))

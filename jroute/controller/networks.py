@@ -101,6 +101,16 @@ def _sizes(mlp: Params) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     return first["kernel"].shape[0], hidden, mlp["output"]["bias"].shape
 
 
+def num_features(params: Params) -> int:
+    """Length of the observations that an actor-critic reads."""
+    return _sizes(params["actor"])[0]
+
+
+def num_choices(params: Params) -> int:
+    """Number of choices of each part of an actor-critic's decisions."""
+    return params["actor"]["output"]["bias"].shape[-1]
+
+
 def init(
     key: Key[Array, ""],
     num_features: int,

@@ -1,12 +1,18 @@
-"""The environment as pure functions over an outcome table, for learners that live in JAX."""
+"""The environment as functions ``reset`` and ``step``, for learners that live in JAX.
 
-from typing import NamedTuple
+Over a table they are pure and of one prompt, to be vmapped and compiled; over anything else that
+gives outcomes they take a whole batch, which is the engine's. Both draw the same problems from the
+same keys.
+"""
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jroute.envs.data import EnvData
 from jroute.errors import UserError
 
 
@@ -17,7 +23,22 @@ class TableState(NamedTuple):
         problem: Its row in the environment.
     """
 
-    problem: Int[Array, ""]
+    problem: Int[Array, "*batch"]
+
+
+class Questions(NamedTuple):
+    """Where problems are drawn from: their features alone, each equally likely.
+
+    Attributes:
+        observations: Features of each problem.
+    """
+
+    observations: Float[Array, "problems features"]
+
+    def reset(self, key: Key[Array, ""]) -> tuple[TableState, Float[Array, " features"]]:
+        """Draw a problem; returns the state and its features."""
+        problem = jax.random.randint(key, (), 0, self.observations.shape[0])
+        return TableState(problem), self.observations[problem]
 
 
 class TableEnv(NamedTuple):
@@ -78,8 +99,7 @@ class TableEnv(NamedTuple):
 
     def reset(self, key: Key[Array, ""]) -> tuple[TableState, Float[Array, " features"]]:
         """Draw a problem, each equally likely; returns the state and its features."""
-        problem = jax.random.randint(key, (), 0, self.num_problems)
-        return TableState(problem), self.observations[problem]
+        return Questions(self.observations).reset(key)
 
     def step(
         self, state: TableState, action: Int[Array, ""], key: Key[Array, ""]
@@ -108,3 +128,58 @@ class TableEnv(NamedTuple):
         )
         following, observation = self.reset(key)
         return following, observation, reward, jnp.array(True), {"problem": state.problem}
+
+
+class LiveEnv:
+    """`TableEnv` over any backend: ``reset`` and ``step`` of a batch, which cannot be compiled.
+
+    Gates may have several parts. The state is passed in and out and nothing else is kept, so with a
+    backend that always says the same the functions are pure.
+
+    Attributes:
+        data: Problems, features, gates and backend.
+        questions: Where problems are drawn from.
+    """
+
+    def __init__(self, data: EnvData) -> None:
+        """Make the environment of a split."""
+        self.data = data
+        self.questions = Questions(jnp.asarray(data.observations))
+
+    def reset(
+        self, keys: Key[Array, " batch"]
+    ) -> tuple[TableState, Float[Array, "batch features"]]:
+        """Draw problems, one for each key."""
+        return jax.vmap(self.questions.reset)(keys)
+
+    def rewards(
+        self,
+        problems: Int[Array | np.ndarray, "*batch"],
+        actions: Int[Array | np.ndarray, "*batch_and_parts"],
+    ) -> Float[np.ndarray, "*batch"]:
+        """What gates pay on problems (their rows), by one call of the backend.
+
+        Raises:
+            InvalidAction: An action is no gate.
+        """
+        rows, data = np.asarray(problems), self.data
+        shape = (rows.size,) if data.parts == 1 else (rows.size, data.parts)
+        gates = data.chosen(np.asarray(actions).reshape(shape), rows.size)
+        outcomes = data.backend.outcomes([data.problems[row] for row in rows.flat], gates)
+        paid = np.array([outcome.reward for outcome in outcomes], np.float32)
+        return paid.reshape(rows.shape)
+
+    def step(
+        self, states: TableState, actions: Any, keys: Key[Array, " batch"]
+    ) -> tuple[
+        TableState,
+        Float[Array, "batch features"],
+        Float[np.ndarray, " batch"],
+        Bool[Array, " batch"],
+        dict[str, Int[Array, " batch"]],
+    ]:
+        """Answer a batch of problems and move on to the next; see `TableEnv.step`."""
+        rewards = self.rewards(states.problem, actions)
+        following, observations = self.reset(keys)
+        done = jnp.ones(len(rewards), bool)
+        return following, observations, rewards, done, {"problem": states.problem}

@@ -6,7 +6,8 @@ controllers is ``[seeds, items]``, and its accuracy is the mean over seeds.
 
 Intervals and p-values of anything but one deterministic arm come from the *crossed bootstrap*:
 items are resampled, the same for all arms, and whole seeds are resampled, for each arm on its own,
-because one seed's controller answers all items. Three refinements matter when seeds are few:
+because one seed's controller answers all items. An arm derived from the same seeds (their modal
+gates, say) is compared seed by seed. Three refinements matter when seeds are few:
 
 * deviations of the resampling weights from 1 are scaled by sqrt(n / (n - 1)), so that seeds and
   items each contribute their unbiased variance;
@@ -23,7 +24,7 @@ Items with equal values are exchangeable, so they are drawn together, as one mul
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import inf, nan, sqrt
 from typing import Any
 
 import numpy as np
@@ -55,12 +56,27 @@ class Contrast:
     """Accuracy of arm a minus that of arm b on the same ``n`` items.
 
     ``p`` is two-sided, and at most 0.05 exactly where ``ci95`` leaves 0 out (but for the
-    interpolation of percentiles).
+    interpolation of percentiles). ``lower95`` and ``upper95`` are one-sided: the truth lies below
+    the one, or above the other, in one case of twenty each.
     """
 
     difference: float
     ci95: tuple[float, float]
     p: float
+    n: int
+    lower95: float
+    upper95: float
+
+
+@dataclass(frozen=True)
+class Share:
+    """What part of one gain another gain is, (a - base) / (b - base), with a 95 % interval.
+
+    The interval is all numbers where the resamples do not agree that ``b`` gains over ``base``.
+    """
+
+    share: float
+    ci95: tuple[float, float]
     n: int
 
 
@@ -92,13 +108,19 @@ def accuracy(values: ArrayLike, *, replicates: int = REPLICATES, seed: int = 0) 
         right = int(arm.sum())
         wilson: Any = proportion_confint(right, items, alpha=0.05, method="wilson")
         return Accuracy(mean, (float(wilson[0]), float(wilson[1])), items)
-    draws, freedom = _crossed_bootstrap([arm], [1.0], replicates, seed)
+    draws = _crossed_bootstrap([arm], replicates, seed)[:, 0]
+    freedom = _degrees_of_freedom([arm], [1.0])
     low, high = np.clip(_percentiles(draws, freedom), arm.min(), arm.max())
     return Accuracy(mean, (float(low), float(high)), items)
 
 
 def paired_contrast(
-    a: ArrayLike, b: ArrayLike, *, replicates: int = REPLICATES, seed: int = 0
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    same_seeds: bool = False,
+    replicates: int = REPLICATES,
+    seed: int = 0,
 ) -> Contrast:
     """Difference of two arms on the same items, by the crossed bootstrap.
 
@@ -111,17 +133,76 @@ def paired_contrast(
     Args:
         a: ``[items]`` or ``[seeds, items]``.
         b: The same items in the same order; its seeds, if any, are its own.
+        same_seeds: Whether row i of ``a`` and row i of ``b`` come from one seed, so that they are
+            resampled together.
         replicates: Number of bootstrap resamples.
         seed: Of the resampling.
     """
     first, second = _arm(a, "a"), _arm(b, "b")
     _same_items(first, second)
-    draws, freedom = _crossed_bootstrap([first, second], [1.0, -1.0], replicates, seed)
-    low, high = _percentiles(draws, freedom)
+    if same_seeds:
+        if len(first) != len(second):
+            raise ValueError(f"arms of the same seeds have {len(first)} and {len(second)} of them")
+        return linear_contrast([first - second], [1.0], replicates=replicates, seed=seed)
+    return linear_contrast([first, second], [1.0, -1.0], replicates=replicates, seed=seed)
+
+
+def linear_contrast(
+    arms: Sequence[ArrayLike],
+    weights: Sequence[float],
+    *,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> Contrast:
+    """A weighted sum of arms on the same items; ``paired_contrast`` is that of weights 1 and -1.
+
+    Args:
+        arms: ``[items]`` or ``[seeds, items]`` each, every arm with seeds of its own.
+        weights: Of the arms; a difference of two gains is 1, -1, -1, 1.
+        replicates: Number of bootstrap resamples.
+        seed: Of the resampling.
+    """
+    rows = [_arm(arm, f"arm {i}") for i, arm in enumerate(arms)]
+    for row in rows[1:]:
+        _same_items(rows[0], row)
+    estimate = sum(w * float(row.mean()) for w, row in zip(weights, rows, strict=True))
+    draws = _crossed_bootstrap(rows, replicates, seed) @ np.asarray(weights, np.float64)
+    freedom = _degrees_of_freedom(rows, weights)
     beyond = min((draws <= _ROUNDING).sum(), (draws >= -_ROUNDING).sum())
     tail = (beyond + 1) / (replicates + 1)
     p = min(1.0, 2.0 * float(stats.t.cdf(stats.norm.ppf(tail), freedom))) if tail < 0.5 else 1.0
-    return Contrast(float(first.mean() - second.mean()), (low, high), p, first.shape[1])
+    lower, upper = _percentiles(draws, freedom, 0.05)
+    return Contrast(
+        estimate, _percentiles(draws, freedom), p, rows[0].shape[1], lower95=lower, upper95=upper
+    )
+
+
+def share_of_gain(
+    a: ArrayLike, b: ArrayLike, base: ArrayLike, *, replicates: int = REPLICATES, seed: int = 0
+) -> Share:
+    """What part of ``b``'s gain over ``base`` arm ``a`` reaches, by the crossed bootstrap.
+
+    Args:
+        a: ``[items]`` or ``[seeds, items]``.
+        b: The arm whose gain counts as 1.
+        base: The arm both gains are over.
+        replicates: Number of bootstrap resamples.
+        seed: Of the resampling.
+    """
+    rows = [_arm(a, "a"), _arm(b, "b"), _arm(base, "base")]
+    for row in rows[1:]:
+        _same_items(rows[0], row)
+    draws = _crossed_bootstrap(rows, replicates, seed)
+    gain, whole = draws[:, 0] - draws[:, 2], draws[:, 1] - draws[:, 2]
+    means = [float(row.mean()) for row in rows]
+    n = rows[0].shape[1]
+    if means[1] <= means[2] or (whole <= _ROUNDING).any():
+        share = (means[0] - means[2]) / (means[1] - means[2]) if means[1] != means[2] else nan
+        return Share(share, (-inf, inf), n)
+    share = (means[0] - means[2]) / (means[1] - means[2])
+    # Freedom as of the linear contrast that the ratio is near its estimate.
+    freedom = _degrees_of_freedom(rows, [1.0, -share, share - 1.0])
+    return Share(share, _percentiles(gain / whole, freedom), n)
 
 
 def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> McNemar:
@@ -211,22 +292,22 @@ def _same_items(a: Float[np.ndarray, "_ items_a"], b: Float[np.ndarray, "_ items
 
 
 def _crossed_bootstrap(
-    arms: Sequence[np.ndarray], signs: Sequence[float], replicates: int, seed: int
-) -> tuple[Float[np.ndarray, " replicates"], float]:
-    """Resampled values of the signed sum of the arms' means, and its degrees of freedom."""
+    arms: Sequence[np.ndarray], replicates: int, seed: int
+) -> Float[np.ndarray, "replicates arms"]:
+    """Resampled means of arms: the same items for all of them, each arm's own seeds."""
     rng = np.random.default_rng(seed)
     items = arms[0].shape[1]
     kinds, counts = np.unique(np.concatenate(arms), axis=1, return_counts=True)
     kinds_of_arm = np.split(kinds, np.cumsum([len(arm) for arm in arms])[:-1])
-    draws = np.zeros(replicates)
+    draws = np.zeros((replicates, len(arms)))
     for start in range(0, replicates, _CHUNK):
         chunk = draws[start : start + _CHUNK]
         drawn = rng.multinomial(items, counts / items, size=len(chunk))
         item_weights = (counts + (drawn - counts) * sqrt(items / (items - 1))) / items
-        for arm, sign in zip(kinds_of_arm, signs, strict=True):
+        for column, arm in enumerate(kinds_of_arm):
             per_seed = item_weights @ arm.T
-            chunk += sign * (per_seed * _seed_weights(rng, len(chunk), len(arm))).sum(axis=1)
-    return draws, _degrees_of_freedom(arms, signs)
+            chunk[:, column] = (per_seed * _seed_weights(rng, len(chunk), len(arm))).sum(axis=1)
+    return draws
 
 
 def _seed_weights(
@@ -250,10 +331,12 @@ def _degrees_of_freedom(arms: Sequence[np.ndarray], signs: Sequence[float]) -> f
     return float(total**2 / sum(v**2 / (len(sample) - 1) for v, sample in terms))
 
 
-def _percentiles(draws: Float[np.ndarray, " replicates"], freedom: float) -> tuple[float, float]:
-    """Expanded percentiles that bound 95 %, as order statistics that match the p-value."""
-    tail = stats.norm.cdf(stats.t.ppf(0.025, freedom))
-    rank = max(int(tail * (len(draws) + 1)), 1)
+def _percentiles(
+    draws: Float[np.ndarray, " replicates"], freedom: float, tail: float = 0.025
+) -> tuple[float, float]:
+    """Expanded percentiles with ``tail`` beyond each, order statistics that match the p-value."""
+    expanded = float(stats.norm.cdf(stats.t.ppf(tail, freedom)))
+    rank = max(int(expanded * (len(draws) + 1)), 1)
     ordered = np.sort(draws)
     return float(ordered[rank - 1]), float(ordered[-rank])
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 Scalar = Float[Array, ""]
+Number = float | Float[Array, ""]
+"""A setting: part of a compiled program, or an argument of it."""
 
 
 def log_prob(
@@ -33,8 +35,8 @@ def gae(
     ended: Bool[Array, "time batch"],
     last_values: Float[Array, " batch"],
     *,
-    gamma: float,
-    gae_lambda: float,
+    gamma: Number,
+    gae_lambda: Number,
 ) -> tuple[Float[Array, "time batch"], Float[Array, "time batch"]]:
     """Generalised advantage estimates (Schulman et al. 2015, arXiv 1506.02438) and returns.
 
@@ -68,7 +70,7 @@ def gae(
 
 
 def normalise_advantages(
-    advantages: Float[Array, " batch"], std_floor: float
+    advantages: Float[Array, " batch"], std_floor: Number
 ) -> Float[Array, " batch"]:
     """Shift to mean 0 and scale to standard deviation 1, unless that would magnify noise.
 
@@ -84,7 +86,7 @@ def clipped_surrogate(
     log_probs: Float[Array, " batch"],
     old_log_probs: Float[Array, " batch"],
     advantages: Float[Array, " batch"],
-    clip_coef: float,
+    clip_coef: Number,
 ) -> Scalar:
     """The policy loss: the pessimistic one of the plain and the clipped ratio, to be minimised."""
     ratio = jnp.exp(log_probs - old_log_probs)
@@ -96,7 +98,7 @@ def value_loss(
     values: Float[Array, " batch"],
     returns: Float[Array, " batch"],
     old_values: Float[Array, " batch"],
-    clip_coef: float | None = None,
+    clip_coef: Number | None = None,
 ) -> Scalar:
     """Half the mean squared error of the critic.
 
@@ -124,7 +126,7 @@ def approx_kl(log_probs: Float[Array, " batch"], old_log_probs: Float[Array, " b
 
 
 def clip_fraction(
-    log_probs: Float[Array, " batch"], old_log_probs: Float[Array, " batch"], clip_coef: float
+    log_probs: Float[Array, " batch"], old_log_probs: Float[Array, " batch"], clip_coef: Number
 ) -> Scalar:
     """Share of decisions whose ratio lies outside the clipping range."""
     ratio = jnp.exp(log_probs - old_log_probs)

@@ -49,20 +49,26 @@ class ParsedAnswer(NamedTuple):
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """Shaping on top of exact match; both are off by default.
+    """Shaping on top of exact match; all of it is off by default, as the claim wants it.
+
+    Customary amounts are 0.05 and 0.01. The stability penalty needs a model, so it is taken off
+    where outcomes are paid for (:class:`jroute.envs.backends.Shaping`), not here.
 
     Attributes:
         parseable_bonus: Added when the status is ``ok``, whether or not the answer is right.
         length_penalty: Subtracted in proportion to the share of the token limit that was used:
             a completion that used all of it pays the whole penalty.
+        stability_penalty: Subtracted in proportion to how far the gate moves the trunk of the
+            prompt, relative to its norm and on average over tokens and mixing sites.
     """
 
     parseable_bonus: float = 0.0
     length_penalty: float = 0.0
+    stability_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse negative amounts: the signs are part of the definition."""
-        for name in ("parseable_bonus", "length_penalty"):
+        for name in ("parseable_bonus", "length_penalty", "stability_penalty"):
             if not getattr(self, name) >= 0:
                 raise UserError(
                     f"reward.{name} is {getattr(self, name)}; give zero or a positive number."

@@ -9,7 +9,10 @@ from jroute.controller.features import (
     FeatureConfig,
     Featurizer,
     RawFeatures,
+    count_numbers,
+    count_sentences,
     raw_features,
+    trunk_change,
 )
 from jroute.errors import UserError
 from jroute.lm import LanguageModel
@@ -94,6 +97,76 @@ def test_depths_are_rounded_to_blocks(tiny_lm: LanguageModel, tiny_torch, prompt
     np.testing.assert_allclose(first[0], [*unit.mean(axis=0), *unit[-1]], atol=1e-4)
 
 
+def test_streams_and_counts_come_after_what_there_always_is(tiny_lm, prompts, raw) -> None:
+    """Stream metrics are those of gate 0; nothing else moves by a bit; counts are of the text."""
+    texts = [tiny_lm.tokenizer.decode(row) for row in prompts]
+    both = raw_features(
+        tiny_lm.params,
+        tiny_lm.config,
+        prompts,
+        CONFIG,
+        slots=SLOTS,
+        routing=tiny_lm.routing,
+        texts=texts,
+    )
+    kinds = ("diversity", "effective_streams", "rms_ratio")
+    streams = [f"{kind}_{depth:g}" for depth in CONFIG.depths for kind in kinds]
+    assert both.names == (*SCALARS, *streams, "numbers", "sentences")
+    np.testing.assert_array_equal(both.scalars[:, :2], raw.scalars[:, :2])
+    np.testing.assert_allclose(both.scalars[:, 2:4], raw.scalars[:, 2:], atol=1e-5)
+    np.testing.assert_allclose(both.hidden, raw.hidden, atol=1e-6)
+    _, metrics = tiny_lm.logits(prompts, 0.0, metrics=True)
+    expected = []
+    for block in BLOCKS:
+        rms = np.asarray(metrics.rms)[block, -1]
+        ratio = rms[:, 1:].mean(axis=1) / rms[:, 0]
+        expected += [metrics.diversity[block, -1], metrics.effective_streams[block, -1], ratio]
+    found = both.scalars[:, 4:-2]
+    np.testing.assert_allclose(found, np.stack(expected, axis=1), atol=1e-4)
+    assert np.ptp(found, axis=0).max() > 1e-3
+    assert both.scalars[:, -2:].tolist() == [[count_numbers(t), count_sentences(t)] for t in texts]
+    without = FeatureConfig(counts=False, streams=False)
+    plain = raw_features(
+        tiny_lm.params,
+        tiny_lm.config,
+        prompts,
+        without,
+        slots=SLOTS,
+        routing=tiny_lm.routing,
+        texts=texts,
+    )
+    assert plain.names == SCALARS
+    np.testing.assert_array_equal(plain.scalars, raw.scalars)
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers", "sentences"),
+    [
+        ("Tom has 3 pens. He buys 12 more! How many?", 2, 3),
+        ("It costs $1,250.50, or 3.5 times 7/2.", 4, 1),
+        ("No end", 0, 0),
+        ("Wait... what?! 1. 2. 3.", 3, 5),
+        ("", 0, 0),
+    ],
+    ids=["plain", "decimals", "none", "dots", "empty"],
+)
+def test_counting(text: str, numbers: int, sentences: int) -> None:
+    assert (count_numbers(text), count_sentences(text)) == (numbers, sentences)
+
+
+def test_how_far_gates_move_the_trunk(tiny_lm: LanguageModel, prompts) -> None:
+    gates = np.linspace(0, 1, len(prompts))
+    spread = np.asarray(tiny_lm.gates(gates, len(prompts)))
+    found = trunk_change(
+        tiny_lm.params, tiny_lm.config, prompts, tiny_lm.routing, spread, slots=SLOTS
+    )
+    _, metrics = tiny_lm.logits(prompts, gates, metrics=True)
+    sites = np.asarray(tiny_lm.routing.sites)
+    expected = np.asarray(metrics.change)[sites].mean(axis=(0, 1))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
+    assert found[0] == 0 and found[-1] > 0.01
+
+
 def test_bad_input_is_told(tiny_lm: LanguageModel) -> None:
     def read(prompts: list[list[int]]) -> RawFeatures:
         return raw_features(tiny_lm.params, tiny_lm.config, prompts, CONFIG, slots=2)
@@ -167,5 +240,7 @@ def test_a_featurizer_is_rebuilt_from_its_tree() -> None:
     featurizer = Featurizer.fit(TRAIN, FeatureConfig(components=3))
     again = Featurizer.of(featurizer.tree())
     np.testing.assert_array_equal(again(TRAIN), featurizer(TRAIN))
-    assert again.names == featurizer.names
+    assert (
+        again.names == featurizer.names == (*SCALARS, "component_0", "component_1", "component_2")
+    )
     assert all(isinstance(leaf, np.ndarray) for leaf in featurizer.tree().values())

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from jroute.envs.gymnasium import EnvData
-from jroute.envs.outcomes import LiveBackend, OutcomeTable, TableBackend, semantic_fingerprint
+from jroute.envs.backends import LiveBackend, TableBackend
+from jroute.envs.data import EnvData
+from jroute.envs.outcomes import Gate, Outcome, judge, semantic_fingerprint
+from jroute.envs.table import OutcomeTable
 from jroute.tasks.problem import Problem
 
 GATES = (0.0, 0.5, 1.0)
@@ -28,18 +30,22 @@ def _prompt(problem: Problem) -> str:
 
 
 class Generator:
-    """Adds the two numbers of a prompt; a gate other than the sum's own makes it err by one."""
+    """Adds the two numbers of a prompt; gates that do not sum to the right one make it err."""
 
     def __init__(self) -> None:
-        self.calls: list[list[tuple[str, float]]] = []
+        self.calls: list[list[tuple[str, Gate]]] = []
 
-    def __call__(self, prompts: Sequence[str], gates: Sequence[float]) -> list[Text]:
-        self.calls.append(list(zip(prompts, gates, strict=True)))
-        return [self._answer(*pair) for pair in self.calls[-1]]
+    def __call__(self, problems: Sequence[Problem], gates: Sequence[Gate]) -> list[Outcome]:
+        self.calls.append(list(zip([_prompt(p) for p in problems], gates, strict=True)))
+        answers = [self._answer(*pair) for pair in self.calls[-1]]
+        return [
+            judge(problem, gate, answer, max_tokens=64)
+            for problem, gate, answer in zip(problems, gates, answers, strict=True)
+        ]
 
-    def _answer(self, prompt: str, gate: float) -> Text:
+    def _answer(self, prompt: str, gate: Gate) -> Text:
         total = sum(int(number) for number in re.findall(r"\d+", prompt))
-        right = GATES[total % len(GATES)] == gate
+        right = GATES[total % len(GATES)] == float(np.sum(gate)) % 1.5
         text = f"So it is {total}.\n#### {total if right else total + 1}"
         return Text(text, tuple(range(total)), "end_token")
 
@@ -59,7 +65,7 @@ def generator() -> Generator:
 
 @pytest.fixture
 def live(generator: Generator) -> LiveBackend:
-    return LiveBackend(generate=generator, prompt=_prompt, max_tokens=64)
+    return LiveBackend(generator)
 
 
 @pytest.fixture

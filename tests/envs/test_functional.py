@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnasium.error import InvalidAction
 
-from jroute.envs.functional import TableEnv, TableState
+from jroute.envs.functional import LiveEnv, TableEnv, TableState
 from jroute.errors import UserError
 
 PROBLEMS, GATES, FEATURES = 6, 3, 2
@@ -100,3 +101,37 @@ def test_it_pays_what_the_gymnasium_environment_pays(data, table, problems):
             state = TableState(jnp.array(row))
             _, _, reward, _, _ = env.step(state, jnp.array(action), jax.random.key(0))
             assert float(reward) == table.outcome(problem.id, gate).reward
+
+
+def test_over_a_backend_a_batch_goes_the_same_way(data, table):
+    """The live environment draws what the tabled one draws, and pays what the backend says."""
+    ids = [problem.id for problem in data.problems]
+    tabled = TableEnv.create(data.observations, table.matrix(ids, data.gates, "reward"))
+    live = LiveEnv(data)
+    keys = jax.random.split(jax.random.key(4), 12)
+    states, seen = jax.vmap(tabled.reset)(keys)
+    others, also = live.reset(keys)
+    np.testing.assert_array_equal(seen, also)
+    paid = []
+    for turn in range(3):
+        keys = jax.random.split(jax.random.key(50 + turn), 12)
+        actions = jax.random.randint(jax.random.key(turn), (12,), 0, 3)
+        states, seen, rewards, done, info = jax.vmap(tabled.step)(states, actions, keys)
+        others, also, same, ended, told = live.step(others, actions, keys)
+        for one, other in ((seen, also), (rewards, same), (done, ended)):
+            np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(info["problem"], told["problem"])
+        np.testing.assert_array_equal(states.problem, others.problem)
+        paid.append(rewards)
+    assert 0 < np.mean(paid) < 1
+
+
+def test_rewards_of_several_parts_and_axes(make_data, live, generator):
+    env = LiveEnv(make_data(live, parts=2))
+    problems, actions = np.array([[0, 1, 2], [3, 4, 5]]), np.ones((2, 3, 2), int)
+    rewards = env.rewards(problems, actions)
+    assert rewards.shape == (2, 3) and rewards.dtype == np.float32
+    gates = [gate for _, gate in generator.calls[-1]]
+    assert gates == [(0.5, 0.5)] * 6  # one call for all
+    with pytest.raises(InvalidAction):
+        env.rewards(problems, actions + 2)

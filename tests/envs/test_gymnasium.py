@@ -1,6 +1,7 @@
 """The Gymnasium environments hold its contracts, and the batch equals the singles."""
 
 import copy
+import dataclasses
 import sys
 import types
 
@@ -14,14 +15,15 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 import jroute.envs  # noqa: F401 (registers the ids)
+from jroute.envs.backends import TableBackend
+from jroute.envs.data import EnvData
 from jroute.envs.gymnasium import (
     ROUTING_ID,
-    EnvData,
     RoutingEnv,
     RoutingVectorEnv,
     register_environments,
 )
-from jroute.envs.outcomes import MissingOutcome, OutcomeTable, TableBackend
+from jroute.envs.table import MissingOutcome, OutcomeTable
 from jroute.errors import UserError
 
 
@@ -48,8 +50,77 @@ def make_batch(data: EnvData, count: int) -> RoutingVectorEnv:
     return envs
 
 
-def test_check_env_passes(data):
-    check_env(gymnasium.make(ROUTING_ID, data=data).unwrapped)
+@pytest.fixture
+def parted(make_data, live) -> EnvData:
+    """Decisions of two parts, answered live."""
+    return make_data(live, parts=2)
+
+
+def test_check_env_passes(data, parted):
+    for one in (data, parted):
+        check_env(gymnasium.make(ROUTING_ID, data=one).unwrapped)
+
+
+def test_decisions_of_several_parts(parted):
+    """The gates of a row are its own, and the batch equals the singles."""
+    batch, sync = make_batch(parted, 4), make_sync(parted, 4)
+    assert batch.single_action_space == spaces.MultiDiscrete([3, 3])
+    assert batch.action_space == sync.action_space
+    assert_same(*(envs.reset(seed=3) for envs in (batch, sync)))
+    rng, paid = np.random.default_rng(2), []
+    for _ in range(30):
+        actions = rng.integers(3, size=(4, 2))
+        step, single = batch.step(actions), sync.step(actions)
+        assert_same(step, single)
+        gates = [tuple(gate) for gate in step[4]["final_info"]["gate"]]
+        assert gates == [tuple(parted.gates[i] for i in row) for row in actions]
+        paid.append(step[1])
+    assert 0.1 < np.mean(paid) < 0.9
+    for wrong in (np.zeros(4, int), np.zeros((4, 3), int), np.full((4, 2), 3), np.zeros((4, 2))):
+        with pytest.raises(InvalidAction):
+            batch.step(wrong)
+
+
+def test_another_split_is_drawn_from_when_asked(data, make_data, live, problems):
+    """For the episodes that begin then; the batch equals the singles, with a mask and without."""
+    others = [dataclasses.replace(p, id=p.id.replace("test", "train")) for p in problems[:3]]
+    second = make_data(
+        live,
+        problems=others,
+        prompts=data.prompts[:3],
+        observations=data.observations[:3] + 100,
+    )
+    both = {"test": data, "train": second}
+    batch = gymnasium.make_vec(ROUTING_ID, num_envs=3, data=both)
+    sync = gymnasium.make_vec(
+        ROUTING_ID,
+        num_envs=3,
+        vectorization_mode="sync",
+        vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
+        data=both,
+    )
+    assert_same(*(envs.reset(seed=1) for envs in (batch, sync)))
+    mask = np.array([True, False, True])
+    asked = [envs.reset(options={"split": "train", "reset_mask": mask}) for envs in (batch, sync)]
+    assert_same(*asked)
+    assert list(asked[0][0][:, 2] >= 100) == [True, False, True]
+    first = [envs.step(np.array([0, 1, 2])) for envs in (batch, sync)]
+    assert_same(*first)
+    ids = first[0][4]["final_info"]["problem_id"]
+    assert ["train" in name for name in ids] == [True, False, True]
+    assert (first[0][0][:, 2] < 100).all()  # what follows is of the first split again
+    assert_same(*(envs.step(np.array([0, 1, 2])) for envs in (batch, sync)))
+    env = RoutingEnv(both, split="train")
+    name = others[2].id
+    observation, info = env.reset(options={"problem_ids": [name]})
+    assert observation[2] == 102 and info["problem_id"] == name
+    with pytest.raises(UserError, match="no split 'ood' in this environment"):
+        env.reset(options={"split": "ood"})
+    with pytest.raises(UserError, match="no problem 'sums/train/1'"):
+        env.reset(options={"split": "test", "problem_ids": [others[0].id]})
+    different = make_data(live, gates=(0.0, 1.0))
+    with pytest.raises(UserError, match="other features or gates"):
+        RoutingEnv({"test": data, "train": different}).reset(options={"split": "train"})
 
 
 def test_an_episode_is_one_prompt(data, table):
@@ -331,12 +402,15 @@ def test_the_data_is_shared_not_copied(make_data, table):
 def test_a_run_folder_is_opened_by_name(data, monkeypatch):
     asked = []
     runs = types.ModuleType("jroute.run")
-    runs.environment_data = lambda run, split: asked.append((run, split)) or data  # pyright: ignore[reportAttributeAccessIssue]
+    runs.load_run = lambda run: run  # pyright: ignore[reportAttributeAccessIssue]
+    runs.environment_data = (  # pyright: ignore[reportAttributeAccessIssue]
+        lambda run, split, live: asked.append((run, split, live)) or data
+    )
     monkeypatch.setitem(sys.modules, "jroute.run", runs)
     env = gymnasium.make(ROUTING_ID, run="runs/demo", split="validation").unwrapped
     assert isinstance(env, RoutingEnv) and env.data is data
-    gymnasium.make_vec(ROUTING_ID, num_envs=2, run="runs/demo")
-    assert asked == [("runs/demo", "validation"), ("runs/demo", "test")]
+    gymnasium.make_vec(ROUTING_ID, num_envs=2, run="runs/demo", live=True)
+    assert asked == [("runs/demo", "validation", False), ("runs/demo", "test", True)]
     for arguments in ({}, {"data": data, "run": "runs/demo"}):
         with pytest.raises(UserError, match="exactly one"):
             gymnasium.make(ROUTING_ID, **arguments)

@@ -16,18 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jroute.envs import outcomes as module
-from jroute.envs.outcomes import (
-    ConflictingOutcome,
-    LiveBackend,
-    MissingOutcome,
-    Outcome,
-    OutcomeBackend,
-    OutcomeTable,
-    TableBackend,
-    judge,
-    semantic_fingerprint,
-)
+from jroute.envs import table as module
+from jroute.envs.backends import LiveBackend, OutcomeBackend, Shaping, TableBackend
+from jroute.envs.noise import NoiseFloor
+from jroute.envs.outcomes import Outcome, Provenance, judge, semantic_fingerprint
+from jroute.envs.table import ConflictingOutcome, MissingOutcome, OutcomeTable
 from jroute.errors import UserError
 from jroute.tasks.answers import RewardConfig
 from jroute.tasks.problem import Problem
@@ -94,7 +87,9 @@ def test_fingerprint_refuses_what_has_no_stable_text(value):
 
 def test_folder_is_named_by_the_fingerprint_and_describes_itself(empty, tmp_path):
     assert empty.folder == tmp_path / FINGERPRINT
-    card = json.loads((empty.folder / "table.json").read_text())
+    assert not empty.folder.exists() and len(empty) == 0  # looking makes nothing
+    empty.append([cell()])
+    card = json.loads((empty.folder / "_table.json").read_text())
     assert card["fingerprint"] == FINGERPRINT
     assert card["description"]["decoding"] == {"temperature": 0, "stop": ["\n\n"]}
     assert semantic_fingerprint(card["description"]) == FINGERPRINT
@@ -152,8 +147,8 @@ def test_a_missing_cell_raises_and_names_itself(empty):
         TableBackend(empty).outcomes([problem, problem], [0.25, 0.5])
 
 
-def test_identical_duplicates_collapse(empty):
-    other = OutcomeTable.open(empty.folder)  # another process, say
+def test_identical_duplicates_collapse(empty, tmp_path):
+    other = OutcomeTable(tmp_path, FINGERPRINT, DESCRIPTION)  # another process, say
     empty.append([cell("a"), cell("a"), cell("b")])
     empty.append([cell("a")])
     assert len(empty) == 2
@@ -163,8 +158,8 @@ def test_identical_duplicates_collapse(empty):
     assert set(content(OutcomeTable.open(empty.folder))) == {(n, 0.5, 0) for n in "abc"}
 
 
-def test_conflicting_duplicates_raise_and_leave_nothing(empty):
-    other = OutcomeTable.open(empty.folder)
+def test_conflicting_duplicates_raise_and_leave_nothing(empty, tmp_path):
+    other = OutcomeTable(tmp_path, FINGERPRINT, DESCRIPTION)
     empty.append([cell("a", reward=1.0)])
     before = sorted(empty.folder.iterdir())
     for clash in ([cell("b"), cell("a", reward=0.0)], [cell("b"), cell("b", tokens=8)]):
@@ -189,6 +184,7 @@ def test_two_fingerprints_never_mix(empty, tmp_path):
     other = semantic_fingerprint({**DESCRIPTION, "model": "other"})
     table = OutcomeTable(tmp_path, other, {"model": "other"})
     assert len(table) == 0
+    table.append([cell("b")])
 
     [part] = empty.folder.glob("part-*")
     (table.folder / part.name).write_bytes(part.read_bytes())
@@ -198,6 +194,102 @@ def test_two_fingerprints_never_mix(empty, tmp_path):
     empty.folder.rename(tmp_path / "renamed")
     with pytest.raises(UserError, match=f"of fingerprint {FINGERPRINT}, not of renamed"):
         OutcomeTable(tmp_path, "renamed", {})
+
+
+MADE = Provenance('{"slots": 8}', '{"jax": "0"}', "1 x device", 0.25)
+
+
+def test_how_a_cell_was_made_stands_beside_what_it_says(empty, tmp_path):
+    """Provenance comes back, and is no reason for a conflict; what a cell says is one."""
+    other = OutcomeTable(tmp_path, FINGERPRINT, DESCRIPTION)
+    empty.append([cell("a", logprob=-1.5, made=MADE), cell("b")])
+    again = dataclasses.replace(MADE, execution='{"slots": 4}', seconds=9.0)
+    other.append([cell("a", logprob=-1.500001, made=again), cell("c", made=again)])
+    merged = OutcomeTable.open(empty.folder)
+    assert set(content(merged)) == {(name, 0.5, 0) for name in "abc"}
+    assert merged.outcome("c", 0.5).made == again
+    assert merged.outcome("b", 0.5).made is None and merged.outcome("b", 0.5).logprob is None
+    assert OutcomeTable(tmp_path, FINGERPRINT, {}).outcome("a", 0.5).logprob in (-1.5, -1.500001)
+    # Processes that make the same cells write the same file.
+    third = OutcomeTable(tmp_path / "third", FINGERPRINT, DESCRIPTION)
+    third.append([cell("a", made=again), cell("b", made=MADE)])
+    names = {path.name for path in empty.folder.glob("part-*")}
+    assert {path.name for path in third.folder.glob("part-*")} <= names
+
+
+def test_others_parts_are_taken_in_on_refresh(empty, tmp_path):
+    other = OutcomeTable(tmp_path, FINGERPRINT, DESCRIPTION)
+    empty.append([cell("a")])
+    assert other.missing(["a", "b"], [0.5]) == [("a", 0.5), ("b", 0.5)]
+    other.refresh()
+    assert other.missing(["a", "b"], [0.5]) == [("b", 0.5)]
+    other.append([cell("b")])
+    empty.refresh()
+    assert empty.cells() == [cell("a"), cell("b")]
+
+
+def test_the_folder_as_it_stands_is_a_parquet_dataset(empty):
+    """Pandas reads the cells and nothing else: no card, no replicates, no half-written part."""
+    pandas = pytest.importorskip("pandas")
+    empty.append([cell("a", 0.0, logprob=-2.0, made=MADE), cell("b", 1.0)])
+    empty.append([cell("c", 0.0, tokens=4)])
+    empty.add_replicates([cell("a", 0.0, completion="otherwise")])
+    (empty.folder / f".part-x.parquet.elsewhere.{os.getppid()}.tmp").write_bytes(b"half")
+    frame = pandas.read_parquet(empty.folder).sort_values("problem_id")
+    assert list(frame["problem_id"]) == ["a", "b", "c"] and list(frame["tokens"]) == [9, 9, 4]
+    assert frame["execution"].iloc[0] == MADE.execution and frame["seconds"].iloc[0] == 0.25
+    assert frame["logprob"].iloc[0] == -2.0 and pandas.isna(frame["logprob"].iloc[1])
+    assert frame.groupby("gate")["correct"].mean().to_dict() == {0.0: 1.0, 1.0: 1.0}
+
+
+def test_gates_with_several_parts(tmp_path):
+    table = OutcomeTable(tmp_path, FINGERPRINT, DESCRIPTION, parts=3)
+    table.append([cell("a", (0.0, 0.5, 1.0)), cell("a", (0.0, 0.5, 0.0), tokens=2)])
+    again = OutcomeTable.open(table.folder)
+    assert again.parts == 3
+    assert again.outcome("a", (0.0, 0.5, 0.0)).tokens == 2
+    assert again.missing(["a"], [(1.0, 1.0, 1.0), (0.0, 0.5, 1.0)]) == [("a", (1.0, 1.0, 1.0))]
+    with pytest.raises(MissingOutcome, match=r"gate 1,1,0\.5 "):
+        again.outcome("a", (1.0, 1.0, 0.5))
+    for gate in (0.5, (0.5, 1.0)):
+        with pytest.raises(ValueError, match="3 finite numbers"):
+            again.append([cell("b", gate)])
+    with pytest.raises(UserError, match="gates with 3 parts, not 1"):
+        OutcomeTable(tmp_path, FINGERPRINT, DESCRIPTION)
+
+
+def test_the_noise_floor_counts_what_came_out_otherwise(empty):
+    assert NoiseFloor.of(empty.replicates()) is None
+    names = [f"p/{i}" for i in range(10)]
+    empty.append(cell(name, logprob=-1.0, made=MADE) for name in names)
+    wide = dataclasses.replace(MADE, execution='{"slots": 16}')
+    changes = [
+        {"correct": False, "parsed": "8", "completion": "8", "logprob": -5.0},
+        {"parsed": "9", "completion": "9"},
+        {"completion": "seven, or 7"},
+        {"logprob": -1.25},
+    ]
+    again = [cell(n, **c, made=wide) for n, c in zip(names, changes, strict=False)]
+    empty.add_replicates(again)
+    empty.add_replicates(cell(name, logprob=-1.0, made=wide) for name in names[4:8])
+    floor = NoiseFloor.of(OutcomeTable.open(empty.folder).replicates())
+    assert floor is not None
+    assert [(f.flips, f.n) for f in (floor.correct, floor.answer, floor.text)] == [
+        (1, 8),
+        (2, 8),
+        (3, 8),
+    ]
+    # Wilson's interval of 1 in 8.
+    z, p, n = 1.959963984540054, 1 / 8, 8
+    centre, half = p + z * z / 2 / n, z * np.sqrt(p * (1 - p) / n + z * z / 4 / n / n)
+    expected = [(centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)]
+    np.testing.assert_allclose(floor.correct.ci95, expected, rtol=1e-9)
+    assert floor.logprob == 0.25  # of cells whose text is the same
+    assert floor.executions == ('{"slots": 16}', '{"slots": 8}')
+    assert "12.50 % [2.24, 47.09] (1 of 8)" in str(floor)
+    assert len(empty) == 10  # they are no cells of the table
+    with pytest.raises(MissingOutcome):
+        empty.add_replicates([cell("elsewhere")])
 
 
 def _truncate(part: Path) -> None:
@@ -242,8 +334,9 @@ def test_a_damaged_or_absent_card_is_named(empty, tmp_path):
     with pytest.raises(UserError, match=r"nowhere is no outcome table, .*check the path"):
         OutcomeTable.open(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
-    (empty.folder / "table.json").write_text('{"fingerprint": "ab')
-    with pytest.raises(UserError, match=r"table\.json does not name .*delete it"):
+    empty.append([cell()])
+    (empty.folder / "_table.json").write_text('{"fingerprint": "ab')
+    with pytest.raises(UserError, match=r"_table\.json does not name .*delete it"):
         OutcomeTable.open(empty.folder)
 
 
@@ -255,25 +348,26 @@ def test_a_failed_write_leaves_nothing(empty, monkeypatch):
     monkeypatch.setattr(module.pq, "write_table", fail)
     with pytest.raises(OSError, match="no space"):
         empty.append([cell("a")])
-    assert [path.name for path in empty.folder.iterdir()] == ["table.json"]
+    assert [path.name for path in empty.folder.iterdir()] == ["_table.json"]
     assert empty.missing(["a"], [0.5]) == [("a", 0.5)]
 
 
 def test_only_files_of_the_dead_are_removed(empty):
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
+    empty.append([cell()])
     dead = empty.folder / f".part-0.parquet.{platform.node()}.{process.pid}.tmp"
     living = empty.folder / f".part-1.parquet.{platform.node()}.{os.getppid()}.tmp"
     elsewhere = empty.folder / f".part-2.parquet.not-{platform.node()}.{process.pid}.tmp"
     for path in (dead, living, elsewhere):
         path.write_bytes(b"half a part")
-    assert len(OutcomeTable.open(empty.folder)) == 0
+    assert len(OutcomeTable.open(empty.folder)) == 1
     assert not dead.exists() and living.exists() and elsewhere.exists()
 
 
 WRITER = """
 import io, json, sys, time
-from jroute.envs import outcomes as module
+from jroute.envs import table as module
 
 root, fingerprint, stall_at, parts = json.load(sys.stdin)
 write, count = module.pq.write_table, 0
@@ -398,19 +492,53 @@ def test_live_and_table_backends_agree(problems, live, generator, table):
 
 
 def test_live_backend_passes_its_shaping_on(problems, generator):
-    shaped = LiveBackend(
-        generator,
-        lambda problem: problem.question,
-        max_tokens=64,
-        rewards=RewardConfig(parseable_bonus=0.05),
-    )
+    shaped = LiveBackend(generator, Shaping(RewardConfig(parseable_bonus=0.05), 64))
     outcomes = shaped.outcomes(problems, [0.5] * len(problems))
     assert {outcome.reward for outcome in outcomes} == {0.05, 1.05}
 
 
-def test_a_generator_that_drops_a_row_is_found_out(problems):
-    lossy = LiveBackend(
-        lambda prompts, gates: [Text("1", [1], "length")], lambda p: p.question, max_tokens=4
-    )
+def test_a_generator_that_drops_a_row_is_found_out(tmp_path, problems, generator):
+    def lossy(problems, gates):
+        return generator(problems[:1], gates[:1])
+
     with pytest.raises(ValueError, match="zip"):
-        lossy.outcomes(problems[:2], [0.0, 1.0])
+        LiveBackend(lossy).outcomes(problems[:2], [0.0, 1.0])
+    memo = OutcomeTable(tmp_path, FINGERPRINT, DESCRIPTION)
+    with pytest.raises(MissingOutcome):
+        LiveBackend(lossy, memo=memo).outcomes(problems[:2], [0.0, 1.0])
+
+
+def test_shaping_is_paid_when_outcomes_are_read(problems, table):
+    """The table holds exact match; what a learner is paid is made of it, and of the gate's push."""
+    asked, gates = problems[:3], [0.0, 0.5, 1.0]
+    plain = TableBackend(table).outcomes(asked, gates)
+    assert {outcome.reward for outcome in plain} <= {0.0, 1.0}
+    off = TableBackend(table, Shaping(RewardConfig(), 64)).outcomes(asked, gates)
+    assert off == plain
+    amounts = RewardConfig(parseable_bonus=0.05, length_penalty=0.01, stability_penalty=0.5)
+    shaping = Shaping(amounts, 64, lambda problems, gates: np.array(gates, float) / 10)
+    paid = TableBackend(table, shaping).outcomes(asked, gates)
+    for was, now, gate in zip(plain, paid, gates, strict=True):
+        expected = was.correct + 0.05 - 0.01 * was.tokens / 64 - 0.5 * gate / 10
+        assert now.reward == pytest.approx(expected)
+        assert dataclasses.replace(now, reward=was.reward) == was
+
+
+def test_a_memo_generates_every_cell_once(tmp_path, problems, generator):
+    memo = OutcomeTable(tmp_path, FINGERPRINT, DESCRIPTION, parts=2)
+    live = LiveBackend(generator, memo=memo)
+    asked = [problems[0], problems[1], problems[0], problems[0]]
+    gates = [(0.0, 0.5), (0.0, 0.5), (0.0, 0.5), (1.0, 0.5)]
+    found = live.outcomes(asked, gates)
+    assert [(o.problem_id, o.gate) for o in found] == [
+        (p.id, g) for p, g in zip(asked, gates, strict=True)
+    ]
+    assert [len(call) for call in generator.calls] == [3]
+    again = LiveBackend(generator, memo=OutcomeTable.open(memo.folder))  # after a restart
+    assert again.outcomes([*asked, problems[2]], [*gates, (1.0, 1.0)])[:4] == found
+    assert [len(call) for call in generator.calls] == [3, 1]
+    assert (
+        TableBackend(memo).outcomes(asked, gates)
+        == found
+        == LiveBackend(generator).outcomes(asked, gates)
+    )

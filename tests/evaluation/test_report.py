@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 
 from jroute.errors import UserError
-from jroute.evaluation.report import DECLARED, JudgeConfig, arm_values, fixed_name, judge, table
+from jroute.evaluation import statistics
+from jroute.evaluation.headroom import headroom
+from jroute.evaluation.report import (
+    DECLARED,
+    JudgeConfig,
+    arm_columns,
+    arm_values,
+    fixed_name,
+    gate_counts,
+    judge,
+    table,
+)
 
 GATES = (0.0, 0.5, 1.0)
 CORRECT = np.array(
@@ -22,17 +33,46 @@ CORRECT = np.array(
 )
 SUPERVISED = np.array([0, 0, 2, 2, 0, 0, 0, 0])
 RL = np.array([[0, 0, 2, 2, 0, 0, 1, 0], [0, 1, 2, 1, 1, 1, 1, 2]])
+EXACT = np.array([0, 0, 2, 1, 0, 0, 1, 0])
+RANDOM = np.array([[0, 0, 0, 0, 0, 0, 0, 0], [2, 1, 0, 2, 1, 0, 2, 1]])
 CONFIG = JudgeConfig(replicates=400)
+OTHERS = ("supervised_features", "exact_gradient", "rl_modal", "shuffled_prompt", "random_reward")
+
+
+FLIPS = {"n": 200, "flips": 4, "share": 0.02, "ci95": [0.01, 0.05]}
+
+
+def values(correct: np.ndarray, **choices) -> dict[str, np.ndarray]:
+    """What every arm scores."""
+    return arm_values(correct, arm_columns(len(correct), GATES, **choices))
 
 
 @pytest.fixture(scope="module")
-def arms() -> dict[str, np.ndarray]:
-    return arm_values(CORRECT, GATES, best_fixed=2, supervised=SUPERVISED, rl=RL, selected=1)
+def columns() -> dict[str, np.ndarray]:
+    return arm_columns(
+        len(CORRECT),
+        GATES,
+        best_fixed=2,
+        supervised=SUPERVISED,
+        rl=RL,
+        selected=1,
+        rl_modal=np.array([0, 1]),
+        random_reward=RANDOM,
+        supervised_features=SUPERVISED,
+        exact_gradient=EXACT,
+    )
+
+
+@pytest.fixture(scope="module")
+def arms(columns) -> dict[str, np.ndarray]:
+    return arm_values(CORRECT, columns)
 
 
 @pytest.fixture(scope="module")
 def results(arms) -> dict:
-    return judge(arms, CONFIG)
+    x = np.random.default_rng(0).standard_normal((16, 3))
+    room = headroom((x[:8], CORRECT), (x[8:], CORRECT), 2, folds=2, replicates=400)
+    return judge(arms, CONFIG, room, FLIPS)
 
 
 def test_values_of_every_arm(arms) -> None:
@@ -45,6 +85,15 @@ def test_values_of_every_arm(arms) -> None:
         "supervised": [1, 1, 1, 1, 0, 1, 0, 1],
         "rl": [[1, 1, 1, 1, 0, 1, 1, 1], [1, 1, 1, 1, 0, 0, 1, 1]],
         "rl_selected": [1, 1, 1, 1, 0, 0, 1, 1],
+        "supervised_features": [1, 1, 1, 1, 0, 1, 0, 1],
+        "exact_gradient": [1, 1, 1, 1, 0, 1, 1, 1],
+        "rl_modal": [[1, 1, 0, 0, 0, 1, 0, 1], [0, 1, 0, 1, 0, 0, 1, 1]],
+        "random_reward": [[1, 1, 0, 0, 0, 1, 0, 1], [0, 1, 0, 1, 0, 1, 0, 1]],
+        # Seed 0 gives 0 five times, 1 once, 2 twice; seed 1: 1, 5, 2. Each prompt gets another's.
+        "shuffled_prompt": [
+            [4 / 7, 5 / 7, 1 / 7, 2 / 7, 0, 6 / 7, 0, 1],
+            [0, 5 / 7, 1 / 7, 6 / 7, 0, 3 / 7, 4 / 7, 1],
+        ],
         "best_fixed": [0, 0, 1, 1, 0, 1, 0, 1],
         "oracle": [1, 1, 1, 1, 0, 1, 1, 1],
     }
@@ -55,12 +104,24 @@ def test_values_of_every_arm(arms) -> None:
 
 def test_the_baseline_is_the_gate_zero_wherever_it_stands_in_the_grid() -> None:
     order = [2, 0, 1]
-    moved = arm_values(
-        CORRECT[:, order], (1.0, 0.0, 0.5), best_fixed=0, supervised=SUPERVISED, rl=RL, selected=0
+    columns = arm_columns(
+        8, (1.0, 0.0, 0.5), best_fixed=0, supervised=SUPERVISED, rl=RL, selected=0
     )
+    moved = arm_values(CORRECT[:, order], columns)
     np.testing.assert_array_equal(moved["baseline"], CORRECT[:, 0])
     np.testing.assert_array_equal(moved["fixed:0.5"], CORRECT[:, 1])
     np.testing.assert_array_equal(moved["best_fixed"], CORRECT[:, 2])
+
+
+def test_gates_that_were_chosen_are_counted_by_seed(columns) -> None:
+    found = gate_counts(columns, 3)
+    assert found["rl"] == [[5, 1, 2], [1, 5, 2]]
+    assert found["rl_selected"] == [[1, 5, 2]]
+    assert found["rl_modal"] == [[8, 0, 0], [0, 8, 0]]
+    assert found["best_fixed"] == [[0, 0, 8]]
+    assert found["random_reward"] == [[8, 0, 0], [2, 3, 3]]
+    # An expectation and hindsight decide for no gate.
+    assert not {"random", "shuffled_prompt", "oracle"} & found.keys()
 
 
 def test_accuracies(results) -> None:
@@ -76,6 +137,11 @@ def test_accuracies(results) -> None:
             "supervised": 6 / 8,
             "rl": 13 / 16,  # over both seeds
             "rl_selected": 6 / 8,
+            "supervised_features": 6 / 8,
+            "exact_gradient": 7 / 8,
+            "rl_modal": 4 / 8,
+            "shuffled_prompt": (25 / 7 + 26 / 7) / 16,
+            "random_reward": 4 / 8,
             "best_fixed": 4 / 8,
             "oracle": 7 / 8,
         }
@@ -92,9 +158,10 @@ def test_accuracies(results) -> None:
 
 
 def test_contrasts_are_those_of_rl_with_the_declared_arms_first(results) -> None:
-    contrasts = results["contrasts"]
-    assert [c["b"] for c in contrasts] == [*DECLARED, "random", "oracle"]
-    assert {c["a"] for c in contrasts} == {"rl"}
+    assert [c["b"] for c in results["contrasts"][:4]] == list(DECLARED)
+    contrasts = [c for c in results["contrasts"] if c["a"] == "rl"]
+    assert {c["b"] for c in contrasts} == {*DECLARED, "random", *OTHERS, "oracle"}
+    assert contrasts[-1]["b"] == "oracle"
     difference = {c["b"]: c["difference"] for c in contrasts}
     assert difference == pytest.approx(
         {
@@ -103,12 +170,117 @@ def test_contrasts_are_those_of_rl_with_the_declared_arms_first(results) -> None
             "baseline": 5 / 16,
             "best_fixed": 5 / 16,
             "random": 5 / 16,
+            "supervised_features": 1 / 16,
+            "exact_gradient": -1 / 16,
+            "rl_modal": 5 / 16,
+            "shuffled_prompt": (13 - 51 / 7) / 16,
+            "random_reward": 5 / 16,
             "oracle": -1 / 16,
         }
     )
     for c in contrasts:
         assert c["ci95"][0] <= c["difference"] <= c["ci95"][1]
         assert 0 < c["p"] <= 1
+    rest = {(c["a"], c["b"]): c["difference"] for c in results["contrasts"] if c["a"] != "rl"}
+    assert rest == pytest.approx(
+        {
+            ("supervised", "best_fixed"): 2 / 8,
+            ("supervised_features", "best_fixed"): 2 / 8,
+            ("exact_gradient", "best_fixed"): 3 / 8,
+            ("best_fixed", "baseline"): 0.0,
+        }
+    )
+
+
+def test_modal_gates_are_compared_seed_by_seed(arms, results) -> None:
+    found = next(c for c in results["contrasts"] if c["b"] == "rl_modal")
+    paired = statistics.paired_contrast(
+        arms["rl"], arms["rl_modal"], same_seeds=True, replicates=400
+    )
+    assert (found["ci95"], found["p"]) == (list(paired.ci95), paired.p)
+
+
+def numbers(tree, path="") -> list[tuple[str, dict]]:
+    """Every dictionary of a tree that states an estimate."""
+    if isinstance(tree, list):
+        return [found for i, item in enumerate(tree) for found in numbers(item, f"{path}[{i}]")]
+    if not isinstance(tree, dict):
+        return []
+    below = [found for name, item in tree.items() for found in numbers(item, f"{path}.{name}")]
+    told = {"accuracy", "difference", "value", "share", "only_a", "discordance", "sentence"}
+    plain = any(not isinstance(tree[name], dict) for name in told & tree.keys())
+    return [*below, (path, tree)] if plain else below
+
+
+def test_no_number_is_without_its_count_and_interval(results) -> None:
+    found = numbers(results)
+    assert len(found) > 35
+    for path, tree in found:
+        assert tree["n"] == (200 if path.endswith("noise_floor") else 8), path
+        if {"accuracy", "difference", "value", "share"} & tree.keys():
+            low, high = tree["ci95"]
+            assert (low is None) == (high is None), path
+
+
+def test_shares_tests_and_reach(arms, results) -> None:
+    share = results["shares"]["rl"]
+    assert share["share"] == pytest.approx((13 / 16 - 4 / 8) / (7 / 8 - 4 / 8))
+    exact = {one["b"]: one for one in results["mcnemar"]}
+    # Only where it is defined: one seed, acting by argmax, against one gate per prompt.
+    assert set(exact) == {
+        *("baseline", "fixed:0", "fixed:0.5", "fixed:1", "best_fixed"),
+        *("supervised", "supervised_features", "exact_gradient"),
+    }
+    assert {one["a"] for one in exact.values()} == {"rl_selected"}
+    assert (exact["best_fixed"]["only_a"], exact["best_fixed"]["only_b"]) == (3, 1)
+    assert exact["best_fixed"]["p"] == pytest.approx(0.625)
+    gap = next(one for one in results["gaps"] if one["b"] == "best_fixed")
+    assert gap["discordance"] == 0.5 and gap["just_significant"] is None  # 4 items: never
+    assert [one["b"] for one in results["gaps"]] == list(DECLARED)
+    assert results["resolvable_gap"] is None
+
+
+def test_the_gap_that_can_be_resolved_is_that_to_the_best_fixed_gate() -> None:
+    correct = np.zeros((100, 3))
+    correct[:10, 0], correct[10:14, 2] = 1, 1
+    found = judge(
+        values(
+            correct,
+            best_fixed=2,
+            supervised=np.full(100, 2),
+            rl=np.zeros((2, 100), int),
+            selected=0,
+        ),
+        CONFIG,
+    )
+    gap = next(one for one in found["gaps"] if one["b"] == "best_fixed")
+    assert gap["discordance"] == 0.14
+    # Of 14 discordant items an exact McNemar test needs 12 to 2.
+    assert found["resolvable_gap"] == gap["just_significant"] == pytest.approx(0.1)
+
+
+def test_headroom_and_verdict_are_told(arms, results) -> None:
+    told = results["headroom"]
+    assert told["hindsight"]["value"] == pytest.approx(3 / 8)
+    low, high = told["hindsight"]["ci95"]
+    assert low < 3 / 8 < high and "upper95" in told["learnable"]
+    assert told["folds"] == 2
+    # 2 % of cells differ when made twice: each flips with 1.01 %, on a half of solved problems.
+    flip = (1 - 0.96**0.5) / 2
+    best = 0.5 * (1 - flip**3) + 0.5 * (1 - (1 - flip) ** 3)
+    assert told["noise_floor"]["value"] == pytest.approx(best - 0.5)
+    assert told["noise_floor"]["ci95"][0] < best - 0.5 < told["noise_floor"]["ci95"][1]
+    assert "noise_floor" not in judge(arms, CONFIG).get("headroom", {})
+    verdict = results["verdict"]
+    assert verdict["name"] == "underpowered"  # eight problems
+    assert verdict["sentence"] == "these items cannot tell a gain of δ from none (δ = 1 point)"
+    assert verdict["delta"] == 0.01
+    # Six problems are solved by some gates only; Wilson's interval of 6 in 8.
+    assert results["gate_sensitive"]["share"] == 6 / 8
+    assert results["gate_sensitive"]["ci95"] == pytest.approx([0.409, 0.929], abs=5e-4)
+    import json
+
+    assert json.loads(json.dumps(results, allow_nan=False)) == results
 
 
 def test_p_values_of_the_four_declared_are_adjusted_together(results) -> None:
@@ -130,15 +302,12 @@ def test_a_plain_gain_is_found_and_nothing_is_not() -> None:
     correct[np.arange(600), best] = 1
     guess = rng.integers(0, 3, 600)
     learned = np.where(rng.random((5, 600)) < 0.8, best, guess)
-    found = judge(
-        arm_values(correct, GATES, best_fixed=1, supervised=guess, rl=learned, selected=0), CONFIG
-    )
+    found = judge(values(correct, best_fixed=1, supervised=guess, rl=learned, selected=0), CONFIG)
     for c in found["contrasts"][:5]:
         assert c["ci95"][0] > 0.3 and c["p"] < 0.02
+    assert "verdict" not in found  # none without its headroom
     same = judge(
-        arm_values(
-            correct, GATES, best_fixed=1, supervised=guess, rl=np.tile(guess, (5, 1)), selected=0
-        ),
+        values(correct, best_fixed=1, supervised=guess, rl=np.tile(guess, (5, 1)), selected=0),
         CONFIG,
     )
     against_itself = next(c for c in same["contrasts"] if c["b"] == "supervised")
@@ -148,22 +317,33 @@ def test_a_plain_gain_is_found_and_nothing_is_not() -> None:
 
 
 def test_the_resampling_is_seeded(arms, results) -> None:
-    assert judge(arms, CONFIG) == results
-    assert judge(arms, JudgeConfig(replicates=400, seed=1)) != results
+    again = judge(arms, CONFIG)
+    assert again == {name: results[name] for name in again}
+    other = judge(arms, JudgeConfig(replicates=400, seed=1))
+    assert other["contrasts"] != again["contrasts"]
 
 
 def test_the_table_shows_every_arm_and_contrast(results) -> None:
     text = table(results, "test")
     lines = text.splitlines()
     assert lines[0] == "test: n = 8 problems"
-    assert len(lines) == 1 + 1 + len(results["arms"]) + 1 + len(results["contrasts"])
+    against = [c["b"] for c in results["contrasts"] if c["a"] == "rl"]
+    head = 1 + 1 + len(results["arms"]) + 1
+    assert [line.split()[0] for line in lines[head : head + len(against)]] == against
     baseline = next(line for line in lines if line.startswith("baseline"))
     assert baseline.split() == ["baseline", "50.0%", "[21.5,", "78.5]"]
     rl = next(line for line in lines if line.startswith("rl "))
     assert "81.2%" in rl
-    against = lines[-len(results["contrasts"])]
-    assert against.startswith("fixed:0.5") and "+31.2" in against and against.endswith(")")
-    assert not lines[-1].endswith(")") and "-6.2" in lines[-1]
+    assert lines[head].startswith("fixed:0.5") and "+31.2" in lines[head]
+    assert lines[head].endswith(")")
+    oracle = lines[head + len(against) - 1]
+    assert oracle.startswith("oracle") and "-6.2" in oracle and not oracle.endswith(")")
+    rest = "\n".join(lines[head + len(against) :])
+    assert "hindsight +37.5 points" in rest and "(n = 8)" in rest and "2 folds" in rest
+    assert "smallest gap at 50.0 % discordance, n = 8: none just significant" in rest
+    assert "gates decide 75.0% [40.9, 92.9] of the problems (n = 8)" in rest
+    assert "flips alone would show 1.50 points" in rest and "(200 cells made twice)" in rest
+    assert "verdict: underpowered: these items cannot tell a gain of δ from none (δ = 1" in rest
 
 
 def test_names_and_settings() -> None:
@@ -175,3 +355,7 @@ def test_names_and_settings() -> None:
     ]
     with pytest.raises(UserError, match=r"judge\.replicates is 99"):
         JudgeConfig(replicates=99)
+    with pytest.raises(UserError, match=r"judge\.delta is 1"):
+        JudgeConfig(delta=1.0)
+    with pytest.raises(UserError, match=r"judge\.folds is 1"):
+        JudgeConfig(folds=1)

@@ -67,7 +67,7 @@ def test_intervals_stay_within_the_values() -> None:
 
 @pytest.mark.parametrize("kind", ["deterministic", "expectation"])
 def test_coverage_for_one_arm(kind) -> None:
-    draw, hits, trials = rng(3), 0, 400
+    draw, hits, trials = rng(3), 0, 600
     for trial in range(trials):
         values = draw.random(150) < 0.7 if kind == "deterministic" else draw.beta(2, 1, size=150)
         truth = 0.7 if kind == "deterministic" else 2 / 3
@@ -102,19 +102,93 @@ def two_arms(draw, seeds_a: int, seeds_b: int, items: int, gain: float, spread: 
     [(0, 0, 200, 0.0), (20, 0, 200, 0.05), (20, 20, 300, 0.1), (5, 0, 300, 0.15)],
 )
 def test_coverage_for_two_arms(seeds_a, seeds_b, items, spread) -> None:
-    draw, hits, trials = rng(4), 0, 300
+    draw, trials = rng(4), 500
+    hits = below = above = 0
     for trial in range(trials):
         a, b, truth = two_arms(draw, seeds_a, seeds_b, items, 0.1, spread)
         found = statistics.paired_contrast(a, b, replicates=500, seed=trial)
         hits += covers(found.ci95, truth)
+        below += truth <= found.upper95
+        above += truth >= found.lower95
         # The p-value and the interval tell the same story.
         assert (found.p <= 0.05) == (not covers(found.ci95, 0.0))
+        assert found.ci95[0] <= found.lower95 <= found.upper95 <= found.ci95[1]
+    low, high = binomial_band(trials)
+    # Two-sided, and each one-sided bound: 19 of 20.
+    assert low <= hits / trials <= high
+    assert low <= below / trials <= high
+    assert low <= above / trials <= high
+
+
+def three_arms(draw, items: int, share: float):
+    """A base, a ceiling with a gain of 0.15, and six seeds that reach ``share`` of it."""
+    settled, place = draw.random(items) < 0.55, draw.random(items)
+    reach = share + 0.1 * draw.standard_normal((6, 1))
+    seeds = np.where(place < 0.15 * reach, True, settled & (place >= 0.15))
+    whole = np.where(place < 0.15, True, settled)
+    return seeds.astype(float), whole.astype(float), np.where(place < 0.15, False, settled) * 1.0
+
+
+def test_coverage_of_a_share_of_a_gain() -> None:
+    draw, hits, trials = rng(9), 0, 500
+    for trial in range(trials):
+        a, b, base = three_arms(draw, 600, 0.8)
+        found = statistics.share_of_gain(a, b, base, replicates=500, seed=trial)
+        gains = a.mean() - base.mean(), b.mean() - base.mean()
+        assert found.share == pytest.approx(gains[0] / gains[1])
+        hits += covers(found.ci95, 0.8)
     low, high = binomial_band(trials)
     assert low <= hits / trials <= high
 
 
+def test_a_share_of_no_gain_is_unbounded() -> None:
+    base = (rng().random(200) < 0.5).astype(float)
+    worse = base * (rng(1).random(200) < 0.9)
+    assert statistics.share_of_gain(base, worse, base).ci95 == (-inf, inf)
+    assert np.isnan(statistics.share_of_gain(worse, base, base).share)
+    # A gain that not every resample confirms is none to take a share of.
+    one_better = base.copy()
+    one_better[np.flatnonzero(base == 0)[0]] = 1.0
+    found = statistics.share_of_gain(one_better, one_better, base, replicates=500)
+    assert found.share == 1.0 and found.ci95 == (-inf, inf)
+
+
+def test_coverage_of_a_difference_of_gains() -> None:
+    draw, hits, trials = rng(10), 0, 500
+    for trial in range(trials):
+        first = three_arms(draw, 400, 0.9)
+        second = three_arms(draw, 400, 0.5)
+        found = statistics.linear_contrast(
+            [first[0], first[2], second[0], second[2]], [1, -1, -1, 1], replicates=500, seed=trial
+        )
+        hits += covers(found.ci95, 0.15 * (0.9 - 0.5))
+    low, high = binomial_band(trials)
+    assert low <= hits / trials <= high
+
+
+def test_arms_of_the_same_seeds_are_paired_seed_by_seed() -> None:
+    draw, hits, trials = rng(11), 0, 500
+    wider = 0
+    for trial in range(trials):
+        settled = draw.random(300)
+        level = 0.5 + 0.15 * draw.standard_normal((8, 1))  # the seeds differ, both arms share it
+        b = (settled < level).astype(float)
+        extra = 0.08 + 0.02 * draw.standard_normal((8, 1))
+        a = np.maximum(b, draw.random(300) < extra)
+        found = statistics.paired_contrast(a, b, same_seeds=True, replicates=500, seed=trial)
+        hits += covers(found.ci95, 0.08 * 0.5)
+        if trial < 20:
+            apart = statistics.paired_contrast(a, b, replicates=500, seed=trial)
+            wider += np.ptp(apart.ci95) > 2 * np.ptp(found.ci95)
+    low, high = binomial_band(trials)
+    assert low <= hits / trials <= high
+    assert wider == 20
+    with pytest.raises(ValueError, match="have 8 and 3"):
+        statistics.paired_contrast(np.zeros((8, 9)), np.zeros((3, 9)), same_seeds=True)
+
+
 def test_false_alarms_are_as_rare_as_promised() -> None:
-    draw, trials = rng(5), 400
+    draw, trials = rng(5), 600
     ps = []
     for trial in range(trials):
         a, b, _ = two_arms(draw, 8, 0, 150, 0.0, 0.1)
@@ -152,7 +226,7 @@ def test_contrast_of_two_rows_agrees_with_scipy() -> None:
 def test_crossed_bootstrap_is_that_of_a_plain_loop() -> None:
     a, b, _ = two_arms(rng(7), 6, 3, 40, 0.2, 0.2)
     freedom = statistics._degrees_of_freedom([a, b], [1.0, -1.0])
-    found, _ = statistics._crossed_bootstrap([a, b], [1.0, -1.0], 4_000, 0)
+    found = statistics._crossed_bootstrap([a, b], 4_000, 0) @ [1.0, -1.0]
     draw, plain = rng(8), []
     for _ in range(4_000):
         items = draw.integers(0, 40, 40)

@@ -50,3 +50,26 @@ class Locks:
         observation = (2 * state - 1).astype(jnp.float32)[None]
         right = (action[0] == state) & (action[1] == 1 - state)
         return state, observation, jnp.where(right, self.pay, 0.0), jnp.array(True), {}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Layers:
+    """A gate for each layer, paid by the share that is right; which is right hangs on a sign."""
+
+    right: Array
+    """``[2, layers]``: the right choice of each layer, for either sign."""
+
+    @classmethod
+    def make(cls, layers: int = 36, choices: int = 5, seed: int = 0) -> "Layers":
+        right = np.random.default_rng(seed).integers(0, choices, (2, layers))
+        return cls(jnp.asarray(right, jnp.int32))
+
+    def reset(self, key: Array) -> tuple[Array, Array]:
+        sign = jax.random.bernoulli(key).astype(jnp.int32)
+        return sign, (2 * sign - 1).astype(jnp.float32)[None]
+
+    def step(self, state: Array, action: Array, key: Array) -> tuple[Any, ...]:
+        observation = (2 * state - 1).astype(jnp.float32)[None]
+        reward = (action == self.right[state]).astype(jnp.float32).mean()
+        return state, observation, reward, jnp.array(True), {}

@@ -9,11 +9,12 @@ import pytest
 import torch
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jroute.checkpoint import load_state, save_state
 from jroute.controller import networks
 from jroute.envs.functional import TableEnv
 from jroute.errors import UserError
 from jroute.ppo import learner
-from jroute.ppo.learner import PPOConfig
+from jroute.ppo.learner import Hyperparameters, PPOConfig
 from tests.ppo.bandits import Locks, Ridge
 
 KEY = jax.random.key(0)
@@ -30,9 +31,9 @@ def start() -> learner.LearnerState:
     return init(SMALL, 6, (5,))
 
 
-@partial(jax.jit, static_argnums=0)
-def start_seeds(config: PPOConfig = SMALL) -> learner.LearnerState:
-    return learner.init_seeds(config, 6, (5,), KEY)
+@partial(jax.jit, static_argnums=(0, 1))
+def start_seeds(config: PPOConfig = SMALL, num_cells: int = 0) -> learner.LearnerState:
+    return learner.init_seeds(config, 6, (5,), KEY, num_cells=num_cells)
 
 
 @cache
@@ -166,7 +167,11 @@ def test_update_equals_cleanrls_arithmetic(changes) -> None:
     np.testing.assert_allclose(metrics.episodic_return, np.mean(batch.rewards), rtol=1e-6)
     shares = np.bincount(np.asarray(actions).ravel(), minlength=4) / 128
     np.testing.assert_allclose(metrics.gate_fraction, shares, rtol=1e-6)
-    np.testing.assert_allclose(metrics.gate_entropy, -(shares * np.log(shares)).sum(), rtol=1e-5)
+    spread = 0.0
+    for part in np.asarray(actions).T:
+        each = np.bincount(part, minlength=4) / 64
+        spread -= (each * np.log(each)).sum() / 2
+    np.testing.assert_allclose(metrics.gate_entropy, spread, rtol=1e-5)
     assert int(after.update) == 3
 
 
@@ -179,89 +184,45 @@ def test_every_epoch_sees_every_row_once_in_a_new_order() -> None:
     assert len({tuple(epoch) for epoch in epochs}) == 8
 
 
-# Probes: what is learnt
+@pytest.mark.parametrize("size", [1, 3, 8, 4096, 4100])
+def test_rows_of_any_number_are_shuffled(size) -> None:
+    config = replace(SMALL, batch_size=size, minibatches=1, epochs=3)
+    epochs = np.asarray(jax.jit(partial(learner.minibatch_rows, config))(start()))
+    assert epochs.shape == (3, size)
+    assert (np.sort(epochs, axis=1) == np.arange(size)).all()
 
 
-def probe(table) -> tuple[np.ndarray, np.ndarray]:
-    """Values [2] and gate probabilities [2, gates] learnt from a table of rewards."""
-    env = TableEnv.create(np.array([[-1.0], [1.0]]), np.array(table))
-    config = replace(SMALL, updates=100)
-    state, _ = learner.compile_train(config, 100)(env, init(config, 1, (env.num_gates,)))
-    chances = networks.policy(state.params, env.observations)[:, 0]
-    return np.asarray(networks.apply(state.params, env.observations)[1]), np.asarray(chances)
-
-
-def test_probe_reward_of_the_observation() -> None:
-    values, _ = probe([[0.2, 0.2], [0.9, 0.9]])
-    np.testing.assert_allclose(values, [0.2, 0.9], atol=0.02)
-
-
-def test_probe_reward_of_the_action() -> None:
-    values, chances = probe([[0.0, 1.0], [0.0, 1.0]])
-    assert (chances[:, 1] > 0.95).all()
-    np.testing.assert_allclose(values, [1.0, 1.0], atol=0.05)
-
-
-def test_probe_reward_of_observation_and_action() -> None:
-    values, chances = probe([[0.0, 1.0], [0.6, 0.0]])
-    assert chances[0, 1] > 0.95
-    assert chances[1, 0] > 0.95
-    np.testing.assert_allclose(values, [1.0, 0.6], atol=0.05)
-
-
-def test_bandit_is_solved_to_99_percent_of_the_best_policy_by_every_seed() -> None:
-    config = PPOConfig(updates=120, batch_size=512, hidden=(32,), learning_rate=1e-2, seeds=4)
-    state, metrics = learner.compile_train(config, config.updates)(ENV, start_seeds(config))
-
-    observations = jax.random.normal(jax.random.key(7), (4000, 6))
-    chances = np.asarray(jax.vmap(ENV.chances)(observations))
-    best = chances.max(axis=1).mean()
-    assert chances.mean(axis=0).max() < 0.6 * best  # no fixed gate comes near
-    gates = np.asarray(jax.vmap(networks.act, (0, None))(state.params, observations))[..., 0]
-    assert gates.shape == (4, 4000)
-    for choice in gates:
-        assert chances[np.arange(4000), choice].mean() >= 0.99 * best
-    # The policy is earned: the first batch was drawn almost evenly.
-    assert (metrics.episodic_return[:, 0] < 0.6 * best).all()
-    np.testing.assert_allclose(metrics.gate_fraction[:, 0], 0.2, atol=0.08)
-    np.testing.assert_allclose(metrics.entropy[:, 0], np.log(5), atol=0.05)
-    assert (metrics.explained_variance[:, -1] > metrics.explained_variance[:, 0]).all()
-
-
-def test_decision_of_two_parts() -> None:
-    config = replace(SMALL, updates=100, batch_size=256)
-    state = init(config, 1, (3, 3))
-    state, metrics = learner.compile_train(config, 100)(Locks(jnp.ones(())), state)
-    found = networks.act(state.params, jnp.asarray([[-1.0], [1.0]]))
-    np.testing.assert_array_equal(found, [[0, 1], [1, 0]])
-    assert metrics.episodic_return[-1] > 0.9
+def test_every_order_is_as_likely() -> None:
+    config = replace(SMALL, batch_size=4, minibatches=1, epochs=1)
+    keys = jax.random.key_data(jax.random.split(KEY, 24_000))
+    states = jax.vmap(lambda key: start()._replace(key=key))(keys)
+    orders = jax.jit(jax.vmap(partial(learner.minibatch_rows, config)))(states)[:, 0]
+    _, counts = np.unique(np.asarray(orders), axis=0, return_counts=True)
+    assert len(counts) == 24
+    # A chi-square of 23 degrees of freedom passes 49.7 once in a thousand.
+    assert ((counts - 1000.0) ** 2 / 1000).sum() < 49.7
 
 
 # State: resuming, seeds, devices
 
 
-def test_training_resumed_from_a_saved_state_is_identical() -> None:
-    whole, metrics = trainer(6)(ENV, start())
+def test_training_resumed_from_a_checkpoint_is_identical(tmp_path) -> None:
+    whole, metrics = trainer(6)(ENV, start_seeds())
 
-    state, first = trainer(3)(ENV, start())
-    assert int(state.update) == 3
-    leaves, tree = jax.tree.flatten(state)
-    saved = [np.asarray(leaf).tobytes() for leaf in leaves]
-    kinds = [(leaf.dtype.str, leaf.shape) for leaf in leaves]
-    state = jax.tree.unflatten(
-        tree,
-        [
-            jnp.asarray(np.frombuffer(raw, dtype).reshape(shape))
-            for raw, (dtype, shape) in zip(saved, kinds, strict=True)
-        ],
-    )
+    state, first = trainer(3)(ENV, start_seeds())
+    assert state.update.tolist() == [3, 3, 3]
+    save_state(tmp_path / "learner", 3, state)
+    done, state = load_state(tmp_path / "learner", start_seeds())
+    assert done == 3
     state, second = trainer(3)(ENV, state)
     assert_same(state, whole)
-    assert_same(jax.tree.map(lambda *x: np.concatenate(x), first, second), metrics)
+    together = jax.tree.map(lambda *x: np.concatenate(x, axis=1), first, second)
+    assert_same(together, metrics)
     # Not because nothing happens in the second half.
     assert not np.array_equal(first.episodic_return, second.episodic_return)
     # The step size is annealed by the update number that the state carries.
-    np.testing.assert_allclose(metrics.learning_rate, 1e-2 * np.arange(6, 0, -1) / 6, rtol=1e-6)
+    expected = np.tile(1e-2 * np.arange(6, 0, -1) / 6, (3, 1))
+    np.testing.assert_allclose(metrics.learning_rate, expected, rtol=1e-6)
 
 
 def test_learning_rate_without_annealing() -> None:
@@ -281,6 +242,54 @@ def test_seeds_side_by_side_equal_seeds_alone() -> None:
     assert not np.allclose(metrics.episodic_return[0], metrics.episodic_return[1])
 
 
+def test_hyper_parameters_side_by_side_equal_trainings_alone() -> None:
+    changes = {
+        "learning_rate": 3e-3,
+        "adam_eps": 1e-2,
+        "max_grad_norm": 0.01,
+        "clip_coef": 0.01,
+        "vf_coef": 2.0,
+        "ent_coef": 0.3,
+        "adv_std_floor": 2.0,
+    }
+    trials = [SMALL, *(replace(SMALL, **{name: value}) for name, value in changes.items())]
+    states = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(trials)), start())
+    states, metrics = trainer(3)(ENV, states, Hyperparameters.stack(trials))
+    assert metrics.loss.shape == (8, 3)
+    kernels = np.asarray(states.params["actor"]["hidden"]["layer_0"]["kernel"])
+    for i, trial in enumerate(trials):
+        pick = partial(jax.tree.map, lambda leaf, i=i: leaf[i])
+        if i in (0, 1, 4):
+            alone, seen = trainer(3)(ENV, start(), Hyperparameters.of(trial))
+            assert_close(pick(states), alone, rtol=1e-4, atol=1e-5)
+            assert_close(pick(metrics), seen, rtol=1e-4, atol=1e-5)
+        if i and trial.vf_coef == SMALL.vf_coef:  # every number acts on the policy but this one
+            assert np.abs(kernels[i] - kernels[0]).max() > 1e-4, trial
+    np.testing.assert_allclose(metrics.learning_rate[1], 0.3 * metrics.learning_rate[0], rtol=1e-5)
+    assert (np.asarray(metrics.clipfrac[4]) > metrics.clipfrac[0]).all()
+
+
+def test_vmap_maps_over_hyper_parameters() -> None:
+    rates = jnp.asarray([1e-3, 1e-4, 1e-5], jnp.float32)
+    batch = jax.jit(partial(learner.rollout, SMALL))(ENV, start())
+
+    def moved(rate):
+        hyper = Hyperparameters.of(SMALL)._replace(learning_rate=rate)
+        after, _ = learner.update(SMALL, start(), batch, hyper=hyper)
+        return after.params["critic"]["output"]["bias"][0]
+
+    found = np.abs(jax.jit(jax.vmap(moved))(rates))
+    # Adam's first steps are the step size, whatever the gradient.
+    np.testing.assert_allclose(found, 16 * rates, rtol=0.3)
+
+
+def test_sweep_of_more_than_numbers_is_refused() -> None:
+    with pytest.raises(UserError, match="configuration 1 of the sweep differs"):
+        Hyperparameters.stack([SMALL, replace(SMALL, epochs=2)])
+    with pytest.raises(UserError, match="at least one"):
+        Hyperparameters.stack([])
+
+
 def test_more_seeds_do_not_change_the_first_ones() -> None:
     few, more = start_seeds(replace(SMALL, seeds=2)), start_seeds()
     assert_same(few, jax.tree.map(lambda leaf: leaf[:2], more))
@@ -292,9 +301,10 @@ def batch_sharding() -> NamedSharding:
     return NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data"))
 
 
-def test_eight_devices_equal_one() -> None:
+@pytest.mark.parametrize("together", [False, True], ids=["in_turn", "in_one_batch"])
+def test_eight_devices_equal_one_however_seeds_are_trained(together) -> None:
     state, metrics = trainer(3)(ENV, start_seeds())
-    program = learner.compile_train(SMALL, 3, sharding=batch_sharding())
+    program = learner.compile_train(SMALL, 3, sharding=batch_sharding(), together=together)
     state_of_8, metrics_of_8 = program(ENV, start_seeds())
     assert len(jax.tree.leaves(state_of_8)[0].devices()) == 8
     assert_close(state_of_8, state, rtol=1e-4, atol=1e-5)
@@ -305,7 +315,7 @@ def test_sharded_batch_is_spread_over_the_devices() -> None:
     sharding = batch_sharding()
     state = jax.device_put(start(), NamedSharding(sharding.mesh, PartitionSpec()))
     batch = jax.jit(partial(learner.rollout, SMALL, sharding=sharding))(ENV, state)
-    for leaf in batch:
+    for leaf in jax.tree.leaves(batch):
         assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
         assert leaf.addressable_shards[0].data.shape[0] == 8
 
@@ -326,12 +336,86 @@ def test_rollout_records_what_the_policy_thought() -> None:
 
 
 def test_compiled_training_takes_over_the_state() -> None:
-    state = start()
-    trainer(3)(ENV, state)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+    for state in (start(), start_seeds()):
+        trainer(3)(ENV, state)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+# Rewards from outside
+
+
+TABLE = TableEnv.create(
+    np.random.default_rng(3).standard_normal((40, 6)), np.random.default_rng(4).random((40, 5))
+)
+
+
+def test_rewards_found_by_the_host_train_the_same_and_are_counted() -> None:
+    def states() -> learner.LearnerState:
+        return start_seeds(replace(SMALL, seeds=2), 200)
+
+    inside, metrics = trainer(3)(TABLE, states())
+
+    decide, update = learner.compile_decide(SMALL), learner.compile_update(SMALL)
+    state, cells, seen = states(), [set(), set()], []
+    for i in range(3):
+        decisions = decide(TABLE, state)
+        problems, choices = np.asarray(decisions.states.problem), np.asarray(decisions.choices)
+        assert choices.shape == (2, 64)
+        rewards = np.asarray(TABLE.rewards)[problems, choices]
+        batch = learner.rewarded(decisions, rewards, problems * 5 + choices)
+        state, scalars = update(state, batch)
+        seen.append(scalars)
+        for seed in (0, 1):
+            cells[seed] |= set(zip(problems[seed].tolist(), choices[seed].tolist(), strict=True))
+            assert metrics.cells_revealed[seed, i] == len(cells[seed])
+    assert_close(state, inside, rtol=1e-4, atol=1e-5)
+    assert_close(jax.tree.map(lambda *x: jnp.stack(x, 1), *seen), metrics, rtol=1e-4, atol=1e-5)
+    for seed in (0, 1):
+        numbers = [problem * 5 + gate for problem, gate in sorted(cells[seed])]
+        np.testing.assert_array_equal(np.flatnonzero(inside.revealed[seed]), numbers)
+        assert 100 < len(cells[seed]) < 192  # fewer than rewards: some were seen twice
+    named = learner.scalars(metrics, (0.0, 0.25, 0.5, 0.75, 1.0))
+    np.testing.assert_array_equal(named["charts/cells_revealed"], metrics.cells_revealed)
+
+
+def test_decisions_of_several_parts_are_made_for_the_host() -> None:
+    env, config = Locks(jnp.ones(())), SMALL
+    state = init(config, 1, (3, 3))
+    choices = jax.eval_shape(lambda state: learner.decide(config, env, state).choices, state)
+    assert choices.shape == (64, 2)
+    batch = jax.eval_shape(partial(learner.rollout, config), env, state)
+    assert batch.cells is None
+    after, _ = jax.eval_shape(partial(learner.update, config), state, batch)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
 
 
 # Edges
+
+
+def test_batches_of_another_make_are_refused() -> None:
+    state = start()
+    batch = jax.jit(partial(learner.rollout, SMALL))(ENV, state)
+    wrong = {
+        "rows": batch._replace(rewards=batch.rewards[:32]),
+        "features": batch._replace(observations=batch.observations[:, :5]),
+        "parts": batch._replace(actions=jnp.tile(batch.actions, (1, 2))),
+        "types": batch._replace(values=batch.values.astype(jnp.bfloat16)),
+        "size": jax.tree.map(lambda leaf: leaf[:32], batch),
+    }
+    for name, other in wrong.items():
+        with pytest.raises((AssertionError, TypeError)):
+            jax.eval_shape(partial(learner.update, SMALL), state, other)
+            pytest.fail(name)
+
+
+def test_rewards_that_cannot_be_learnt_from_are_refused() -> None:
+    decisions = learner.compile_decide(SMALL)(ENV, start())
+    with pytest.raises(UserError, match="decisions were answered with"):
+        learner.rewarded(decisions, np.zeros(63))
+    rewards = np.zeros(64)
+    rewards[7] = np.nan
+    with pytest.raises(UserError, match=r"reward of decision \(7,\) is nan"):
+        learner.rewarded(decisions, rewards)
 
 
 def test_scalars_have_cleanrls_names() -> None:
@@ -364,7 +448,9 @@ def test_scalars_have_cleanrls_names() -> None:
         ({"updates": 0}, "ppo.updates is 0"),
         ({"learning_rate": float("nan")}, "ppo.learning_rate is nan"),
         ({"adv_std_floor": 0.0}, "ppo.adv_std_floor is 0.0"),
+        ({"ent_coef": -0.1}, "ppo.ent_coef is -0.1"),
     ],
+    ids=["minibatches", "updates", "learning_rate", "adv_std_floor", "ent_coef"],
 )
 def test_numbers_that_cannot_be_trained_with(changes, message) -> None:
     with pytest.raises(UserError, match=message):

@@ -1,8 +1,12 @@
 import itertools
+import json
+import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jaxtyping import Array
 
@@ -143,3 +147,103 @@ def test_explained_variance() -> None:
     assert float(found) == pytest.approx(0.75, rel=1e-4)  # a constant offset is not punished
     assert float(losses.explained_variance(array(returns), array(returns))) == 1.0
     assert np.isnan(losses.explained_variance(array(values), jnp.ones(50)))
+
+
+# References: CleanRL's arithmetic in plain numbers, optax, rlax
+
+
+def of_cleanrl(logits, actions, old_log, advantages, values, returns, old_values, clip):
+    """Means over a batch of what CleanRL's ``ppo.py`` computes, one number at a time."""
+    rows = []
+    for row, action, old, advantage, value, target, was in zip(
+        logits, actions, old_log, advantages, values, returns, old_values, strict=True
+    ):
+        parts = [[math.exp(x) / sum(map(math.exp, part)) for x in part] for part in row]
+        log_prob = sum(math.log(part[a]) for part, a in zip(parts, action, strict=True))
+        ratio = math.exp(log_prob - old)
+        clipped = min(max(ratio, 1 - clip), 1 + clip)
+        moved = was + min(max(value - was, -clip), clip)
+        rows.append(
+            {
+                "policy_loss": max(-advantage * ratio, -advantage * clipped),
+                "value_loss": 0.5 * (value - target) ** 2,
+                "clipped_value_loss": 0.5 * max((value - target) ** 2, (moved - target) ** 2),
+                "entropy": -sum(p * math.log(p) for part in parts for p in part),
+                "old_approx_kl": -math.log(ratio),
+                "approx_kl": (ratio - 1) - math.log(ratio),
+                "clipfrac": float(abs(ratio - 1.0) > clip),
+            }
+        )
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def test_losses_equal_cleanrls_arithmetic_in_plain_numbers() -> None:
+    rng = np.random.default_rng(5)
+    logits = rng.standard_normal((40, 3, 4))
+    actions = rng.integers(0, 4, (40, 3))
+    every = np.log(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))
+    old_log = np.take_along_axis(every, actions[..., None], -1).sum((1, 2))
+    old_log += 0.3 * rng.standard_normal(40)
+    advantages, values, returns = rng.standard_normal((3, 40))
+    old_values = values + 0.4 * rng.standard_normal(40)
+    expected = of_cleanrl(
+        logits, actions, old_log, advantages, values, returns, old_values, clip=0.2
+    )
+    old, advantages, values, returns, was = arrays(old_log, advantages, values, returns, old_values)
+    new = losses.log_prob(array(logits), jnp.asarray(actions, jnp.int32))
+    found = {
+        "policy_loss": losses.clipped_surrogate(new, old, advantages, 0.2),
+        "value_loss": losses.value_loss(values, returns, was),
+        "clipped_value_loss": losses.value_loss(values, returns, was, 0.2),
+        "entropy": losses.entropy(array(logits)).mean(),
+        "old_approx_kl": losses.old_approx_kl(new, old),
+        "approx_kl": losses.approx_kl(new, old),
+        "clipfrac": losses.clip_fraction(new, old, 0.2),
+    }
+    assert 0.1 < expected["clipfrac"] < 0.9
+    assert expected["clipped_value_loss"] > 1.01 * expected["value_loss"]
+    for name, value in expected.items():
+        assert float(found[name]) == pytest.approx(value, rel=1e-4), name
+
+
+def test_losses_equal_optaxs() -> None:
+    logits, values, returns = arrays(RNG.standard_normal((9, 1, 5)), *RNG.standard_normal((2, 9)))
+    actions = jnp.asarray(RNG.integers(0, 5, (9, 1)), jnp.int32)
+    crossed = optax.softmax_cross_entropy_with_integer_labels(logits[:, 0], actions[:, 0])
+    np.testing.assert_allclose(losses.log_prob(logits, actions), -crossed, rtol=1e-5)
+    itself = optax.softmax_cross_entropy(logits[:, 0], jax.nn.softmax(logits[:, 0]))
+    np.testing.assert_allclose(losses.entropy(logits), itself, rtol=1e-5)
+    squared = optax.l2_loss(values, returns).mean()
+    np.testing.assert_allclose(losses.value_loss(values, returns, values), squared, rtol=1e-6)
+
+
+def test_losses_equal_rlaxs_recorded_numbers() -> None:
+    record = json.loads(Path(__file__).with_name("rlax.json").read_text())
+    given, found, settings = record["inputs"], record["found"], record["settings"]
+    logits, old_logits = (array(given[name])[:, None] for name in ("logits", "old_logits"))
+    actions = jnp.asarray(given["actions"], jnp.int32)[:, None]
+    new, old = losses.log_prob(logits, actions), losses.log_prob(old_logits, actions)
+    np.testing.assert_allclose(new, found["log_prob"], rtol=1e-5)
+    np.testing.assert_allclose(losses.entropy(logits), found["entropy"], rtol=1e-5)
+    policy_loss = losses.clipped_surrogate(
+        new, old, array(given["advantages"]), settings["clip_coef"]
+    )
+    assert float(policy_loss) == pytest.approx(found["policy_loss"], rel=1e-5)
+    advantages, _ = losses.gae(
+        *(array(given[name]) for name in ("rewards", "values")),
+        jnp.asarray(given["ended"]),
+        array(given["last_values"]),
+        gamma=settings["gamma"],
+        gae_lambda=settings["gae_lambda"],
+    )
+    np.testing.assert_allclose(advantages, found["gae"], rtol=1e-4, atol=1e-5)
+    # The estimators' expectation under the old policy is rlax's exact divergence.
+    every = jnp.arange(4, dtype=jnp.int32)[:, None]
+    for row, exact in enumerate(found["kl"]):
+        new, old = (
+            losses.log_prob(jnp.repeat(x[row : row + 1], 4, axis=0), every)
+            for x in (logits, old_logits)
+        )
+        for estimator in (losses.old_approx_kl, losses.approx_kl):
+            each = jax.vmap(estimator)(new[:, None], old[:, None])
+            assert float((jnp.exp(old) * each).sum()) == pytest.approx(exact, rel=1e-3, abs=1e-6)

@@ -1,0 +1,166 @@
+"""Puts runs side by side: the same arms on the same problems, paired.
+
+    python -m jroute.compare runs/a runs/b [runs/c ...] [--arms rl best_fixed ...] [--split test]
+
+Every run must have been judged (``python -m jroute.train`` or ``jroute.evaluate``) on the same
+problems. Differences are to the first run; their p-values are adjusted together (Holm). ``gain`` is
+RL minus the best fixed gate of the same run.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jroute.door import door, enter
+from jroute.errors import UserError
+
+GAIN = "gain"
+"""RL minus best fixed."""
+
+
+def read(directory: Path, split: str | None) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+    """A judged run: the split, its results, and ``[seeds, problems]`` of every arm, by problem id.
+
+    Raises:
+        UserError: The run was not judged, or not on that split.
+    """
+    import pyarrow.parquet as pq
+
+    results_file, items_file = directory / "results.json", directory / "items.parquet"
+    if not results_file.is_file() or not items_file.is_file():
+        raise UserError(
+            f"{directory} was not judged: run python -m jroute.evaluate --run {directory} first"
+        )
+    results = json.loads(results_file.read_text())
+    split = split or results["split"]
+    splits = {results["split"]: results, **results["other_splits"]}
+    if split not in splits:
+        raise UserError(f"{directory} was not judged on {split!r}, only on {', '.join(splits)}")
+    rows = pq.read_table(items_file, filters=[("split", "==", split)]).to_pydict()
+    arm, seed, problem = (np.asarray(rows[name]) for name in ("arm", "seed", "problem"))
+    values, found = np.asarray(rows["value"], np.float64), {}
+    for name in dict.fromkeys(rows["arm"]):
+        here = arm == name
+        order = np.lexsort((problem[here], seed[here]))
+        found[name] = values[here][order].reshape(int(seed[here].max()) + 1, -1)
+    return str(split), splits[split], found
+
+
+def compare(
+    runs: Mapping[str, Mapping[str, np.ndarray]],
+    names: Sequence[str],
+    *,
+    replicates: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Accuracy of each arm in each run, and the difference to the first run.
+
+    Args:
+        runs: Run -> arm -> values of the same problems.
+        names: Arms, or ``gain``.
+        replicates: Bootstrap resamples.
+        seed: Of the resampling.
+    """
+    from jroute.evaluation import statistics
+
+    sampling = {"replicates": replicates, "seed": seed}
+    first = next(iter(runs))
+
+    def terms(run: str, name: str, sign: float) -> list[tuple[np.ndarray, float]]:
+        if name == GAIN:
+            return [(runs[run]["rl"], sign), (runs[run]["best_fixed"], -sign)]
+        return [(runs[run][name], sign)]
+
+    def contrast(parts: list[tuple[np.ndarray, float]]) -> dict[str, Any]:
+        values, weights = zip(*parts, strict=True)
+        return dataclasses.asdict(statistics.linear_contrast(values, weights, **sampling))
+
+    found = []
+    for name in names:
+        for run in runs:
+            if missing := [arm for arm in ("rl", name) if arm not in (*runs[run], GAIN)]:
+                raise UserError(f"{run} has no arm {missing[0]!r}; it has {', '.join(runs[run])}")
+            row: dict[str, Any] = {"arm": name, "run": run}
+            if name == GAIN:
+                row["gain"] = contrast(terms(run, name, 1.0))
+            else:
+                row["accuracy"] = dataclasses.asdict(
+                    statistics.accuracy(runs[run][name], **sampling)  # type: ignore[arg-type]
+                )
+            if run != first:
+                row["minus_first"] = contrast(terms(run, name, 1.0) + terms(first, name, -1.0))
+            found.append(row)
+    differences = [row["minus_first"] for row in found if "minus_first" in row]
+    adjusted = statistics.holm([one["p"] for one in differences])
+    for one, p in zip(differences, adjusted, strict=True):
+        one["p_holm"] = p
+    return found
+
+
+def show(found: Sequence[Mapping[str, Any]], split: str, n: int) -> None:
+    """Prints the comparison."""
+    wide = max(len(row["run"]) for row in found) + 2
+    print(f"{split}: n = {n} problems, the same in all runs")
+    print(f"{'arm':<20}{'run':<{wide}}{'value':>7}  {'95 % interval':<15}minus the first run")
+    for row in found:
+        value = row.get("gain") or row["accuracy"]
+        mean = value.get("difference", value.get("accuracy"))
+        low, high = (100 * end for end in value["ci95"])
+        line = f"{row['arm']:<20}{row['run']:<{wide}}{100 * mean:>7.1f}  "
+        line += f"{f'[{low:.1f}, {high:.1f}]':<15}"
+        if "minus_first" in row:
+            one = row["minus_first"]
+            low, high = (100 * end for end in one["ci95"])
+            line += f"{100 * one['difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
+            line += f"  p {one['p']:.2g} ({one['p_holm']:.2g})"
+        print(line.rstrip())
+
+
+@door
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, reads, compares, prints."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jroute.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--split", help="by default the first run's primary split")
+    parser.add_argument(
+        "--arms", nargs="+", default=["baseline", "best_fixed", "supervised_features", "rl", GAIN]
+    )
+    parser.add_argument("--replicates", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--report", type=Path, help="also write this JSON")
+    args = parser.parse_args(argv)
+    if len(set(args.runs)) < 2 or len(set(args.runs)) != len(args.runs):
+        raise UserError("give at least two different runs to compare")
+    if args.replicates < 100:
+        raise UserError(f"--replicates is {args.replicates}; an interval needs at least 100")
+    split, runs, items, n = args.split, {}, {}, 0
+    for directory in args.runs:
+        split, results, runs[str(directory)] = read(directory, split)
+        items[str(directory)], n = results["items"], results["n"]
+    first = str(args.runs[0])
+    for name, digest in items.items():
+        if digest != items[first]:
+            raise UserError(
+                f"{name} and {first} were judged on other problems in {split!r}; runs are compared "
+                "on the same ones only"
+            )
+    found = compare(runs, args.arms, replicates=args.replicates, seed=args.seed)
+    show(found, str(split), n)
+    if args.report:
+        from jroute.files import write_text
+
+        told = {"split": split, "n": n, "items": items[first], "rows": found}
+        write_text(args.report, json.dumps(told, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    enter(main, "nothing was changed")

@@ -1,0 +1,146 @@
+"""What an environment is made of: problems with their features, the grid of gates, a backend."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.error import InvalidAction
+from jaxtyping import Float
+
+from jroute.envs.backends import OutcomeBackend
+from jroute.envs.outcomes import Gate, Outcome
+from jroute.errors import UserError
+from jroute.tasks.problem import Problem
+
+# Every observation begins with these two; what follows are features of one base prefill.
+LEADING_FEATURES = ("prompt_length", "length_bucket")
+
+
+@dataclass(frozen=True, eq=False)
+class EnvData:
+    """Everything an environment is made of; never changed, so environments share it.
+
+    Attributes:
+        problems: The problems that episodes are drawn from.
+        prompts: Prompt text of each problem.
+        observations: Features of each problem; kept as a read-only float32 copy.
+        feature_names: Name of each feature, beginning with `LEADING_FEATURES`.
+        gates: The grid of gates: the gate of each action, or of each choice of its parts.
+        backend: Says what a gate gives on a problem.
+        parts: Numbers that a decision has: 1 is one gate for the whole depth (``Discrete``), more
+            are one each for its bands or mixing sites (``MultiDiscrete``).
+
+    Raises:
+        UserError: If the parts do not fit together.
+    """
+
+    problems: Sequence[Problem] = field(repr=False)
+    prompts: Sequence[str] = field(repr=False)
+    observations: Float[np.ndarray, "problems features"] = field(repr=False)
+    feature_names: Sequence[str]
+    gates: Sequence[float]
+    backend: OutcomeBackend = field(repr=False)
+    parts: int = 1
+    rows: Mapping[str, int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check that the parts belong together and freeze them."""
+        observations = np.array(self.observations, dtype=np.float32)
+        problems, features = observations.shape
+        if not len(self.problems) == len(self.prompts) == problems > 0:
+            raise UserError(
+                f"an environment needs one prompt and one row of features per problem, got "
+                f"{len(self.problems)} problems, {len(self.prompts)} prompts and {problems} rows"
+            )
+        if tuple(self.feature_names[:2]) != LEADING_FEATURES or len(self.feature_names) != features:
+            raise UserError(
+                f"feature names must be {features}, one per feature, beginning with "
+                f"{', '.join(LEADING_FEATURES)}; got {', '.join(self.feature_names)}"
+            )
+        if not np.isfinite(observations).all():
+            row, column = map(int, np.argwhere(~np.isfinite(observations))[0])
+            raise UserError(
+                f"feature {self.feature_names[column]} of problem {self.problems[row].id!r} is "
+                "not finite: look at how it was computed"
+            )
+        if not self.gates or len(set(self.gates)) != len(self.gates):
+            raise UserError(f"an environment needs gates that differ, got {tuple(self.gates)}")
+        if self.parts < 1:
+            raise UserError(f"a decision needs at least one part, got {self.parts}")
+        rows = {problem.id: row for row, problem in enumerate(self.problems)}
+        if len(rows) != problems:
+            raise UserError("two problems of an environment have the same id: make ids unique")
+        observations.setflags(write=False)
+        for name in ("problems", "prompts", "feature_names", "gates"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "observations", observations)
+        object.__setattr__(self, "rows", rows)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "EnvData":
+        """Itself: Gymnasium copies specs deeply, and a backend may hold a whole model."""
+        return self
+
+    def row(self, problem_id: str) -> int:
+        """The row of a problem.
+
+        Raises:
+            UserError: If it is not one of this environment's.
+        """
+        if problem_id not in self.rows:
+            raise UserError(
+                f"no problem {problem_id!r} among the {len(self.problems)} of this environment: "
+                f"ids look like {self.problems[0].id!r}"
+            )
+        return self.rows[problem_id]
+
+    def observation_space(self) -> spaces.Box:
+        """Any finite features: the same space for every split, whatever values occur in it."""
+        limit = float(np.finfo(np.float32).max)
+        return spaces.Box(-limit, limit, shape=self.observations.shape[1:], dtype=np.float32)
+
+    def action_space(self) -> spaces.Discrete | spaces.MultiDiscrete:
+        """One choice from the grid, or one for each part of a decision."""
+        choices = len(self.gates)
+        return (
+            spaces.Discrete(choices)
+            if self.parts == 1
+            else spaces.MultiDiscrete(np.full(self.parts, choices))
+        )
+
+    def chosen(self, actions: Any, count: int) -> list[Gate]:
+        """The gates that a batch of actions stands for.
+
+        Raises:
+            InvalidAction: Unless the actions are indices of gates, ``count`` rows of them.
+        """
+        actions = np.asarray(actions)
+        shape = (count,) if self.parts == 1 else (count, self.parts)
+        if actions.shape != shape or actions.dtype.kind not in "iu":
+            raise InvalidAction(
+                f"actions must be integers of shape {shape}, got an array of shape {actions.shape} "
+                f"and type {actions.dtype}"
+            )
+        if np.any((actions < 0) | (actions >= len(self.gates))):
+            raise InvalidAction(f"{actions} are not all gates, there are {len(self.gates)}")
+        if self.parts == 1:
+            return [self.gates[i] for i in actions]
+        return [tuple(self.gates[i] for i in row) for row in actions]
+
+    def prompt_info(self, row: int) -> dict[str, Any]:
+        """What ``info`` tells of a problem before it is answered."""
+        return {"problem_id": self.problems[row].id, "prompt": self.prompts[row]}
+
+    def outcome_info(self, row: int, outcome: Outcome) -> dict[str, Any]:
+        """What ``info`` tells of a problem that was answered."""
+        return {
+            **self.prompt_info(row),
+            "gate": outcome.gate,
+            "completion": outcome.completion,
+            "tokens": outcome.tokens,
+            "stop_reason": outcome.stop_reason,
+            "parsed": outcome.parsed,
+            "status": outcome.status,
+            "correct": outcome.correct,
+        }

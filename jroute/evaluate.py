@@ -1,0 +1,104 @@
+"""Judges every arm of a run, from its outcome table, or the final ones by generating anew.
+
+    python -m jroute.evaluate --run runs/demo --split test
+    python -m jroute.evaluate --run runs/demo --split test --live [--problems 200] [--arms rl ...]
+    python -m jroute.evaluate --run runs/demo [--live ...] --plan
+
+The first writes ``results.json`` and ``items.parquet`` and prints the split. With ``--live`` arms
+are read, decided, generated and parsed again, problem by problem, and must agree with the table,
+but for as many cells as the measured noise floor allows. The third says what it would take.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jroute.door import door, enter
+from jroute.errors import UserError
+
+if TYPE_CHECKING:
+    from jroute.tasks import Split
+
+
+def show_live(found: Mapping[str, Any]) -> None:
+    """Prints accuracies now and in the table, and how many cells differ."""
+    print(f"{found['split']}, generated anew: n = {found['n']} problems, {found['cells']} cells")
+    print(f"{'arm':<20}{'now':>8}  95 % interval  {'in the table':>14}")
+    for name, arm in found["arms"].items():
+        low, high = arm["ci95"]
+        print(
+            f"{name:<20}{arm['accuracy']:>8.1%}  [{100 * low:.1f}, {100 * high:.1f}]"
+            f"{arm['in_table']:>15.1%}"
+        )
+    print(
+        f"{found['cells'] - len(found['other_text'])} of {found['cells']} cells agree in text, "
+        f"{found['cells'] - len(found['other_correct'])} in correctness"
+    )
+
+
+@door
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, judges, prints."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jroute.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--run", required=True, type=Path, help="run folder")
+    parser.add_argument("--split", help="a judged split; by default all of them")
+    parser.add_argument("--live", action="store_true", help="generate the final arms anew")
+    parser.add_argument("--problems", type=int, help="with --live: only the first so many")
+    parser.add_argument("--arms", nargs="+", help="with --live: which arms")
+    parser.add_argument("--plan", action="store_true", help="say what it would take, and stop")
+    args = parser.parse_args(argv)
+    if not args.live and (args.problems or args.arms):
+        raise UserError("--problems and --arms belong to --live; the table judges all of them")
+    if args.problems is not None and args.problems < 2:
+        raise UserError(f"--problems is {args.problems}; an interval needs at least 2")
+    from jroute import judgement
+    from jroute.evaluation.report import table
+    from jroute.run import load_run
+
+    run = load_run(args.run)
+    judged = run.experiment.judged
+    if args.split and args.split not in judged:
+        raise UserError(f"split {args.split!r} is not judged in {args.run}: {', '.join(judged)}")
+    splits: list[Split] = [split for split in judged if not args.split or split == args.split]
+    live: dict[str, Any] = {"names": args.arms or judgement.FINAL, "problems": args.problems}
+    if args.plan:
+        plans = [judgement.plan_live(run, split, **live) for split in splits if args.live]
+        print(*(plans or [judgement.plan_table(run)]), sep="\n\n")
+        return
+    if not args.live:
+        results = judgement.judge(run)
+        for split in splits:
+            found = results if split == results["split"] else results["other_splits"][split]
+            print(f"{table(found, split)}\n")
+        print(f"{args.run / 'results.json'}: arms, contrasts, verdict")
+        print(f"{args.run / judgement.ITEMS}: what every arm scored on every problem (Parquet)")
+        return
+    cells, differing = 0, []
+    for split in splits:
+        found = judgement.judge_live(run, split, **live)
+        show_live(found)
+        cells, differing = cells + found["cells"], differing + found["other_text"]
+    share = len(differing) / cells
+    floor = run.noise_floor["text"]["ci95"][1] if run.noise_floor else 0.0
+    if share > floor:
+        raise UserError(
+            f"{share:.2%} of cells ({len(differing)} of {cells}) came out otherwise than in the "
+            f"table, e.g. {json.dumps(differing[0])} (problem, gate); "
+            + (
+                f"the noise floor is at most {floor:.2%}"
+                if floor
+                else "measure the noise floor with python -m jroute.outcomes --replicate 200"
+            )
+        )
+    if differing:
+        print(f"{share:.2%} came out otherwise, within the noise floor of at most {floor:.2%}")
+
+
+if __name__ == "__main__":
+    enter(main, "nothing was changed")

@@ -1,0 +1,277 @@
+"""Judging a run: every arm from the outcome table, and the final ones by generating anew."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float, Int
+
+from jroute import cells, planning
+from jroute.cells import Cell, generate, hash_text
+from jroute.checkpoint import latest_step, load_state, save_state
+from jroute.controller import arms
+from jroute.errors import UserError
+from jroute.evaluation import controls, report, statistics
+from jroute.evaluation.headroom import headroom, sampled
+from jroute.files import replacing, write_text
+from jroute.observe.plan import Plan
+from jroute.run import Run
+from jroute.tasks import Split
+
+FINAL = (
+    "baseline",
+    "fixed:0.5",
+    "best_fixed",
+    "random",
+    "supervised",
+    "supervised_features",
+    "exact_gradient",
+    "rl",
+)
+"""Arms that can be generated anew: one gate per prompt, ``rl`` being the selected seed."""
+
+ITEMS = "items.parquet"
+"""The gate every arm gave to every problem and what it scored, in the run folder."""
+
+
+def features_of(run: Run, split: Split) -> Float[np.ndarray, "problems features"]:
+    """What controllers see of a split's problems."""
+    return run.featurizer(run.raw_features(split)).astype(np.float32)
+
+
+def cells_of(run: Run, split: Split) -> arms.Cells:
+    """Features of a split's problems and what every gate pays on them."""
+    return features_of(run, split), run.matrix(split, "reward")
+
+
+def _controls_folder(run: Run) -> Path:
+    return run.directory / "controls" / run.training
+
+
+def train_controls(run: Run) -> dict[str, Any]:
+    """The control arms of a run, trained when they are first asked for; see ``fit_controls``.
+
+    Raises:
+        UserError: Training has not finished, or the run has no table.
+    """
+    e = run.experiment
+    if e.rollouts != "table":
+        raise UserError(
+            f"{run.directory} learnt from live rollouts and has no table of all gates; the arms "
+            "that need one (best_fixed, oracle, exact_gradient, …) do not exist there"
+        )
+    folder = _controls_folder(run)
+    if latest_step(folder) is None:
+        fitted = controls.fit_controls(
+            cells_of(run, "train"),
+            cells_of(run, "validation"),
+            run.controller["seeds"],
+            ppo=e.ppo,
+            supervised=e.supervised,
+            key=jax.random.fold_in(jax.random.key(e.seed), hash_text("controls")),
+        )
+        save_state(folder, 0, fitted)
+    return load_state(folder)[1]
+
+
+def columns_of(run: Run, split: Split) -> dict[str, Int[np.ndarray, "..."]]:
+    """Which gate of the grid every arm gives to every problem of a split."""
+    controller = run.controller
+    chosen = controls.choose(
+        features_of(run, split),
+        controller["seeds"],
+        controller["supervised"],
+        train_controls(run),
+    )
+    return report.arm_columns(
+        len(run.problems(split)),
+        run.gate_values,
+        best_fixed=int(controller["best_fixed"]),
+        selected=int(controller["selected"]),
+        **chosen,  # type: ignore[arg-type]
+    )
+
+
+def judge_split(run: Run, split: Split) -> tuple[dict[str, Any], pa.Table]:
+    """The results of one split, and what every arm did with every problem."""
+    config, columns = run.experiment.judge, columns_of(run, split)
+    values = report.arm_values(run.matrix(split), columns)
+    learnt: tuple[Split, ...] = ("train", "validation")
+    best_fixed = int(run.controller["best_fixed"])
+    sampling = {"replicates": config.replicates, "seed": config.seed}
+    found = headroom(
+        (features_of(run, split), run.matrix(split)),
+        (
+            np.concatenate([features_of(run, name) for name in learnt]),
+            np.concatenate([run.matrix(name) for name in learnt]),
+        ),
+        best_fixed,
+        folds=config.folds,
+        **sampling,
+    )
+    floor = run.noise_floor
+    results = report.judge(values, config, found, floor and floor["correct"])
+    samples = run.samples(split)
+    if samples.shape[-1] > 1:
+        told = sampled(samples, best_fixed, **sampling)
+        results["headroom"]["samples"] = samples.shape[-1]
+        results["headroom"] |= {name: report.gain(one) for name, one in told.items()}
+    results["gates_chosen"] = report.gate_counts(columns, len(run.gate_values))
+    results["items"] = digest(run, split)
+    return results, _item_rows(run, split, values, columns)
+
+
+def judge(run: Run) -> dict[str, Any]:
+    """Judges every arm on the judged splits; writes ``results.json`` and ``items.parquet``."""
+    e, controller = run.experiment, run.controller
+    splits: dict[str, Any] = {}
+    items = []
+    for split in e.judged:
+        splits[split], rows = judge_split(run, split)
+        items.append(rows)
+    primary = e.judged[0]
+    results = {
+        "split": primary,
+        **splits[primary],
+        "other_splits": {split: found for split, found in splits.items() if split != primary},
+        "gates": list(e.gates),
+        "best_fixed_gate": e.gates[int(controller["best_fixed"])],
+        "seeds": e.ppo.seeds,
+        "selected_seed": int(controller["selected"]),
+        "train_cells": len(run.problems("train")) * len(e.gates),
+        "rewards_sampled_by_each_rl_seed": e.ppo.updates * e.ppo.batch_size,
+        "model": run.lm.fingerprint,
+        "outcomes": run.table.fingerprint,
+        "training": run.training,
+        "noise_floor": run.noise_floor,
+        "generation": run.generation,
+    }
+    with replacing(run.directory / ITEMS) as partial:
+        pq.write_table(pa.concat_tables(items), partial)
+    write_text(run.directory / "results.json", json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def digest(run: Run, split: Split) -> str:
+    """Names the problems of a split: runs are compared only where it is the same."""
+    told = [[p.id, p.question, str(p.answer)] for p in run.problems(split)]
+    return hashlib.sha256(json.dumps(sorted(told)).encode()).hexdigest()
+
+
+def _item_rows(
+    run: Run,
+    split: Split,
+    values: Mapping[str, Float[np.ndarray, "..."]],
+    columns: Mapping[str, Int[np.ndarray, "..."]],
+) -> pa.Table:
+    """One row for every arm, seed and problem; no gate where an arm is an expectation."""
+    ids, grid = [problem.id for problem in run.problems(split)], np.asarray(run.gate_values)
+    names = ("split", "arm", "seed", "problem", "gate", "value")
+    told: dict[str, list[Any]] = {name: [] for name in names}
+    for arm, scored in values.items():
+        seeds = np.atleast_2d(scored)
+        gates = grid[np.atleast_2d(columns[arm])].ravel().tolist() if arm in columns else None
+        told["arm"] += [arm] * seeds.size
+        told["seed"] += np.repeat(np.arange(len(seeds)), len(ids)).tolist()
+        told["problem"] += ids * len(seeds)
+        told["gate"] += gates or [None] * seeds.size
+        told["value"] += seeds.ravel().tolist()
+    told["split"] = [split] * len(told["arm"])
+    return pa.table({**told, "gate": pa.array(told["gate"], pa.float64())})
+
+
+def gates_of(run: Run, arm: str, prompts: Sequence[str]) -> Float[np.ndarray, " prompts"]:
+    """The gate a final arm gives to each prompt, from the prompt alone, features read anew."""
+    if arm not in ("supervised_features", "exact_gradient"):
+        return run.gates(arm, prompts)
+    observations = run.featurizer(run.read_features(prompts)).astype(np.float32)
+    chosen = arms.choices_of_regressor(train_controls(run)[arm], observations)
+    return np.asarray(run.gate_values)[chosen]
+
+
+def _check_final(run: Run, names: Sequence[str]) -> None:
+    grid = [report.fixed_name(gate) for gate in run.gate_values]
+    if unknown := [name for name in names if name not in FINAL and name not in grid]:
+        raise UserError(f"arm {unknown[0]!r} cannot be generated; choose of {', '.join(FINAL)}")
+
+
+def plan_table(run: Run) -> str:
+    """What judging from the table takes: cells that are missing, controls that are not trained."""
+    splits = run.experiment.splits
+    wanted: dict[Split, list[Cell]] = {split: cells.wanted(run, split) for split in splits}
+    told = [str(planning.plan_outcomes(run, wanted))]
+    if latest_step(_controls_folder(run)) is None:
+        told.append(f"controllers on random rewards are to be trained:\n{planning.plan_ppo(run)}")
+    return "\n".join(told)
+
+
+def plan_live(
+    run: Run, split: Split, names: Sequence[str] = FINAL, *, problems: int | None = None
+) -> Plan:
+    """What ``judge_live`` takes at most; arms that agree on a gate share its cell.
+
+    Raises:
+        UserError: An arm that cannot be generated.
+    """
+    _check_final(run, names)
+    asked, e, mesh = run.problems(split)[:problems], run.experiment, run.lm.mesh
+    each = min(len(names), len(run.gate_values))
+    lengths = [len(run.lm.encode(run.render(problem.question))) for problem in asked]
+    grid = [Cell(problem, gate) for gate in run.gate_values for problem in asked]
+    return Plan(
+        cells={split: (each * len(asked), 0)},
+        prompt_tokens=each * sum(lengths),
+        limit=e.decoding.max_new_tokens,
+        memory=planning.memory(run, lengths),
+        rate=planning.known_rate(run) or planning.trial(run, grid),
+        devices=1 if mesh is None else mesh.size,
+        gpu=jax.devices()[0].platform == "gpu",
+    )
+
+
+def judge_live(
+    run: Run, split: Split, names: Sequence[str] = FINAL, *, problems: int | None = None
+) -> dict[str, Any]:
+    """Generates arms anew, prompt to gate to completion, and compares them with the table.
+
+    Args:
+        run: A finished run.
+        split: Of the problems.
+        names: Arms, of ``FINAL`` or ``fixed:G`` with a gate of the grid.
+        problems: Only the first so many.
+
+    Returns:
+        ``arms`` (name -> accuracy now and in the table, with interval and ``n``), ``cells``
+        generated, ``other_text`` and ``other_correct`` among them (problem and gate of each).
+
+    Raises:
+        UserError: An arm that cannot be generated.
+    """
+    _check_final(run, names)
+    asked = run.problems(split)[:problems]
+    prompts = run.prompts(split)[:problems]
+    gates = {name: gates_of(run, name, prompts).tolist() for name in names}
+    pairs = dict.fromkeys((i, gate) for column in gates.values() for i, gate in enumerate(column))
+    wanted = sorted(pairs, key=lambda pair: pair[1])
+    made = generate(run, [Cell(asked[i], gate) for i, gate in wanted])
+    now = dict(zip(wanted, made, strict=True))
+    then = {pair: run.table.outcome(asked[pair[0]].id, pair[1]) for pair in wanted}
+    found: dict[str, Any] = {"split": split, "n": len(asked), "cells": len(wanted), "arms": {}}
+    for name, column in gates.items():
+        rows = list(enumerate(column))
+        scored = statistics.accuracy([float(now[row].correct) for row in rows])
+        before = float(np.mean([then[row].correct for row in rows]))
+        found["arms"][name] = {**dataclasses.asdict(scored), "in_table": before}
+    for key, differs in (
+        ("other_text", lambda pair: now[pair].completion != then[pair].completion),
+        ("other_correct", lambda pair: now[pair].correct != then[pair].correct),
+    ):
+        found[key] = [[asked[i].id, gate] for i, gate in wanted if differs((i, gate))]
+    return found

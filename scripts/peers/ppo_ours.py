@@ -1,0 +1,104 @@
+"""This project's learner in ``bench_ppo.py``."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ppo_bandit import (
+    BATCH,
+    CLIP,
+    ENTROPY,
+    EPOCHS,
+    EPS,
+    FEATURES,
+    GATES,
+    HIDDEN,
+    MINIBATCHES,
+    NORM,
+    PROMPTS,
+    RATE,
+    VALUE,
+    bandit,
+    rollout,
+    worth,
+)
+from ppo_worker import answer
+
+from jroute.controller import networks
+from jroute.envs.functional import TableEnv
+from jroute.ppo import learner
+
+
+@functools.cache
+def config(seeds: int) -> learner.PPOConfig:
+    """The learner's settings."""
+    return learner.PPOConfig(
+        batch_size=BATCH,
+        epochs=EPOCHS,
+        minibatches=MINIBATCHES,
+        learning_rate=RATE,
+        anneal_lr=False,
+        adam_eps=EPS,
+        max_grad_norm=NORM,
+        clip_coef=CLIP,
+        vf_coef=VALUE,
+        ent_coef=ENTROPY,
+        hidden=HIDDEN,
+        seeds=seeds,
+    )
+
+
+@functools.cache
+def init(seeds: int) -> Any:
+    """A program that makes a state."""
+    make = learner.init if seeds == 1 else learner.init_seeds
+    cells = PROMPTS * GATES  # what the learner saw of the table is counted, as in real trainings
+    return jax.jit(lambda key: make(config(seeds), FEATURES, (GATES,), key, num_cells=cells))
+
+
+class Jroute:
+    """Seeds are trained as ``compile_train`` chooses: on processors in turn, on every core."""
+
+    def __init__(self) -> None:
+        self.env = TableEnv.create(*bandit())
+        self.states: dict[int, Any] = {}
+        self.programs: dict[tuple[int, int], Any] = {}
+
+    def start(self, seeds: int, seed: int) -> None:
+        """Begins a training anew."""
+        self.states[seeds] = jax.block_until_ready(init(seeds)(jax.random.key(seed)))
+
+    def program(self, seeds: int, updates: int) -> None:
+        """Makes ready to train so many updates a call."""
+        self.programs[seeds, updates] = learner.compile_train(config(seeds), updates)
+
+    def run(self, seeds: int, updates: int) -> None:
+        """Trains on from where the last call ended."""
+        program = self.programs[seeds, updates]
+        self.states[seeds], metrics = program(self.env, self.states[seeds])
+        jax.block_until_ready((self.states[seeds], metrics))
+
+    def worth(self, seeds: int) -> float:
+        """Value of the present policy's favourite gates."""
+        act = networks.act if seeds == 1 else jax.vmap(networks.act, (0, None))
+        return worth(act(self.states[seeds].params, self.env.observations)[..., 0])
+
+    def prepare(self) -> None:
+        """Makes ready to learn from given rollouts."""
+        given = rollout()
+        given["actions"] = given["actions"][:, None]
+        self.batch = learner.Batch(**{name: jnp.asarray(x) for name, x in given.items()})
+        self.step = learner.compile_update(config(1))
+        self.start(1, 0)
+        self.state = self.states.pop(1)
+
+    def update(self, updates: int) -> None:
+        """Learns from the same rollouts again and again."""
+        for _ in range(updates):
+            self.state, _ = self.step(self.state, self.batch)
+        jax.block_until_ready(self.state)
+
+
+if __name__ == "__main__":
+    answer(Jroute, "jroute", "jax", "jaxlib", "flax", "optax", "numpy")
