@@ -270,9 +270,15 @@ def _read_options(
     return given, paths, wants_help
 
 
+class _Formatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of a description: there are commands in it."""
+
+
 def _parser(classes: Sequence[type[Any]], **options: Any) -> jsonargparse.ArgumentParser:
     # Abbreviations are off: a shortened option would hide a mistyped one.
-    parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False, **options)
+    parser = jsonargparse.ArgumentParser(
+        exit_on_error=False, allow_abbrev=False, formatter_class=_Formatter, **options
+    )
     for cls in classes:
         parser.add_class_arguments(cls, as_group=True)
     return parser

@@ -12,7 +12,7 @@ from jroute.errors import UserError
 from jroute.evaluation.mixing import MixingConfig
 from jroute.evaluation.report import JudgeConfig
 from jroute.generate.decoding import Decoding
-from jroute.generate.engine import EngineConfig
+from jroute.generate.planning import EngineConfig
 from jroute.mesh import MeshConfig
 from jroute.ppo.learner import PPOConfig
 from jroute.tasks import Split, TaskConfig

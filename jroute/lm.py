@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,9 @@ from jroute.checkpoint import load_model, model_fingerprint, read_manifest
 from jroute.config import load as load_config
 from jroute.errors import UserError
 from jroute.generate.decoding import Completion, Decoding
-from jroute.generate.engine import Engine, EngineConfig, Request, bucket, check_context
+from jroute.generate.engine import Engine, Progress, Request
+from jroute.generate.planning import EngineConfig, bucket, check_context
+from jroute.generate.sampling import Logprobs
 from jroute.generate.scoring import token_scores
 from jroute.mesh import MeshConfig, fetch, place, replicate, shardings
 from jroute.model.config import Qwen3Config
@@ -94,10 +96,10 @@ class LanguageModel:
         """Puts what runs inside the block on the model's mesh, if it has one."""
         return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
-    def check_slots(self, slots: int) -> None:
+    def check_slots(self, slots: int | Literal["auto"]) -> None:
         """Raises a ``UserError`` if replicas cannot share so many slots evenly."""
         data = 1 if self.mesh is None else self.mesh.shape["data"]
-        if slots % data:
+        if slots != "auto" and slots % data:
             raise UserError(
                 f"engine.slots is {slots}, which the {data} replicas of mesh.data do not divide; "
                 f"give a multiple of {data}"
@@ -186,11 +188,19 @@ class LanguageModel:
         top_k: int = 0,
         top_p: float = 1.0,
         stop: str | Sequence[str] = (),
+        min_p: float = 0.0,
+        min_new_tokens: int = 0,
         seed: int | Sequence[int] = 0,
-        slots: int = 64,
+        shared: int | Sequence[int] = 0,
+        logprobs: Logprobs | None = None,
+        margins: bool = False,
+        slots: int | Literal["auto"] = 64,
         chunk: int = 16,
         unroll: bool = True,
+        prefill_tokens: int = 512,
+        ahead: int = 2,
         finished: Callable[[list[int], list[Completion]], None] | None = None,
+        progress: Callable[[Progress], None] | None = None,
     ) -> list[Completion]:
         """Completes prompts.
 
@@ -202,11 +212,22 @@ class LanguageModel:
             top_k: Keep the k most likely tokens; 0 keeps all.
             top_p: Keep the smallest set of tokens whose probability reaches p.
             stop: Strings that end a completion and are cut from its text.
+            min_p: Keep tokens at least so many times as likely as the most likely one.
+            min_new_tokens: Before so many tokens no end token is chosen and no stop string counts.
             seed: Of the sampling: one per prompt, or one from which prompts count on.
-            slots: Rows that run at a time; part of the execution shape.
-            chunk: Decode steps between two looks at stop strings.
-            unroll: Decode over separate layers (see ``EngineConfig``).
-            finished: Called with indices and completions as batches finish.
+            shared: How many leading tokens a prompt has in common with others, one number for all
+                or one for each; they are read once for each gate.
+            logprobs: Also tell log-probabilities of the tokens: ``raw`` of the model's own
+                distribution, ``truncated`` of the one drawn from.
+            margins: Also tell the smallest margin by which a token was chosen.
+            slots: Rows that run at a time, or ``auto``; part of the execution shape, as are the
+                next four (see ``EngineConfig``).
+            chunk: Decode steps between two looks at stop strings, at most.
+            unroll: Decode over separate layers.
+            prefill_tokens: Prompt tokens to read at a time.
+            ahead: Steps that the device runs on while slots are refilled.
+            finished: Called with indices and completions as they finish.
+            progress: Called with counts after every look at the device.
 
         Returns:
             One completion per prompt, in order.
@@ -218,12 +239,17 @@ class LanguageModel:
         tokens = [self.encode(row) if isinstance(row, str) else list(row) for row in rows]
         self._check_ids(tokens)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        decoding = Decoding(temperature, top_k, top_p, max_new_tokens, stops)
+        decoding = Decoding(temperature, top_k, top_p, max_new_tokens, stops, min_p, min_new_tokens)
         seeds = [seed + i for i in range(len(rows))] if isinstance(seed, int) else list(seed)
         if len(seeds) != len(rows) or not all(0 <= s < 2**31 for s in seeds):
             raise UserError(
                 f"seed must be one number or one for each of the {len(rows)} prompts, "
                 "each from 0 to 2**31 - 1"
+            )
+        common = [shared] * len(rows) if isinstance(shared, int) else list(shared)
+        if len(common) != len(rows) or any(count < 0 for count in common):
+            raise UserError(
+                f"shared must be a number of tokens, or one for each of the {len(rows)} prompts"
             )
         spread = self.gates(gate, len(rows))
         gates = [None] * len(rows) if spread is None else list(np.asarray(spread))
@@ -234,12 +260,16 @@ class LanguageModel:
             decoding,
             end_token_ids=self.end_token_ids,
             routing=self.routing,
-            shape=EngineConfig(slots, chunk, unroll),
+            shape=EngineConfig(slots, chunk, unroll, prefill_tokens, ahead),
+            logprobs=logprobs,
+            margins=margins,
         )
-        self.check_slots(slots)
-        requests = [Request(*request) for request in zip(tokens, gates, seeds, strict=True)]
+        requests = [
+            Request(ids, of_row, of_its_own, shared=count)
+            for ids, of_row, of_its_own, count in zip(tokens, gates, seeds, common, strict=True)
+        ]
         with self.devices():
-            return engine.run(requests, finished=finished)
+            return engine.run(requests, finished=finished, progress=progress)
 
     def loglikelihood(
         self,
@@ -262,7 +292,7 @@ class LanguageModel:
         Raises:
             UserError: An empty side, or more tokens than the context holds.
         """
-        slots = EngineConfig(slots).slots
+        slots = EngineConfig(slots).batch
         self.check_slots(slots)
         self._check_ids([ids for pair in pairs for ids in pair])
         for context, continuation in pairs:

@@ -4,10 +4,13 @@
     python -m jroute.outcomes --config … --split '[test]' --only_gates '[0]' --problems 50
 
 Cells that the table holds are not made again, so an interrupted command goes on where it stopped,
-and training finds what was made here. The second line is a sanity check of the baseline. On a mesh
-that needs several processes, start it with ``python -m jroute.launch`` or with ``srun``.
+and training finds what was made here. The second line is a sanity check of the baseline. Outcomes
+are data, and those of a routing that does nothing are a control like any other: where training is
+refused, this warns. On a mesh that needs several processes, start it with ``python -m
+jroute.launch`` or with ``srun``.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -74,10 +77,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     mesh.start()
     from jroute.run import Run
-    from jroute.stages import fill_outcomes
+    from jroute.stages import fill_outcomes, inert, learn_mixing
 
     run = Run.start(experiment)
     gates, first = part.only_gates or experiment.gates, part.problems or None
+    if any(gates) and not experiment.allow_inert:
+        learn_mixing(run)
+        if (reason := inert(run)) and mesh.is_first():
+            print(f"warning: {reason}; cells of all gates will be alike", file=sys.stderr)
     for split in part.split or experiment.splits:
         made = fill_outcomes(run, split, gates=gates, problems=first)
         if mesh.is_first():

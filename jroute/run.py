@@ -37,7 +37,7 @@ from jroute.evaluation import mixing
 from jroute.experiment import Experiment
 from jroute.files import replacing, write_text
 from jroute.generate.decoding import Completion
-from jroute.generate.engine import check_context
+from jroute.generate.planning import check_context
 from jroute.lm import LanguageModel, load
 from jroute.mesh import MeshConfig
 from jroute.tasks import Problem, Split, load_problems
@@ -45,6 +45,9 @@ from jroute.tasks.prompts import render
 
 MADE = ("mixing", "outcomes", "features", "learner", "controller", "results.json", "lm_eval")
 """What ties a run folder to its experiment, once it is there."""
+
+SHARED_AT_LEAST = 64
+"""Fewer common tokens of prompts are not worth a prefill of their own."""
 
 
 class Run:
@@ -270,7 +273,7 @@ class Run:
         e, lm = self.experiment, self.lm
         tokens = [lm.encode(prompt) for prompt in prompts]
         with lm.devices():
-            return raw_features(lm.params, lm.config, tokens, e.features, slots=e.engine.slots)
+            return raw_features(lm.params, lm.config, tokens, e.features, slots=e.engine.batch)
 
     # Controllers ------------------------------------------------------------------------------
 
@@ -365,6 +368,21 @@ class Run:
     def render(self, question: str) -> str:
         """The prompt of a question, as the experiment's prompts are made."""
         return render(question, self.experiment.prompt, self.base.tokenizer)
+
+    @cached_property
+    def shared_tokens(self) -> int:
+        """Leading tokens that all prompts have in common, as by few-shot examples.
+
+        They follow from the template alone, so that no cell depends on which others are made. 0 if
+        they are so few that reading them again costs less than a program of its own.
+        """
+        rows = [self.base.encode(self.render(question)) for question in ("A", "1", "\n", "(")]
+        same = 0
+        for column in zip(*rows, strict=False):
+            if len(set(column)) > 1:
+                break
+            same += 1
+        return same if same >= SHARED_AT_LEAST else 0
 
     def explain(self, prompt: str) -> dict[str, Any]:
         """Why the RL controller chooses a gate.

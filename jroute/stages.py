@@ -17,11 +17,14 @@ from jroute.checkpoint import latest_step, load_state, save_state
 from jroute.controller import arms
 from jroute.controller.features import Featurizer
 from jroute.envs.functional import TableEnv
+from jroute.envs.outcomes import Outcome
 from jroute.envs.outcomes import judge as judge_completion
 from jroute.errors import UserError
 from jroute.evaluation import mixing, probing, report
 from jroute.files import write_text
+from jroute.generate.decoding import Completion
 from jroute.mesh import is_first, make_mesh
+from jroute.observe.progress import GenerationBar
 from jroute.observe.scalars import Scalars
 from jroute.ppo import learner
 from jroute.run import Run
@@ -29,6 +32,9 @@ from jroute.tasks import Split
 
 CHECKPOINT_EVERY = 50
 """PPO updates between two checkpoints."""
+
+CELLS_AT_ONCE = 64
+"""Cells of one part of the outcome table; what is lost if the process is killed."""
 
 PROBED = 8
 """Train prompts on which a routing must show that it does something."""
@@ -88,26 +94,36 @@ def _solved(run: Run, raw: np.ndarray) -> float:
     )
 
 
+def inert(run: Run) -> str:
+    """Why nothing can be learned from the gates of a run, or ``""`` if one of them does something.
+
+    It is inert if on ``PROBED`` train prompts all gates leave the next token's distribution as it
+    was.
+    """
+    e, lm = run.experiment, run.lm
+    prompts, gates = run.first_prompts("train", PROBED), [gate for gate in e.gates if gate]
+    with lm.devices():
+        found = probing.divergence(lm.params, lm.config, lm.routing, prompts, gates)
+    largest = probing.furthest(found)
+    if probing.verdict(largest.kl) != "inert":
+        return ""
+    return (
+        f"this routing is inert: no gate moves the next-token distribution by more than "
+        f"{largest.kl:.1e} nats (mean KL on {len(prompts)} train prompts, at gate "
+        f"{largest.gate:g}), below the floor of {probing.INERT_BELOW:g}, so there is "
+        "nothing to learn"
+    )
+
+
 def refuse_inert(run: Run) -> None:
     """Refuses to train where no gate of the grid does anything, unless forced.
 
     Raises:
-        UserError: On ``PROBED`` train prompts all gates leave the next token's distribution as it
-            was.
+        UserError: The routing is inert.
     """
-    e, lm = run.experiment, run.lm
-    if e.allow_inert:
-        return
-    prompts, gates = run.first_prompts("train", PROBED), [gate for gate in e.gates if gate]
-    with lm.devices():
-        found = probing.divergence(lm.params, lm.config, lm.routing, prompts, gates)
-    largest = max(found, key=lambda gate: gate.kl)
-    if probing.verdict(largest.kl) == "inert":
+    if not run.experiment.allow_inert and (reason := inert(run)):
         raise UserError(
-            f"this routing is inert: no gate moves the next-token distribution by more than "
-            f"{largest.kl:.1e} nats (mean KL on {len(prompts)} train prompts, at gate "
-            f"{largest.gate:g}), below the floor of {probing.INERT_BELOW:g}, so there is nothing "
-            "to learn; choose another routing or larger gates with the help of python -m "
+            f"{reason}; choose another routing or larger gates with the help of python -m "
             "jroute.probe, or force it with --allow_inert true"
         )
 
@@ -135,31 +151,36 @@ def fill_outcomes(
     encoded = {
         problem_id: lm.encode(prompts[problem_id]) for problem_id in {cell[0] for cell in missing}
     }
-    quiet = not is_first()
-    with tqdm(total=len(missing), desc=f"outcomes {split}", unit="cell", disable=quiet) as bar:
+    kept: list[Outcome] = []
 
-        def finished(indices: list[int], completions: list[Any]) -> None:
-            cells = [missing[i] for i in indices]
-            table.append(
-                judge_completion(
-                    some[problem_id],
-                    gate,
-                    completion,
-                    max_tokens=e.decoding.max_new_tokens,
-                    rewards=e.reward,
-                )
-                for (problem_id, gate), completion in zip(cells, completions, strict=True)
+    def finished(indices: list[int], completions: list[Completion]) -> None:
+        for i, completion in zip(indices, completions, strict=True):
+            problem_id, gate = missing[i]
+            limits = {"max_tokens": e.decoding.max_new_tokens, "rewards": e.reward}
+            kept.append(judge_completion(some[problem_id], gate, completion, **limits))
+        if len(kept) >= CELLS_AT_ONCE:
+            keep()
+
+    def keep() -> None:
+        table.append(kept)
+        kept.clear()
+
+    title, quiet = f"outcomes {split}", not is_first()
+    with GenerationBar(len(missing), title, "cell", quiet=quiet) as progress:
+        try:
+            lm.generate(
+                [encoded[problem_id] for problem_id, _ in missing],
+                [gate for _, gate in missing],
+                **vars(e.decoding),
+                seed=[_cell_seed(problem_id, e.seed) for problem_id, _ in missing],
+                **vars(e.engine),
+                shared=run.shared_tokens,
+                finished=finished,
+                progress=progress,
             )
-            bar.update(len(indices))
-
-        lm.generate(
-            [encoded[problem_id] for problem_id, _ in missing],
-            [gate for _, gate in missing],
-            **vars(e.decoding),
-            seed=[_cell_seed(problem_id, e.seed) for problem_id, _ in missing],
-            **vars(e.engine),
-            finished=finished,
-        )
+        finally:
+            if kept:
+                keep()
     return len(missing)
 
 

@@ -2,11 +2,14 @@
 
     python scripts/bench_model.py --out scripts/results/model_cpu.json
     python scripts/bench_model.py --like runs/models/qwen3-4b --out scripts/results/model_h200.json
+    python scripts/bench_model.py --batches 1,16,64 --prompt 128 --before earlier.json
 
 Weights are random: speed does not depend on their values. Every decode step has to read all weights
-and the live part of the key-value cache once, which bounds it from below at ``bytes / bandwidth``.
-Bandwidth is that of a large matrix-vector product, measured on the device in the same run; where
-the data sheet's is known, the floor by it is reported too.
+and the live part of the key-value cache once, which bounds it from below at ``bytes / bandwidth``;
+and it has to multiply with them, which bounds it at ``operations / rate``. Bandwidth is that of a
+large matrix-vector product and the rate that of a large matrix product, both measured on the device
+in the same run; where the data sheet's bandwidth is known, the floor by it is reported too. With
+``--before`` the steps are compared with those of an earlier run.
 
 Four programs decode from the same prompts, in alternation: over separate layers (``unrolled``) or a
 scan over stacked ones (``scanned``), without streams (``plain``) or with four of them (``routed``).
@@ -14,6 +17,7 @@ scan over stacked ones (``scanned``), without streams (``plain``) or with four o
 
 import argparse
 import json
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,8 +33,8 @@ from converters.safetensors import read_json
 from jroute.door import door, enter
 from jroute.errors import UserError
 from jroute.files import write_text
-from jroute.generate.decoding import Decoding
-from jroute.generate.engine import DecodeState, decode, prefill
+from jroute.generate import cache as caches
+from jroute.generate.programs import DecodeState, Rows, decode, prefill
 from jroute.generate.scoring import token_scores
 from jroute.mesh import MeshConfig, place, replicate, shardings
 from jroute.model.config import Qwen3Config
@@ -68,11 +72,17 @@ class Bench(NamedTuple):
     prompt: int
     steps: int
     repeats: int
+    keys: int = 0
 
     @property
-    def decoding(self) -> Decoding:
-        """Room for a warm-up and every repeat."""
-        return Decoding(max_new_tokens=self.steps * (self.repeats + 1) + 1)
+    def new(self) -> int:
+        """Tokens that every row generates: in a warm-up and every repeat."""
+        return self.steps * (self.repeats + 1) + 1
+
+    @property
+    def capacity(self) -> int:
+        """Positions that a row has in the cache."""
+        return caches.whole(max(self.keys, self.prompt + self.new))
 
 
 def random_params(config: Qwen3Config, dtype: str, mesh: jax.sharding.Mesh | None) -> Any:
@@ -116,6 +126,14 @@ def measure_bandwidth(size: int, dtype: str, repeats: int) -> dict[str, float]:
     return spread([matrix.nbytes / timed(call)[0] for _ in range(repeats)])
 
 
+def measure_rate(size: int, dtype: str, repeats: int) -> dict[str, float]:
+    """Operations per second of a product of two square matrices of this side."""
+    matrix = jnp.ones((size, size), dtype)
+    call = partial(jax.jit(jnp.matmul), matrix, matrix)
+    jax.block_until_ready(call())
+    return spread([2 * size**3 / timed(call)[0] for _ in range(repeats)])
+
+
 def device_memory() -> dict[str, int]:
     """Bytes in use now and at most so far on the first device, where it tells."""
     stats = jax.local_devices()[0].memory_stats() or {}
@@ -127,18 +145,23 @@ def start(bench: Bench, batch: int, *, routed: bool, unroll: bool) -> tuple[Call
     """A prefill of ``batch`` prompts, and what decoding takes besides parameters and state."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, bench.config.vocab_size, (batch, bench.prompt)).astype(np.int32)
-    lengths, layers = np.full(batch, bench.prompt, np.int32), bench.config.num_hidden_layers
-    gate = place(np.full((batch, layers), 0.5, np.float32), ("batch", "layers"))
-    fixed = (
-        place(np.zeros(batch, np.int32), ("batch",)),
-        np.array([-1], np.int32),  # no token ends a row
-        replicate(bench.routing) if routed else None,
-        gate if routed else None,
+    gate = np.full((batch, bench.config.num_hidden_layers), 0.5, np.float32)
+
+    def column(value: int) -> Any:
+        return place(np.full(batch, value, np.int32), ("batch",))
+
+    rows = Rows(
+        place(tokens, ("batch", "seq")),
+        column(bench.prompt),
+        column(0),
+        column(bench.new),
+        place(gate, ("batch", "layers")) if routed else None,
     )
-    static = {"config": bench.config, "decoding": bench.decoding}
-    rows = place(tokens, ("batch", "seq")), place(lengths, ("batch",))
-    call = partial(prefill, bench.params, *rows, *fixed, **static, unroll=unroll)
-    return call, (fixed, static)
+    ends = np.array([-1], np.int32)  # no token ends a row
+    fixed = (ends, replicate(bench.routing) if routed else None)
+    room = bench.capacity - bench.prompt
+    call = partial(prefill, bench.params, rows, *fixed, config=bench.config, room=room)
+    return partial(call, unroll=unroll), fixed
 
 
 def local_bytes(array: jax.Array) -> int:
@@ -156,15 +179,34 @@ def floor_bytes(bench: Bench, batch: int, length: float) -> dict[str, int]:
     heads = c.num_key_value_heads // mesh["tensor"]
     per_token = 2 * c.num_hidden_layers * heads * c.head_dim * item
     batch //= mesh["data"]
-    padded = bench.prompt + bench.decoding.max_new_tokens
     return {
         "weights": weights,
         "live_cache": int(batch * length * per_token),
-        "padded_cache": batch * padded * per_token,
+        "padded_cache": batch * bench.capacity * per_token,
     }
 
 
-def measure_batch(bench: Bench, batch: int, bandwidth: Mapping[str, float]) -> dict[str, Any]:
+def floor_operations(bench: Bench, batch: int, length: float) -> float:
+    """Additions and multiplications of a device in a decode step, of products alone."""
+    c = bench.config
+    weights = sum(leaf.size for leaf in jax.tree.leaves(bench.params["blocks"]) if leaf.ndim > 2)
+    weights += c.vocab_size * c.hidden_size
+    attention = 2 * c.num_hidden_layers * c.num_attention_heads * c.head_dim * length
+    return 2 * batch * (weights + attention) / jax.sharding.get_mesh().size
+
+
+def operations(program: str) -> dict[str, int]:
+    """Operations of a compiled program's text by kind, those that lay out or move memory apart."""
+    kinds = re.findall(r" = (?:\([^)]*\)|\S+) ([a-z][\w-]*)\(", program)
+    free = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast")
+    named = ("fusion", "dot", "copy", "transpose", "scatter")
+    counted = {kind: kinds.count(kind) for kind in named if kind in kinds}
+    return {"all": sum(kind not in free for kind in kinds), **counted}
+
+
+def measure_batch(
+    bench: Bench, batch: int, bandwidth: Mapping[str, float], rate: float
+) -> dict[str, Any]:
     """Prefill and decode of one batch size, all programs in alternation."""
     prefills: dict[str, list[float]] = {name: [] for name in PROGRAMS}
     states: dict[str, DecodeState] = {}
@@ -173,13 +215,13 @@ def measure_batch(bench: Bench, batch: int, bandwidth: Mapping[str, float]) -> d
     sliced = unstack_blocks(bench.params)
     for name in PROGRAMS:
         unroll, routed = name.startswith("unrolled"), name.endswith("routed")
-        call, (fixed, static) = start(bench, batch, routed=routed, unroll=unroll)
+        call, fixed = start(bench, batch, routed=routed, unroll=unroll)
         jax.block_until_ready(call())
         for _ in range(bench.repeats):
-            seconds, states[name] = timed(call)
+            seconds, (states[name], _) = timed(call)
             prefills[name].append(seconds)
         weights = sliced if unroll else bench.params
-        step = partial(_step, fixed, static, bench.steps)
+        step = partial(_step, fixed, bench.config, bench.steps)
         program = jax.jit(step, donate_argnums=1).lower(weights, states[name])
         compiled[name] = program.compile()
         runs[name] = partial(step, weights)
@@ -189,11 +231,12 @@ def measure_batch(bench: Bench, batch: int, bandwidth: Mapping[str, float]) -> d
             seconds, states[name] = timed(partial(runs[name], states[name]))
             if repeat:  # the first one is the warm-up
                 steps[name].append(seconds / bench.steps)
-    assert int(states[PROGRAMS[0]].generated[0]) == bench.decoding.max_new_tokens  # none stopped
+    assert int(states[PROGRAMS[0]].generated[0]) == bench.new  # none stopped
     length = bench.prompt + bench.steps * (1 + (bench.repeats + 1) / 2)
     sizes = floor_bytes(bench, batch, length)
     needed = sizes["weights"] + sizes["live_cache"]
     floors = {name: needed / value for name, value in bandwidth.items()}
+    floors["arithmetic"] = floor_operations(bench, batch, length) / rate
     programs, mesh = {}, jax.sharding.get_mesh().shape
     for name in PROGRAMS:
         memory = compiled[name].memory_analysis()
@@ -209,11 +252,14 @@ def measure_batch(bench: Bench, batch: int, bandwidth: Mapping[str, float]) -> d
                 kind: traffic._asdict()
                 for kind, traffic in summary(collectives(compiled[name].as_text(), mesh)).items()
             },
+            "operations": operations(compiled[name].as_text()),
             "temporary_bytes": memory.temp_size_in_bytes,
             "argument_bytes": memory.argument_size_in_bytes,
         }
     return {
         "batch": batch,
+        "keys": {"live": length, "capacity": bench.capacity},
+        "floor_seconds": floors,
         "bytes_per_step": sizes,
         "programs": programs,
         "ratios": {
@@ -225,8 +271,10 @@ def measure_batch(bench: Bench, batch: int, bandwidth: Mapping[str, float]) -> d
     }
 
 
-def _step(fixed: Any, static: Any, steps: int, params: Any, state: DecodeState) -> DecodeState:
-    return decode(params, state, *fixed, **static, steps=steps)
+def _step(
+    fixed: Any, config: Qwen3Config, steps: int, params: Any, state: DecodeState
+) -> DecodeState:
+    return decode(params, state, *fixed, config=config, chunk=steps)[0]
 
 
 def _ratio(steps: Mapping[str, Sequence[float]], one: str, other: str) -> dict[str, float]:
@@ -256,12 +304,16 @@ def measure_scoring(bench: Bench, batch: int, width: int) -> dict[str, Any]:
     }
 
 
-def table(result: Mapping[str, Any]) -> str:
-    """The figures that matter, one line per batch and program."""
+def table(result: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> str:
+    """The figures that matter, one line per batch and program; beside those of an earlier run."""
     lines = [
         f"{'batch':>5}  {'program':16} {'ms/step':>8} {'tokens/s':>9}  floor/step  prefill tok/s"
     ]
+    earlier = {found["batch"]: found for found in before["batches"]} if before else {}
     for found in result["batches"]:
+        live, capacity = found["keys"]["live"], found["keys"]["capacity"]
+        floors = ", ".join(f"{to} {1e3 * s:.3f} ms" for to, s in found["floor_seconds"].items())
+        lines.append(f"{found['batch']:>5}  {live:.0f} of {capacity} keys; floors: {floors}")
         for name, program in found["programs"].items():
             shares = ", ".join(f"{to} {s:.0%}" for to, s in program["floor_over_step"].items())
             lines.append(
@@ -269,6 +321,10 @@ def table(result: Mapping[str, Any]) -> str:
                 f"{program['tokens_per_second']:>9,.0f}  {shares}  "
                 f"{program['prefill_tokens_per_second']['median']:,.0f}"
             )
+            old = earlier.get(found["batch"], {}).get("programs", {}).get(name)
+            if old:
+                was, now = (x["step_seconds"]["median"] for x in (old, program))
+                lines.append(f"       {'':16} {1e3 * was:>8.3f} before: {was / now:.2f} times")
         for name, ratio in found["ratios"].items():
             lines.append(
                 f"       {name} {ratio['median']:.3f} [{ratio['min']:.3f}, {ratio['max']:.3f}]"
@@ -302,11 +358,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompt", type=int, default=256, help="tokens of every prompt")
     parser.add_argument("--steps", type=int, default=64, help="decode steps per measurement")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--keys", type=int, default=0, help="capacity of the cache, at least")
+    parser.add_argument("--before", type=Path, help="JSON of an earlier run to compare with")
     parser.add_argument("--scoring", default="", help="also score BATCHxWIDTH tokens, e.g. 32x2048")
     parser.add_argument("--mesh", default="1,1,1", help="data,fsdp,tensor")
     parser.add_argument("--out", type=Path, help="JSON to write")
     args = parser.parse_args(argv)
     config = SMALL
+    before = read_json(args.before) if args.before else None
     if args.like:
         where = args.like / "config.json"
         config = Qwen3Config.from_hf(read_json(where), where=str(where))
@@ -326,8 +385,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with jax.set_mesh(mesh):
         params = random_params(config, dtype, mesh)
         routing = Routing.create(RoutingConfig(), config.num_hidden_layers)
-        bench = Bench(params, config, routing, args.prompt, args.steps, args.repeats)
+        bench = Bench(params, config, routing, args.prompt, args.steps, args.repeats, args.keys)
         bandwidth = {"measured": measure_bandwidth(2**28 if on_cpu else 2**31, dtype, 10)["median"]}
+        rate = measure_rate(2048 if on_cpu else 8192, dtype, 10)["median"]
         known = [value for name, value in DATA_SHEET.items() if name in device.device_kind]
         bandwidth |= {"data sheet": known[0]} if known else {}
         result: dict[str, Any] = {
@@ -340,15 +400,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             "steps": args.steps,
             "repeats": args.repeats,
             "bandwidth_bytes_per_second": bandwidth,
+            "operations_per_second": rate,
             "parameter_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
             "parameter_bytes_per_device": sum(map(local_bytes, jax.tree.leaves(params))),
             "batches": [],
         }
         for batch in batches:
-            result["batches"].append(measure_batch(bench, batch, bandwidth))
+            result["batches"].append(measure_batch(bench, batch, bandwidth, rate))
         if scoring:
             result["scoring"] = measure_scoring(bench, *scoring)
-    print(table(result))
+    print(table(result, before))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write_text(args.out, json.dumps(result, indent=2) + "\n")

@@ -1,11 +1,13 @@
 """Measures what streams cost: time and memory of every preset beside the plain model.
 
     python scripts/bench_routing.py --out scripts/results/routing_cpu.json
+    python scripts/bench_routing.py --streams 1,2,3,4,5,6,7,8
     python scripts/bench_routing.py --like DIR --out scripts/results/routing_h200.json
 
 Prefill and decoding are run by the plain model and by every routing in turn, again and again, and
 compared pair by pair. ``gate`` is 1 everywhere. Sizes and operations are those of the compiled
-programs. Weights are random: speed does not depend on their values.
+programs; they are printed of what is slower than the goal. Weights are random: speed does not
+depend on their values.
 """
 
 import argparse
@@ -18,29 +20,33 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from bench_model import SMALL, random_params, spread, timed
 
 from converters.safetensors import read_json
 from jroute.config import load
 from jroute.door import door, enter
+from jroute.errors import UserError
 from jroute.files import write_text
-from jroute.generate.decoding import Decoding
-from jroute.generate.engine import decode, prefill
+from jroute.generate.programs import Rows, decode, prefill
 from jroute.model.config import Qwen3Config
 from jroute.model.qwen3 import unstack_blocks
-from jroute.model.routing import Routing, RoutingConfig, preset_names, routing_file
+from jroute.model.routing import LARGEST, Routing, RoutingConfig, preset_names, routing_file
 from jroute.observe.machine import describe_machine
 
 WIDTHS = (1, 2, 4, 8)
 """Numbers of streams that are compared beside the presets."""
 
+GOALS = {"cpu": 1.10, "gpu": 1.05}
+"""Time that four streams may take, as a multiple of the plain model's, by platform."""
 
-def routings() -> dict[str, RoutingConfig | None]:
-    """What is compared, by name: the plain model, every preset, and 1 to 8 streams of two kinds."""
+
+def routings(widths: Sequence[int]) -> dict[str, RoutingConfig | None]:
+    """What is compared, by name: the plain model, every preset, and streams of two kinds."""
     found: dict[str, RoutingConfig | None] = {"plain": None, "plain again": None}
     found |= {name: load(RoutingConfig, routing_file(name)) for name in preset_names()}
-    for n in WIDTHS:
+    for n in widths:
         if n == 1:
             found["n=1 scaled updates"] = RoutingConfig((), scale=0.5)
             continue
@@ -65,24 +71,35 @@ def compiled_size(program: Any) -> dict[str, Any]:
 
 
 def measure(
-    params: Any, config: Qwen3Config, batch: int, prompt: int, steps: int, repeats: int
+    params: Any,
+    config: Qwen3Config,
+    batch: int,
+    prompt: int,
+    steps: int,
+    repeats: int,
+    widths: Sequence[int] = WIDTHS,
 ) -> dict[str, Any]:
     """Times and sizes of every routing, as ratios to the plain model of the same round."""
     rng = np.random.default_rng(0)
-    tokens = rng.integers(0, config.vocab_size, (batch, prompt)).astype(np.int32)
-    lengths, layers = np.full(batch, prompt, np.int32), config.num_hidden_layers
-    decoding = Decoding(max_new_tokens=steps * (repeats + 1) + 1)
-    static = {"config": config, "decoding": decoding}
+    tokens = jnp.asarray(rng.integers(0, config.vocab_size, (batch, prompt)), jnp.int32)
+    lengths, layers = jnp.full(batch, prompt), config.num_hidden_layers
+    new = steps * (repeats + 1) + 1
+    seeds, limits = jnp.zeros(batch, jnp.int32), jnp.full(batch, new)
+    ends = jnp.array([-1], jnp.int32)
     sliced = unstack_blocks(params)
     fill: dict[str, Callable[[], Any]] = {}
     step: dict[str, Callable[[Any], Any]] = {}
     states, sizes = {}, {}
-    for name, routing in routings().items():
+    for name, routing in routings(widths).items():
         made = None if routing is None else Routing.create(routing, layers)
         gate = None if made is None else made.gates(1.0, batch)
-        fixed = (np.zeros(batch, np.int32), np.array([-1], np.int32), made, gate)
-        fill[name] = jax.jit(lambda fixed=fixed: prefill(params, tokens, lengths, *fixed, **static))
-        decoder = partial(_decode, fixed, static, steps)
+        rows = Rows(tokens, lengths, seeds, limits, gate)
+        fill[name] = jax.jit(
+            lambda rows=rows, made=made: prefill(params, rows, ends, made, config=config, room=new)[
+                0
+            ]
+        )
+        decoder = partial(_decode, (ends, made), config, steps)
         step[name] = partial(decoder, sliced)
         states[name] = jax.block_until_ready(fill[name]())
         run = jax.jit(decoder, donate_argnums=1)
@@ -114,8 +131,8 @@ def measure(
     return found
 
 
-def _decode(fixed: Any, static: Any, steps: int, params: Any, state: Any) -> Any:
-    return decode(params, state, *fixed, **static, steps=steps)
+def _decode(fixed: Any, config: Qwen3Config, steps: int, params: Any, state: Any) -> Any:
+    return decode(params, state, *fixed, config=config, chunk=steps)[0]
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -131,6 +148,35 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def above(found: Mapping[str, Any], goal: float) -> str:
+    """Operations and bytes of programs that take longer than the goal, and of the plain ones."""
+    lines = []
+    for name, values in found.items():
+        for part in ("prefill", "decode"):
+            ratio = values[f"{part} time / plain"]["median"]
+            if ratio <= goal:
+                continue
+            size, plain = values["sizes"][part], found["plain"]["sizes"][part]
+            kinds = sorted({*size["operations"], *plain["operations"]})
+            counts = (
+                f"{k} {plain['operations'].get(k, 0)} -> {size['operations'].get(k, 0)}"
+                for k in kinds
+            )
+            moved = size["bytes_accessed"] / plain["bytes_accessed"]
+            lines.append(
+                f"{name}, {part}: {ratio:.2f} x the time, {moved:.2f} x the bytes; operations: "
+                + ", ".join(counts)
+            )
+    return "\n".join(lines) or f"none takes more than {goal:g} x the time of the plain model"
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    widths = tuple(int(part) for part in text.split(",")) if re.fullmatch(r"\d(,\d)*", text) else ()
+    if not widths or not all(1 <= n <= LARGEST for n in widths):
+        raise UserError(f"--streams is {text!r}; give numbers from 1 to {LARGEST}, like 1,2,4,8")
+    return widths
+
+
 @door
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, measures, prints, writes."""
@@ -142,17 +188,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompt", type=int, default=128, help="tokens of a prompt (default: 128)")
     parser.add_argument("--steps", type=int, default=16, help="decode steps at a time")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--streams", default=",".join(map(str, WIDTHS)), help="numbers of streams")
     parser.add_argument("--out", type=Path, help="JSON to write")
     args = parser.parse_args(argv)
-    config = SMALL
+    widths, config = _widths(args.streams), SMALL
     if args.like:
         where = args.like / "config.json"
         config = Qwen3Config.from_hf(read_json(where), where=str(where))
     device = jax.devices()[0]
     dtype = "float32" if device.platform == "cpu" else "bfloat16"
     params = random_params(config, dtype, None)
-    found = measure(params, config, args.batch, args.prompt, args.steps, args.repeats)
-    print(table(found))
+    found = measure(params, config, args.batch, args.prompt, args.steps, args.repeats, widths)
+    goal = GOALS.get(device.platform, GOALS["gpu"])
+    print(f"{table(found)}\n\n{above(found, goal)}")
     if args.out:
         result = {
             "machine": describe_machine(),
@@ -160,6 +208,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "dtype": dtype,
             "config": vars(config),
             **{name: getattr(args, name) for name in ("batch", "prompt", "steps", "repeats")},
+            "streams": widths,
+            "goal": goal,
             "routings": found,
         }
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -193,7 +193,7 @@ def own_suite(run: Run, splits: Sequence[Split], folder: Path) -> Suite:
         "system_instruction": e.prompt.system or None,
     }
     tasks = lm_eval_tasks.load_tasks(manager, files)
-    return Suite(tasks, manager, options, e.engine.slots, own=True)
+    return Suite(tasks, manager, options, e.engine.batch, own=True)
 
 
 def official_suite(names: Sequence[str], args: argparse.Namespace, folder: Path) -> Suite:

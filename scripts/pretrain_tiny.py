@@ -34,7 +34,8 @@ from jroute.config import load as load_config
 from jroute.controller.features import FeatureConfig, Featurizer, raw_features
 from jroute.door import door, enter
 from jroute.generate.decoding import Decoding
-from jroute.generate.engine import Engine, EngineConfig, Request
+from jroute.generate.engine import Engine, Request
+from jroute.generate.planning import EngineConfig
 from jroute.model.config import Qwen3Config
 from jroute.model.qwen3 import forward, init_params, unembed
 from jroute.model.routing import Routing, RoutingConfig, routing_file

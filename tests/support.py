@@ -1,13 +1,31 @@
 """What several tests need."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import jax
 import pytest
 from beartype import BeartypeConf, beartype
 
 # An int is welcome where a float is expected, as it is for a static checker.
 typecheck = beartype(conf=BeartypeConf(is_pep484_tower=True))
+
+
+@contextmanager
+def in_a_hurry(module: Any, *names: str) -> Iterator[None]:
+    """Compiles these programs of a module (static: ``config``) without optimisation inside."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            hurried = jax.jit(
+                getattr(module, name).__wrapped__,
+                static_argnames=("config",),
+                compiler_options={"xla_backend_optimization_level": 0},
+            )
+            patch.setattr(module, name, hurried)
+        yield
 
 
 def data_dir() -> Path:

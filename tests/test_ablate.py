@@ -20,7 +20,7 @@ from tests.models import chat_prompts
 ROOT = Path(__file__).parent.parent
 GRID = {
     "presets": ["histories", "soft_skip"],
-    "guards": ["own", "none", "norm_match"],
+    "guards": ["own", "none"],
     "gates": [0.0, 1.0],
     "problems": 12,
     "probed": 2,
@@ -43,11 +43,17 @@ def test_side_streams_are_cut_or_repeated_or_left_out() -> None:
         ("mvp", 6, ("persistent",) * 5),
         ("histories", 4, ("delay(1)", "attention", "mlp")),
     ]
-    assert len(left_out) == 2
-    assert left_out[0].startswith("histories with 2 streams: routing.rows must be")
-    assert left_out[1] == (
-        "histories with 6 streams: side streams of several kinds cannot be repeated"
-    )
+    rows = "the rows of this preset are for 4 streams"
+    assert left_out == [f"histories with {n} streams: {rows}" for n in (2, 6)]
+
+
+def test_unequal_shares_are_cut_but_not_repeated() -> None:
+    found, left_out = variants(grid(presets=("hyper_connections",), streams=(2, 4, 0, 8)), layers=6)
+    shares = [variant.routing.stationary for variant in found]  # 4 is its own size
+    assert shares == [pytest.approx((4 / 7, 3 / 7)), (0.4, 0.3, 0.2, 0.1)]
+    assert len(left_out) == 1 and "unequal shares of streams" in left_out[0]
+    mixed = Ablation(run="r", model="m", presets=("mvp",), streams=(1,))
+    assert variants(mixed, layers=6)[0] == []
 
 
 def test_sites_and_guards_replace_the_presets_own() -> None:
@@ -74,14 +80,25 @@ def test_sites_and_guards_replace_the_presets_own() -> None:
         variants(grid(sites=("6",)), layers=6)
 
 
-def test_the_committed_grid_holds_every_preset() -> None:
+def test_the_committed_table_is_that_of_the_committed_grid() -> None:
+    """Presets x streams x sites x guards x gates; what cannot be is named."""
     found = load_config(Ablation, ROOT / "configs" / "ablation_tiny.yaml")
     assert sorted(found.presets) == preset_names()
-    assert len(variants(found, layers=6)[0]) == len(found.presets) * len(found.guards)
+    assert min(len(found.streams), len(found.sites), len(found.guards), len(found.gates)) > 1
     table = json.loads((ROOT / "scripts" / "results" / "ablation_tiny.json").read_text())
     assert table["command"] == "python -m jroute.ablate --config configs/ablation_tiny.yaml"
-    listed = {(cell["preset"], cell["guards"], cell["gate"]) for cell in table["cells"]}
-    assert listed == {(p, g, x) for p in found.presets for g in found.guards for x in found.gates}
+    assert table["split"] == found.split
+    made, left_out = variants(found, layers=6)
+    assert table["left_out"] == left_out
+    listed = [
+        tuple(cell[name] for name in ("preset", "streams", "sites", "guards", "gate"))
+        for cell in table["cells"]
+    ]
+    assert listed == [
+        (v.preset, v.streams, v.sites, v.guards, gate) for v in made for gate in found.gates
+    ]
+    assert {cell["n"] for cell in table["cells"]} == {found.problems}
+    assert len({v.streams for v in made if v.preset == "mvp"}) == 3
 
 
 @pytest.mark.parametrize(
@@ -132,9 +149,9 @@ def test_a_killed_grid_goes_on(
     capsys.readouterr()
     assert main(["--config", str(config)]) == 0
     printed = capsys.readouterr().out
-    # One at gate 0 for all; histories' own guard is norm_match, soft_skip's is none.
-    assert "\n3 cells made now\n" in printed
-    assert len(cell_files(config)) == 5 and cell_files(config).items() >= kept.items()
+    # One at gate 0 for all; soft_skip's own guards are none, those of histories are not.
+    assert "\n2 cells made now\n" in printed
+    assert len(cell_files(config)) == 4 and cell_files(config).items() >= kept.items()
     assert main(["--config", str(config)]) == 0
     assert "\n0 cells made now\n" in capsys.readouterr().out
 
@@ -143,13 +160,14 @@ def test_a_killed_grid_goes_on(
     assert content["command"] == f"python -m jroute.ablate --config {config}"
     assert content["machine"]["versions"]["jax"]
     cells = {(c["preset"], c["guards"], c["gate"]): c for c in content["cells"]}
-    assert len(cells) == 12
+    assert len(cells) == 8
     assert len({(c["accuracy"], c["kl"]) for key, c in cells.items() if key[2] == 0}) == 1
     # A cell is what the model does.
     lm = tiny_lm.routed(resolve_routing(tiny_lm.directory, "histories"))
     prompts = chat_prompts(lm.tokenizer, 12)
+    options = {"max_new_tokens": 24, **GRID["engine"]}
     for gate in (0.0, 1.0):
-        texts = [c.text for c in lm.generate(prompts, gate, max_new_tokens=24, slots=16)]
+        texts = [c.text for c in lm.generate(prompts, gate, **options)]
         pairs = zip(problems("test", 12), texts, strict=True)
         right = np.mean([text.endswith(f"#### {p.answer}") for p, text in pairs])
         cell = cells["histories", "own", gate]
@@ -157,11 +175,11 @@ def test_a_killed_grid_goes_on(
         assert cell["ci95"][0] < cell["accuracy"] < cell["ci95"][1]
     verdicts = [cells["histories", "own", gate]["verdict"] for gate in (0.0, 1.0)]
     assert verdicts == ["inert", "strong"]
-    assert cells["histories", "own", 1.0]["kl"] == cells["histories", "norm_match", 1.0]["kl"]
+    assert cells["soft_skip", "own", 1.0]["kl"] == cells["soft_skip", "none", 1.0]["kl"]
     assert cells["histories", "own", 1.0]["kl"] != cells["histories", "none", 1.0]["kl"]
     text = (run / "ablation.txt").read_text()
     assert text in printed and text.startswith("n = 12 problems")
-    assert len(text.splitlines()) == 2 + 6
+    assert len(text.splitlines()) == 2 + 4
     accuracy = cells["soft_skip", "none", 1.0]["accuracy"]
     (line,) = (
         one for one in text.splitlines() if one.startswith("soft_skip  2        own    none")

@@ -305,3 +305,10 @@ def test_help_lists_every_field_with_its_value(tmp_path: Path, capsys: pytest.Ca
     assert "Updates in all. (type: int, default: 1234)" in shown
     for key in ("run", "seed", "learner.loss", "learner.patience", "learner.optimiser.betas"):
         assert f"--{key} " in shown
+
+
+def test_help_keeps_the_lines_of_what_a_command_does(capsys: pytest.CaptureFixture[str]):
+    does = "Tries.\n\n    python -m jroute.trial --rate 1\n    python -m jroute.trial --rate 2\n"
+    with pytest.raises(SystemExit):
+        config.parse(Trial, ["--help"], prog="python -m jroute.trial", description=does)
+    assert does in capsys.readouterr().out

@@ -92,3 +92,16 @@ def test_parts_that_are_none_are_told(
 ) -> None:
     assert main(["--config", str(config), *options]) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_gates_that_do_nothing_are_warned_of(config: Path, tmp_path: Path, capsys) -> None:
+    """Outcomes are data, so they are made all the same; gate 0 alone asks nothing of a routing."""
+    (tmp_path / "copies.yaml").write_text("streams: [copies]\n")
+    part = ["--config", str(config), "--run", str(tmp_path / "run"), "--split", "[test]"]
+    part += ["--routing", str(tmp_path / "copies.yaml"), "--problems", "2"]
+    assert main([*part, "--only_gates", "[0]"]) == 0
+    assert "warning" not in capsys.readouterr().err
+    assert main(part) == 0
+    told = capsys.readouterr()
+    assert "4 cells made now" in told.out
+    assert "warning: this routing is inert: no gate moves" in told.err

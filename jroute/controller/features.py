@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jroute.errors import UserError
-from jroute.generate.engine import bucket, check_context
+from jroute.generate.planning import bucket, check_context
 from jroute.mesh import fetch, place
 from jroute.model.config import Qwen3Config
 from jroute.model.qwen3 import Params, forward, unembed

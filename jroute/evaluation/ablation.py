@@ -22,7 +22,7 @@ from jroute.evaluation import probing, statistics
 from jroute.experiment import Experiment
 from jroute.files import write_text
 from jroute.generate.decoding import Decoding
-from jroute.generate.engine import EngineConfig
+from jroute.generate.planning import EngineConfig
 from jroute.lm import resolve_routing
 from jroute.mesh import MeshConfig
 from jroute.model.routing import RoutingConfig
@@ -43,7 +43,8 @@ class Ablation:
         model: Model directory that ``python -m jroute.convert`` wrote.
         presets: Preset names or YAML paths.
         streams: Numbers of streams, the trunk included: a preset's side streams are cut, or, if
-            they are all of one kind, repeated; 0 takes its own. Rows of ``fixed`` cannot be cut.
+            they are all of one kind and worth the same, repeated; 0 takes its own. Rows of
+            ``fixed`` cannot be cut.
         sites: Blocks as in a routing, commas between them (``0-2,5`` or ``0.25-0.75``); ``all``;
             or ``own`` for the preset's.
         guards: ``own``, ``none``, or guards with ``+`` between them, which are then the only ones:
@@ -142,7 +143,8 @@ def variants(grid: Ablation, layers: int) -> tuple[list[Variant], list[str]]:
     Raises:
         UserError: No such preset; sites outside the model.
     """
-    found, left_out = [], []
+    found: dict[tuple[Any, ...], Variant] = {}
+    left_out = []
     for preset, size, sites, guards in itertools.product(
         grid.presets, grid.streams, grid.sites, grid.guards
     ):
@@ -151,7 +153,7 @@ def variants(grid: Ablation, layers: int) -> tuple[list[Variant], list[str]]:
         try:
             routing = dataclasses.replace(
                 routing,
-                streams=_resized(routing, size),
+                **_resized(routing, size),
                 **({} if sites == OWN else {"sites": _sites(sites)}),
                 **_guard_fields(_guards(guards), grid.cap),
             )
@@ -159,15 +161,30 @@ def variants(grid: Ablation, layers: int) -> tuple[list[Variant], list[str]]:
             left_out.append(f"{preset} with {size} streams: {error}")
             continue
         routing.site_indices(layers)
-        found.append(Variant(preset, size, sites, guards, routing))
-    return found, list(dict.fromkeys(left_out))
+        key = (preset, size, sites, guards)  # a preset's own size may be named as well
+        found[key] = Variant(*key, routing)
+    return list(found.values()), list(dict.fromkeys(left_out))
 
 
-def _resized(routing: RoutingConfig, size: int) -> tuple[str, ...]:
-    kinds = routing.streams
-    if size > routing.size and len(set(kinds)) != 1:
+def _resized(routing: RoutingConfig, size: int) -> dict[str, Any]:
+    kinds, shares = routing.streams, routing.stationary
+    if routing.rows and size != routing.size:
+        raise UserError(f"the rows of this preset are for {routing.size} streams")
+    if size == routing.size:
+        return {}
+    if size == 1:
+        raise UserError("without side streams nothing is left of this preset to mix")
+    if size < routing.size:
+        total = sum(shares[:size])
+        return {
+            "streams": kinds[: size - 1],
+            "stationary": tuple(share / total for share in shares[:size]),
+        }
+    if len(set(kinds)) != 1:
         raise UserError("side streams of several kinds cannot be repeated")
-    return (kinds * size)[: size - 1] if size > routing.size else kinds[: size - 1]
+    if shares:
+        raise UserError("unequal shares of streams (stationary) cannot be repeated")
+    return {"streams": (kinds * size)[: size - 1]}
 
 
 def _sites(text: str) -> tuple[str, ...]:

@@ -40,6 +40,7 @@ from jroute.errors import UserError
 from jroute.evaluation.records import Record, gate_histogram, truncation_rate
 from jroute.generate.decoding import Completion, Decoding
 from jroute.lm import LanguageModel
+from jroute.observe.progress import GenerationBar
 from jroute.tasks.prompts import render_chat
 
 logger = logging.getLogger(__name__)
@@ -289,13 +290,7 @@ class JaxLM(TemplateLM):
             repeats[key] += 1
         texts: dict[int, Generated] = {}
         records: dict[int, Record] = {}
-        with tqdm(
-            total=len(requests), desc=self._label("generate"), unit="prompt", disable=disable_tqdm
-        ) as bar:
-
-            def finished(indices: list[int], _: list[Completion]) -> None:
-                bar.update(len(indices))
-
+        with GenerationBar(len(requests), self._label("generate"), quiet=disable_tqdm) as progress:
             for plan, members in groups.items():
                 room = self.max_length - plan.decoding.max_new_tokens
                 contexts = [requests[i].arguments[0] for i in members]
@@ -306,7 +301,7 @@ class JaxLM(TemplateLM):
                     gate=gates,
                     seed=[seeds[i] for i in members],
                     slots=self._slots,
-                    finished=finished,
+                    progress=progress,
                     **vars(plan.decoding),
                 )
                 for row, (i, completion) in enumerate(zip(members, completions, strict=True)):

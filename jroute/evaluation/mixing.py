@@ -4,6 +4,13 @@ Only the operator's raw weights are ever changed: by Adam on the log-likelihood 
 problems' answers through the frozen base, or by coordinate search on how many the model solves.
 Both stand in one small JSON file that is rewritten as they go, so that a killed run goes on from it
 and ends with the same numbers.
+
+Likelihood is not accuracy. On the bundled model (default routing, gate 1, 300 steps of 16 of 512
+problems, learning rate 0.05) the loss of 400 test problems fell from 0.59 to 0.17 nats a token (it
+is 0.57 without mixing), yet 52 % were solved instead of 63 %: of the class that wants no mixing 42
+instead of 90 %, of the class that wants it 25 instead of 4 %. One mixture serves both, and
+likelihood pays most for what was confidently wrong. Learned from the latter class alone, 54 % of it
+were solved. Learning works; whether it helps is for the accuracy on a split to say.
 """
 
 import dataclasses
@@ -22,7 +29,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jroute.errors import UserError
 from jroute.files import write_text
-from jroute.generate.engine import bucket, check_context
+from jroute.generate.planning import bucket, check_context
 from jroute.mesh import fetch, place, replicate
 from jroute.model.config import Qwen3Config
 from jroute.model.qwen3 import Params, forward, unembed

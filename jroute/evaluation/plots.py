@@ -12,18 +12,40 @@ from jroute.files import replacing
 from jroute.model.composition import sources
 from jroute.model.routing import Routing
 
+STYLE = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": "medium",
+    "axes.titlelocation": "left",
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "lines.markersize": 4,
+}
+
 
 @contextmanager
-def _figure(file: Path, rows: int, columns: int, width: float, height: float) -> Iterator[Any]:
-    """Axes ``[rows, columns]`` of a new figure, written when the block succeeds."""
+def _figure(
+    file: Path, rows: int, columns: int, width: float, height: float, **options: Any
+) -> Iterator[Any]:
+    """Axes ``[rows, columns]`` of a new figure in inches, written when the block succeeds."""
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure((width * columns, height * rows), layout="constrained", dpi=120)
-    FigureCanvasAgg(figure)
-    yield figure.subplots(rows, columns, squeeze=False)
-    with replacing(file) as partial:
-        figure.savefig(partial, format=file.suffix.removeprefix("."))
+    with rc_context(STYLE):
+        figure = Figure((width, height), layout="constrained", dpi=140)
+        FigureCanvasAgg(figure)
+        yield figure.subplots(rows, columns, squeeze=False, **options)
+        with replacing(file) as partial:
+            figure.savefig(partial, format=file.suffix.removeprefix("."))
+
+
+def _shades(count: int) -> list[Any]:
+    """Colours of values in order, light to dark."""
+    from matplotlib import colormaps
+
+    return [colormaps["viridis_r"](x) for x in np.linspace(0.15, 1, count)]
 
 
 def plot_probe(found: Probe, routing: Routing, folder: Path) -> list[Path]:
@@ -36,108 +58,190 @@ def plot_probe(found: Probe, routing: Routing, folder: Path) -> list[Path]:
 
 
 def _gates(found: Probe, file: Path) -> None:
-    """KL and agreement over gates, with the limits of the verdicts."""
+    """KL and agreement over gates, on the grounds of the verdicts."""
     effects = sorted(found.effects, key=lambda effect: effect.gate)
     gates = [effect.gate for effect in effects]
-    with _figure(file, 1, 2, 4.5, 3.5) as axes:
+    lowest, highest = INERT_BELOW / 100, 3 * DESTRUCTIVE_ABOVE
+    with _figure(file, 1, 2, 8.4, 3.4) as axes:
         left, right = axes[0]
-        smallest = INERT_BELOW / 100
-        for name, label in (("kl", "mean"), ("kl_largest", "largest")):
-            values = [max(getattr(effect, name), smallest) for effect in effects]
-            left.plot(gates, values, "o-", label=label)
-        for limit, above in (
-            (INERT_BELOW, "gentle"),
-            (STRONG_ABOVE, "strong"),
-            (DESTRUCTIVE_ABOVE, "destructive"),
+        limits = (lowest, INERT_BELOW, STRONG_ABOVE, DESTRUCTIVE_ABOVE)
+        verdicts = ("inert", "gentle", "strong", "destructive")
+        colours = ("grey", "green", "orange", "red")
+        finite = [e.kl_largest for e in effects if np.isfinite(e.kl_largest)]
+        highest = max(highest, *(2 * kl for kl in finite))
+        for low, high, name, colour in zip(
+            limits, (*limits[1:], highest), verdicts, colours, strict=True
         ):
-            left.axhline(limit, color="grey", linewidth=0.8, linestyle=":")
+            left.axhspan(low, high, color=colour, alpha=0.08, linewidth=0)
             left.annotate(
-                above, (0.01, limit), xycoords=("axes fraction", "data"), color="grey", va="bottom"
+                f" {name}", (1, low), xycoords=("axes fraction", "data"), color=colour, va="bottom"
             )
-        left.set(yscale="log", xlabel="gate", ylabel="next-token KL from gate 0 (nats)")
-        left.legend()
-        right.plot(gates, [effect.agreement for effect in effects], "o-")
-        right.set(ylim=(0, 1.02), xlabel="gate", ylabel="top-1 agreement with gate 0")
+        for name, label, line in (("kl", "mean", "o-"), ("kl_largest", "largest", "o:")):
+            values = np.array([getattr(effect, name) for effect in effects])
+            values = np.where(np.isfinite(values), np.maximum(values, lowest), highest)
+            left.plot(gates, values, line, color="black", label=f"{label} over tokens")
+        left.set(
+            yscale="log",
+            ylim=(lowest, highest),
+            xlabel="gate",
+            ylabel="KL (nats)",
+            title="next-token KL from the plain model",
+        )
+        left.legend(loc="lower right")
+        shares = [100 * effect.agreement for effect in effects]
+        right.plot(gates, shares, "o-", color="black")
+        right.set(
+            ylim=(0, 103), xlabel="gate", ylabel="tokens (%)", title="most likely token unchanged"
+        )
 
 
 def _blocks(found: Probe, routing: Routing, file: Path) -> None:
     """Everything that is measured block by block; hooks of a block lie side by side."""
-    hooks, layers = len(routing.config.hooks), np.arange(len(routing.sites))
-    places = (layers[:, None] + np.arange(hooks) / hooks).ravel()
-    acted = np.repeat(np.asarray(routing.sites), hooks)
-    with _figure(file, 2, 4, 3.6, 3) as axes:
-        titles = {
-            "change": "relative change",
-            "angle": "angle (degrees)",
-            "diversity": "diversity",
-            "effective_streams": "effective streams",
-            "first_attention": "attention to the first token",
-        }
-        for (name, title), panel in zip(titles.items(), axes.flat, strict=False):
-            for effect in found.effects:
-                values = getattr(effect, name)
+    hooks, layers = routing.config.hooks, np.arange(len(routing.sites))
+    kinds = ("trunk", *(routing.config.streams or ("update",)))
+    size = len(kinds)
+    places = (layers[:, None] + np.arange(len(hooks)) / len(hooks)).ravel()
+    acted = np.repeat(np.asarray(routing.sites), len(hooks))
+    panels = {
+        "change": ("change of the trunk by mixing", "of its norm (%)", 100, 0, None),
+        "angle": ("angle by which it turns", "degrees", 1, 0, None),
+        "diversity": ("diversity of streams", "1 - mean cosine", 1, 0, None),
+        "effective_streams": (
+            "effective streams, gate 1",
+            "exp(entropy of shares)",
+            1,
+            0.9,
+            size + 0.1,
+        ),
+        "first_attention": ("attention to the first token", "share (%)", 100, 0, None),
+    }
+    effects = sorted(found.effects, key=lambda effect: effect.gate)
+    largest = max(effects, key=lambda effect: abs(effect.gate))
+    with _figure(file, 2, 4, 14, 5.6) as axes:
+        for panel, (name, (title, unit, scale, low, high)) in zip(
+            axes.flat, panels.items(), strict=False
+        ):
+            for effect, colour in zip(effects, _shades(len(effects)), strict=True):
+                if name == "effective_streams" and effect is not largest:
+                    continue  # it is M's at gate 1, whatever the gate
+                values, style = scale * getattr(effect, name), {"color": colour}
+                style["label"] = f"{effect.gate:g}"
                 if name == "first_attention":
-                    panel.plot(layers, values, ".-", label=f"{effect.gate:g}")
+                    panel.plot(layers, values, "o-", **style)
                 else:
-                    panel.plot(places[acted], values.ravel()[acted], ".-", label=f"{effect.gate:g}")
-            panel.set(title=title, xlabel="block")
-        axes[0, 0].legend(title="gate", fontsize="small")
-        largest = max(found.effects, key=lambda effect: abs(effect.gate))
-        kinds = ("trunk", *(routing.config.streams or ("update",)))
-        for name, panel in zip(("rms", "dominance"), axes.flat[5:7], strict=True):
+                    panel.plot(places[acted], values.ravel()[acted], "o-", **style)
+            panel.set(title=title, ylabel=unit, ylim=(low, high or _above(panel)))
+        for name, title, unit, scale, panel in (
+            ("rms", "size of streams as mixed", "root mean square", 1, axes[1, 1]),
+            ("dominance", "shares in the mixed trunk", "share (%)", 100, axes[1, 2]),
+        ):
             for i, kind in enumerate(kinds):
-                values = getattr(largest, name)[..., i].ravel()
-                panel.plot(places[acted], values[acted], ".-", label=kind)
-            panel.set(title=f"{name} at gate {largest.gate:g}", xlabel="block")
-        axes[1, 1].legend(fontsize="small")
-        axes[1, 3].axis("off")
+                values = scale * getattr(largest, name)[..., i].ravel()
+                line = "o" + ("-", "--", "-.", ":")[i % 4]  # lines that agree are all seen
+                panel.plot(places[acted], values[acted], line, label=f"{i} {kind}")
+            gate = "1" if name == "dominance" else f"{largest.gate:g}"
+            panel.set(title=f"{title}, gate {gate}", ylabel=unit)
+            panel.set_ylim(0, 102 if name == "dominance" else _above(panel))
+        for panel in axes.flat[:7]:
+            panel.set(xlabel="block" if len(hooks) == 1 else f"block ({', '.join(hooks)})")
+            panel.xaxis.get_major_locator().set_params(integer=True)
+        axes[1, 0].set(xlabel="block")
+        legends = axes[1, 3]
+        legends.axis("off")
+        first = legends.legend(
+            *axes[0, 0].get_legend_handles_labels(), title="gate", loc="upper left"
+        )
+        legends.add_artist(first)
+        legends.legend(*axes[1, 1].get_legend_handles_labels(), title="stream", loc="upper right")
+
+
+def _above(panel: Any) -> float:
+    """An upper limit that leaves room for markers where the lower one is 0."""
+    return 1.06 * panel.get_ylim()[1]
 
 
 def _composition(found: Probe, file: Path) -> None:
     """C(g) at every gate; white is 1, as in the plain model."""
-    layers = len(found.effects[0].first_attention)
+    effects = sorted(found.effects, key=lambda effect: effect.gate)
+    layers = len(effects[0].first_attention)
     names, rows = sources(layers), readers(layers)
     future = np.triu(np.ones((len(rows), len(names)), bool), 1)
-    step = max(1, len(rows) // 16)
-    with _figure(file, 1, len(found.effects), 4, 4) as axes:
+    step = max(1, len(rows) // 14)
+    away = np.abs(np.stack([effect.composition for effect in effects])[:, ~future] - 1)
+    reach = np.clip(away.max(initial=0.25, where=np.isfinite(away)), 0.25, 1.0)
+    columns = min(len(effects), 3)
+    height = -(-len(effects) // columns)
+    with _figure(file, height, columns, 0.8 + 3.4 * columns, 3.5 * height) as axes:
         image = None
-        for effect, panel in zip(found.effects, axes.flat, strict=True):
-            shown = np.ma.masked_array(effect.composition, future)
-            image = panel.imshow(shown, cmap="RdBu_r", vmin=0, vmax=2, interpolation="nearest")
-            panel.set_facecolor("lightgrey")
+        for panel in axes.flat:
+            panel.set_axis_off()
+        for effect, panel in zip(effects, axes.flat, strict=False):
+            beyond = 2 * reach  # huge weights would overflow on their way to a colour
+            shown = np.clip(effect.composition, 1 - beyond, 1 + beyond)
+            shown = np.ma.masked_array(shown, future)
+            image = panel.imshow(
+                shown, cmap="RdBu_r", vmin=1 - reach, vmax=1 + reach, interpolation="nearest"
+            )
+            panel.set_axis_on()
+            panel.set_facecolor("0.85")  # what is yet to come
+            panel.grid(visible=False)
             panel.set_xticks(range(0, len(names), step), names[::step], rotation=90)
             panel.set_yticks(range(0, len(rows), step), rows[::step])
-            panel.set(title=f"C({effect.gate:g})", xlabel="source", ylabel="reader")
-        axes[0, 0].figure.colorbar(image, ax=axes, shrink=0.8, extend="both")
+            panel.tick_params(labelsize="small")
+            panel.set(title=f"C(g) at gate {effect.gate:g}", xlabel="update of", ylabel="read by")
+        bar = axes[0, 0].figure.colorbar(image, ax=axes, shrink=0.7, aspect=30, extend="both")
+        bar.set_label("weight (1 in the plain model)")
 
 
 def plot_ablation(cells: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Accuracy over gates, with 95 % intervals: a panel for every preset, a line per setting."""
+    """Accuracy of every setting and gate with 95 % intervals: a panel for every preset.
+
+    The gate 0 of a panel, the plain model, is a line with a band.
+    """
     names = ("streams", "sites", "guards")
-    lines: dict[str, dict[tuple[Any, ...], list[Mapping[str, Any]]]] = {}
+    panels: dict[str, dict[tuple[Any, ...], list[Mapping[str, Any]]]] = {}
     for cell in cells:
-        of_preset = lines.setdefault(cell["preset"], {})
-        of_preset.setdefault(tuple(cell[name] for name in names), []).append(cell)
-    columns = min(len(lines), 4)
-    with _figure(file, -(-len(lines) // columns), columns, 4.2, 3.4) as axes:
-        for panel in axes.flat[len(lines) :]:
+        settings = panels.setdefault(cell["preset"], {})
+        settings.setdefault(tuple(cell[name] for name in names), []).append(cell)
+    gates = sorted({cell["gate"] for cell in cells if cell["gate"]})
+    colours = dict(zip(gates, _shades(len(gates)), strict=True))
+    columns = min(len(panels), 3)
+    sizes = [len(settings) for settings in panels.values()]
+    heights = [max(sizes[i : i + columns]) + 6 for i in range(0, len(sizes), columns)]
+    with _figure(
+        file, len(heights), columns, 4.8 * columns, 0.2 * sum(heights), height_ratios=heights
+    ) as axes:
+        for panel in axes.flat[len(panels) :]:
             panel.axis("off")
-        for (preset, settings), panel in zip(lines.items(), axes.flat, strict=False):
-            varied = [i for i in range(len(names)) if len({key[i] for key in settings}) > 1]
-            for number, (key, line) in enumerate(settings.items()):
-                line = sorted(line, key=lambda cell: cell["gate"])
-                accuracy = np.array([cell["accuracy"] for cell in line])
-                ends = np.array([cell["ci95"] for cell in line]).T
-                panel.errorbar(
-                    # Side by side, so that lines that agree are all seen.
-                    [cell["gate"] + 0.012 * number for cell in line],
-                    accuracy,
-                    np.abs(ends - accuracy),
-                    fmt="o-",
-                    markersize=3,
-                    linewidth=1,
-                    elinewidth=0.5,
-                    label=", ".join(f"{names[i]} {key[i]}" for i in varied) or "own",
-                )
-            panel.set(title=preset, xlabel="gate", ylabel="accuracy", ylim=(-0.02, 1.02))
-            panel.legend(fontsize="x-small")
+        for (preset, settings), panel in zip(panels.items(), axes.flat, strict=False):
+            for place, line in enumerate(settings.values()):
+                for cell in line:
+                    low, high = (100 * end for end in cell["ci95"])
+                    accuracy = 100 * cell["accuracy"]
+                    if not cell["gate"]:
+                        if not place:
+                            panel.axvline(accuracy, color="grey", linewidth=1, label="gate 0")
+                            panel.axvspan(low, high, color="grey", alpha=0.12, linewidth=0)
+                        continue
+                    shift = 0.5 * ((gates.index(cell["gate"]) + 1) / (len(gates) + 1) - 0.5)
+                    panel.errorbar(
+                        accuracy,
+                        place + shift,
+                        xerr=[[max(accuracy - low, 0)], [max(high - accuracy, 0)]],
+                        fmt="o",
+                        color=colours[cell["gate"]],
+                        elinewidth=0.8,
+                        label="" if place else f"gate {cell['gate']:g}",
+                    )
+            texts = ["  ".join(map(str, key)) for key in settings]
+            panel.set_yticks(range(len(texts)), texts, fontsize="x-small")
+            panel.set(
+                title=preset,
+                ylim=(len(texts) - 0.4, -0.6),
+                xlim=(0, 100),
+                xlabel="accuracy (%)",
+            )
+        axes[0, 0].set_ylabel("streams, sites, guards")
+        axes[0, 0].figure.legend(
+            *axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=len(gates) + 1
+        )

@@ -4,10 +4,11 @@ Effects are measured where they count: as angles of what the blocks read and as 
 next-token distribution, never as norms (every reader starts with a norm that undoes them).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jroute.errors import UserError
-from jroute.generate.engine import bucket, check_context
+from jroute.generate.planning import bucket, check_context
 from jroute.mesh import fetch, place, replicate
 from jroute.model import operators
 from jroute.model.composition import closed_form, composition, sources
@@ -51,13 +52,12 @@ class GateEffect(NamedTuple):
         kl_largest: The largest over tokens.
         agreement: Share of tokens whose most likely successor is the base's.
         change: Relative change of what is mixed, per block and hook.
-        angle: Angle of the same in degrees.
+        angle: Angle by which it turns, in degrees.
         rms: Root mean square per stream.
         diversity: 1 - mean cosine of pairs of streams.
-        dominance: Share of every stream in the mixed trunk.
-        effective_streams: exp of that share's entropy.
-        gain: Largest row and column sum of absolute values of the product of all matrices, or,
-            read-only, of a single one.
+        dominance: Share of every stream in the mixed trunk, at gate 1 whatever ``gate`` is.
+        effective_streams: exp of that share's entropy, and so of gate 1 too.
+        gain: See ``composite_gain``.
         first_attention: Attention that goes to the first token, per block.
         composition: C(g): weights of all sources in what every block's attention, every block's
             MLP and the final norm read, ``[2 layers + 1, sources]``.
@@ -87,11 +87,13 @@ class Probe:
     @property
     def verdict(self) -> Verdict:
         """By the largest mean KL of the grid."""
-        return verdict(max(effect.kl for effect in self.effects))
+        return verdict(furthest(self.effects).kl)
 
 
 def verdict(kl: float) -> Verdict:
-    """What a mean next-token KL means."""
+    """What a mean next-token KL means; one that is not finite says that nothing is left."""
+    if not math.isfinite(kl):
+        return "destructive"
     if kl < INERT_BELOW:
         return "inert"
     if kl < STRONG_ABOVE:
@@ -106,6 +108,14 @@ class Divergence(NamedTuple):
     kl: float
     kl_largest: float
     agreement: float
+
+
+_Effect = TypeVar("_Effect", GateEffect, Divergence)
+
+
+def furthest(effects: Sequence[_Effect]) -> _Effect:
+    """The effect of the largest mean KL; one that is not finite is larger than any other."""
+    return max(effects, key=lambda effect: effect.kl if math.isfinite(effect.kl) else math.inf)
 
 
 class _Batch(NamedTuple):
@@ -148,8 +158,11 @@ def _compare(
     """KL and top-1 agreement of every token; logits of one column are held at a time."""
 
     def column(pair: tuple[Array, Array]) -> tuple[Array, Array]:
-        base, other = (jax.nn.log_softmax(unembed(params, config, h)) for h in pair)
+        logits = [unembed(params, config, h) for h in pair]
+        base, other = map(jax.nn.log_softmax, logits)
         kl = jnp.sum(jnp.exp(base) * (base - other), axis=-1)
+        # Nothing moves where logits are equal, however the two are fused.
+        kl = jnp.where(jnp.all(logits[0] == logits[1], axis=-1), 0.0, kl)
         return kl, jnp.argmax(base, axis=-1) == jnp.argmax(other, axis=-1)
 
     kl, same = jax.lax.map(column, (plain.swapaxes(0, 1), gated.swapaxes(0, 1)))
@@ -176,12 +189,11 @@ def _measure(
     params: Params,
     tokens: Int[Array, "batch seq"],
     positions: Int[Array, "batch seq"],
-    plain: Float[Array, "batch seq embed"],
     routing: Routing,
     gate: Float[Array, "batch layers"],
     *,
     config: Qwen3Config,
-) -> tuple[Any, Bool[Array, "batch seq"], StreamMetrics, Float[Array, "readers sources"], Array]:
+) -> tuple[StreamMetrics, Float[Array, "readers sources"], Array]:
     valid = positions >= 0
     out = forward(
         params,
@@ -193,7 +205,6 @@ def _measure(
         metrics=True,
         tap=lambda block: block.first_attention,
     )
-    kl, same = _compare(params, config, plain, out.hidden)
     assert out.metrics is not None
     read = composition(routing.config, out.metrics.coefficients)
     readers = jnp.concatenate(
@@ -202,7 +213,7 @@ def _measure(
             read.final[None],
         ]
     )
-    return kl, same, out.metrics, _mean(readers, valid), out.taps
+    return out.metrics, _mean(readers, valid), out.taps
 
 
 def _mean(values: Float[Array, "readers batch seq sources"], valid: Bool[Array, "batch seq"]):
@@ -253,19 +264,20 @@ def probe(
     Raises:
         UserError: A prompt is empty or longer than the context; there is none.
     """
+    # What is measured inside makes a program round differently, so divergences have their own.
+    moved = divergence(params, config, routing, prompts, gates)
     tokens, positions, valid = _batch(prompts, config)
-    plain = _hidden(params, tokens, positions, config=config)
     effects, placed = [], replicate(routing)
-    for gate in gates:
+    for gate, outcome in zip(gates, moved, strict=True):
         spread = routing.gates(gate, len(valid))
         gates_of_rows = place(spread, ("batch", "layers"))
-        found = _measure(params, tokens, positions, plain, placed, gates_of_rows, config=config)
-        kl, same, metrics, read, first = fetch(found)
+        found = _measure(params, tokens, positions, placed, gates_of_rows, config=config)
+        metrics, read, first = fetch(found)
         effects.append(
             GateEffect(
-                *_divergence(gate, kl, same, valid),
+                *outcome,
                 change=_over_prompts(metrics.change, valid),
-                angle=np.degrees(np.arccos(np.clip(_over_prompts(metrics.cosine, valid), -1, 1))),
+                angle=_over_prompts(metrics.angle, valid),
                 rms=_over_prompts(metrics.rms, valid),
                 diversity=_over_prompts(metrics.diversity, valid),
                 dominance=_over_prompts(metrics.dominance, valid),
@@ -315,16 +327,25 @@ def composite_gain(
 ) -> tuple[float, float]:
     """Largest sum of absolute values of a row, and of a column, of the product of all matrices.
 
-    Read-only mixing does not compound: it is the largest of the single matrices then.
+    Read-only, the trunk is carried on as it is, but streams with rows of their own are carried on
+    mixed. It is the row that is read then, times the product of what was carried before: the
+    furthest of all depths. Without side streams there is nothing to compound: updates are scaled
+    before they join the trunk.
     """
+    config = routing.config
+    if not config.streams:
+        return 1.0, 1.0
     steps = np.asarray(closed_form(routing, gate[:1]), np.float64)[:, :, 0, 0]
-    steps = steps.reshape(-1, *steps.shape[-2:])
-    if routing.config.injection == "write_back":
-        product = np.eye(steps.shape[-1])
-        for step in steps:
-            product = step @ product
-        steps = product[None]
-    sums = np.abs(steps)
+    carried, read = np.eye(config.size), []
+    for block in steps:
+        for hook, step in zip(config.hooks, block, strict=True):
+            if config.injection == "write_back":
+                carried = step @ carried
+                continue
+            if hook != "mlp" or "block" not in config.hooks:  # else the latter is read instead
+                read.append(step[:1] @ carried)
+            carried = np.vstack([carried[:1], step[1:] @ carried])
+    sums = np.abs([carried] if config.injection == "write_back" else read)
     return float(sums.sum(-1).max()), float(sums.sum(-2).max())
 
 
@@ -336,14 +357,14 @@ def column_error(routing: Routing) -> float | None:
 
 
 def numbers(found: Probe, routing: Routing) -> dict[str, Any]:
-    """Everything that was measured, for JSON."""
+    """Everything that was measured, for JSON; numbers that are not finite are ``None``."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, np.ndarray):
             return [plain(item) for item in value.tolist()]
         if isinstance(value, list | tuple):
             return [plain(item) for item in value]
-        return float(f"{value:.6g}")
+        return float(f"{value:.6g}") if math.isfinite(value) else None
 
     return {
         "verdict": found.verdict,
@@ -373,14 +394,15 @@ def readers(layers: int) -> list[str]:
 
 def table(found: Probe, routing: Routing) -> str:
     """The effects as text: every gate, then block by block and C(g) at the largest one."""
-    lines = [
-        f"{'gate':>7} {'KL mean':>9} {'KL max':>9} {'top-1':>7} {'gain rows':>10} {'columns':>8}"
+    lines = ["one gate for all blocks: bands have no effect here"] if routing.config.bands else []
+    lines += [
+        f"{'gate':>7} {'KL mean':>9} {'KL max':>9} {'top-1':>7} {'gain rows':>10} {'columns':>9}"
         "  verdict"
     ]
     for e in found.effects:
         lines.append(
             f"{e.gate:>7g} {e.kl:>9.2g} {e.kl_largest:>9.2g} {e.agreement:>7.1%} "
-            f"{e.gain[0]:>10.3f} {e.gain[1]:>8.3f}  {verdict(e.kl)}"
+            f"{e.gain[0]:>#10.4g} {e.gain[1]:>#9.4g}  {verdict(e.kl)}"
         )
     if (error := column_error(routing)) is not None:
         lines.append(f"Sinkhorn: columns are within {error:.1e} of 1")
@@ -391,8 +413,8 @@ def table(found: Probe, routing: Routing) -> str:
 
 def _by_block(effect: GateEffect, plain: GateEffect | None, routing: Routing) -> list[str]:
     lines = [
-        f"Blocks at gate {effect.gate:g}; RMS and share in the mixture are of the trunk"
-        + "".join(f", {kind}" for kind in routing.config.streams or ("update",)),
+        f"Blocks at gate {effect.gate:g} (N_eff and shares: gate 1); RMS / share in the mixture "
+        "are of the trunk" + "".join(f", {kind}" for kind in routing.config.streams or ("update",)),
         f"{'block':>5} {'hook':<9} {'change':>7} {'angle':>6} {'divers.':>7} {'N_eff':>5} "
         f"{'to first':>9}  {'RMS / share':<11}",
     ]

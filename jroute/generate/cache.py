@@ -1,27 +1,182 @@
-"""The key-value cache of decoding: index = position in the row."""
+"""The key-value cache of decoding: index = position in the row.
 
+It is laid out as the products of attention read it: keys ``[slots, kv_heads, head_dim, keys]``,
+values ``[slots, kv_heads, keys, head_dim]``, so that a step copies nothing of its size. Each is cut
+along its positions into blocks (``block_sizes``), every one an array of its own. Where the blocks
+end depends on nothing but the position, and attention reads them in order, each by itself: what a
+row computes does not depend, bit for bit, on how long the cache is, and so not on the neighbours
+that made it long. A cache grows by another block, without a copy.
+
+On a GPU, where more and smaller products cost more than they save, there is one block of whatever
+length is asked for; the capacity is then part of the execution shape.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int, Shaped
 
 from jroute.mesh import constrain
-from jroute.model.qwen3 import KeyValue
+from jroute.model.config import Qwen3Config
+from jroute.model.qwen3 import CACHED_KEYS, CACHED_VALUES, KeyValue, in_cache
 
 Cache = KeyValue | tuple[KeyValue, ...]
 """Keys and values of all layers: stacked, to scan over, or one pair per layer."""
 
-AXES = ("layers", "batch", "seq", "kv_heads", "head_dim")
+BLOCK = 64
+"""Positions of the first blocks, and what every block is a multiple of."""
+
+
+def block_sizes(length: int) -> tuple[int, ...]:
+    """Blocks of a cache with room for ``length`` positions: 64, 64, 64, 64, 128, 128, 256, 256 ...
+
+    With two sizes to an octave there are few of them, and at most a third of a long one is unused.
+    There are always two: of a single one XLA makes another program, which rounds differently.
+    """
+    if jax.default_backend() != "cpu":
+        return (-(-length // BLOCK) * BLOCK,)
+    sizes: list[int] = []
+    while (before := sum(sizes)) < max(length, BLOCK + 1):
+        sizes.append(max(BLOCK, (1 << before.bit_length()) // 4))
+    return tuple(sizes)
+
+
+def whole(length: int) -> int:
+    """Capacity of a cache with room for ``length`` positions."""
+    return sum(block_sizes(length))
+
+
+def capacity(cache: Cache) -> int:
+    """Positions that a row of the cache has room for."""
+    layer = cache if isinstance(cache, KeyValue) else cache[0]
+    return sum(block.shape[-1] for block in layer.key)
+
+
+def allocate(
+    config: Qwen3Config, slots: int, length: int, dtype: Any, *, stacked: bool = False
+) -> Cache:
+    """An empty cache with room for ``length`` positions."""
+    layers, heads = config.num_hidden_layers, config.num_key_value_heads
+
+    def empty() -> KeyValue:
+        shape = (*((layers,) if stacked else ()), slots, heads)
+        nothing = KeyValue(
+            jnp.zeros((*shape, config.head_dim, 0), dtype),
+            jnp.zeros((*shape, 0, config.head_dim), dtype),
+        )
+        return grow(KeyValue((nothing.key,), (nothing.value,)), length)
+
+    return empty() if stacked else tuple(empty() for _ in range(layers))
 
 
 def from_prefill(kv: KeyValue, length: int, *, stacked: bool = False) -> Cache:
     """Makes the cache of a prefill, with room for ``length`` positions.
 
     Args:
-        kv: Keys and values ``[layers, batch, seq, kv_heads, head_dim]`` of right-padded prompts.
+        kv: Keys and values ``[layers, batch, seq, kv_heads, head_dim]`` of right-padded prompts; or
+            the stacked cache in which a prefill that went on from a prefix left them.
         length: Positions of the cache, at least ``seq``. What lies beyond a row's own length
             is never attended to before it has been overwritten.
         stacked: Keep the layers in one array; otherwise they are taken apart.
     """
-    room = [(0, 0), (0, 0), (0, length - kv.key.shape[2]), (0, 0), (0, 0)]
-    grown = KeyValue(*(constrain(jnp.pad(part, room), AXES) for part in kv))
+    if not isinstance(kv.key, tuple):
+        kv = in_cache(kv)
+        sizes = block_sizes(kv.key.shape[-1])
+        kv = KeyValue(_cut(kv.key, -1, sizes), _cut(kv.value, -2, sizes))
+    grown = grow(kv, length)
     if stacked:
         return grown
-    return tuple(KeyValue(key, value) for key, value in zip(*grown, strict=True))
+    layers = grown.key[0].shape[0]
+    return tuple(jax.tree.map(lambda block, i=i: block[i], grown) for i in range(layers))
+
+
+def after_prefix(prefix: KeyValue, rows: int, more: int, *, stacked: bool = True) -> Cache:
+    """A cache of ``rows`` rows that all begin with a prefix, with room for ``more`` positions.
+
+    Args:
+        prefix: Keys and values ``[layers, replicas, prefix, kv_heads, head_dim]``, one row for
+            every replica of the mesh.
+        rows: Rows of the cache.
+        more: Positions after those of the prefix.
+        stacked: Keep the layers in one array.
+    """
+    replicas, length = prefix.key.shape[1:3]
+    repeated = KeyValue(*(jnp.repeat(part, rows // replicas, axis=1) for part in prefix))
+    return from_prefill(repeated, length + more, stacked=stacked)
+
+
+def grow(cache: KeyValue, length: int) -> KeyValue:
+    """The keys and values of one layer, or of all stacked, with room for more positions.
+
+    Full blocks are handed back as they are.
+    """
+    sizes = block_sizes(length)
+    if sum(sizes) <= capacity(cache):
+        return cache
+
+    def longer(blocks: tuple[Array, ...], axis: int, axes: tuple[str, ...]) -> tuple[Array, ...]:
+        found = list(blocks)
+        for i, size in enumerate(sizes):
+            if i == len(found):
+                found.append(jax.lax.slice_in_dim(found[0], 0, 0, axis=axis))
+            if missing := size - found[i].shape[axis]:
+                room = [(0, 0)] * found[i].ndim
+                room[axis] = (0, missing)
+                found[i] = _constrain(jnp.pad(found[i], room), axes)
+        return tuple(found)
+
+    return KeyValue(longer(cache.key, -1, CACHED_KEYS), longer(cache.value, -2, CACHED_VALUES))
+
+
+def insert(cache: Cache, rows: Cache, at: Int[Array, " rows"]) -> Cache:
+    """Puts rows into slots; see ``put_rows``. The cache of the rows may be shorter."""
+    if isinstance(cache, KeyValue) and isinstance(rows, KeyValue):
+        return _insert(cache, rows, at, jax.vmap(put_rows, in_axes=(0, 0, None)))
+    return tuple(_insert(*pair, at, put_rows) for pair in zip(cache, rows, strict=True))
+
+
+def _insert(cache: KeyValue, rows: KeyValue, at: Array, put: Callable[..., Array]) -> KeyValue:
+    def one(
+        old: tuple[Array, ...], new: tuple[Array, ...], axes: tuple[str, ...]
+    ) -> tuple[Array, ...]:
+        changed = tuple(_constrain(put(*pair, at), axes) for pair in zip(old, new, strict=False))
+        return (*changed, *old[len(new) :])
+
+    return KeyValue(
+        one(cache.key, rows.key, CACHED_KEYS), one(cache.value, rows.value, CACHED_VALUES)
+    )
+
+
+def put_rows(
+    old: Shaped[Array, "slots *old"], new: Shaped[Array, "rows *new"], at: Int[Array, " rows"]
+) -> Shaped[Array, "slots *old"]:
+    """Overwrites slots ``at`` with rows, which may be shorter along any other axis.
+
+    On a mesh a row stays with its replica, so that nothing travels: each of the ``data`` parts of
+    ``new`` goes into the same part of ``old``, and ``at`` counts within the part. A row whose slot
+    lies outside is dropped.
+    """
+
+    def put(old: Array, new: Array, at: Array) -> Array:
+        return old.at[(at, *map(slice, new.shape[1:]))].set(new, mode="drop")
+
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = 1 if mesh.empty else mesh.shape["data"]
+    if parts == 1:
+        return put(old, new, at)
+    split = (x.reshape(parts, x.shape[0] // parts, *x.shape[1:]) for x in (old, new, at))
+    return jax.vmap(put)(*split).reshape(old.shape)
+
+
+def _cut(x: Array, axis: int, sizes: tuple[int, ...]) -> tuple[Array, ...]:
+    """Blocks of given sizes, of which the last may be shorter."""
+    ends = [min(end, x.shape[axis]) for end in itertools.accumulate(sizes)]
+    return tuple(jnp.split(x, ends[:-1], axis=axis))
+
+
+def _constrain(block: Array, axes: tuple[str, ...]) -> Array:
+    """A block where the table says, of one layer or of all stacked."""
+    return constrain(block, ("layers", *axes)[-block.ndim :])

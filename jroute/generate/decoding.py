@@ -3,11 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
-
 from jroute.errors import UserError
+from jroute.generate.sampling import Greedy, MinP, Strategy, Temperature, TopK, TopP
 
 StopReason = Literal["end_token", "stop_string", "length"]
 
@@ -22,6 +19,8 @@ class Decoding:
         top_p: Keep the smallest set of most likely tokens whose probability reaches p.
         max_new_tokens: A completion is cut off after so many tokens.
         stop: Strings that end a completion; they are cut from its text.
+        min_p: Keep tokens at least so many times as likely as the most likely one; 0 keeps all.
+        min_new_tokens: Before so many tokens no end token is chosen, and no stop string counts.
     """
 
     temperature: float = 0.0
@@ -29,6 +28,8 @@ class Decoding:
     top_p: float = 1.0
     max_new_tokens: int = 64
     stop: tuple[str, ...] = ()
+    min_p: float = 0.0
+    min_new_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -37,14 +38,37 @@ class Decoding:
             )
         if self.top_k < 0 or not 0 < self.top_p <= 1:
             raise UserError("decoding.top_k must be 0 or positive and decoding.top_p in (0, 1]")
+        if not 0 <= self.min_p <= 1:
+            raise UserError(f"decoding.min_p is {self.min_p}; it must be from 0 (keep all) to 1")
         if self.max_new_tokens < 1:
             raise UserError(
                 f"decoding.max_new_tokens is {self.max_new_tokens}; it must be at least 1"
+            )
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise UserError(
+                f"decoding.min_new_tokens is {self.min_new_tokens}; it must be from 0 to "
+                f"max_new_tokens, {self.max_new_tokens}"
             )
         if "" in self.stop:
             raise UserError(
                 "decoding.stop holds an empty string, which would end every completion; remove it"
             )
+
+    @property
+    def strategies(self) -> tuple[Strategy, ...]:
+        """Temperature, top-k, top-p, min-p, in this order; or greedy alone."""
+        if self.temperature == 0:
+            return (Greedy(),)
+        found: list[Strategy] = []
+        if self.temperature != 1:
+            found.append(Temperature(self.temperature))
+        if self.top_k:
+            found.append(TopK(self.top_k))
+        if self.top_p < 1:
+            found.append(TopP(self.top_p))
+        if self.min_p > 0:
+            found.append(MinP(self.min_p))
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -56,38 +80,17 @@ class Completion:
             completed a stop string.
         text: Decoded without special tokens, cut before the first stop string.
         stop_reason: ``end_token``, ``stop_string`` or ``length`` (cut off).
+        logprobs: Natural-log probability of each token, if asked for.
+        margin: The smallest margin by which one of the tokens was chosen, if asked for (see
+            ``jroute.generate.sampling.Chosen``); below ``NEAR_TIE`` rounding could have decided.
     """
 
     tokens: tuple[int, ...]
     text: str
     stop_reason: StopReason
+    logprobs: tuple[float, ...] | None = None
+    margin: float | None = None
 
 
-def choose(
-    logits: Float[Array, "slots vocab"],
-    seeds: Int[Array, " slots"],
-    positions: Int[Array, " slots"],
-    decoding: Decoding,
-) -> Int[Array, " slots"]:
-    """The next token of every row.
-
-    A row's randomness comes from its own seed and position only, so it does not depend on its
-    neighbours or on the slot it sits in.
-    """
-    if decoding.temperature == 0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = logits / decoding.temperature
-    if decoding.top_k:
-        kth = jax.lax.top_k(logits, min(decoding.top_k, logits.shape[-1]))[0][:, -1:]
-        logits = jnp.where(logits < kth, -jnp.inf, logits)
-    if decoding.top_p < 1:
-        ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
-        probabilities = jax.nn.softmax(ordered, axis=-1)
-        before = jnp.cumsum(probabilities, axis=-1) - probabilities
-        last = jnp.min(jnp.where(before < decoding.top_p, ordered, jnp.inf), axis=-1, keepdims=True)
-        logits = jnp.where(logits < last, -jnp.inf, logits)
-
-    def draw(seed: Array, position: Array, row: Array) -> Array:
-        return jax.random.categorical(jax.random.fold_in(jax.random.key(seed), position), row)
-
-    return jax.vmap(draw)(seeds, positions, logits).astype(jnp.int32)
+NEAR_TIE = 1e-5
+"""Margins below this are near-ties in float32: from shape to shape logits move by about 2e-6."""

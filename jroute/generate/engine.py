@@ -1,212 +1,110 @@
-"""Batched generation: jitted prefill, then chunks of on-device decode steps over fixed slots.
+"""Continuous batching: a fixed number of slots, refilled while the device runs on.
 
-Requests are grouped by prompt-length bucket and run ``slots`` at a time; the last group is filled
-up with dummies, so a bucket has one execution shape only. At a fixed shape a row's tokens depend on
-that row alone. Each bucket costs two compiled programs, which live as long as the process. Under
-``jax.set_mesh`` the slots lie on the mesh's ``data`` axis.
+Requests of any number go in; a slot whose row is finished takes the next one, so that short rows do
+not wait for long ones. All shapes are known before a run (``Engine.programs``), and at a fixed
+shape a row's tokens depend on that row alone: not on its slot, its neighbours, or when it came.
+(The length of the cache, which neighbours can bring about, is part of the shape on a GPU only.)
+Under ``jax.set_mesh`` the slots lie on the mesh's ``data`` axis.
 """
 
-import bisect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import NamedTuple
+import hashlib
+from collections import deque
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from contextlib import closing
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Float
 from transformers import PreTrainedTokenizerFast
 
 from jroute.errors import UserError
-from jroute.generate.cache import Cache, from_prefill
-from jroute.generate.decoding import Completion, Decoding, StopReason, choose
-from jroute.mesh import constrain, fetch, place, replicate
+from jroute.generate import planning, programs
+from jroute.generate.decoding import Completion, Decoding, StopReason
+from jroute.generate.planning import EngineConfig, Memory, Plan, Program, Width, check_context
+from jroute.generate.programs import Chunk, DecodeState, Rows
+from jroute.generate.sampling import Choice, Logprobs
+from jroute.generate.slots import Kind, Refill, Slots
+from jroute.generate.stopping import Stops, Watch
+from jroute.mesh import place, replicate
 from jroute.model.config import Qwen3Config
-from jroute.model.qwen3 import KeyValue, Params, forward, unembed, unstack_blocks
+from jroute.model.qwen3 import KeyValue, Params
 from jroute.model.routing import Routing
-
-SMALLEST_BUCKET = 32
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """Execution shape of generation; part of how a cell was made, not of what it means.
-
-    Attributes:
-        slots: Rows of a batch; a multiple of the mesh's ``data`` axis.
-        chunk: Decode steps between two looks at stop strings.
-        unroll: Decode over separate layers, which is faster but holds the weights of the blocks
-            twice; otherwise scan over the stacked ones.
-    """
-
-    slots: int = 64
-    chunk: int = 16
-    unroll: bool = True
-
-    def __post_init__(self) -> None:
-        if self.slots < 1 or self.chunk < 1:
-            raise UserError("engine.slots and engine.chunk must be at least 1")
 
 
 class Request(NamedTuple):
-    """One prompt to complete: its tokens, its gate per layer, and the seed of its randomness."""
+    """One prompt to complete.
+
+    Attributes:
+        tokens: The prompt.
+        gate: Mixing strength per layer; ``None`` for the plain model.
+        seed: Of its randomness.
+        problem: Name of the problem, folded into the seed if given.
+        sample: Number of the sample, folded into the seed if not 0.
+        shared: How many leading tokens it has in common with others, as by few-shot examples: they
+            are read once for each gate.
+        limit: Most new tokens; 0 takes that of the decoding, which it may not pass.
+    """
 
     tokens: Sequence[int]
     gate: Float[np.ndarray, " layers"] | None
     seed: int = 0
+    problem: str = ""
+    sample: int = 0
+    shared: int = 0
+    limit: int = 0
+
+    @property
+    def row_seed(self) -> int:
+        """Seed of seed, problem and sample; the seed itself without the others."""
+        if not self.problem and not self.sample:
+            return self.seed
+        text = f"{self.seed}/{self.sample}/{self.problem}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
-class DecodeState(NamedTuple):
-    """Everything a decode chunk carries; donated from one chunk to the next.
+class Progress(NamedTuple):
+    """How far a run is; counts only, and the programs it may compile.
 
     Attributes:
-        cache: Keys and values per layer.
-        tokens: Tokens generated so far, ``[slots, max_new_tokens]``, -1 where none.
-        last: The newest token of each row, not yet in the cache.
-        lengths: Tokens of a row in the cache.
-        generated: How many tokens each row has generated.
-        done: Rows that are finished.
+        finished: Completions told so far.
+        total: Requests.
+        tokens: Tokens generated.
+        steps: Decode steps run.
+        live: Over all steps, how many rows were unfinished.
+        slots: Rows of a step.
+        programs: What is compiled at most.
     """
 
-    cache: Cache
-    tokens: Int[Array, "slots max_new"]
-    last: Int[Array, " slots"]
-    lengths: Int[Array, " slots"]
-    generated: Int[Array, " slots"]
-    done: Bool[Array, " slots"]
+    finished: int
+    total: int
+    tokens: int
+    steps: int
+    live: int
+    slots: int
+    programs: tuple[Program, ...]
 
-
-def _on_mesh(state: DecodeState) -> DecodeState:
-    """The same layout after prefill and after every chunk, so that ``decode`` compiles once."""
-    per_row = ("last", "lengths", "generated", "done")
-    columns = {name: constrain(getattr(state, name), ("batch",)) for name in per_row}
-    return state._replace(tokens=constrain(state.tokens, ("batch", "seq")), **columns)
-
-
-def bucket(length: int) -> int:
-    """Padded width of a prompt: the next of 32, 48, 64, 96, 128, 192, 256, 384 and so on."""
-    power = max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
-    shorter = power // 4 * 3
-    return shorter if length <= shorter and shorter > SMALLEST_BUCKET else power
-
-
-def check_context(prompt_tokens: int, new_tokens: int, context: int) -> None:
-    """Refuses a prompt that does not fit.
-
-    Raises:
-        UserError: Prompt and completion together are longer than the model's context.
-    """
-    if prompt_tokens < 1:
-        raise UserError("a prompt is empty; give at least one token")
-    if not new_tokens and prompt_tokens > context:
-        raise UserError(
-            f"a text of {prompt_tokens} tokens is longer than the model's context of {context} "
-            "tokens; shorten it"
-        )
-    if prompt_tokens + new_tokens > context:
-        raise UserError(
-            f"a prompt of {prompt_tokens} tokens plus max_new_tokens {new_tokens} is longer than "
-            f"the model's context of {context} tokens; shorten the prompt or lower max_new_tokens"
-        )
-
-
-@partial(jax.jit, static_argnames=("config", "decoding", "unroll"))
-def prefill(
-    params: Params,
-    tokens: Int[Array, "slots seq"],
-    lengths: Int[Array, " slots"],
-    seeds: Int[Array, " slots"],
-    ends: Int[Array, " ends"],
-    routing: Routing | None,
-    gate: Float[Array, "slots layers"] | None,
-    *,
-    config: Qwen3Config,
-    decoding: Decoding,
-    unroll: bool = True,
-) -> DecodeState:
-    """Reads right-padded prompts and chooses each row's first token.
-
-    Only the last hidden state of a row is unembedded. Rows of length 0 are dummies and done.
-    ``unroll`` says how the cache is laid out, and so how ``decode`` runs.
-    """
-    columns = jnp.arange(tokens.shape[1])[None]
-    positions = jnp.where(columns < lengths[:, None], columns, -1)
-    out = forward(params, config, tokens, positions, routing=routing, gate=gate)
-    final = jnp.take_along_axis(out.hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[
-        :, 0
-    ]
-    first = choose(unembed(params, config, final), seeds, lengths, decoding)
-    nothing = jnp.full((tokens.shape[0], decoding.max_new_tokens), -1, jnp.int32)
-    dummy = lengths == 0
-    ended = jnp.any(first[:, None] == ends[None], axis=1) | (decoding.max_new_tokens == 1)
-    state = DecodeState(
-        cache=from_prefill(out.kv, tokens.shape[1] + decoding.max_new_tokens, stacked=not unroll),
-        tokens=nothing.at[:, 0].set(first),
-        last=first,
-        lengths=lengths,
-        generated=jnp.ones_like(lengths),
-        done=dummy | ended,
-    )
-    return _on_mesh(state)
-
-
-@partial(jax.jit, static_argnames=("config", "decoding", "steps"), donate_argnames=("state",))
-def decode(
-    params: Params,
-    state: DecodeState,
-    seeds: Int[Array, " slots"],
-    ends: Int[Array, " ends"],
-    routing: Routing | None,
-    gate: Float[Array, "slots layers"] | None,
-    *,
-    config: Qwen3Config,
-    decoding: Decoding,
-    steps: int,
-) -> DecodeState:
-    """Up to ``steps`` decode steps on the device; stops early when every row is done.
-
-    With a cache per layer ``params`` are best unstacked already (``unstack_blocks``): otherwise
-    every call slices them anew.
-    """
-    if not isinstance(state.cache, KeyValue):
-        params = unstack_blocks(params)
-
-    def write(row: Array, column: Array, token: Array) -> Array:
-        return row.at[column].set(token, mode="drop")
-
-    def step(carry: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
-        i, s = carry
-        positions = jnp.where(s.done, -1, s.lengths)[:, None]
-        out = forward(
-            params, config, s.last[:, None], positions, cache=s.cache, routing=routing, gate=gate
-        )
-        lengths = s.lengths + 1
-        token = choose(unembed(params, config, out.hidden[:, 0]), seeds, lengths, decoding)
-        column = jnp.where(
-            s.done, decoding.max_new_tokens, s.generated
-        )  # finished rows write nowhere
-        count = s.generated + (~s.done).astype(jnp.int32)
-        ended = jnp.any(token[:, None] == ends[None], axis=1) | (count >= decoding.max_new_tokens)
-        new = DecodeState(
-            cache=out.kv,
-            tokens=jax.vmap(write)(s.tokens, column, token),
-            last=jnp.where(s.done, s.last, token),
-            lengths=jnp.where(s.done, s.lengths, lengths),
-            generated=count,
-            done=s.done | ended,
-        )
-        return i + 1, _on_mesh(new)
-
-    def unfinished(carry: tuple[Array, DecodeState]) -> Array:
-        i, s = carry
-        return (i < steps) & ~jnp.all(s.done)
-
-    return jax.lax.while_loop(unfinished, step, (jnp.int32(0), state))[1]
+    @property
+    def occupancy(self) -> float:
+        """Share of the slots' steps that generated a token."""
+        return self.live / (self.slots * self.steps) if self.steps else 0.0
 
 
 class Engine:
-    """Completes requests under one fixed decoding."""
+    """Completes requests under one fixed decoding.
+
+    Args:
+        params: Parameters of the model.
+        config: Its shape.
+        tokenizer: Makes text of tokens.
+        decoding: The decoding of all requests.
+        end_token_ids: Tokens that end a completion.
+        routing: Streams that gates act on.
+        shape: The execution shape.
+        logprobs: Log-probabilities to tell: ``raw``, of the model's own distribution, or
+            ``truncated``, of the one drawn from (after temperature, top-k, top-p, min-p).
+        margins: Tell the smallest margin of each completion.
+    """
 
     def __init__(
         self,
@@ -218,111 +116,406 @@ class Engine:
         end_token_ids: Sequence[int],
         routing: Routing | None = None,
         shape: EngineConfig | None = None,
+        logprobs: Logprobs | None = None,
+        margins: bool = False,
     ):
-        self._params = params
-        self._config = config
-        self._tokenizer = tokenizer
-        self._decoding = decoding
-        self._ends = np.asarray(end_token_ids, np.int32)
-        self._routing = routing
-        self._shape = shape or EngineConfig()
+        self.params = params
+        self.config = config
+        self.tokenizer = tokenizer
+        self.decoding = decoding
+        self.ends = np.asarray(end_token_ids, np.int32)
+        self.routing = routing
+        self.shape = shape or EngineConfig()
+        self.choice = Choice(decoding.strategies, decoding.min_new_tokens, logprobs, margins)
+
+    def limit(self, request: Request) -> int:
+        """Most new tokens of a request."""
+        return request.limit or self.decoding.max_new_tokens
+
+    def shared(self, request: Request) -> int:
+        """Leading tokens read once for many; the last token of a prompt is always its own."""
+        return min(request.shared, len(request.tokens) - 1)
+
+    def plan(self, requests: Sequence[Request]) -> Plan:
+        """The shapes of a run.
+
+        Raises:
+            UserError: A prompt does not fit the context, a gate has no routing, or the slots do
+                not fit the mesh or its memory.
+        """
+        for request in requests:
+            most = self.decoding.max_new_tokens
+            if not 0 <= request.limit <= most or request.shared < 0:
+                raise UserError(
+                    f"a request has limit {request.limit} and shared {request.shared}; neither may "
+                    f"be negative, and the limit may not pass max_new_tokens, {most}"
+                )
+            check_context(
+                len(request.tokens), self.limit(request), self.config.max_position_embeddings
+            )
+            if request.gate is not None and self.routing is None:
+                raise UserError(
+                    "a gate was given, but no routing: load the model with one to use a gate"
+                )
+        replicas, slots = planning.replicas_of_mesh(), self.shape.slots
+        if slots != "auto" and slots % replicas:
+            raise UserError(
+                f"engine.slots is {slots}, which the {replicas} replicas of mesh.data do not "
+                f"divide; give a multiple of {replicas}"
+            )
+        prompts = [(len(r.tokens), self.shared(r), self.limit(r)) for r in requests]
+        streams = self.routing.config.size if self.routing and _routed(requests) else 0
+        free = planning.free_memory()
+
+        def memory(slots: int) -> Memory:
+            plan = Plan.make(prompts, self.shape, slots, replicas)
+            return planning.memory_of(self.params, self.config, plan, self.shape, free, streams)
+
+        if slots == "auto":
+            slots = planning.choose_slots(memory, len(requests), replicas)
+        planning.check_memory(memory(slots), slots)
+        return Plan.make(prompts, self.shape, slots, replicas)
+
+    def programs(self, requests: Sequence[Request]) -> tuple[Program, ...]:
+        """Every program that completing these requests may compile.
+
+        Growing caches are listed to their full length, which rows that end early never need.
+        """
+        if not requests:
+            return ()
+        return self.plan(requests).programs(chunk=self.shape.chunk, unroll=self.shape.unroll)
+
+    def stream(
+        self,
+        requests: Sequence[Request],
+        *,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Iterator[tuple[int, Completion]]:
+        """Completes requests, telling each with its index as it finishes.
+
+        Closing the iterator, or an exception of any kind, frees the device.
+
+        Args:
+            requests: What to complete.
+            progress: Called at the start and after every look at the device.
+
+        Raises:
+            UserError: See ``plan``.
+        """
+        plan = self.plan(requests) if requests else None
+
+        def one_by_one() -> Iterator[tuple[int, Completion]]:
+            with closing(self._finishing(requests, plan, progress)) as batches:
+                for some in batches:
+                    yield from some
+
+        return one_by_one()
 
     def run(
         self,
         requests: Sequence[Request],
         *,
         finished: Callable[[list[int], list[Completion]], None] | None = None,
+        progress: Callable[[Progress], None] | None = None,
     ) -> list[Completion]:
         """Completes every request, in the order given.
 
         Args:
-            requests: What to complete. Either all have a gate or none has.
-            finished: Called after each batch with the indices and completions of its requests.
+            requests: What to complete.
+            finished: Called with the indices and completions of requests as they finish. What has
+                finished is told even if the run ends by an exception or Ctrl-C.
+            progress: As for ``stream``.
 
         Raises:
-            UserError: A prompt that does not fit the context.
+            UserError: See ``plan``.
         """
-        for request in requests:
-            check_context(
-                len(request.tokens),
-                self._decoding.max_new_tokens,
-                self._config.max_position_embeddings,
-            )
-        groups: dict[int, list[int]] = {}
-        for i, request in enumerate(requests):
-            groups.setdefault(bucket(len(request.tokens)), []).append(i)
-        sliced = unstack_blocks(self._params) if self._shape.unroll and requests else self._params
         done: dict[int, Completion] = {}
-        for width, members in sorted(groups.items()):
-            for start in range(0, len(members), self._shape.slots):
-                indices = members[start : start + self._shape.slots]
-                completions = self._batch([requests[i] for i in indices], width, sliced)
-                done.update(zip(indices, completions, strict=True))
+        plan = self.plan(requests) if requests else None
+        with closing(self._finishing(requests, plan, progress)) as batches:
+            for some in batches:
+                done.update(some)
                 if finished:
-                    finished(indices, completions)
+                    finished([i for i, _ in some], [completion for _, completion in some])
         return [done[i] for i in range(len(requests))]
 
-    def _batch(self, requests: list[Request], width: int, sliced: Params) -> list[Completion]:
-        """One batch; ``sliced`` are the parameters as decoding takes them."""
-        slots, layers = self._shape.slots, self._config.num_hidden_layers
-        tokens = np.zeros((slots, width), np.int32)
-        lengths, seeds = np.zeros(slots, np.int32), np.zeros(slots, np.int32)
-        gate = np.zeros((slots, layers), np.float32)
-        routed = requests[0].gate is not None
-        if routed and self._routing is None:
-            raise UserError(
-                "a gate was given, but no routing: load the model with one to use a gate"
-            )
-        for row, request in enumerate(requests):
-            tokens[row, : len(request.tokens)] = request.tokens
-            lengths[row], seeds[row] = len(request.tokens), request.seed
+    def _finishing(
+        self,
+        requests: Sequence[Request],
+        plan: Plan | None,
+        progress: Callable[[Progress], None] | None,
+    ) -> Generator[list[tuple[int, Completion]], None, None]:
+        if plan is None:
+            return
+        run = _Run(self, requests, plan)
+        try:
+            if progress:
+                progress(run.progress)
+            while run.going:
+                run.dispatch()
+                run.read()
+                if progress:
+                    progress(run.progress)
+                yield from run.told()
+        except GeneratorExit:
+            raise
+        except BaseException:
+            run.free()
+            yield from run.told()  # what had finished before
+            raise
+        finally:
+            run.free()
+
+
+def _routed(requests: Sequence[Request]) -> bool:
+    return any(request.gate is not None for request in requests)
+
+
+class _Row:
+    """A request in its slot, as far as the host knows."""
+
+    __slots__ = ("ids", "length", "limit", "logprobs", "margins", "watch")
+
+    def __init__(self, length: int, limit: int):
+        self.length, self.limit = length, limit
+        self.ids: list[int] = []
+        self.logprobs: list[float] = []
+        self.margins: list[float] = []
+        self.watch = Watch(self.ids)
+
+
+class _Unread(NamedTuple):
+    """A program that was dispatched, and what its rows belong to."""
+
+    chunk: Chunk
+    owners: list[int | None]
+    slots: Sequence[int]
+    steps: int
+    decodes: bool
+
+
+class _Run:
+    """One run of an engine: its state on the device, and what the host knows of it.
+
+    The device is always given work before its last results are read. Decisions follow from results
+    alone, never from a clock, so several processes come to the same ones.
+    """
+
+    def __init__(self, engine: Engine, requests: Sequence[Request], plan: Plan):
+        self._engine, self._requests, self._plan = engine, requests, plan
+        shape, config = engine.shape, engine.config
+        replicas = planning.replicas_of_mesh()
+        self._slots = Slots(plan, [self._kind(request) for request in requests], replicas)
+        self._replicas = replicas
+        self._rows: dict[int, _Row] = {}
+        self._stopped: set[int] = set()
+        self._unread: deque[_Unread] = deque()
+        self._stops = Stops(engine.tokenizer, engine.decoding.stop, engine.decoding.min_new_tokens)
+        self._routed = _routed(requests)
+        self._ends = replicate(engine.ends)
+        self._routing = replicate(engine.routing) if self._routed else None
+        self._static: dict[str, Any] = {"config": config, "choice": engine.choice}
+        self._prefix: tuple[Hashable, KeyValue | None] = (None, None)
+        self.finished: list[tuple[int, Completion]] = []
+        self._counts = np.zeros(4, np.int64)  # finished, tokens, steps, live
+        self._listed = plan.programs(chunk=shape.chunk, unroll=shape.unroll)
+        self._capacity = plan.capacities[0]
+        self._weights = engine.params
+        self._state: DecodeState | None = programs.empty(
+            engine.params,
+            config=config,
+            slots=plan.slots,
+            capacity=self._capacity,
+            routed=self._routed,
+            unroll=shape.unroll,
+        )
+        if shape.unroll:
+            self._weights = programs.separate(engine.params)
+
+    def _kind(self, request: Request) -> Kind:
+        shared = self._engine.shared(request)
+        width = Width.of(len(request.tokens), shared)
+        if not shared:
+            return Kind(width, None)
+        gate = None if request.gate is None else np.asarray(request.gate, np.float32).tobytes()
+        return Kind(width, (tuple(request.tokens[:shared]), gate))
+
+    @property
+    def going(self) -> bool:
+        """Whether a request waits or runs."""
+        return bool(self._rows) or self._slots.needed is not None
+
+    @property
+    def progress(self) -> Progress:
+        """Counts so far."""
+        done, tokens, steps, live = map(int, self._counts)
+        total = len(self._requests)
+        return Progress(done, total, tokens, steps, live, self._plan.slots, self._listed)
+
+    # Work for the device ----------------------------------------------------------------------
+
+    def dispatch(self) -> None:
+        """Refills free slots, then runs a chunk, and some steps more while the host reads it."""
+        while (refill := self._slots.refill()) is not None:
+            self._prefill(refill)
+        shape, needed = self._engine.shape, self._slots.needed
+        self._ensure_capacity(shape.chunk + shape.ahead)
+        self._decode(shape.chunk, self._plan.slots if needed is None else needed)
+        if shape.ahead:
+            self._decode(shape.ahead, self._plan.slots)
+
+    def _prefill(self, refill: Refill) -> None:
+        engine, (width, _) = self._engine, refill.kind
+        rows = len(refill.members)
+        tokens = np.zeros((rows, width.rest), np.int32)
+        lengths, seeds, limits = (np.zeros(rows, np.int32) for _ in range(3))
+        gate = np.zeros((rows, engine.config.num_hidden_layers), np.float32)
+        shared = 0
+        for row, index in enumerate(refill.members):
+            if index is None:
+                continue
+            request = self._requests[index]
+            shared = engine.shared(request)
+            own = request.tokens[shared:]
+            tokens[row, : len(own)], lengths[row] = own, len(own)
+            seeds[row], limits[row] = request.row_seed, engine.limit(request)
             if request.gate is not None:
                 gate[row] = request.gate
-        routing = replicate(self._routing) if routed else None
-        gates = place(gate, ("batch", "layers")) if routed else None
-        fixed = (place(seeds, ("batch",)), self._ends, routing, gates)
-        # Stop strings are the host's business; the compiled programs do not depend on them.
-        static = {"config": self._config, "decoding": replace(self._decoding, stop=())}
-        state = prefill(
-            self._params,
+            self._rows[index] = _Row(len(request.tokens), engine.limit(request))
+            self._stopped.discard(refill.slots[row])
+        batch = Rows(
             place(tokens, ("batch", "seq")),
             place(lengths, ("batch",)),
-            *fixed,
-            **static,
-            unroll=self._shape.unroll,
+            place(seeds, ("batch",)),
+            place(limits, ("batch",)),
+            place(gate, ("batch", "layers")) if self._routed else None,
         )
-        if not self._decoding.stop:
-            state = decode(sliced, state, *fixed, **static, steps=self._decoding.max_new_tokens)
-            return self._collect(state, len(requests))
-        while True:
-            completions = self._collect(state, len(requests))
-            done = np.array(fetch(state.done))
-            done[: len(requests)] |= [c.stop_reason == "stop_string" for c in completions]
-            if done.all():
-                return completions
-            state = state._replace(done=jnp.asarray(place(done, ("batch",))))
-            state = decode(sliced, state, *fixed, **static, steps=self._shape.chunk)
+        after = (self._prefix_of(refill, shared), shared) if shared else ()
+        state, chunk = programs.prefill(
+            engine.params,
+            batch,
+            self._ends,
+            self._routing,
+            *after,
+            **self._static,
+            unroll=engine.shape.unroll,
+        )
+        at = place(refill.at, ("batch",))
+        self._state = programs.insert(self._state, state, at)  # type: ignore[arg-type]
+        self._unread.append(_Unread(chunk, refill.members, range(rows), 1, False))
 
-    def _collect(self, state: DecodeState, rows: int) -> list[Completion]:
-        """Reads the rows back; rows that are still running are reported as of now."""
-        tokens, count = (x[:rows] for x in fetch((state.tokens, state.generated)))
-        generated = [row[:n].tolist() for row, n in zip(tokens, count, strict=True)]
-        texts = self._tokenizer.batch_decode(generated, skip_special_tokens=True)
-        return [self._completion(ids, text) for ids, text in zip(generated, texts, strict=True)]
+    def _prefix_of(self, refill: Refill, shared: int) -> KeyValue:
+        """Keys and values of the prefix; groups of one prefix follow one another."""
+        name, found = self._prefix
+        if found is not None and name == refill.kind.prefix:
+            return found
+        first = next(self._requests[i] for i in refill.members if i is not None)
+        tokens = np.zeros((self._replicas, refill.kind.width.prefix), np.int32)
+        tokens[:, :shared] = first.tokens[:shared]
+        gate = np.zeros((self._replicas, self._engine.config.num_hidden_layers), np.float32)
+        if first.gate is not None:
+            gate[:] = first.gate
+        kv = programs.read_prefix(
+            self._engine.params,
+            place(tokens, ("batch", "seq")),
+            shared,
+            self._routing,
+            place(gate, ("batch", "layers")) if self._routed else None,
+            config=self._engine.config,
+        )
+        self._prefix = (refill.kind.prefix, kv)
+        return kv
 
-    def _completion(self, ids: list[int], text: str) -> Completion:
-        reason: StopReason = "end_token" if ids and ids[-1] in self._ends else "length"
-        if any(stop in text for stop in self._decoding.stop):
-            # The row ran on to the end of its chunk; what follows the stop is not part of it.
-            ids = ids[
-                : bisect.bisect_left(range(len(ids)), True, key=partial(self._stopped, ids)) + 1
-            ]
-            text = str(self._tokenizer.decode(ids, skip_special_tokens=True))
-            cuts = [at for stop in self._decoding.stop if (at := text.find(stop)) >= 0]
-            text, reason = text[: min(cuts)], "stop_string"
-        return Completion(tuple(ids), text, reason)
+    def _ensure_capacity(self, steps: int) -> None:
+        """Makes the cache longer if a row could come to its end within so many steps."""
+        unread = steps + sum(item.steps for item in self._unread)
+        needed = max(
+            (row.length + min(row.limit, len(row.ids) + unread) for row in self._rows.values()),
+            default=0,
+        )
+        if needed > self._capacity:
+            self._capacity = next(c for c in self._plan.capacities if c >= needed)
+            assert self._state is not None
+            self._state = programs.with_capacity(self._state, self._capacity)
 
-    def _stopped(self, ids: list[int], last: int) -> bool:
-        """Whether a stop string shows in the text up to and with token ``last``."""
-        text = self._tokenizer.decode(ids[: last + 1], skip_special_tokens=True)
-        return any(stop in text for stop in self._decoding.stop)
+    def _decode(self, steps: int, enough: int) -> None:
+        stopped = np.zeros(self._plan.slots, bool)
+        stopped[list(self._stopped)] = True
+        self._stopped.clear()
+        self._state, chunk = programs.decode(
+            self._weights,
+            self._state,  # type: ignore[arg-type]
+            self._ends,
+            self._routing,
+            place(stopped, ("slots",)),
+            steps,
+            enough,
+            **self._static,
+            chunk=self._engine.shape.chunk,
+        )
+        owners = list(self._slots.owners)
+        self._unread.append(_Unread(chunk, owners, range(len(owners)), steps, True))
+
+    # What the device did ----------------------------------------------------------------------
+
+    def read(self) -> None:
+        """Reads what was dispatched, but for the last steps, which run meanwhile."""
+        while len(self._unread) > bool(self._engine.shape.ahead):
+            self._take(self._unread.popleft())
+
+    def _take(self, item: _Unread) -> None:
+        chunk: Chunk = jax.device_get(item.chunk)
+        counts = (chunk.tokens >= 0).sum(axis=1)
+        touched: list[tuple[int, bool]] = []
+        for at, owner in zip(item.slots, item.owners, strict=True):
+            row = None if owner is None else self._rows.get(owner)
+            if owner is None or row is None:
+                continue
+            new = slice(int(counts[at]))
+            row.ids += chunk.tokens[at, new].tolist()
+            if chunk.logprobs is not None:
+                row.logprobs += chunk.logprobs[at, new].tolist()
+            if chunk.margins is not None:
+                row.margins += chunk.margins[at, new].tolist()
+            self._counts[1] += int(counts[at])
+            if counts[at]:
+                touched.append((owner, bool(chunk.done[at])))
+        if item.decodes:
+            self._counts[2:] += int(chunk.steps), int(chunk.live)
+        self._finish(touched)
+
+    def _finish(self, touched: Sequence[tuple[int, bool]]) -> None:
+        """Tells which of the rows that have new tokens are finished."""
+        ended: dict[int, tuple[list[int], str, StopReason]] = {}
+        if self._stops and touched:
+            found = self._stops.look([self._rows[i].watch for i, _ in touched])
+            for (i, _), seen in zip(touched, found, strict=True):
+                cut = self._stops.cut(self._rows[i].ids) if seen else None
+                if cut:
+                    ended[i] = (*cut, "stop_string")
+        whole = [i for i, done in touched if done and i not in ended]
+        texts = self._stops.decode([self._rows[i].ids for i in whole])
+        for i, text in zip(whole, texts, strict=True):
+            ids = self._rows[i].ids
+            ended[i] = (ids, text, "end_token" if ids[-1] in self._engine.ends else "length")
+        where = {owner: slot for slot, owner in enumerate(self._slots.owners)}
+        on_device = dict(touched)
+        for i, (ids, text, reason) in ended.items():
+            row, slot = self._rows.pop(i), where[i]
+            self._slots.release(slot)
+            if not on_device[i]:
+                self._stopped.add(slot)
+            logprobs = tuple(row.logprobs[: len(ids)]) if row.logprobs else None
+            margin = min(row.margins[: len(ids)], default=None)
+            self.finished.append((i, Completion(tuple(ids), text, reason, logprobs, margin)))
+        self._counts[0] += len(ended)
+
+    def told(self) -> Iterator[list[tuple[int, Completion]]]:
+        """Hands over what has finished and was not told yet."""
+        some, self.finished = self.finished, []
+        if some:
+            yield some
+
+    def free(self) -> None:
+        """Lets go of everything that lies on the device, also where a traceback keeps the run."""
+        self._state, self._prefix, self._weights = None, (None, None), self._engine.params
+        self._unread.clear()

@@ -94,14 +94,7 @@ def closed_form(
     routing: Routing, gate: Float[np.ndarray, "batch layers"]
 ) -> Float[Array, "layers hooks batch 1 n n"]:
     """Coefficients ``I + g (M - I)`` from gate and M alone: exact where guards are off."""
-    config, n = routing.config, routing.mixing.shape[-1]
-    identity = jnp.broadcast_to(jnp.eye(n), routing.mixing.shape)
-    change = routing.mixing - identity
-    if not config.streams:
-        change = jnp.zeros_like(change).at[:, :, 0, 1].set(config.scale - 1)
-    elif config.readout == "mean":
-        change = change.at[:, :, 0].set(change.mean(axis=-2))
-    acts = [0, *(i for i, kind in enumerate(config.streams, 1) if kind in streams.OWN_ROWS)]
-    change = jnp.zeros_like(change).at[:, :, acts].set(change[:, :, acts])
+    change = routing.config.acting(routing.mixing)
+    identity = jnp.broadcast_to(jnp.eye(change.shape[-1]), change.shape)
     strength = jnp.asarray(gate).T[:, None, :, None, None, None]
     return identity[:, :, None, None] + strength * change[:, :, None, None]

@@ -13,10 +13,12 @@ class StreamMetrics(NamedTuple):
     Attributes:
         rms: Root mean square of every stream as it is mixed (after norm matching).
         diversity: 1 - mean cosine over pairs of streams: 0 when all are copies of one another.
-        dominance: Share ``p_i`` of stream i in the mixed trunk, ``E|M[0,i] S[i]|`` normalised.
+        dominance: Share ``p_i`` of stream i in the trunk at gate 1, ``E|M[0,i] S[i]|`` normalised;
+            of ``readout: mean`` the row that acts stands for ``M[0]``.
         effective_streams: ``exp(entropy(p))``, between 1 and the number of streams.
         change: Relative change of the trunk by the mixing, ``|after - before| / |before|``.
         cosine: Cosine between the trunk before and after the mixing.
+        angle: The angle between them in degrees, exact where the cosine rounds to 1.
         coefficients: What every stream after mixing holds of every stream before it, token by
             token: gate, M, norm matching, cap and exemption all counted (row 0 is the trunk's).
     """
@@ -27,6 +29,7 @@ class StreamMetrics(NamedTuple):
     effective_streams: Float[Array, "*layers batch"]
     change: Float[Array, "*layers batch"]
     cosine: Float[Array, "*layers batch"]
+    angle: Float[Array, "*layers batch"]
     coefficients: Float[Array, "*layers batch seq n n"]
 
 
@@ -37,7 +40,7 @@ def stream_metrics(
     after: Float[Array, "batch seq embed"],
     valid: Bool[Array, "batch seq"],
 ) -> StreamMetrics:
-    """Measures one site; ``weights`` is row 0 of the mixing matrix."""
+    """Measures one site; ``weights`` is the row of the matrix that the trunk takes at gate 1."""
     tiny = jnp.float32(1e-20)
     stack = jnp.stack([s.astype(jnp.float32) for s in streams])
     before, after = before.astype(jnp.float32), after.astype(jnp.float32)
@@ -60,6 +63,8 @@ def stream_metrics(
     entropy = -jnp.sum(dominance * jnp.log(jnp.maximum(dominance, tiny)), axis=0)
     size = jnp.maximum(jnp.linalg.norm(before, axis=-1), tiny)
     size_after = jnp.maximum(jnp.linalg.norm(after, axis=-1), tiny)
+    across = jnp.linalg.norm(before / size[..., None] - after / size_after[..., None], axis=-1)
+    along = jnp.linalg.norm(before / size[..., None] + after / size_after[..., None], axis=-1)
     return StreamMetrics(
         rms=mean(norms / before.shape[-1] ** 0.5).T,
         diversity=diversity,
@@ -67,5 +72,6 @@ def stream_metrics(
         effective_streams=jnp.exp(entropy),
         change=mean(jnp.linalg.norm(after - before, axis=-1) / size),
         cosine=mean(jnp.sum(before * after, axis=-1) / (size * size_after)),
+        angle=mean(2 * jnp.degrees(jnp.arctan2(across, along))),
         coefficients=jnp.zeros((*before.shape[:2], n, n)),
     )

@@ -4,9 +4,10 @@ Every operator turns raw weights into ``M`` ``[..., streams, streams]`` with row
 starting point that depends on one number, ``strength``: how much mixing *all* its applications over
 depth add up to. Mixing towards the uniform average, ``M = (1 - e) I + e J / n``, leaves a share
 ``(1 - e)^K`` of the differences between streams after ``K`` applications; ``strength`` is
-``1 - (1 - e)^K``. For other operators it is defined by the trace of the product, of which the above
-is a special case: ``tr(M^K) = 1 + (n - 1) (1 - strength)``. So one ``strength`` means the same at 6
-blocks as at 36.
+``1 - (1 - e)^K``. Rows that need not be doubly stochastic may mix towards unequal shares ``p``
+instead, ``M = (1 - e) I + e 1 p'``, where ``p`` is stationary and the same share is left. For other
+operators it is defined by the trace of the product, of which the above are special cases:
+``tr(M^K) = 1 + (n - 1) (1 - strength)``. So one ``strength`` means the same at 6 blocks as at 36.
 
 ===================  ==========================  =============================================
 operator             raw weights                 M
@@ -25,6 +26,7 @@ column sums 1 and may be negative; those of softmax have row sums 1 only.
 
 import itertools
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import Literal
 
@@ -37,6 +39,9 @@ Operator = Literal["softmax", "sinkhorn", "permutations", "orthostochastic", "si
 
 SINKHORN_STEPS = 100
 """Normalisations of rows and columns; ``column_error`` says what they leave."""
+
+SMALLEST = 1e-13
+"""What a weight of 0 starts as under a softmax: nothing beside 1 in float32."""
 
 LARGEST_PERMUTATIONS = 4
 """Streams up to which all permutations are few enough (24) to be weighted one by one."""
@@ -101,7 +106,11 @@ def column_error(matrices: Float[np.ndarray, "*sites streams streams"]) -> float
 
 
 def initial(
-    operator: Operator, streams: int, strength: float, applications: int
+    operator: Operator,
+    streams: int,
+    strength: float,
+    applications: int,
+    stationary: Sequence[float] = (),
 ) -> Float[np.ndarray, "*raw"]:
     """Raw weights at which ``applications`` matrices mix by ``strength`` together.
 
@@ -110,6 +119,7 @@ def initial(
         streams: Number of streams, at least 2.
         strength: In [0, 1): 0 is the identity, towards 1 all streams become their average.
         applications: How many times mixing happens over depth.
+        stationary: For ``softmax``: shares of the streams in that average; empty is equal ones.
     """
     n, kept = streams, (1 - strength) ** (1 / applications)  # 1 - e
     if operator == "signed":
@@ -117,17 +127,12 @@ def initial(
     if operator == "orthostochastic":
         return _angles(n, applications, 1 + (n - 1) * (1 - strength))
     if operator == "permutations":
-        logits = np.zeros(math.factorial(n), np.float32)
-        share = (1 - kept) / len(logits)
-        logits[0] = _logit(kept + share, share)  # the identity comes first
-        return logits
-    share = (1 - kept) / n
-    return (_logit(kept + share, share) * np.eye(n)).astype(np.float32)
-
-
-def _logit(one: float, other: float) -> float:
-    """Logit of the diagonal over the rest; 30 is the identity in float32."""
-    return min(math.log(one / other), 30.0) if other > 0 else 30.0
+        weights = np.full(math.factorial(n), (1 - kept) / math.factorial(n))
+        weights[0] += kept  # the identity comes first
+        return np.log(np.maximum(weights, SMALLEST)).astype(np.float32)
+    shares = np.asarray(stationary or (1 / n,) * n)
+    matrix = kept * np.eye(n) + (1 - kept) * np.broadcast_to(shares, (n, n))
+    return np.log(np.maximum(matrix, SMALLEST)).astype(np.float32)
 
 
 def _angles(n: int, power: int, trace: float) -> np.ndarray:

@@ -10,7 +10,7 @@ meet the weights where they are and only activations travel between devices.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,14 @@ from jaxtyping import Array, Float, Int
 
 from jroute.mesh import constrain
 from jroute.model import streams
-from jroute.model.attention import apply_rope, attend, attention_to, causal_mask, rope_tables
+from jroute.model.attention import (
+    apply_rope,
+    attend,
+    attend_cached,
+    attention_to,
+    causal_mask,
+    rope_tables,
+)
 from jroute.model.config import Qwen3Config
 from jroute.model.routing import Hook, Routing, StreamMetrics
 from jroute.model.streams import Part
@@ -32,12 +39,22 @@ QUERIES = ("batch", "seq", "heads", "head_dim")
 KEYS = ("batch", "seq", "kv_heads", "head_dim")
 """Logical axes of the activations, see ``jroute.mesh``."""
 
+CACHED_KEYS = ("batch", "kv_heads", "head_dim", "keys")
+CACHED_VALUES = ("batch", "kv_heads", "keys", "head_dim")
+"""Logical axes of a block of the cache."""
+
 
 class KeyValue(NamedTuple):
-    """Keys and values of one layer, or of all layers stacked."""
+    """Keys and values of one layer, or of all layers stacked.
 
-    key: Float[Array, "*layers batch keys kv_heads head_dim"]
-    value: Float[Array, "*layers batch keys kv_heads head_dim"]
+    Attributes:
+        key: Of a call's tokens ``[*layers, batch, keys, kv_heads, head_dim]``. In a cache a tuple
+            of blocks ``[*layers, batch, kv_heads, head_dim, keys]`` that follow one another.
+        value: Likewise; in a cache blocks ``[*layers, batch, kv_heads, keys, head_dim]``.
+    """
+
+    key: Any
+    value: Any
 
 
 class BlockTrace(NamedTuple):
@@ -114,19 +131,25 @@ class Attention(nnx.Module):
         self.k_norm = _parameter(config, rngs, ("head_dim",))
         self.eps = config.rms_norm_eps
 
-    def __call__(self, x, cos, sin, mask, write: Callable[[KeyValue], KeyValue]):
+    def __call__(self, x, cos, sin, positions, past: KeyValue | None):
         """Returns the update of ``x``, its queries, and the keys and values they attended to.
 
-        ``write`` merges this call's keys into a cache (or returns them as they are).
+        ``past`` is the layer's part of the cache, to which this call's keys are added.
         """
         query = constrain(jnp.einsum("bse,ehd->bshd", x, self.q_proj[...]), QUERIES)
         key = constrain(jnp.einsum("bse,ehd->bshd", x, self.k_proj[...]), KEYS)
         value = constrain(jnp.einsum("bse,ehd->bshd", x, self.v_proj[...]), KEYS)
         query = apply_rope(rms_norm(query, self.q_norm[...], self.eps), cos, sin)
         key = apply_rope(rms_norm(key, self.k_norm[...], self.eps), cos, sin)
-        kv = write(KeyValue(key, value))
-        attended = constrain(attend(query, kv.key, kv.value, mask), QUERIES)
-        update = constrain(jnp.einsum("bshd,hde->bse", attended, self.o_proj[...]), STATES)
+        if past is None:
+            kv = KeyValue(key, value)
+            attended = attend(query, key, value, causal_mask(positions, positions))
+        else:
+            kv = write(past, KeyValue(key, value), positions)
+            attended = attend_cached(query, kv.key, kv.value, positions)
+        # One axis to sum over: with two XLA would transpose the weight at every step on a CPU.
+        merged = constrain(attended, QUERIES).reshape(*x.shape[:2], -1)
+        update = constrain(merged @ self.o_proj[...].reshape(merged.shape[-1], -1), STATES)
         return update, query, kv
 
 
@@ -154,9 +177,10 @@ class Block(nnx.Module):
         self.mlp = MLP(config, rngs)
         self.eps = config.rms_norm_eps
 
-    def attend(self, x, cos, sin, mask, write):
+    def attend(self, x, cos, sin, positions, past):
         """Update by attention, its queries, keys and values; arguments as for ``Attention``."""
-        return self.attention(rms_norm(x, self.input_norm[...], self.eps), cos, sin, mask, write)
+        normed = rms_norm(x, self.input_norm[...], self.eps)
+        return self.attention(normed, cos, sin, positions, past)
 
     def feed(self, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq embed"]:
         """Update by the MLP."""
@@ -173,6 +197,36 @@ class Qwen3(nnx.Module):
         self.final_norm = _parameter(config, rngs, ("embed",))
         if not config.tie_word_embeddings:
             self.lm_head = _parameter(config, rngs, ("embed", "vocab"), config.hidden_size)
+
+
+def in_cache(new: KeyValue) -> KeyValue:
+    """The keys and values of a call with their axes as in a cache.
+
+    A value that is not finite becomes 0: it would reach whoever has the row next, unseen as it is,
+    since zero times infinity is none.
+    """
+    value = jnp.where(jnp.isfinite(new.value), new.value, jnp.zeros_like(new.value))
+    return KeyValue(jnp.moveaxis(new.key, -3, -1), jnp.swapaxes(value, -3, -2))
+
+
+def write(past: KeyValue, new: KeyValue, positions: Int[Array, "batch seq"]) -> KeyValue:
+    """Adds a call's keys and values to one layer of a cache, each at its position.
+
+    What does not fit and padding (position -1) is left out.
+    """
+    # Row by row, so that the batch axis may lie on several devices.
+    put_keys = jax.vmap(lambda old, at, add: old.at[:, :, at].set(add, mode="drop"))
+    put_values = jax.vmap(lambda old, at, add: old.at[:, at].set(add, mode="drop"))
+    added = in_cache(new)
+    keys, values, start = [], [], 0
+    for key, value in zip(past.key, past.value, strict=True):
+        size = key.shape[-1]
+        at = positions - start
+        at = jnp.where((at >= 0) & (at < size), at, size)  # falls off the end
+        keys.append(constrain(put_keys(key, at, added.key), CACHED_KEYS))
+        values.append(constrain(put_values(value, at, added.value), CACHED_VALUES))
+        start += size
+    return KeyValue(tuple(keys), tuple(values))
 
 
 @cache
@@ -253,8 +307,8 @@ def forward(
         config: Shape of the model.
         tokens: Token ids.
         positions: Position of every token in its own row; padding, on either side, is -1.
-        cache: Keys and values of earlier tokens, where index = position, stacked or not as the
-            blocks are. The new keys are written at ``positions``.
+        cache: Keys and values of earlier tokens (see ``jroute.generate.cache``), stacked or not
+            as the blocks are. The new keys are written at ``positions``.
         routing: The streams and their mixing; ``None`` is the plain model.
         gate: Mixing strength per row and layer; required with ``routing``.
         metrics: Also return stream metrics (static; off costs nothing); needs a routing.
@@ -275,24 +329,10 @@ def forward(
     valid = positions >= 0
     x = constrain(params["embed_tokens"][tokens], STATES)
     cos, sin = rope_tables(jnp.maximum(positions, 0), config.head_dim, config.rope_theta, x.dtype)
-    if cache is None:
-        mask = causal_mask(positions, positions)
-    else:
-        keys = jax.tree.leaves(cache)[0].shape[-3]
-        mask = causal_mask(positions, jnp.arange(keys)[None])
     graph = _block_graph(config)
     fence = jax.lax.optimization_barrier
     if routing is None or gate is None:
         routing = None
-
-    def write(past: KeyValue | None, new: KeyValue) -> KeyValue:
-        if past is None:
-            return new
-        columns = jnp.where(valid, positions, past.key.shape[1])  # padding falls off the end
-        # Row by row, so that the batch axis may lie on several devices.
-        put = jax.vmap(lambda old, at, add: old.at[at].set(add, mode="drop"))
-        pairs = zip(past, new, strict=True)
-        return KeyValue(*(constrain(put(old, columns, add), KEYS) for old, add in pairs))
 
     def step(carry, per_layer):
         trunk, reader, carried = carry
@@ -319,7 +359,7 @@ def forward(
 
         read_only = routing is not None and routing.config.injection == "read_only"
         read = fence(trunk if reader is None else reader)
-        attended, query, kv = block.attend(read, cos, sin, mask, partial(write, past))
+        attended, query, kv = block.attend(read, cos, sin, positions, past)
         attended, middle, kv = fence((attended, read + attended, kv))
         trunk = fence(trunk + attended) if read_only else middle
         carried = receive(carried, "attention", attended)
@@ -348,6 +388,7 @@ def forward(
             measured = jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
         tapped = None
         if tap is not None:
+            mask = causal_mask(positions, positions)
             first = attention_to(positions == 0, query, kv.key, mask)
             tapped = tap(BlockTrace(read, attended, middle, fed, trunk, first))
         return (trunk, reader, carried), (kv, measured, tapped)

@@ -18,6 +18,7 @@ that remember the trunk receive it.
   ``t + (1 + g (scale - 1)) u``.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ Hook = Literal["attention", "mlp", "block"]
 LARGEST = 8
 """Streams that a configuration may have, the trunk included."""
 
+_LARGEST_NUMBER = float(np.finfo(np.float32).max)
+
 
 @dataclass(frozen=True)
 class RoutingConfig:
@@ -49,6 +52,8 @@ class RoutingConfig:
             scales the blocks' updates by ``scale`` instead.
         operator: How M is made (see ``jroute.model.operators``).
         strength: How much all mixing over depth adds up to, from 0 to 1; where ``operator`` starts.
+        stationary: For ``softmax``: the shares, summing to 1, in which all streams mix towards one
+            another at the start; empty is equal shares, which other operators always have.
         diagonal: For ``softmax``, instead of ``strength``: the logit of every diagonal.
         rows: The leading rows of M for ``fixed``, each summing to 1; rows not given are identity.
         scale: For n = 1: what updates are multiplied by at gate 1.
@@ -58,17 +63,19 @@ class RoutingConfig:
         injection: ``write_back`` or ``read_only``.
         readout: What becomes of the trunk: ``trunk`` takes what row 0 of M brings it, ``mean`` the
             mean of what all rows bring their streams, which is nothing if M is doubly stochastic.
-        norm_match: Scale every side stream to the trunk's root mean square, token by token, and
-            scale the mixed trunk back to it. Turns mixing into a change of direction only.
+        norm_match: Scale every side stream to the trunk's root mean square to mix it, token by
+            token, and scale what mixing has changed back to the norm it had: streams only turn.
         exempt_first: Leave the first token of every row alone, on which attention sinks rest.
         sink_norms: One per block: leave tokens alone whose trunk has a larger root mean square.
-        cap: Largest change of a stream by mixing, relative to its norm; 0 is no limit.
+        cap: Largest change of a stream by mixing, relative to its norm, whatever other guards do;
+            0 is no limit.
         bands: Number of equal parts of the depth that a gate per prompt and band has; 0 for none.
     """
 
     streams: tuple[str, ...] = ("delay(1)", "attention", "mlp")
     operator: Operator = "softmax"
     strength: float | None = None
+    stationary: tuple[float, ...] = ()
     diagonal: float | None = None
     rows: tuple[tuple[float, ...], ...] = ()
     scale: float = 1.0
@@ -84,6 +91,7 @@ class RoutingConfig:
 
     def __post_init__(self) -> None:
         n = self.size
+        self._check_finite()
         if n > LARGEST:
             raise UserError(
                 f"routing.streams has {len(self.streams)} side streams; give at most {LARGEST - 1}"
@@ -111,6 +119,16 @@ class RoutingConfig:
         for site in self.sites:
             _site_range(site, layers=1, check=False)
 
+    def _check_finite(self) -> None:
+        for name in ("strength", "stationary", "diagonal", "rows", "scale", "sink_norms", "cap"):
+            value = getattr(self, name)
+            numbers = np.hstack(value if isinstance(value, tuple) else [value]) if value else 0.0
+            if not (np.abs(numbers) <= _LARGEST_NUMBER).all():
+                raise UserError(
+                    f"routing.{name} holds a number that is not finite in float32: {value}; "
+                    "give finite numbers"
+                )
+
     def _check_operator(self, n: int) -> None:
         if (self.operator == "fixed") != bool(self.rows) and n > 1:
             raise UserError(
@@ -135,6 +153,17 @@ class RoutingConfig:
         if self.diagonal is not None and (self.operator != "softmax" or self.strength is not None):
             raise UserError(
                 "routing.diagonal is for operator 'softmax', instead of strength; give one of them"
+            )
+        if self.stationary and (self.operator != "softmax" or self.diagonal is not None):
+            raise UserError("routing.stationary is for operator 'softmax' with a strength")
+        if self.stationary and (
+            len(self.stationary) != n
+            or min(self.stationary) <= 0
+            or abs(sum(self.stationary) - 1) > 1e-6
+        ):
+            raise UserError(
+                f"routing.stationary is {list(self.stationary)}; give {n} numbers above 0 that sum "
+                f"to 1 for {n} streams, the trunk included"
             )
         if self.strength is not None and (self.operator == "fixed" or not 0 <= self.strength < 1):
             raise UserError(
@@ -167,7 +196,7 @@ class RoutingConfig:
         else:
             applications = len(self.site_indices(layers)) * len(self.hooks)
             strength = DEFAULT_STRENGTH if self.strength is None else self.strength
-            one = operators.initial(self.operator, n, strength, applications)
+            one = operators.initial(self.operator, n, strength, applications, self.stationary)
         return np.broadcast_to(one, (layers, len(self.hooks), *one.shape)).copy()
 
     def matrices(self, raw: Float[Array, "layers hooks *raw"]) -> Float[Array, "layers hooks n n"]:
@@ -182,6 +211,16 @@ class RoutingConfig:
             make = lambda one: operators.matrix(self.operator, one, n)  # noqa: E731
             return jax.vmap(jax.vmap(make))(raw)
         return jnp.broadcast_to(jnp.asarray(fixed, jnp.float32), (*shape, *fixed.shape))
+
+    def acting(self, mixing: Float[Array, "*some n n"]) -> Float[Array, "*some n n"]:
+        """``M - I`` as it acts: row 0 by ``readout``, and the rows that streams have themselves."""
+        change = mixing - jnp.broadcast_to(jnp.eye(mixing.shape[-1]), mixing.shape)
+        if not self.streams:
+            return change
+        if self.readout == "mean":
+            change = change.at[..., 0, :].set(change.mean(axis=-2))
+        acts = [True, *(kind in streams.OWN_ROWS for kind in self.streams)]
+        return jnp.where(np.broadcast_to(np.array(acts)[:, None], change.shape), change, 0.0)
 
 
 DEFAULT_STRENGTH = 0.5
@@ -217,8 +256,37 @@ def _rms(x: Float[Array, "*rest embed"]) -> Float[Array, "*rest 1"]:
     return jnp.sqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-12)
 
 
+def _within(
+    cap: float,
+    x: Float[Array, "*rest embed"],
+    change: Float[Array, "*rest embed"],
+    *,
+    turned: bool,
+) -> Float[Array, "*rest 1"]:
+    """The share of ``change`` that moves ``x`` by no more than ``cap`` times its norm.
+
+    What is ``turned`` is scaled back to the norm of ``x`` afterwards, and so moves along a chord:
+    one of length ``cap`` belongs to the angle ``2 asin(cap / 2)``.
+    """
+    size, length = _rms(x), _rms(change)
+    if not turned:
+        return jnp.minimum(1.0, cap * size / length)
+    angle = 2 * math.asin(min(cap / 2, 1.0))
+    along = jnp.mean(x * change, axis=-1, keepdims=True) / size
+    across = jnp.sqrt(jnp.maximum(length * length - along * along, 1e-12))
+    # Where this is not positive, no share of the change turns as far as that.
+    beyond = across * math.cos(angle) - along * math.sin(angle)
+    share = size * math.sin(angle) / jnp.where(beyond > 0, beyond, 1.0)
+    return jnp.where(beyond > 0, jnp.minimum(1.0, share), 1.0)
+
+
 class PerLayer(NamedTuple):
-    """Numbers of one block, or of all blocks stacked: M of every hook, and the sinks' norm."""
+    """Numbers of one block, or of all blocks stacked.
+
+    Attributes:
+        mixing: ``M - I`` of every hook as it acts.
+        sink_norm: Root mean square above which a token is left alone.
+    """
 
     mixing: Float[Array, "*layers hooks n n"]
     sink_norm: Float[Array, "*layers"]
@@ -314,7 +382,7 @@ class Routing:
 
     def per_layer(self) -> "PerLayer":
         """What differs from block to block, to be scanned over."""
-        return PerLayer(self.mixing, self.sink_norms)
+        return PerLayer(self.config.acting(self.mixing), self.sink_norms)
 
     def strength(
         self,
@@ -339,7 +407,7 @@ class Routing:
         carried: Sequence[Array],
         trunk: Float[Array, "batch seq embed"],
         update: Float[Array, "batch seq embed"],
-        mixing: Float[Array, "n n"],
+        acting: Float[Array, "n n"],
         strength: Float[Array, "batch seq 1"],
         valid: Bool[Array, "batch seq"] | None = None,
     ) -> tuple[Float[Array, "batch seq embed"], tuple[Array, ...], StreamMetrics | None]:
@@ -349,7 +417,7 @@ class Routing:
             carried: Side streams.
             trunk: The trunk.
             update: What the trunk received since the last hook or block; read without side streams.
-            mixing: M of this hook.
+            acting: ``M - I`` of this hook as it acts.
             strength: The gate of every token. Where it is 0 the trunk is handed back untouched, by
                 a select: rounding, renormalisation and 0 * inf never reach that token.
             valid: Real tokens; asks for stream metrics.
@@ -357,42 +425,27 @@ class Routing:
         Returns:
             ``S'[0]``, the carried side streams, and metrics or ``None``.
         """
-        config, kinds = self.config, self.config.streams
+        config, kinds, n = self.config, self.config.streams, acting.shape[-1]
         side = streams.read(kinds, carried, trunk) if kinds else [update]
-        reads = [trunk.astype(jnp.float32)]
-        scales = [jnp.ones_like(strength)]
-        size = _rms(reads[0])
-        for s in side:
-            wide = s.astype(jnp.float32)
-            match = config.norm_match and bool(kinds)
-            scales.append(size / _rms(wide) if match else jnp.ones_like(size))
-            reads.append(wide * scales[-1] if match else wide)
+        wide = [s.astype(jnp.float32) for s in (trunk, *side)]
+        sizes, scales, reads = [_rms(s) for s in wide], [jnp.ones_like(strength)] * len(wide), wide
+        if config.norm_match and kinds:
+            scales = [scales[0], *(sizes[0] / size for size in sizes[1:])]
+            reads = [wide[0], *(s * scale for s, scale in zip(wide[1:], scales[1:], strict=True))]
 
         def row(i: int, keep: Array) -> tuple[Array, Array]:
             """Stream ``i`` after mixing, and the coefficients of the streams in it."""
-            weights = [mixing[i, j] - float(i == j) for j in range(len(reads))]
-            if i == 0 and kinds and config.readout == "mean":
-                weights = list((mixing - jnp.eye(len(reads))).mean(axis=0))
-            if not kinds:
-                weights[0] = jnp.zeros_like(weights[0])  # M S - S is (scale - 1) u
-            change = sum(
-                (w * s for w, s in zip(weights[1:], reads[1:], strict=True)), weights[0] * reads[0]
-            )
+            change = sum((acting[i, j] * reads[j] for j in range(1, n)), acting[i, 0] * reads[0])
             change = strength * change
             allowed = jnp.ones_like(strength)
             if config.cap:
-                allowed = jnp.minimum(1.0, config.cap * _rms(reads[i]) / _rms(change))
+                allowed = _within(config.cap, reads[i], change, turned=config.norm_match)
             new = reads[i] + allowed * change
-            back = _rms(reads[i]) / _rms(new) if config.norm_match else jnp.ones_like(strength)
+            back = sizes[i] / _rms(new) if config.norm_match else jnp.ones_like(strength)
             mixed = jnp.where(strength == 0, keep, (new * back).astype(keep.dtype))
-            own = jnp.stack([scales[j] * float(i == j) for j in range(len(reads))])
-            moved = jnp.stack([scales[j] * strength * w for j, w in enumerate(weights)])
-            untouched = jnp.stack(
-                [jnp.full_like(strength, float(i == j)) for j in range(len(reads))]
-            )
-            found = back[None] * (own + allowed[None] * moved)
-            found = jnp.where(strength[None] == 0, untouched, found)
-            return mixed, found[..., 0]
+            own = jnp.stack([scales[j] * float(i == j) for j in range(n)])
+            moved = jnp.stack([scales[j] * strength * acting[i, j] for j in range(n)])
+            return mixed, (back[None] * (own + allowed[None] * moved))[..., 0]
 
         mixed, used = row(0, trunk)
         changed: list[Array | None] = [None] * len(kinds)
@@ -405,7 +458,8 @@ class Routing:
             coefficients.append(used)
         found = None
         if valid is not None:
-            found = stream_metrics(reads, mixing[0], trunk, mixed, valid)
+            weights = acting[0] + jnp.eye(n)[0]
+            found = stream_metrics(reads, weights, trunk, mixed, valid)
             found = found._replace(coefficients=jnp.stack(coefficients).transpose(2, 3, 0, 1))
         return mixed, streams.write(kinds, carried, changed), found
 

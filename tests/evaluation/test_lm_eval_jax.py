@@ -18,7 +18,7 @@ from jroute.evaluation import lm_eval_tasks
 from jroute.evaluation.harness import JaxLM
 from jroute.experiment import Experiment
 from jroute.generate.decoding import Decoding
-from jroute.generate.engine import EngineConfig
+from jroute.generate.planning import EngineConfig
 from jroute.run import Run
 from jroute.stages import fill_outcomes
 from jroute.tasks import TaskConfig

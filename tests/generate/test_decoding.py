@@ -8,18 +8,25 @@ import torch
 from scipy import stats
 from transformers import (
     LogitsProcessorList,
+    MinPLogitsWarper,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
 from jroute.errors import UserError
-from jroute.generate.decoding import Decoding, choose
+from jroute.generate.decoding import Decoding
+from jroute.generate.sampling import Choice, Greedy, MinP, Temperature, TopK, TopP, choose
 
-CHOOSE = jax.jit(choose, static_argnames="decoding")
+CHOSEN = jax.jit(choose, static_argnames="choice")
 PROBABILITIES = np.array([0.02, 0.30, 0.08, 0.25, 0.05, 0.20, 0.10])
 LOGITS = np.log(PROBABILITIES).astype(np.float32) + 3.0  # logits need not be normalised
 DRAWS = 10_000
+
+
+def CHOOSE(logits, seeds, positions, decoding: Decoding):
+    """The tokens alone."""
+    return CHOSEN(logits, seeds, positions, choice=Choice(decoding.strategies)).token
 
 
 def draws(decoding: Decoding, seed: int = 0, position: int = 5, logits=LOGITS) -> np.ndarray:
@@ -36,6 +43,8 @@ def by_transformers(decoding: Decoding, logits: np.ndarray = LOGITS) -> np.ndarr
         warpers.append(TopKLogitsWarper(decoding.top_k))
     if decoding.top_p < 1:
         warpers.append(TopPLogitsWarper(decoding.top_p))
+    if decoding.min_p:
+        warpers.append(MinPLogitsWarper(decoding.min_p))
     ids = torch.zeros((1, 1), dtype=torch.long)
     return warpers(ids, torch.tensor(logits)[None]).softmax(-1)[0].double().numpy()  # type: ignore[arg-type]
 
@@ -50,6 +59,7 @@ def by_numpy(decoding: Decoding, logits: np.ndarray = LOGITS) -> np.ndarray:
     # The smallest number of most likely tokens whose probability reaches top_p.
     needed = int(np.searchsorted(np.cumsum(weights[order]), decoding.top_p - 1e-12)) + 1
     weights[order[needed:]] = 0
+    weights[weights < decoding.min_p * weights.max()] = 0
     return weights / weights.sum()
 
 
@@ -63,6 +73,9 @@ def by_numpy(decoding: Decoding, logits: np.ndarray = LOGITS) -> np.ndarray:
         Decoding(temperature=1.0, top_p=0.56),
         Decoding(temperature=2.0, top_p=0.7),  # temperature before top_p
         Decoding(temperature=0.7, top_k=4, top_p=0.8),  # top_p of what top_k left
+        Decoding(temperature=1.0, min_p=0.3),
+        Decoding(temperature=3.0, min_p=0.6),  # min_p of the flattened distribution
+        Decoding(temperature=1.5, top_k=5, top_p=0.9, min_p=0.5),
     ],
     ids=str,
 )
@@ -125,9 +138,88 @@ def test_greedy_takes_the_best_and_the_limit_of_temperature_agrees() -> None:
         ({"top_p": 1.01}, "top_p"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"stop": ("a", "")}, "empty string"),
+        ({"min_p": -0.1}, "min_p is -0.1"),
+        ({"min_p": 1.1}, "min_p is 1.1"),
+        ({"min_new_tokens": -1}, "min_new_tokens is -1"),
+        ({"min_new_tokens": 65}, "min_new_tokens is 65; it must be from 0 to max_new_tokens, 64"),
     ],
     ids=str,
 )
 def test_bad_decoding_is_told(fields: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Decoding(**fields)
+
+
+def test_strategies_stand_in_the_usual_order() -> None:
+    assert Decoding().strategies == Decoding(top_k=3, min_p=0.5).strategies == (Greedy(),)
+    assert Decoding(temperature=1.0).strategies == ()
+    decoding = Decoding(temperature=0.5, top_k=4, top_p=0.9, min_p=0.1)
+    assert decoding.strategies == (Temperature(0.5), TopK(4), TopP(0.9), MinP(0.1))
+
+
+def test_a_draw_is_the_librarys() -> None:
+    """``jax.random.categorical`` under the key of seed and position."""
+    logits = np.random.default_rng(4).normal(size=(64, 50)).astype(np.float32)
+    seeds, positions = np.arange(64, dtype=np.int32), np.arange(64, 128, dtype=np.int32)
+
+    def draw(seed, position, row):
+        return jax.random.categorical(jax.random.fold_in(jax.random.key(seed), position), row)
+
+    found = CHOOSE(logits, seeds, positions, decoding=Decoding(temperature=1.0))
+    np.testing.assert_array_equal(found, jax.vmap(draw)(seeds, positions, logits))
+
+
+# What is told of the choice -------------------------------------------------------------------
+
+ROWS = np.random.default_rng(5).normal(0, 2, (40, 12)).astype(np.float32)
+SEEDS = np.arange(40, dtype=np.int32)
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [Decoding(), Decoding(temperature=0.7, top_k=6, top_p=0.9, min_p=0.02)],
+    ids=["greedy", "sampled"],
+)
+def test_log_probabilities_are_of_the_distribution_they_are_named_by(decoding: Decoding) -> None:
+    found = {}
+    for name in ("raw", "truncated"):
+        choice = Choice(decoding.strategies, logprobs=name)
+        chosen = CHOSEN(ROWS, SEEDS, SEEDS, choice=choice)
+        assert chosen.margin is None
+        found[name] = np.asarray(chosen.logprob)
+        tokens = np.asarray(chosen.token)
+    plain = Decoding(temperature=1.0)
+    for i, token in enumerate(tokens):
+        raw = np.log(by_numpy(plain, ROWS[i])[token])
+        truncated = np.log(by_numpy(decoding, ROWS[i])[token]) if decoding.temperature else 0.0
+        np.testing.assert_allclose(found["raw"][i], raw, atol=1e-5)
+        np.testing.assert_allclose(found["truncated"][i], truncated, atol=1e-5)
+
+
+def test_the_margin_is_the_distance_to_the_second_best() -> None:
+    ordered = np.sort(ROWS, axis=1)
+    greedy = CHOSEN(ROWS, SEEDS, SEEDS, choice=Choice(margins=True))
+    np.testing.assert_allclose(greedy.margin, ordered[:, -1] - ordered[:, -2], atol=1e-6)
+    # Of a draw it is what the second best score lacks: moving it by that much moves the draw.
+    sampled = Choice(Decoding(temperature=1.0).strategies, margins=True)
+    drawn = CHOSEN(ROWS, SEEDS, SEEDS, choice=sampled)
+    token, margin = np.asarray(drawn.token), np.asarray(drawn.margin)
+    for shift, same in ((0.999, True), (1.001, False)):
+        moved = ROWS.copy()
+        moved[SEEDS, token] -= shift * margin
+        again = np.asarray(CHOSEN(moved, SEEDS, SEEDS, choice=sampled).token)
+        assert (again == token).all() == same
+        assert same or (again != token).all()
+
+
+def test_no_end_token_before_its_time() -> None:
+    ends = np.array([3, 5, -1], np.int32)  # -1 is none
+    logits = ROWS.copy()
+    logits[:, [3, 5]] += 50.0
+    generated = np.where(np.arange(40) % 2 == 0, 2, 3).astype(np.int32)
+    for strategies in (Decoding().strategies, Decoding(temperature=1.0, top_k=2).strategies):
+        choice = Choice(strategies, minimum=3, logprobs="raw")
+        chosen = CHOSEN(logits, SEEDS, SEEDS, choice=choice, generated=generated, ends=ends)
+        ending = np.isin(chosen.token, ends)
+        np.testing.assert_array_equal(ending, generated >= 3)
+        assert (np.asarray(chosen.logprob)[~ending] < -20).all()  # still of the model's own

@@ -4,10 +4,9 @@ What does not depend on the model's words is tested on its first two blocks, whi
 """
 
 import dataclasses
-import logging
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +15,13 @@ import pytest
 import torch
 
 from jroute.errors import UserError
-from jroute.generate.decoding import Completion, Decoding, choose
-from jroute.generate.engine import (
-    DecodeState,
-    Engine,
-    EngineConfig,
-    Request,
-    bucket,
-    check_context,
-    decode,
-    prefill,
-)
+from jroute.generate.decoding import Completion, Decoding
+from jroute.generate.engine import Engine, Request
+from jroute.generate.planning import EngineConfig, bucket, check_context
+from jroute.generate.programs import DecodeState, Rows, decode, prefill
+from jroute.generate.sampling import Choice, choose
 from jroute.lm import LanguageModel
-from jroute.model.qwen3 import forward, unembed
+from jroute.model.qwen3 import KeyValue, forward, unembed
 from tests.models import chat_prompts
 
 SLOTS, NEW = 8, 32
@@ -129,41 +122,55 @@ def test_greedy_tokens_equal_transformers(tiny_lm: LanguageModel, tiny_torch) ->
 
 # Rows do not see each other -------------------------------------------------------------------
 
-SAMPLED = Decoding(temperature=1.0, top_p=0.98, max_new_tokens=NEW)
+SAMPLED = Choice(Decoding(temperature=1.0, top_p=0.98).strategies)
 
 
-def batch(lm: LanguageModel, rows: dict[int, tuple[list[int], float, int]]) -> dict:
-    """Arguments of a prefill with (tokens, gate, seed) in some slots, dummies in the others."""
+def batch(lm: LanguageModel, rows: dict[int, tuple[list[int], float, int]]) -> Rows:
+    """Rows with (tokens, gate, seed) in some slots, dummies in the others."""
     tokens, lengths = np.zeros((SLOTS, 64), np.int32), np.zeros(SLOTS, np.int32)
-    gate, seeds = np.zeros((SLOTS, lm.config.num_hidden_layers)), np.zeros(SLOTS, np.int32)
+    gate = np.zeros((SLOTS, lm.config.num_hidden_layers), np.float32)
+    seeds = np.zeros(SLOTS, np.int32)
     for slot, (ids, g, seed) in rows.items():
         tokens[slot, : len(ids)], lengths[slot] = ids, len(ids)
         gate[slot], seeds[slot] = g, seed
-    ends = np.asarray(lm.end_token_ids, np.int32)
-    fixed = (seeds, ends, lm.routing, jnp.asarray(gate, jnp.float32))
-    return {"tokens": tokens, "lengths": lengths, "fixed": fixed}
+    return Rows(tokens, lengths, seeds, np.full(SLOTS, NEW, np.int32), gate)
 
 
-def run(lm: LanguageModel, rows: dict[int, tuple[list[int], float, int]]) -> list[DecodeState]:
-    """The states after the prefill and after every chunk of decoding, copied from the device."""
-    inputs = batch(lm, rows)
-    static = {"config": lm.config, "decoding": SAMPLED}
-    state = prefill(lm.params, inputs["tokens"], inputs["lengths"], *inputs["fixed"], **static)
-    states = [jax.tree.map(np.array, state)]
+class Snapshot(NamedTuple):
+    """A state, copied from the device, and all tokens that were told so far."""
+
+    state: DecodeState
+    tokens: np.ndarray
+
+
+def run(lm: LanguageModel, rows: dict[int, tuple[list[int], float, int]]) -> list[Snapshot]:
+    """What there is after the prefill and after every chunk of decoding."""
+    ends, static = np.asarray(lm.end_token_ids, np.int32), {"config": lm.config, "choice": SAMPLED}
+    state, chunk = prefill(lm.params, batch(lm, rows), ends, lm.routing, **static, room=NEW)
+    found = [Snapshot(jax.tree.map(np.array, state), np.array(chunk.tokens))]
     while not bool(jnp.all(state.done)):
-        state = decode(lm.params, state, *inputs["fixed"], **static, steps=5)
-        states.append(jax.tree.map(np.array, state))
-    return states
+        state, chunk = decode(lm.params, state, ends, lm.routing, **static, chunk=5)
+        told = np.concatenate([found[-1].tokens, np.array(chunk.tokens)], axis=1)
+        found.append(Snapshot(jax.tree.map(np.array, state), told))
+    return found
 
 
-def of_slot(state: DecodeState, slot: int) -> list[Any]:
-    """All that a state holds of one slot, the cache as far as it is filled."""
+def of_layer(layer: KeyValue, slot: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cached keys and values of one slot ``[keys, kv_heads, head_dim]``."""
+    key = np.concatenate([block[slot] for block in layer.key], axis=-1)
+    value = np.concatenate([block[slot] for block in layer.value], axis=-2)
+    return np.moveaxis(key, -1, 0), np.swapaxes(value, 0, 1)
+
+
+def of_slot(found: Snapshot, slot: int) -> list[Any]:
+    """All that is known of one slot, the cache as far as it is filled."""
+    state, tokens = found.state, found.tokens[slot]
     length = int(state.lengths[slot])
-    cache = [array[slot, :length] for layer in state.cache for array in layer]
-    return [*cache, *(np.asarray(array[slot]) for array in state[1:])]
+    cache = [array[:length] for layer in state.cache for array in of_layer(layer, slot)]
+    return [tokens[tokens >= 0], *cache, *(np.asarray(array[slot]) for array in state[1:])]
 
 
-def assert_slots_equal(a: DecodeState, slot_a: int, b: DecodeState, slot_b: int) -> None:
+def assert_slots_equal(a: Snapshot, slot_a: int, b: Snapshot, slot_b: int) -> None:
     for x, y in zip(of_slot(a, slot_a), of_slot(b, slot_b), strict=True):
         np.testing.assert_array_equal(x, y)
 
@@ -176,7 +183,7 @@ def requests(shallow: LanguageModel, prompts: list[str]) -> list[tuple[list[int]
 
 
 @pytest.fixture(scope="module")
-def together(shallow: LanguageModel, requests) -> list[DecodeState]:
+def together(shallow: LanguageModel, requests) -> list[Snapshot]:
     return run(shallow, dict(enumerate(requests)))
 
 
@@ -192,22 +199,19 @@ def test_a_row_is_bit_equal_in_another_slot_and_order(shallow, requests, togethe
 def test_a_row_is_bit_equal_alone_among_dummies(shallow, requests, together, i, slot) -> None:
     alone = run(shallow, {slot: requests[i]})
     for one, other in zip(together, alone, strict=False):  # alone it may be done sooner
-        if not one.done[i]:
+        if not one.state.done[i]:
             assert_slots_equal(one, i, other, slot)
     assert_slots_equal(together[-1], i, alone[-1], slot)
     dummies = [s for s in range(SLOTS) if s != slot]
-    assert all(state.done[dummies].all() for state in alone)
+    assert all(found.state.done[dummies].all() for found in alone)
 
 
 def test_cached_decoding_equals_the_full_forward_at_every_position(
     shallow: LanguageModel, requests, together
 ) -> None:
-    state = together[-1]
+    state, told = together[-1]
     assert state.generated.max() == NEW
-    rows = [
-        [*ids, *state.tokens[i, : state.generated[i]].tolist()]
-        for i, (ids, *_) in enumerate(requests)
-    ]
+    rows = [[*ids, *told[i][told[i] >= 0].tolist()] for i, (ids, *_) in enumerate(requests)]
     lengths = np.array(list(map(len, rows)), np.int32)
     # The last token was chosen, not read; everything before it is in the cache.
     np.testing.assert_array_equal(state.lengths, lengths - 1)
@@ -227,8 +231,8 @@ def test_cached_decoding_equals_the_full_forward_at_every_position(
     )
     for i, length in enumerate(state.lengths):
         for layer, cached in enumerate(state.cache):
-            for own, whole in zip(cached, kv, strict=True):
-                np.testing.assert_allclose(own[i, :length], whole[layer, i, :length], atol=1e-4)
+            for own, whole in zip(of_layer(cached, i), kv, strict=True):
+                np.testing.assert_allclose(own[:length], whole[layer, i, :length], atol=1e-4)
     # Every token is what the row's seed and position draw from the logits of the full forward.
     rows_of = np.repeat(np.arange(SLOTS), state.generated)
     at = np.concatenate([np.arange(len(requests[i][0]), n) for i, n in enumerate(lengths)])
@@ -236,7 +240,7 @@ def test_cached_decoding_equals_the_full_forward_at_every_position(
     drawn = jax.jit(choose, static_argnums=3)(
         logits[rows_of, at - 1], seeds.astype(np.int32), at.astype(np.int32), SAMPLED
     )
-    np.testing.assert_array_equal(drawn, tokens[rows_of, at])
+    np.testing.assert_array_equal(drawn.token, tokens[rows_of, at])
 
 
 # Gates ----------------------------------------------------------------------------------------
@@ -434,23 +438,3 @@ def test_sampling_depends_on_prompt_and_seed_alone(shallow, prompts) -> None:
 
 def test_top_k_of_one_is_greedy(shallow, prompts, babble) -> None:
     assert shallow.generate(prompts, seed=3, temperature=2.0, top_k=1, **OPTIONS) == babble
-
-
-# Compilation ----------------------------------------------------------------------------------
-
-
-def test_nothing_compiles_on_a_second_run(shallow, prompts, caplog) -> None:
-    options = {"max_new_tokens": 9, "slots": 4, "stop": ("##",)}
-
-    def compiled(*arguments, **changes) -> Counter[str]:
-        caplog.clear()
-        with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
-            shallow.generate(*arguments, **options, **changes)
-        messages = [record.getMessage() for record in caplog.records]
-        return Counter(m.split()[4] for m in messages if m.startswith("Finished XLA compilation"))
-
-    first = compiled(prompts[:3], [0.0, 0.5, 1.0])
-    assert (first["jit(prefill)"], first["jit(decode)"]) == (1, 1)  # two programs per bucket
-    assert not compiled(prompts[3:6], [1.0, 0.25, -1.0], seed=9)
-    other_size = compiled(prompts[:6], 0.125)
-    assert not {"jit(prefill)", "jit(decode)"} & set(other_size)

@@ -1,4 +1,4 @@
-"""What prefill and scoring hold in memory at full size, read from the compiled programs."""
+"""What generation and scoring hold in memory at full size, read from the compiled programs."""
 
 import math
 import re
@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jroute.generate.decoding import Decoding
-from jroute.generate.engine import prefill
+from jroute.generate.programs import Rows, prefill
 from jroute.generate.scoring import token_scores
 from jroute.model.config import Qwen3Config
 from jroute.model.qwen3 import abstract_params, forward, unembed
@@ -78,11 +77,11 @@ def test_scoring_32_rows_of_2048_tokens_fits_beside_the_weights(routing: Routing
 
 def test_prefill_makes_logits_of_one_token_per_row_only() -> None:
     batch, seq = 8, 512
-    ends, decoding = jnp.array([151_645, 151_643]), Decoding(max_new_tokens=16)
+    ends = jnp.array([151_645, 151_643])
 
     def first(params, tokens, lengths, gate):
-        fixed = (lengths, ends, ROUTING, gate)
-        return prefill(params, tokens, lengths, *fixed, config=QWEN3_4B, decoding=decoding)
+        rows = Rows(tokens, lengths, lengths, lengths, gate)
+        return prefill(params, rows, ends, ROUTING, config=QWEN3_4B, room=16)
 
     compiled = jax.jit(first).lower(*arguments(batch, seq), gates(batch)).compile()
     assert largest_with_vocabulary(compiled.as_text()) <= 2560

@@ -164,10 +164,22 @@ class Streams:
         return found
 
 
+def turned(x, towards, limit):
+    """``x`` turned to a direction, or as far as it may go along the circle between the two."""
+    new = towards * np.linalg.norm(x) / np.linalg.norm(towards)
+    if np.linalg.norm(new - x) <= limit:
+        return new
+    along = x / np.linalg.norm(x)
+    across = towards - (towards @ along) * along
+    across /= np.linalg.norm(across)
+    angle = 2 * np.arcsin(limit / np.linalg.norm(x) / 2)
+    return np.linalg.norm(x) * (np.cos(angle) * along + np.sin(angle) * across)
+
+
 def mix(setting, histories, trunk, update, matrix, gate, sink_norm):
     """``S'[0]`` token by token; own rows act on the streams that have them."""
     n, readers = 1 + len(setting.streams), trunk.copy()
-    side = histories.side(trunk)
+    side = unmatched = histories.side(trunk)
     size = rms(trunk)
     if setting.norm_match:
         side = [s * size / rms(s) for s in side]
@@ -184,12 +196,12 @@ def mix(setting, histories, trunk, update, matrix, gate, sink_norm):
             if setting.readout == "mean":
                 moved = np.concatenate([moved.mean(0)[None], moved[1:]])
         for i, (s, change) in enumerate(zip(stack, moved, strict=True)):
-            length = np.linalg.norm(change)
-            if setting.cap and length > setting.cap * np.linalg.norm(s):
-                change = change * setting.cap * np.linalg.norm(s) / length
-            new = s + change
+            limit = (setting.cap or np.inf) * np.linalg.norm(s)
             if setting.norm_match:
-                new = new * np.linalg.norm(s) / np.linalg.norm(new)
+                new = turned(s, s + change, limit)
+                new = new * np.linalg.norm(unmatched[i - 1][t] if i else s) / np.linalg.norm(s)
+            else:
+                new = s + change / max(1, np.linalg.norm(change) / limit)
             if i == 0:
                 readers[t] = new
             elif i - 1 in after_side:

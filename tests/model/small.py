@@ -8,7 +8,7 @@ import numpy as np
 
 from jroute.config import load
 from jroute.model.config import Qwen3Config
-from jroute.model.qwen3 import forward, init_params, unembed, unstack_blocks
+from jroute.model.qwen3 import abstract_params, forward, init_params, unembed, unstack_blocks
 from jroute.model.routing import Routing, RoutingConfig, preset_names, routing_file
 
 CONFIG = Qwen3Config(
@@ -66,6 +66,18 @@ def params(dtype: str = "float32"):
         lambda x: x * (1 + 0.3 * jax.random.normal(next(keys), x.shape, jnp.float32)).astype(dtype),
         drawn,
     )
+
+
+def drawn_params(config: Qwen3Config, seed: int):
+    """Normal parameters, norm weights 1; drawn at once and not operation by operation."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, like):
+        if "norm" in jax.tree_util.keystr(path):
+            return jnp.ones(like.shape, like.dtype)
+        return jnp.asarray(rng.normal(0, config.hidden_size**-0.5, like.shape), like.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, abstract_params(config))
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from jroute.evaluation.probing import composite_gain
 from jroute.model.composition import Composition, closed_form, composition, sources
 from jroute.model.routing import Routing, RoutingConfig
 from tests.model.small import PRESETS
@@ -82,15 +83,22 @@ def test_mvp_fades_older_updates_towards_a_quarter(gate) -> None:
     assert found[-1, 0] == pytest.approx(1, abs=1e-5)  # all streams start as the embedding
 
 
-@pytest.mark.parametrize("name", ["hyper_connections", "mhc"])
-@pytest.mark.parametrize("gate", [0.5, 1.0, -0.5])
-def test_rotating_streams_fade_older_updates_towards_a_half(name, gate) -> None:
-    """Two of four streams hold an update, so after k hooks it weighs 1/2 + 1/2 (1 - g e)^k."""
-    found = composed(PRESETS[name], gate)[-1]
-    kept = 1 - gate * (1 - 0.4 ** (1 / (2 * LAYERS)))  # of 1 - strength, over all hooks
-    hooks = 2 * LAYERS - np.arange(2 * LAYERS)
-    np.testing.assert_allclose(found[1:], 0.5 + 0.5 * kept**hooks, atol=1e-5)
-    assert found[0] == pytest.approx(1, abs=1e-5)
+@pytest.mark.parametrize(
+    ("name", "limits", "columns"),
+    [("hyper_connections", (0.7, 0.6, 0.5), 1 + 0.6 * (4 * 0.4 - 1)), ("mhc", (0.5,) * 3, 1.0)],
+    ids=["hyper_connections", "mhc"],
+)
+def test_rotating_streams_fade_older_updates_towards_what_holds_them(name, limits, columns) -> None:
+    """Two streams hold an update; if they are worth w, it weighs w + (1 - w) (1 - g e)^k."""
+    for gate in (0.5, 1.0, -0.5):
+        found = composed(PRESETS[name], gate)[-1]
+        kept = 1 - gate * (1 - 0.4 ** (1 / (2 * LAYERS)))  # of 1 - strength, over all hooks
+        hooks = 2 * LAYERS - np.arange(2 * LAYERS)
+        worth = np.repeat(np.resize(limits, LAYERS), 2)  # attention and MLP of every block
+        np.testing.assert_allclose(found[1:], worth + (1 - worth) * kept**hooks, atol=1e-5)
+        assert found[0] == pytest.approx(1, abs=1e-5)
+    gain = composite_gain(Routing.create(PRESETS[name], LAYERS), np.ones((1, LAYERS), np.float32))
+    assert gain == pytest.approx((1.0, columns), rel=1e-4)
 
 
 def test_histories_halve_all_updates_before_they_are_scaled() -> None:

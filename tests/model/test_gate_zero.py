@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jroute.generate import programs
 from jroute.generate.cache import from_prefill
 from jroute.lm import LanguageModel
 from jroute.mesh import make_mesh, place, replicate, shardings
-from jroute.model.qwen3 import abstract_params, logical_axes, unstack_blocks
+from jroute.model.qwen3 import abstract_params, forward, logical_axes, unstack_blocks
 from jroute.model.routing import Routing, preset_names
 from tests.model import small
 from tests.model.small import BATCH, CONFIG, CONFIGS, LAYERS, SEQ, params, positions, tokens
@@ -69,36 +70,88 @@ def test_with_a_cache(name, dtype, unrolled) -> None:
     jax.tree.map(np.testing.assert_array_equal, kv, plain_kv)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_over_eight_devices(name) -> None:
-    """Rows, embedding and heads are cut in two each."""
+@functools.cache
+def over_eight_devices(dtype: str, cached: bool):
+    """A mesh, a program, what it takes of the plain model, and the logits of that.
+
+    Rows, embedding and heads are cut in two each.
+    """
     # Half the heads' vocabulary must divide: 61 rows become 60.
     config = dataclasses.replace(CONFIG, vocab_size=60)
-    whole = {**params(), "embed_tokens": params()["embed_tokens"][:60]}
+    whole = {**params(dtype), "embed_tokens": params(dtype)["embed_tokens"][:60]}
     mesh = make_mesh(2, 2, 2)
     placed = jax.device_put(whole, shardings(logical_axes(config), abstract_params(config), mesh))
+    ids = np.resize(np.asarray(tokens()) % 60, (8, SEQ)), np.asarray(positions(8))
+    with jax.set_mesh(mesh):
+        every, before, last = (
+            [place(x[:, part], ("batch", "seq")) for x in ids]
+            for part in (slice(None), slice(-1), slice(-1, None))
+        )
+        program, inputs = sharded_logits, (placed, *every)
+        if cached:
+            kv = small.logits(placed, *before)[1]
+            program, inputs = sharded_step, (placed, from_prefill(kv, SEQ, stacked=True), *last)
+        assert inputs[-1].addressable_shards[0].data.shape == (4, 1 if cached else SEQ)
+        plain = program(*inputs)
+        assert len(plain.sharding.device_set) == 8
+        assert plain.addressable_shards[0].data.shape == (4, 1 if cached else SEQ, 30)
+    return mesh, program, inputs, np.asarray(plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "cached"),
+    [(name, *kind) for name in NAMES for kind in (("float32", False), ("bfloat16", True))]
+    + [("everything", "float32", True), ("everything", "bfloat16", False)],
+)
+def test_over_eight_devices(name, dtype, cached) -> None:
+    """Every routing in both dtypes, with and without a cache; the fullest one in all four ways."""
     zero = np.array([True, False, True, True, False, True, False, True])
     routing = Routing.create(CONFIGS[name], LAYERS)
-    ids = np.resize(np.asarray(tokens()) % 60, (8, SEQ))
+    mesh, program, inputs, plain = over_eight_devices(dtype, cached)
     with jax.set_mesh(mesh):
-        inputs = [place(x, ("batch", "seq")) for x in (ids, np.asarray(positions(8)))]
-        assert inputs[0].addressable_shards[0].data.shape == (4, SEQ)
         spread = replicate(routing)
-        plain = sharded_logits(placed, *inputs)
         mixed, at_zero = (
-            sharded_logits(
-                placed, *inputs, spread, place(np.asarray(routing.gates(g, 8)), ("batch", "layers"))
-            )
+            program(*inputs, spread, place(np.asarray(routing.gates(g, 8)), ("batch", "layers")))
             for g in (np.where(zero, 0.0, 0.7), 0.0)
         )
-        assert len(plain.sharding.device_set) == 8
-        assert plain.addressable_shards[0].data.shape == (4, SEQ, 30)
-    hold(*(np.asarray(x) for x in (mixed, at_zero, plain)), zero=zero)
+        hold(*(np.asarray(x) for x in (mixed, at_zero, plain)), zero=zero)
+
+
+def test_without_a_gate_there_is_not_one_operation_more(tiny_lm: LanguageModel) -> None:
+    """Streams that are configured but not gated are not in the program, whatever they are."""
+
+    def program(routing, gate, cache=None) -> str:
+        def logits(weights, ids, where):
+            options = {"cache": cache, "routing": routing, "gate": gate}
+            return forward(weights, CONFIG, ids, where, **options).hidden
+
+        ids, where = tokens(), positions()
+        if cache is not None:
+            ids, where = ids[:, -1:], where[:, -1:]
+        return jax.jit(logits).lower(params(), ids, where).as_text()
+
+    routing = Routing.create(CONFIGS["everything"], LAYERS)
+    zero = routing.gates(0.0, BATCH)
+    for cache in (None, from_prefill(prefilled("float32"), SEQ, stacked=True)):
+        plain = program(None, None, cache)
+        assert program(routing, None, cache) == program(None, zero, cache) == plain
+        assert program(routing, zero, cache).count("stablehlo.") > 1.5 * plain.count("stablehlo.")
+    # The engine asks for no other program than the plain model's either.
+    prompt, options = [[1, 2, 3]], {"max_new_tokens": 2, "slots": 1, "chunk": 1, "unroll": False}
+    first = tiny_lm.generate(prompt, **options)
+    made = programs.prefill._cache_size(), programs.decode._cache_size()
+    assert tiny_lm.routed(CONFIGS["mhc"]).generate(prompt, **options) == first
+    assert (programs.prefill._cache_size(), programs.decode._cache_size()) == made
 
 
 @jax.jit
 def sharded_logits(weights, ids, where, routing=None, gate=None):
     return small.logits(weights, ids, where, routing, gate)[0]
+
+
+@jax.jit
+def sharded_step(weights, cache, ids, at, routing=None, gate=None):
+    return small.step(weights, cache, ids, at, routing, gate)[0]
 
 
 @pytest.mark.parametrize("name", ["lopsided persistent", "everything", "scaled updates"])

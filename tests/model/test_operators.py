@@ -90,6 +90,20 @@ def test_strength_means_the_same_composite_at_any_depth(name, n, strength) -> No
             np.testing.assert_allclose(steps[0], np.eye(n), atol=1e-6)
 
 
+@pytest.mark.parametrize("strength", [0.0, 0.3, 0.9])
+def test_rows_may_mix_towards_unequal_shares_at_the_same_strength(strength) -> None:
+    shares = np.array([0.5, 0.3, 0.2])
+    for layers in (6, 36):
+        config = RoutingConfig(
+            ("persistent",) * 2, "softmax", strength=strength, stationary=tuple(shares)
+        )
+        steps = np.asarray(Routing.create(config, layers).mixing, float)[:, 0]
+        product = np.linalg.multi_dot(list(steps))
+        expected = (1 - strength) * np.eye(3) + strength * np.broadcast_to(shares, (3, 3))
+        np.testing.assert_allclose(product, expected, atol=1e-5)
+        assert np.trace(product) == pytest.approx(1 + 2 * (1 - strength), abs=1e-5)
+
+
 def test_strength_counts_sites_only() -> None:
     few = RoutingConfig(("persistent",), "sinkhorn", strength=0.5, sites=("2-3",))
     step = np.asarray(Routing.create(few, 36).mixing[2, 0], float)
@@ -98,13 +112,26 @@ def test_strength_counts_sites_only() -> None:
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_matrices_can_be_learned_from_where_they_start(name) -> None:
-    """Gradients there are finite and point somewhere."""
+    """Gradients there are finite, those of finite differences, and point somewhere."""
     start = operators.initial(name, 3, 0.4, 12)
     target = jnp.asarray([[0.2, 0.7, 0.1], [0.1, 0.2, 0.7], [0.7, 0.1, 0.2]])
-    loss = jax.grad(lambda raw: jnp.sum((operators.matrix(name, raw, 3) - target) ** 2))
-    slope = np.asarray(loss(jnp.asarray(start)))
+
+    def distance(raw):
+        return jnp.sum((operators.matrix(name, raw, 3) - target) ** 2)
+
+    slope = np.asarray(jax.jit(jax.grad(distance))(jnp.asarray(start)))
     assert np.isfinite(slope).all()
     assert np.abs(slope).max() > 1e-2
+    # Away from the start, where doubly stochastic matrices need not be symmetric.
+    raw = start + np.random.default_rng(0).normal(0, 0.2, start.shape).astype(np.float32)
+    toward = np.random.default_rng(1).normal(size=start.shape)
+    step = 1e-4
+    above, below = (
+        np.square(reference.matrix(name, raw + sign * step * toward, 3) - np.asarray(target)).sum()
+        for sign in (1, -1)
+    )
+    slope = np.asarray(jax.jit(jax.grad(distance))(jnp.asarray(raw)))
+    assert (slope * toward).sum() == pytest.approx((above - below) / (2 * step), rel=1e-2)
 
 
 def test_matrices_of_the_presets() -> None:

@@ -30,9 +30,10 @@ def test_it_measures_and_counts(
     config: Qwen3Config = dataclasses.replace(TINY, tie_word_embeddings=tied)
     monkeypatch.setattr(bench_model, "SMALL", config)
     monkeypatch.setattr(bench_model, "measure_bandwidth", lambda *_: {"median": 1e9})
+    monkeypatch.setattr(bench_model, "measure_rate", lambda *_: {"median": 1e9})
     out = tmp_path / "bench.json"
     sizes = ["--batches", "4", "--prompt", "8", "--steps", "2", "--repeats", "1"]
-    argv = [*sizes, "--mesh", mesh, "--scoring", "4x16", "--out", str(out)]
+    argv = [*sizes, "--keys", "70", "--mesh", mesh, "--scoring", "4x16", "--out", str(out)]
     assert bench_model.main(argv) == 0
     result = json.loads(out.read_text())
     assert result["mesh"] == dict(
@@ -46,7 +47,11 @@ def test_it_measures_and_counts(
     # keys and values, 3 layers, 2 heads of 16; 8 + 2 x 2 tokens on average
     per_token = 2 * 3 * 2 * 16 * 4
     assert counted["live_cache"] == 4 * 12 * per_token // (4 if cut else 1)
-    assert counted["padded_cache"] == 4 * (8 + 2 * 2 + 1) * per_token // (4 if cut else 1)
+    assert counted["padded_cache"] == 4 * 128 * per_token // (4 if cut else 1)
+    assert found["keys"] == {"live": 12, "capacity": 128}
+    # twice the projections, the MLP and the head; scores and sums of 4 heads over 12 keys
+    flops = 2 * 4 * (BLOCKS - 3 * (2 * 32 + 2 * 16) + 64 * 32 + 3 * 2 * 4 * 16 * 12)
+    assert found["floor_seconds"]["arithmetic"] == pytest.approx(flops / (4 if cut else 1) / 1e9)
     if not cut:
         # the head, not the token table, of which a step reads a row
         assert counted["weights"] == 4 * (BLOCKS + 32 + 64 * 32) < result["parameter_bytes"]
@@ -58,5 +63,10 @@ def test_it_measures_and_counts(
         assert program["floor_over_step"]["measured"] == pytest.approx(floor / step["median"])
         assert program["tokens_per_second"] == pytest.approx(4 / step["median"])
         assert bool(program["collectives"]) is cut
+        assert program["operations"]["all"] > program["operations"]["fusion"] > 0
     assert result["scoring"]["tokens_per_second"]["median"] > 0
     assert result["machine"]["versions"]["jax"]
+    faster = json.loads(out.read_text())
+    for program in faster["batches"][0]["programs"].values():
+        program["step_seconds"]["median"] /= 4
+    assert bench_model.table(faster, result).count("before: 4.00 times") == 4

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jroute.generate.decoding import Decoding
-from jroute.generate.engine import DecodeState, decode, prefill
+from jroute.generate.programs import Chunk, DecodeState, Rows, decode, prefill
 from jroute.mesh import fetch, place, replicate, shardings
 from jroute.model.config import Qwen3Config
 from jroute.model.qwen3 import abstract_params, forward, init_params, logical_axes, unembed
@@ -34,19 +33,26 @@ UNTIED = replace(CONFIG, tie_word_embeddings=False)
 # Its arrays are large enough to be stored in parts.
 LARGE = replace(CONFIG, vocab_size=512, hidden_size=512, intermediate_size=1024)
 SLOTS, SEQ, NEW = 8, 12, 10
-GREEDY = Decoding(max_new_tokens=NEW)
 MESHES = [(8, 1, 1), (2, 2, 2), (1, 4, 2), (1, 1, 4)]
 
 
 class Inputs(NamedTuple):
-    """Arguments of ``prefill`` after the parameters; routing and gate are None for the plain."""
+    """What ``prefill`` takes after the parameters; routing and gate are None for the plain."""
 
-    tokens: Any
-    lengths: Any
-    seeds: Any
+    rows: Rows
     ends: Any
     routing: Any
-    gate: Any
+
+    @property
+    def lengths(self) -> Any:
+        return self.rows.lengths
+
+
+class Decoded(NamedTuple):
+    """What rows generated, -1 where nothing, and the state they ended in."""
+
+    tokens: np.ndarray
+    state: DecodeState
 
 
 @cache
@@ -64,8 +70,9 @@ def host_inputs() -> Inputs:
     streams = ("delay(1)", "attention", "mlp")
     routing = Routing.create(RoutingConfig(streams, "fixed", rows=rows, norm_match=True), 2)
     gate = rng.choice([0, 0.5, 1], (SLOTS, 2)).astype(np.float32)
-    ends = np.array([-7], np.int32)
-    return Inputs(tokens, lengths, np.arange(SLOTS, dtype=np.int32), ends, routing, gate)
+    limits = np.full(SLOTS, NEW, np.int32)
+    rows = Rows(tokens, lengths, np.arange(SLOTS, dtype=np.int32), limits, gate)
+    return Inputs(rows, np.array([-7], np.int32), routing)
 
 
 def on(mesh: Mesh | None) -> AbstractContextManager[Any]:
@@ -80,14 +87,14 @@ def placed_parameters(mesh: Mesh, config: Qwen3Config = CONFIG) -> dict[str, Any
 def placed_inputs(*, routed: bool) -> Inputs:
     """On the mesh that is set, if one is."""
     host = host_inputs()
-    return Inputs(
-        place(host.tokens, ("slots", "seq"), "tokens"),
-        place(host.lengths, ("slots",), "lengths"),
-        place(host.seeds, ("slots",), "seeds"),
-        replicate(host.ends),
-        replicate(host.routing) if routed else None,
-        place(host.gate, ("slots", "layers"), "gate") if routed else None,
-    )
+    rows = host.rows._replace(gate=host.rows.gate if routed else None)
+    axes = Rows(("slots", "seq"), ("slots",), ("slots",), ("slots",), ("slots", "layers"))
+    placed = [
+        None if array is None else place(array, names, name)
+        for array, names, name in zip(rows, axes, Rows._fields, strict=True)
+    ]
+    routing = replicate(host.routing) if routed else None
+    return Inputs(Rows(*placed), replicate(host.ends), routing)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -102,17 +109,19 @@ def logits(
     params: Any, mesh: Mesh | None, *, routed: bool, config: Qwen3Config = CONFIG
 ) -> np.ndarray:
     with on(mesh):
-        inputs = placed_inputs(routed=routed)
-        rows = inputs.tokens, inputs.lengths, inputs.routing, inputs.gate
-        return fetch(_logits(config, params, *rows))
+        rows, _, routing = placed_inputs(routed=routed)
+        return fetch(_logits(config, params, rows.tokens, rows.lengths, routing, rows.gate))
 
 
-def greedy(params: Any, mesh: Mesh | None, *, routed: bool, unroll: bool = True) -> DecodeState:
+def greedy(params: Any, mesh: Mesh | None, *, routed: bool, unroll: bool = True) -> Decoded:
     """Prefill, then decoding in two chunks, the second of which takes what the first returns."""
     with on(mesh):
-        inputs = placed_inputs(routed=routed)
-        static = {"config": CONFIG, "decoding": GREEDY}
-        state = prefill(params, *inputs, **static, unroll=unroll)
+        rows, *rest = placed_inputs(routed=routed)
+        state, first = prefill(params, rows, *rest, config=CONFIG, room=NEW, unroll=unroll)
+        chunks: list[Chunk] = [first]
         for _ in range(2):
-            state = decode(params, state, *inputs[2:], **static, steps=6)
-        return fetch(state)
+            state, chunk = decode(params, state, *rest, config=CONFIG, chunk=6)
+            chunks.append(chunk)
+        tokens = np.concatenate([fetch(chunk.tokens) for chunk in chunks], axis=1)
+        assert (tokens[:, NEW:] == -1).all()
+        return Decoded(tokens[:, :NEW], fetch(state))

@@ -4,13 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from jroute.generate.engine import DecodeState
 from jroute.mesh import make_mesh
 from tests.sharding.decoder import (
     CONFIG,
     MESHES,
     NEW,
     UNTIED,
+    Decoded,
     greedy,
     host_inputs,
     logits,
@@ -22,7 +22,7 @@ ATOL = 1e-5
 
 
 @pytest.fixture(scope="module")
-def alone() -> dict[bool, tuple[np.ndarray, DecodeState]]:
+def alone() -> dict[bool, tuple[np.ndarray, Decoded]]:
     """Logits and greedy decoding on one device, of the plain and of the routed model."""
     return {
         routed: (
@@ -37,11 +37,12 @@ def test_the_reference_is_worth_comparing_with(alone) -> None:
     (plain, decoded), (routed, other) = alone[False], alone[True]
     real = host_inputs().lengths > 0
     assert np.abs(plain - routed)[real].max() > 0.1
-    for state in (decoded, other):
-        assert (state.generated == np.where(real, NEW, 1)).all()
-        assert len({tuple(row) for row in state.tokens[real]}) == real.sum()
+    for found in (decoded, other):
+        assert (found.state.generated == np.where(real, NEW, 1)).all()
+        assert ((found.tokens >= 0).all(axis=1) == real).all()
+        assert len({tuple(row) for row in found.tokens[real]}) == real.sum()
     assert (decoded.tokens != other.tokens).any()
-    ungated = (host_inputs().gate == 0).all(axis=1)
+    ungated = (host_inputs().rows.gate == 0).all(axis=1)
     assert (decoded.tokens[ungated] == other.tokens[ungated]).all()
 
 
@@ -59,11 +60,11 @@ def test_forward_and_cached_decoding(alone, sizes: tuple[int, int, int]) -> None
         np.testing.assert_allclose(found[real], alone[routed][0][real], atol=ATOL)
     decoded, expected = greedy(params, mesh, routed=False), alone[False][1]
     np.testing.assert_array_equal(decoded.tokens, expected.tokens)
-    np.testing.assert_array_equal(decoded.lengths, expected.lengths)
+    np.testing.assert_array_equal(decoded.state.lengths, expected.state.lengths)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a[real], b[real], atol=ATOL),
-        decoded.cache,
-        expected.cache,
+        decoded.state.cache,
+        expected.state.cache,
     )
 
 
@@ -79,4 +80,6 @@ def test_routed_decoding_over_stacked_layers(alone) -> None:
     mesh = make_mesh(2, 2, 2)
     decoded = greedy(placed_parameters(mesh), mesh, routed=True, unroll=False)
     np.testing.assert_array_equal(decoded.tokens, alone[True][1].tokens)
-    assert decoded.cache.key.shape == (CONFIG.num_hidden_layers, 8, 22, 4, 20)
+    layers = CONFIG.num_hidden_layers
+    assert [block.shape for block in decoded.state.cache.key] == [(layers, 8, 4, 20, 64)] * 2
+    assert [block.shape for block in decoded.state.cache.value] == [(layers, 8, 4, 64, 20)] * 2

@@ -7,7 +7,6 @@ then read the difference in ``tests/golden/shardings.json`` before committing it
 import json
 import os
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,12 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from jroute import mesh as rules
-from jroute.generate.engine import decode, prefill
+from jroute.generate.programs import decode, prefill
 from jroute.mesh import make_mesh, shardings
 from jroute.model.config import Qwen3Config
 from jroute.model.qwen3 import abstract_params, logical_axes
 from jroute.model.routing import Routing
-from tests.sharding.decoder import CONFIG, GREEDY, UNTIED, placed_inputs, placed_parameters
+from tests.sharding.decoder import CONFIG, UNTIED, placed_inputs, placed_parameters
 
 FILE = Path(__file__).parent.parent / "golden" / "shardings.json"
 MESH = (2, 2, 2)
@@ -78,22 +77,22 @@ def found() -> dict[str, Any]:
         params, inputs = placed_parameters(mesh), placed_inputs(routed=True)
         patch.setattr(rules, "spec", record)
         patch.setattr(Routing, "mix", inspect)
-        # Another number of tokens than elsewhere, so that the programs are traced here.
-        static = {"config": CONFIG, "decoding": replace(GREEDY, max_new_tokens=7)}
-        state = prefill(params, *inputs, **static)
+        # Another room and chunk than elsewhere, so that the programs are traced here.
+        state, _ = prefill(params, *inputs, config=CONFIG, room=7)
         prefilled = dict(asked)
         asked.clear()
         times.clear()
-        state = decode(params, state, *inputs[2:], **static, steps=1)
+        state, chunk = decode(params, state, *inputs[1:], config=CONFIG, chunk=2)
     return {
         "parameters": of_parameters(UNTIED),
         "parameters, tied": of_parameters(CONFIG),
-        "inputs": named({"tokens": inputs.tokens, "lengths": inputs.lengths, "gate": inputs.gate}),
+        "inputs": named(inputs.rows._asdict()),
         "activations of prefill": prefilled,
         "activations of decoding": asked,
         "how often a decode step of two layers asks": dict(times),
         "streams": {name: [*map(list, sorted(at, key=str))] for name, at in streams.items()},
         "state of decoding": named(state),
+        "what a chunk tells": named(chunk),
     }
 
 

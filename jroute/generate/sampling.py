@@ -1,0 +1,186 @@
+"""How the next token is chosen: strategies that shape the distribution, and the draw from it.
+
+A strategy is a small frozen type with one method: logits to the logits of the distribution that is
+drawn from. They compose in the order in which they stand; ``Decoding.strategies`` gives the usual
+one: temperature, top-k, top-p, min-p.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+Logprobs = Literal["raw", "truncated"]
+"""Which distribution a log-probability is of: the model's own, or the one drawn from."""
+
+
+@runtime_checkable
+class Strategy(Protocol):
+    """Anything that makes other logits of logits; it must be hashable, as it names a program."""
+
+    def __call__(self, logits: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]:
+        """Logits of what is drawn from; -inf is never drawn."""
+        ...
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """Only the most likely token, of equal ones the first."""
+
+    def __call__(self, logits: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]:
+        """0 for the most likely token, -inf for all others."""
+        best = jnp.argmax(logits, axis=-1, keepdims=True)
+        chosen = jax.lax.broadcasted_iota(best.dtype, logits.shape, 1) == best
+        return jnp.where(chosen, 0.0, -jnp.inf)
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """Logits divided by ``value``."""
+
+    value: float
+
+    def __call__(self, logits: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]:
+        """The scaled logits."""
+        return logits / self.value
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The ``k`` most likely tokens."""
+
+    k: int
+
+    def __call__(self, logits: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]:
+        """-inf for all tokens less likely than the ``k``-th."""
+        kth = jax.lax.top_k(logits, min(self.k, logits.shape[-1]))[0][:, -1:]
+        return jnp.where(logits < kth, -jnp.inf, logits)
+
+
+@dataclass(frozen=True)
+class TopP:
+    """The smallest set of most likely tokens whose probability reaches ``p``.
+
+    Holtzman et al. 2020, "The curious case of neural text degeneration".
+    """
+
+    p: float
+
+    def __call__(self, logits: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]:
+        """-inf for all tokens outside the set."""
+        ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
+        probabilities = jax.nn.softmax(ordered, axis=-1)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities
+        last = jnp.min(jnp.where(before < self.p, ordered, jnp.inf), axis=-1, keepdims=True)
+        return jnp.where(logits < last, -jnp.inf, logits)
+
+
+@dataclass(frozen=True)
+class MinP:
+    """Tokens at least ``p`` times as likely as the most likely one.
+
+    Nguyen et al. 2024, "Turning up the heat: min-p sampling".
+    """
+
+    p: float
+
+    def __call__(self, logits: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]:
+        """-inf for all less likely tokens."""
+        least = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(self.p)
+        return jnp.where(logits < least, -jnp.inf, logits)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a compiled program has to know of the choice of tokens.
+
+    Attributes:
+        strategies: Applied one after the other.
+        minimum: Tokens of a completion before which no end token is chosen.
+        logprobs: Which log-probabilities of the chosen tokens to tell, if any.
+        margins: Tell by how much the chosen token won.
+    """
+
+    strategies: tuple[Strategy, ...] = (Greedy(),)
+    minimum: int = 0
+    logprobs: Logprobs | None = None
+    margins: bool = False
+
+
+class Chosen(NamedTuple):
+    """One token for every row.
+
+    Attributes:
+        token: Its id.
+        logprob: Its natural-log probability, if asked for.
+        margin: How far its score lies above the next best one, if asked for. Scores are the logits;
+            where a token is drawn, they are those of the distribution plus Gumbel noise, of which
+            the draw takes the best. A small margin is a near-tie that rounding can decide.
+    """
+
+    token: Int[Array, " rows"]
+    logprob: Float[Array, " rows"] | None
+    margin: Float[Array, " rows"] | None
+
+
+def choose(
+    logits: Float[Array, "rows vocab"],
+    seeds: Int[Array, " rows"],
+    positions: Int[Array, " rows"],
+    choice: Choice,
+    *,
+    generated: Int[Array, " rows"] | None = None,
+    ends: Int[Array, " ends"] | None = None,
+) -> Chosen:
+    """The next token of every row.
+
+    A row's randomness comes from its own seed and position only, so it does not depend on its
+    neighbours or on the slot it sits in.
+
+    Args:
+        logits: Of the next token, float32.
+        seeds: Of the rows' randomness.
+        positions: Of the next token in its row.
+        choice: How to choose.
+        generated: Tokens a row has generated so far; for ``choice.minimum``.
+        ends: End tokens; for ``choice.minimum``. Ids outside the vocabulary stand for none.
+    """
+    allowed = logits
+    if choice.minimum and generated is not None and ends is not None:
+        allowed = jnp.where(_too_early(logits, generated, ends, choice.minimum), -jnp.inf, logits)
+    greedy = any(isinstance(strategy, Greedy) for strategy in choice.strategies)
+    drawn_from = scores = allowed
+    if not greedy or choice.logprobs == "truncated":
+        for strategy in choice.strategies:
+            drawn_from = strategy(drawn_from)
+    if not greedy:
+
+        def noise(seed: Array, position: Array) -> Array:
+            key = jax.random.fold_in(jax.random.key(seed), position)
+            return jax.random.gumbel(key, logits.shape[-1:], logits.dtype)
+
+        scores = jax.vmap(noise)(seeds, positions) + drawn_from
+    token = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    logprob = margin = None
+    if choice.logprobs is not None:
+        of = logits if choice.logprobs == "raw" else drawn_from
+        chosen = jnp.take_along_axis(of, token[:, None], axis=-1)[:, 0]
+        logprob = chosen - jax.nn.logsumexp(of, axis=-1)
+    if choice.margins:
+        best = jax.lax.top_k(scores, 2)[0]
+        margin = best[:, 0] - best[:, 1]
+    return Chosen(token, logprob, margin)
+
+
+def _too_early(
+    logits: Float[Array, "rows vocab"],
+    generated: Int[Array, " rows"],
+    ends: Int[Array, " ends"],
+    minimum: int,
+) -> Bool[Array, "rows vocab"]:
+    """Where an end token would come before its time."""
+    vocabulary = jnp.arange(logits.shape[-1], dtype=ends.dtype)
+    ending = jnp.any(vocabulary[None] == ends[:, None], axis=0)
+    return (generated < minimum)[:, None] & ending[None]

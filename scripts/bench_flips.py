@@ -1,0 +1,172 @@
+"""How often greedy completions change with the execution shape alone: the noise floor of a model.
+
+    python scripts/bench_flips.py --model runs/demo/model --out scripts/results/flips_tiny.json
+    python scripts/bench_flips.py --model … --prompts prompts.jsonl --dtypes bfloat16 --shapes 8,64
+
+Every prompt is completed greedily by the same weights in several shapes: numbers of slots, and
+slots spread over all devices if there are several. A row flips if its tokens differ from those in
+the first shape. In float32 only near-ties may flip (two best logits closer than 1e-5 in one of the
+shapes); flips that no near-tie explains are counted apart and should be none. In bfloat16 logits
+are coarse and ties are common: their rate, with its 95 % interval (Wilson), is what any comparison
+of gates has to exceed. Without ``--prompts`` the first problems of the synthetic task are asked; a
+file has one JSON object with a field ``prompt`` on each line.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from statsmodels.stats.proportion import proportion_confint
+
+import jroute
+from jroute.door import door, enter
+from jroute.errors import UserError
+from jroute.files import write_text
+from jroute.generate.decoding import NEAR_TIE, Completion
+from jroute.lm import LanguageModel
+from jroute.mesh import MeshConfig
+from jroute.observe.machine import describe_machine
+from jroute.tasks.prompts import PromptConfig, render
+from jroute.tasks.synthetic import problems
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The field ``prompt`` of every line.
+
+    Raises:
+        UserError: A line is no such object.
+    """
+    found = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            found.append(json.loads(line)["prompt"])
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise UserError(
+                f"{path} line {number} is no JSON object with a field 'prompt'; give one per line"
+            ) from None
+    return found
+
+
+def share(count: int, total: int) -> dict[str, Any]:
+    """A count as a rate with its Wilson interval."""
+    ends = np.asarray(proportion_confint(count, total, method="wilson"), float)
+    return {"count": count, "of": total, "rate": count / total, "ci95": ends.tolist()}
+
+
+def first_difference(one: Sequence[int], other: Sequence[int]) -> int:
+    """The first position at which two rows differ."""
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def compare(base: Sequence[Completion], found: Sequence[Completion]) -> dict[str, Any]:
+    """Flips of one shape against another."""
+    differ = [(a, b) for a, b in zip(base, found, strict=True) if a.tokens != b.tokens]
+    near = [pair for pair in differ if min(c.margin or 0.0 for c in pair) < NEAR_TIE]
+    return {
+        "flipped_rows": share(len(differ), len(base)),
+        "explained_by_a_near_tie": len(near),
+        "unexplained": len(differ) - len(near),
+        "other_texts": sum(a.text != b.text for a, b in differ),
+        "first_differences": sorted(first_difference(a.tokens, b.tokens) for a, b in differ),
+        "smallest_margins_of_flipped_rows": sorted(
+            min(c.margin or 0.0 for c in pair) for pair in differ
+        )[:20],
+    }
+
+
+def complete(
+    lm: LanguageModel, prompts: Sequence[str], gate: float | None, new: int, shape: dict[str, Any]
+) -> list[Completion]:
+    """Greedy completions in one shape, with their margins."""
+    return lm.generate(list(prompts), gate, max_new_tokens=new, margins=True, **shape)
+
+
+def measure(
+    model: Path, dtype: str, prompts: Sequence[str], args: argparse.Namespace
+) -> dict[str, Any]:
+    """All shapes in one arithmetic."""
+    lm = jroute.load(model, dtype=dtype)
+    shapes = [(f"{slots} slots", lm, {"slots": slots}) for slots in args.shapes]
+    shapes.append(
+        (f"{args.shapes[0]} slots, scanned", lm, {"slots": args.shapes[0], "unroll": False})
+    )
+    devices = len(jax.devices())
+    if devices > 1:
+        spread = jroute.load(model, dtype=dtype, mesh=MeshConfig(data=devices))
+        slots = -(-args.shapes[0] // devices) * devices
+        shapes.append((f"{slots} slots on {devices} devices", spread, {"slots": slots}))
+    (first, *others), base = shapes, complete(lm, prompts, args.gate, args.new, shapes[0][2])
+    margins = [completion.margin or 0.0 for completion in base]
+    tokens = sum(len(completion.tokens) for completion in base)
+    found = {}
+    for name, model_there, shape in others:
+        found[name] = compare(base, complete(model_there, prompts, args.gate, args.new, shape))
+        flipped = found[name]["flipped_rows"]
+        print(
+            f"{dtype:9} {first[0]} / {name}: {flipped['count']} of {flipped['of']} rows flip "
+            f"({flipped['rate']:.2%} [{flipped['ci95'][0]:.2%}, {flipped['ci95'][1]:.2%}]), "
+            f"{found[name]['unexplained']} without a near-tie"
+        )
+    return {
+        "first_shape": first[0],
+        "tokens": tokens,
+        "rows_with_a_near_tie": share(sum(m < NEAR_TIE for m in margins), len(margins)),
+        "smallest_margin": min(margins),
+        "shapes": found,
+    }
+
+
+@door
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, measures, prints, writes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, required=True, help="model directory")
+    parser.add_argument("--prompts", type=Path, help="JSON lines with a field prompt")
+    parser.add_argument("--count", type=int, default=256, help="prompts to complete at most")
+    parser.add_argument("--new", type=int, default=40, help="new tokens at most")
+    parser.add_argument("--gate", type=float, help="default: the plain model")
+    parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--shapes", default="8,1,32,64", help="slots; the first is compared with")
+    parser.add_argument("--out", type=Path, help="JSON to write")
+    args = parser.parse_args(argv)
+    try:
+        args.shapes = [int(part) for part in args.shapes.split(",")]
+    except ValueError:
+        raise UserError(f"--shapes is {args.shapes!r}; give numbers with commas") from None
+    if min(args.shapes) < 1 or args.count < 1 or args.new < 1:
+        raise UserError("--shapes, --count and --new take positive numbers")
+    stored = jroute.load(args.model)
+    if args.prompts:
+        prompts = read_prompts(args.prompts)[: args.count]
+    else:
+        asked = problems("test", args.count)
+        prompts = [render(problem.question, PromptConfig(), stored.tokenizer) for problem in asked]
+    if not prompts:
+        raise UserError(f"{args.prompts} holds no prompts")
+    result = {
+        "command": "bench_flips",
+        "machine": describe_machine(),
+        "devices": [len(jax.devices()), jax.devices()[0].device_kind],
+        "model": stored.fingerprint,
+        "prompts": len(prompts),
+        "new_tokens": args.new,
+        "gate": args.gate,
+        "near_tie": NEAR_TIE,
+        "dtypes": {d: measure(args.model, d, prompts, args) for d in args.dtypes.split(",")},
+    }
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(args.out, json.dumps(result, indent=2) + "\n")
+        print(f"wrote {args.out}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    enter(main, "nothing was written")

@@ -1,0 +1,65 @@
+"""The model that every side gets: random weights in Hugging Face layout, and jroute's own form."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_dtypes  # noqa: F401 - teaches numpy the name "bfloat16"
+import numpy as np
+
+from jroute.convert import Dtype
+from jroute.errors import UserError
+from jroute.model.config import Qwen3Config
+
+ROOT = Path(__file__).parent.parent.parent
+TOKENIZER = ROOT / "jroute" / "assets" / "tiny-gated"
+
+SHARPNESS = 3.0
+"""The norms of queries and keys are multiplied by it.
+
+With random weights as they are, attention is nearly uniform, and every row soon repeats one token
+whatever came before: such tokens would be right under a wrong position encoding, too.
+"""
+
+
+def make_model(config: Qwen3Config, dtype: Dtype, folder: Path) -> tuple[Path, Path]:
+    """The checkpoint and its conversion; what stands complete in ``folder`` is taken as it is."""
+    folder = folder.resolve()
+    source, converted = folder / "huggingface", folder / "jroute"
+    if not (folder / "complete").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(config.to_hf()))
+        if not source.is_dir():
+            writing = ["-m", "scripts.random_qwen3", "--like", folder, "--out", source]
+            _python(*writing, "--dtype", dtype, "--tokenizer", TOKENIZER)
+        _sharpen(source)
+        _python("-m", "jroute.convert", "--overwrite", "--source", source, "--out", converted)
+        (folder / "complete").touch()
+    return source, converted
+
+
+def _python(*arguments: str | Path) -> None:
+    """Runs a command in a process of its own, so that no memory of it stays with the caller."""
+    command = [sys.executable, *map(str, arguments)]
+    if subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL).returncode:
+        raise UserError(f"{' '.join(command)} failed; see above")
+
+
+def _sharpen(source: Path) -> None:
+    """Multiplies the norms of queries and keys in place; once, as the files remember it."""
+    if (source / "sharpened").is_file():
+        return
+    for file in source.glob("*.safetensors"):
+        with file.open("rb") as start:
+            length = int.from_bytes(start.read(8), "little")
+            header = json.loads(start.read(length))
+        for name, entry in header.items():
+            if name.endswith(("q_norm.weight", "k_norm.weight")):
+                kind = {"F32": "float32", "BF16": "bfloat16"}[entry["dtype"]]
+                offset = 8 + length + entry["data_offsets"][0]
+                shape = tuple(entry["shape"])
+                values = np.memmap(file, np.dtype(kind), "r+", offset, shape)
+                values[:] = (values.astype(np.float32) * SHARPNESS).astype(kind)
+                values.flush()
+    (source / "sharpened").touch()

@@ -1,0 +1,149 @@
+"""What was found, in a table, and against the goals."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from scripts.peers.sides import OURS, SIDES
+
+Found = Mapping[str, Any]
+
+
+def best(found: Found, allowed: Callable[[str], bool]) -> str | None:
+    """The fastest side, of those allowed, whose tokens were not found wrong."""
+    rates = {
+        label: side["tokens_per_second"]["median"]
+        for label, side in found["sides"].items()
+        if allowed(label) and (side["tokens"] is None or side["tokens"]["right"])
+    }
+    return max(rates, key=lambda label: rates[label]) if rates else None
+
+
+def _on_jax(label: str) -> bool:
+    return label in SIDES and label != OURS and SIDES[label].on_jax
+
+
+def _peer(label: str) -> bool:
+    return label.split(" (")[0] in SIDES and not label.startswith(OURS)
+
+
+def _torch(label: str) -> bool:
+    return label == "transformers"
+
+
+def _static(label: str) -> bool:
+    return label == f"{OURS} (static)"
+
+
+GOALS: tuple[tuple[str, Callable[[str], bool], str, float], ...] = (
+    ("equal 1", _peer, "the best peer", 1.0),
+    ("equal 16", _on_jax, "the best peer on JAX", 1.5),
+    ("equal 16", _torch, "transformers", 2.5),
+    ("equal 64", _peer, "the best peer", 2.0),
+    ("ragged", _static, "our own static batches", 2.0),
+    ("ragged", _peer, "the best peer", 3.0),
+    ("first", _on_jax, "the best peer on JAX", 1.0),
+)
+"""What the 42 M shape is to reach on a CPU: part, rival, and how many times as fast as it."""
+
+
+def goals(parts: Found) -> list[dict[str, Any]]:
+    """Each goal that the parts measured can judge.
+
+    A goal of 1 is "not behind": it is met when the interval reaches 1.
+    """
+    found = {f"equal {batch}": each for batch, each in _batches(parts.get("equal", {}))}
+    found |= {name: parts[name] for name in ("ragged", "first") if name in parts}
+    lines = []
+    for part, allowed, against, goal in GOALS:
+        if part not in found:
+            continue
+        each = found[part]
+        if part == "first":
+            ratios = each["ours_is_faster_by"]
+            rivals = [label for label in ratios if allowed(label)]
+            rival = min(rivals, key=lambda label: ratios[label]["ratio"]) if rivals else None
+        else:
+            ratios, rival = each["ours_is_faster_by"], best(each, allowed)
+        if rival is None or rival not in ratios:
+            continue
+        ratio = ratios[rival]
+        reached = ratio["ratio"]
+        if goal == 1 and ratio["interval"]:
+            reached = ratio["interval"][1]
+        lines.append(
+            {
+                "part": part,
+                "against": f"{against} ({rival})" if rival not in against else against,
+                "goal": goal,
+                "ratio": ratio["ratio"],
+                "interval": ratio["interval"],
+                "met": reached >= goal,
+            }
+        )
+    return lines
+
+
+def _batches(equal: Found) -> Iterator[tuple[str, Found]]:
+    return ((name, each) for name, each in equal.items() if isinstance(each, dict))
+
+
+def table(result: Found) -> str:
+    """The figures that matter."""
+    lines, parts = [], result["parts"]
+    for name in ("equal", "ragged", "theta", "ablations"):
+        each = parts.get(name, {})
+        inner = each.get("batches", each) if name == "ablations" else each
+        tables = _batches(inner) if name in ("equal", "ablations") else [("", each)]
+        for batch, found in tables:
+            if "sides" in found:
+                lines += _sides(f"{name} {batch}".strip(), found)
+    if "first" in parts:
+        lines.append("first: seconds from a process's start to its first completions")
+        for label, each in parts["first"]["seconds"].items():
+            lines.append(
+                f"  {label:24} {each['until_first_result']['median']:8.1f}  "
+                f"(loading {each['loading']['median']:.1f}, "
+                f"first call {each['first_call']['median']:.1f}, "
+                f"second call {each['second_call']['median']:.1f})"
+                + _ratio(parts["first"]["ours_is_faster_by"].get(label))
+            )
+    for batch, each in parts.get("floor", {}).get("batches", {}).items():
+        lines.append(
+            f"floor {batch}: {1e3 * each['step_seconds']['median']:.3f} ms a step, "
+            f"{each['share_of_floor']['median']:.0%} of the floor"
+        )
+    for name, why in result["not_measured"].items():
+        lines.append(f"{name}: {why.strip().splitlines()[-1]}")
+    for goal in result.get("goals", []):
+        interval = "" if goal["interval"] is None else " [{:.2f}, {:.2f}]".format(*goal["interval"])
+        lines.append(
+            f"goal {goal['part']}: {goal['ratio']:.2f}{interval} times {goal['against']}, "
+            f"wanted {goal['goal']:g}: {'met' if goal['met'] else 'missed'}"
+        )
+    return "\n".join(lines)
+
+
+def _sides(title: str, found: Found) -> list[str]:
+    lines = [f"{title}: tokens/s, and how many times faster ours is"]
+    for label, side in found["sides"].items():
+        rate, tokens = side["tokens_per_second"], side["tokens"]
+        words = "tokens not checked"
+        if tokens is not None:
+            words = "tokens right" if tokens["right"] else f"{tokens['wrong_rows']} ROWS WRONG"
+            words += f", {tokens['near_ties']} near-ties" if tokens["near_ties"] else ""
+        lines.append(
+            f"  {label:24} {rate['median']:8.1f} [{rate['min']:.1f}, {rate['max']:.1f}]"
+            f"  {words}" + _ratio(found["ours_is_faster_by"].get(label))
+        )
+    for label, why in found["failed"].items():
+        lines.append(f"  {label:24} failed: {why.strip().splitlines()[-1]}")
+    return lines
+
+
+def _ratio(ratio: Found | None) -> str:
+    if ratio is None:
+        return ""
+    interval = ratio["interval"]
+    return f"  {ratio['ratio']:.2f}" + (
+        "" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]"
+    )

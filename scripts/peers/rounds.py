@@ -1,0 +1,257 @@
+"""The measurement itself: workers, turns, rounds."""
+
+import argparse
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scripts.peers.client import SideFailed, Worker
+from scripts.peers.compare import different, speedup, spread, verdict
+from scripts.peers.model import ROOT
+from scripts.peers.shapes import Shape
+from scripts.peers.sides import OURS, SIDES
+from scripts.peers.workload import Workload
+
+REFERENCE = "transformers"
+
+
+class Contestant(NamedTuple):
+    """A way of generating: a worker's command with its arguments, and what to call it."""
+
+    label: str
+    side: str
+    command: str = "generate"
+    arguments: Mapping[str, Any] = {}
+
+
+class Bench:
+    """Workers that have loaded the model, and what can be measured on them.
+
+    Attributes:
+        shape: What is measured.
+        sides: What each open worker said of itself: versions, threads, device.
+        failed: Sides without a worker, and why.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        models: tuple[Path, Path],
+        shape: Shape,
+        stack: ExitStack,
+    ):
+        self.shape = shape
+        self.sides: dict[str, dict[str, Any]] = {}
+        self.failed: dict[str, str] = {}
+        self._args = args
+        self._models = models
+        self._stack = stack
+        self._workers: dict[str, Worker] = {}
+
+    def open(self, name: str, python: Path) -> None:
+        """Starts a side's worker and lets it load the model.
+
+        Raises:
+            SideFailed: It could not.
+        """
+        worker = self._start(name, python)
+        answer = self._load(worker)
+        self._workers[name] = worker
+        self.sides[name] = {"command": worker.command, **answer}
+
+    def _start(self, name: str, python: str | Path) -> Worker:
+        log = self._args.work / "logs" / f"{name}.log"
+        path = {"PYTHONPATH": str(ROOT)} if name == OURS else {}  # this checkout, installed or not
+        threads = self._args.threads
+        worker = Worker(name, python, SIDES[name].script, log, threads=threads, environment=path)
+        self._stack.callback(worker.close)
+        return worker
+
+    def _load(self, worker: Worker) -> dict[str, Any]:
+        model = str(self._models[worker.name == OURS].resolve())
+        fields = {"dtype": self._args.dtype, "threads": self._args.threads}
+        return worker.ask("load", timeout=self._args.timeout, model=model, **fields)
+
+    def ask(self, side: str, do: str, **arguments: Any) -> dict[str, Any]:
+        """An open worker's answer."""
+        return self._workers[side].ask(do, timeout=self._args.timeout, **arguments)
+
+    def forget(self) -> None:
+        """Lets our worker drop what it has made for the shapes so far, to free memory."""
+        self.ask(OURS, "forget")
+
+    def contestants(self) -> list[Contestant]:
+        """Every open side as it is; ours first."""
+        return [Contestant(name, name) for name in self._workers]
+
+    def measure(
+        self, sides: Sequence[Contestant], work: Workload, batch: int, rounds: int
+    ) -> dict[str, Any]:
+        """Times all sides on the same work, turn by turn.
+
+        The first turn of each warms up: it compiles every program that the timed turns will run.
+        A side that compiles nothing is warm after a few tokens of each row.
+        The order rotates from round to round.
+        """
+        failed: dict[str, str] = {}
+        turns: dict[str, list[dict[str, Any]]] = {}
+        tokens: dict[str, list[list[int]]] = {}
+        idle = 0.0
+        for turn in range(rounds + 1):
+            first = turn % len(sides)
+            for side in (*sides[first:], *sides[:first]):
+                if side.label in failed:
+                    continue
+                others = [w for name, w in self._workers.items() if name != side.side]
+                before = [worker.cpu_seconds() for worker in others]
+                try:
+                    short = not turn and not SIDES[side.side].on_jax
+                    asked = work._replace(new=[min(n, 4) for n in work.new]) if short else work
+                    found = self._turn(side, asked, batch)
+                except SideFailed as error:
+                    failed[side.label] = str(error)
+                    turns.pop(side.label, None)
+                    continue
+                tokens[side.label] = found.pop("tokens")
+                rate = f"{sum(asked.new) / found['seconds']:,.1f} tokens/s"
+                print(
+                    f"  {f'round {turn}' if turn else 'warm-up'}  {side.label}: {rate}", flush=True
+                )
+                if turn:
+                    turns.setdefault(side.label, []).append(found)
+                    after = [worker.cpu_seconds() for worker in others]
+                    idle += sum(after) - sum(before)
+        turns = {side.label: turns[side.label] for side in sides if side.label in turns}
+        verdicts = self._check(work, {label: tokens[label] for label in turns})
+        seconds = {label: [t["seconds"] for t in each] for label, each in turns.items()}
+        ours, wanted = sides[0].label, sum(work.new)
+        results = {}
+        for label, each in turns.items():
+            steps, live = each[-1]["row_steps"], each[-1].get("live_row_steps", wanted)
+            results[label] = {
+                "tokens_per_second": spread([wanted / s for s in seconds[label]]),
+                "seconds": spread(seconds[label]),
+                "cores_used": statistics.median(t["cpu_seconds"] / t["seconds"] for t in each),
+                "occupancy": live / steps if steps else None,
+                "tokens": verdicts.get(label),
+            }
+            if ours in turns and label != ours:
+                results[label]["rows_different_from_ours"] = different(tokens[ours], tokens[label])
+        ratios = {
+            label: speedup(seconds[ours], seconds[label])
+            for label in turns
+            if ours in turns and label != ours
+        }
+        return {
+            "work": work.describe(),
+            "batch": batch,
+            "sides": results,
+            "ours_is_faster_by": ratios,
+            "failed": failed,
+            "idle_workers_cpu_seconds": idle,
+        }
+
+    def _turn(self, side: Contestant, work: Workload, batch: int) -> dict[str, Any]:
+        asked = {"prompts": work.prompts, "new": work.new, "batch": batch}
+        return self.ask(side.side, side.command, **asked, **side.arguments)
+
+    def _check(
+        self, work: Workload, tokens: Mapping[str, list[list[int]]]
+    ) -> dict[str, dict[str, Any]]:
+        """Every side's tokens against the reference; a row that several sides gave is read once."""
+        if REFERENCE not in self._workers:
+            return {}
+        rows = {(i, tuple(row)) for each in tokens.values() for i, row in enumerate(each)}
+        order = sorted(rows)
+        prompts = [work.prompts[i] for i, _ in order]
+        try:
+            answer = self.ask(
+                REFERENCE, "check", prompts=prompts, completions=[list(row) for _, row in order]
+            )
+        except SideFailed as error:
+            self.failed["check of tokens"] = str(error)
+            return {}
+        gaps = dict(zip(order, answer["gaps"], strict=True))
+        return {
+            label: verdict([gaps[i, tuple(row)] for i, row in enumerate(each)], self._args.dtype)
+            for label, each in tokens.items()
+        }
+
+    def first(self, work: Workload, batch: int, rounds: int) -> dict[str, Any]:
+        """Fresh processes: how long until the first completions are there, and then the second."""
+        names = list(self._workers)
+        keys = ("until_first_result", "loading", "first_call", "second_call")
+        times: dict[str, dict[str, list[float]]] = {n: {k: [] for k in keys} for n in names}
+        failed: dict[str, str] = {}
+        for turn in range(rounds):
+            first = turn % len(names)
+            for name in (*names[first:], *names[:first]):
+                python = self._workers[name].command[0]
+                try:
+                    with self._start(name, python) as worker:
+                        found = self._first(worker, work, batch)
+                except SideFailed as error:
+                    failed[name] = str(error)
+                    continue
+                for key, value in zip(keys, found, strict=True):
+                    times[name][key].append(value)
+        done = {name: each for name, each in times.items() if name not in failed}
+        until = {name: each[keys[0]] for name, each in done.items()}
+        return {
+            "work": work.describe(),
+            "seconds": {
+                name: {key: spread(values) for key, values in each.items()}
+                for name, each in done.items()
+            },
+            "ours_is_faster_by": {
+                name: speedup(until[OURS], values)
+                for name, values in until.items()
+                if OURS in until and name != OURS
+            },
+            "failed": failed,
+        }
+
+    def _first(self, worker: Worker, work: Workload, batch: int) -> tuple[float, ...]:
+        self._load(worker)
+        loaded = time.perf_counter()
+        asked = {"prompts": work.prompts, "new": work.new, "batch": batch}
+        calls = []
+        for _ in range(2):
+            worker.ask("generate", timeout=self._args.timeout, **asked)
+            calls.append(time.perf_counter())
+        return (
+            calls[0] - worker.started,
+            loaded - worker.started,
+            calls[0] - loaded,
+            calls[1] - calls[0],
+        )
+
+    def floor(
+        self, work: Workload, batch: int, rounds: int, bounds: Mapping[str, float]
+    ) -> dict[str, Any]:
+        """A decode step of ours against the bytes it has to read.
+
+        The time of a step is that of the second half of the new tokens: a run to the end less a run
+        to the half, over the steps between, so that neither prefill nor the host's start counts.
+        """
+        full, half = work.new[0], work.new[0] // 2
+        runs = {full: list[float](), half: list[float]()}
+        for turn in range(rounds + 1):
+            for new, seconds in runs.items():
+                short = Workload(work.prompts, [new] * len(work.prompts))
+                found = self._turn(Contestant(OURS, OURS, arguments={"cap": full}), short, batch)
+                if turn:  # the first turn compiles
+                    seconds.append(found["seconds"])
+        steps = [(a - b) / (full - half) for a, b in zip(runs[full], runs[half], strict=True)]
+        length = len(work.prompts[0]) + (full + half) / 2
+        live = batch * length * bounds["cache_bytes_per_token"]
+        bound = (bounds["weight_bytes"] + live) / bounds["copy_bandwidth"]
+        return {
+            "step_seconds": spread(steps),
+            "floor_seconds": bound,
+            "live_cache_bytes": live,
+            "share_of_floor": spread([bound / step for step in steps]),
+        }
