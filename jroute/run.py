@@ -41,7 +41,7 @@ from jroute.generate.planning import check_context
 from jroute.lm import LanguageModel, load
 from jroute.mesh import MeshConfig
 from jroute.tasks import Problem, Split, load_problems
-from jroute.tasks.prompts import render
+from jroute.tasks.prompts import meaning, render
 
 MADE = ("mixing", "outcomes", "features", "learner", "controller", "results.json", "lm_eval")
 """What ties a run folder to its experiment, once it is there."""
@@ -227,7 +227,7 @@ class Run:
             "routing": lm.routing.config,
             "dtype": str(jax.tree.leaves(lm.params)[0].dtype),
             "task": {"name": e.task.name, "seed": e.task.seed},  # ids name the problems of a task
-            "prompt": e.prompt,
+            "prompt": meaning(e.prompt, lm.tokenizer),
             "decoding": e.decoding,
             "reward": e.reward,
         }
@@ -419,7 +419,7 @@ class Run:
 
 def _without_devices(experiment: Experiment) -> Experiment:
     """What a run folder keeps: devices decide how cells are made, not what they mean."""
-    return dataclasses.replace(experiment, mesh=MeshConfig())
+    return dataclasses.replace(experiment, mesh=MeshConfig(), track="")
 
 
 def load_run(directory: str | Path, *, mesh: MeshConfig | None = None) -> Run:

@@ -1,5 +1,6 @@
 """The stages of a run: mixing weights, outcomes, features, controllers, judgement; each resumes."""
 
+import dataclasses
 import hashlib
 import json
 import time
@@ -210,7 +211,12 @@ def train_ppo(run: Run, env: TableEnv, gates: tuple[float, ...]) -> learner.Lear
     if done:
         done, state = load_state(folder, state)
     programs: dict[int, Callable[..., Any]] = {}
-    scalars = Scalars(run.directory / "tensorboard", purge_step=done)
+    scalars = Scalars(
+        run.directory / "tensorboard",
+        purge_step=done,
+        track=run.experiment.track,
+        config=dataclasses.asdict(run.experiment),
+    )
     with tqdm(
         total=config.updates, initial=done, desc=f"ppo x {config.seeds} seeds", unit="update"
     ) as bar:

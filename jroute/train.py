@@ -4,7 +4,8 @@
 
 A routing whose gates do nothing is refused (``python -m jroute.probe`` shows what they do). With
 ``--mixing.method gradient`` or ``search`` its mixing weights are learned first, the base frozen.
-A run that was interrupted goes on where it stopped when the same command is given again.
+A run that was interrupted goes on where it stopped when the same command is given again. With
+``--track wandb`` its curves go to Weights & Biases too.
 """
 
 from collections.abc import Sequence
@@ -14,12 +15,14 @@ from jroute.door import door, enter
 from jroute.errors import UserError
 from jroute.experiment import Experiment
 from jroute.mesh import started_as_several
+from jroute.observe.scalars import check_tracker
 
 
 @door
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, trains, prints."""
     experiment = parse(Experiment, argv, prog="python -m jroute.train", description=__doc__ or "")
+    check_tracker(experiment.track)
     if started_as_several():
         raise UserError(
             "training runs in one process, but several were started; fill the table with "

@@ -7,21 +7,37 @@
 """
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
-from tensorboardX import SummaryWriter
 
 from jroute.errors import UserError
 from jroute.files import replacing, write_text
+
+LOG = logging.getLogger("jroute")
 
 Track = Literal["", "wandb"]
 
 GATE_SHARE = "charts/gate_frac_"
 """Curves so named, one for each gate, are also written as the histogram ``charts/gate``."""
+
+
+def check_tracker(track: Track) -> None:
+    """Refuses a tracker that is not installed, before hours are spent.
+
+    Raises:
+        UserError: It is not.
+    """
+    found = find_spec(track) if track else None
+    if track and (found is None or found.origin is None):  # a folder of that name is no package
+        raise UserError(
+            f"--track {track} needs a package that is missing; pip install 'jroute[{track}]'"
+        )
 
 
 class Scalars:
@@ -52,6 +68,9 @@ class Scalars:
         Raises:
             UserError: The tracker is not installed.
         """
+        from tensorboardX import SummaryWriter
+
+        check_tracker(track)
         self._tracked = _WandB(folder, config or {}) if track else None
         self._writer = SummaryWriter(str(folder), purge_step=purge_step, write_to_disk=True)
         self._seeds = folder / "seeds"
@@ -64,7 +83,8 @@ class Scalars:
         """Writes ``[seeds, updates]`` arrays; update i stands at step ``first_step + i``."""
         by_seed = {name: np.atleast_2d(values) for name, values in named.items()}
         with replacing(self._seeds / f"{first_step:08d}.npz") as partial, partial.open("wb") as out:
-            np.savez_compressed(out, **{k: v.astype(np.float32) for k, v in by_seed.items()})
+            rounded: dict[str, Any] = {k: v.astype(np.float32) for k, v in by_seed.items()}
+            np.savez_compressed(out, **rounded)
         means = {name: np.ma.masked_invalid(v).mean(axis=0) for name, v in by_seed.items()}
         shares = {
             float(name.removeprefix(GATE_SHARE)): values
@@ -119,19 +139,22 @@ def _bars(shares: Mapping[float, float]) -> tuple[list[float], list[float]] | No
 
 
 class _WandB:
-    """A Weights & Biases run of a folder; a run that is resumed goes on in it."""
+    """A Weights & Biases run of a folder; a run that is resumed goes on in it.
+
+    Whatever fails is told once; the training goes on without.
+    """
 
     def __init__(self, folder: Path, config: Mapping[str, Any]):
-        try:
-            import wandb
-        except ImportError:
-            raise UserError(
-                "--track wandb needs the package wandb; pip install 'jroute[wandb]'"
-            ) from None
-        self._histogram = wandb.Histogram
+        self._run: Any = None
+        self._try(lambda: self._open(folder, config))
+
+    def _open(self, folder: Path, config: Mapping[str, Any]) -> None:
+        import wandb
+
         known = folder / "wandb.json"
         identity = json.loads(known.read_text())["id"] if known.is_file() else None
         folder.mkdir(parents=True, exist_ok=True)
+        self._histogram = wandb.Histogram
         self._run = wandb.init(
             project="jroute",
             name=folder.absolute().parent.name,
@@ -148,15 +171,28 @@ class _WandB:
         bars: tuple[list[float], list[float]] | None,
         step: int,
     ) -> None:
+        if self._run is None:
+            return
         shown: dict[str, Any] = dict(values)
         if bars:
             limits, shares = bars
-            shown["charts/gate"] = self._histogram(np_histogram=(shares, limits))
-        self._run.log(shown, step=step)
+            shown["charts/gate"] = self._histogram(
+                np_histogram=(np.array(shares), np.array(limits))
+            )
+        self._try(lambda: self._run.log(shown, step=step))
 
     def close(self) -> None:
         """Ends the run."""
-        self._run.finish()
+        if self._run is not None:
+            self._try(self._run.finish)
+
+    def _try(self, act: Callable[[], Any]) -> None:
+        try:
+            act()
+        except Exception as error:
+            self._run = None
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            LOG.warning("W&B takes no more curves (%s); the run goes on", reason[0])
 
 
 def read_curves(folder: Path) -> tuple[dict[str, Float[np.ndarray, "seeds updates"]], bool]:
@@ -184,7 +220,7 @@ def read_curves(folder: Path) -> tuple[dict[str, Float[np.ndarray, "seeds update
 
 def _read_events(folder: Path) -> dict[str, list[float]]:
     """Scalars of TensorBoard's files, the last value of every step, NaN where there is none."""
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.event_pb2 import Event  # type: ignore[attr-defined]
 
     found: dict[str, dict[int, float]] = {}
     for path in sorted(folder.glob("events.out.tfevents.*")):

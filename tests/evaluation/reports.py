@@ -72,9 +72,9 @@ def rows(n: int, *, hostile: bool = False) -> tuple[Row, ...]:
             for k, gate in enumerate(GRID)
         )
         features = {"prompt_length": 10.0 + i % 17, "first_token_entropy": i / 1000}
-        made.append(
-            Row(problem, f"<|user|>{i}{bad}", features, cells, 0, best if i % 3 else (best + 1) % 5)
-        )
+        rl = best if i % 3 else (best + 1) % 5
+        arms = {"baseline": (GRID[0],), "fixed:0.5": (0.5,), "rl_selected": (GRID[rl],)}
+        made.append(Row(problem, f"<|user|>{i}{bad}", features, cells, 0, rl, arms))
     return tuple(made)
 
 

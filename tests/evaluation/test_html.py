@@ -10,7 +10,7 @@ from html import unescape
 import numpy as np
 import pytest
 
-from jroute.evaluation.html import figures, page, problems, shares
+from jroute.evaluation.html import canvas, figures, gate_figures, head, page, problems, shares
 from jroute.evaluation.html import rows as numbers
 from jroute.evaluation.html.material import Judged
 from tests.evaluation import reports
@@ -51,7 +51,7 @@ def test_the_verdict_stands_first_and_the_numbers_follow(whole) -> None:
     ids=["mapping", "text"],
 )
 def test_a_stored_verdict_is_quoted(stored, headline, sentence) -> None:
-    assert page.verdict({**reports.results(), "verdict": stored}) == (headline, sentence)
+    assert head.verdict({**reports.results(), "verdict": stored}) == (headline, sentence)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_without_a_verdict_only_the_contrasts_speak(changes, headline) -> None:
     results = reports.results()
     for contrast in results["contrasts"][:4]:
         contrast |= changes
-    assert page.verdict(results)[0] == headline
+    assert head.verdict(results)[0] == headline
 
 
 def test_rows_are_in_per_cent_and_points() -> None:
@@ -138,7 +138,7 @@ def test_gates_of_several_parts_get_a_heatmap() -> None:
     steps = next(m for m in shares.measures(judged) if m.short == "steps")
     means = shares.by_difficulty(judged, steps).parts
     np.testing.assert_allclose(means[0] + means[1], 1)
-    drawn = figures.inline(found[names.index("parts-steps")], 5)
+    drawn = canvas.inline(found[names.index("parts-steps")], 5)
     depths = [float(d) for d in re.findall(r"fill: var\(--gate4\); opacity: ([\d.]+)", drawn)]
     np.testing.assert_allclose(depths, means.ravel(), atol=1e-5)  # the grid is 0 to 1
 
@@ -167,14 +167,14 @@ def test_figures_in_the_page_take_its_colours_and_names(whole) -> None:
 
 def test_ramps_run_from_grey_away_from_the_ground() -> None:
     for mode in ("light", "dark"):
-        ramp = figures.gate_ramp(5, mode)
+        ramp = canvas.gate_ramp(5, mode)
         luminance = [
             np.dot([int(c[i : i + 2], 16) for i in (1, 3, 5)], [0.21, 0.72, 0.07]) for c in ramp
         ]
         assert len(set(ramp)) == 5
         rising = np.diff(luminance[1:])
         assert (rising < -12).all() if mode == "light" else (rising > 12).all()
-    assert [len(figures.gate_ramp(n, "light")) for n in (1, 2, 9)] == [1, 2, 9]
+    assert [len(canvas.gate_ramp(n, "light")) for n in (1, 2, 9)] == [1, 2, 9]
 
 
 def test_the_same_figures_are_files(tmp_path) -> None:
@@ -246,13 +246,94 @@ def test_a_hostile_run_leaves_the_page_as_it_is(whole) -> None:
     assert set(outside) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
 
 
+def test_all_that_judging_stores_is_said() -> None:
+    """Every further part of ``results.json``, where it is there."""
+    stored = {
+        "verdict": {
+            "name": "gain",
+            "sentence": "It is.",
+            "beside": ["A rival <b>does</b> as well."],
+        },
+        "gate_sensitive": {"share": 0.312, "ci95": [0.284, 0.342], "n": 40},
+        "gaps": [
+            {"b": "baseline", "just_significant": 0.2, "power_80": 0.3},
+            {"b": "best_fixed", "just_significant": 0.014, "power_80": 0.0182},
+        ],
+        "resolvable_gap": 0.014,
+        "mcnemar": [{"a": "rl_selected", "b": "best_fixed", "only_a": 31, "only_b": 4, "p": 1e-6}],
+        "shares": {
+            "rl": {"share": 0.97, "ci95": [0.9, 1.0], "n": 40},
+            "supervised": {"share": 0.0, "ci95": [None, None], "n": 40},
+        },
+        "not_available": {"oracle": "the best gate of every problem"},
+    }
+    floor = {"share": 0.031, "ci95": [0.02, 0.05], "n": 512}
+    judged = {**reports.results(), **stored}
+    whole = {**judged, "noise_floor": {"text": floor, "correct": {**floor, "share": 0.004}}}
+    html = rendered(
+        reports.material(6, results=whole, curves={}, splits=(Judged("test", judged, absent="a"),))
+    )
+    seen = text_of(html)
+    for sentence in (
+        "Gain It is. A rival <b>does</b> as well.",
+        "Gates decide 31.2 % (28.4 to 34.2) of these problems",
+        "resolve is 1.4 points; one of 1.8 points is found four times out of five",
+        "best fixed 31 4 <0.001",
+        "Of the exact-gradient policy's gain: RL 97.0 % (90.0 to 100.0).",
+        "512 cells were made twice, in another order and width: 3.1 % (2.0 to 5.0) changed their "
+        "text, 0.4 %",
+        "which these arms need: oracle (the best gate of every problem)",
+    ):
+        assert sentence in seen, sentence
+    assert "<b>does" not in html
+
+
+def test_every_arm_and_every_seed_has_its_bar_of_gates() -> None:
+    results = {
+        "gates": [1.0, 0.0],
+        "gates_chosen": {
+            "baseline": [[0, 10]],
+            "rl": [[10, 0], [4, 6], [0, 10]],
+            "supervised": [[2, 8]],
+        },
+    }
+    figure = gate_figures.of_arms(results)
+    assert figure.said == "RL: 0 53%, 1 47%; supervised: 0 80%, 1 20%"
+    drawn = canvas.inline(figure, 2)
+    widths = {}
+    for path, colour in re.findall(r'<path d="([^"]+)"[^>]*style="fill: var\(--(gate\d)\)', drawn):
+        x = [float(v) for v in re.findall(r"[ML] ([\d.]+) ", path)]
+        widths.setdefault(colour, []).append(max(x) - min(x))
+    full = max(widths["gate0"])
+    # Gate 0 is the second column; seeds stand in the order of their mean gates.
+    np.testing.assert_allclose(
+        np.array(widths["gate0"]) / full, [16 / 30, 0.8, 1, 0.6, 0], atol=1e-3
+    )
+
+
+def test_labels_stand_apart_in_the_order_of_their_values() -> None:
+    found = np.array(figures.apart([0.5, 0.9, 0.51, 0.1], 0.1))
+    assert found[[3, 1]].tolist() == [0.1, 0.9]  # with room enough a label is where its value is
+    assert found[2] - found[0] == pytest.approx(0.1)
+    assert found[[0, 2]].mean() == pytest.approx(0.505)
+    assert figures.apart([], 0.1) == []
+
+
 def test_texts_of_the_table_stand_once() -> None:
     material = reports.material(10)
     packed = problems.pack(material.splits, figures.grid(material))
     assert len(packed["texts"]) == len(set(packed["texts"]))
     row, made = packed["splits"][0]["rows"][7], material.splits[0].rows[7]
-    assert [packed["texts"][cell[2]] for cell in row["cells"]] == [c.completion for c in made.cells]
-    assert row["cells"][0][2] == row["cells"][1][2] != row["cells"][2][2]
+    assert [packed["texts"][cell[3]] for cell in row["cells"]] == [c.completion for c in made.cells]
+    assert row["cells"][0][3] == row["cells"][1][3] != row["cells"][2][3]
+    assert packed["splits"][0]["arms"] == ["baseline", "RL, one seed"]
+    assert [cell[1:3] for cell in row["cells"]] == [
+        [[0], [0]],
+        [[1], []],
+        [[2], [1]],
+        [[3], []],
+        [[4], []],
+    ]
     assert [cell[0] for cell in row["cells"]] == ["0", "0.25", "0.5", "0.75", "1"]
     assert (row["base"], row["rl"], row["steps"], row["seeds"]) == (
         0,

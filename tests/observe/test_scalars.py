@@ -1,6 +1,9 @@
 """Curves: what is written for TensorBoard and W&B, and what a report reads back."""
 
 import json
+import sys
+import types
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from jroute.errors import UserError
 from jroute.observe.scalars import Scalars, read_curves
+from jroute.train import main as train
 
 GATES = (0.0, 0.5, 1.0)
 
@@ -132,7 +136,7 @@ def stored_offline(content: bytes) -> list[bytes]:
     return records
 
 
-def test_wandb_gets_the_same(tmp_path, monkeypatch) -> None:
+def test_wandb_gets_the_same(tmp_path, monkeypatch, caplog) -> None:
     wandb = pytest.importorskip("wandb")
     from wandb.proto import wandb_internal_pb2
 
@@ -144,7 +148,7 @@ def test_wandb_gets_the_same(tmp_path, monkeypatch) -> None:
     scalars = Scalars(folder, track="wandb", config={"seed": 3})
     scalars.write(curves(3), 0)
     scalars.close()
-    assert wandb.run is None
+    assert wandb.run is None and not caplog.messages
     file = next(folder.glob("wandb/offline-run-*/*.wandb"))
     rows, config = [], {}
     for data in stored_offline(file.read_bytes()):
@@ -163,8 +167,49 @@ def test_wandb_gets_the_same(tmp_path, monkeypatch) -> None:
     assert json.loads(rows[0]["charts/gate/bins"]) == [-0.25, 0.25, 0.75, 1.25]
 
 
+@pytest.mark.parametrize("broken", ["init", "log", "finish"])
+def test_a_failing_tracker_stops_nothing(tmp_path, monkeypatch, caplog, broken) -> None:
+    asked = []
+
+    def service(name: str):
+        def act(*_: object, **__: object) -> types.SimpleNamespace:
+            asked.append(name)
+            if name == broken:
+                raise ConnectionError("the service is away")
+            return types.SimpleNamespace(id="x", log=service("log"), finish=service("finish"))
+
+        return act
+
+    fake = types.ModuleType("wandb")
+    fake.__spec__ = ModuleSpec("wandb", None, origin="fake")
+    fake.init, fake.Histogram = service("init"), dict
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    scalars = Scalars(tmp_path, track="wandb")
+    scalars.write(curves(3), 0)
+    scalars.close()
+    assert read_curves(tmp_path)[0]["charts/episodic_return"].shape == (2, 3)
+    assert caplog.messages == ["W&B takes no more curves (the service is away); the run goes on"]
+    assert (
+        asked
+        == {  # what failed is not asked again
+            "init": ["init"],
+            "log": ["init", "log"],
+            "finish": ["init", "log", "log", "log", "finish"],
+        }[broken]
+    )
+
+
+def test_training_refuses_a_tracker_that_is_missing_at_once(monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    options = ["--run", "no/run", "--model", "no/model", "--track"]
+    assert train([*options, "wandb"]) == 2
+    assert "pip install 'jroute[wandb]'" in capsys.readouterr().err
+    assert train([*options, "mlflow"]) == 2
+    assert "--track must be one of" in capsys.readouterr().err
+
+
 def test_a_missing_tracker_is_named_before_anything_is_written(tmp_path, monkeypatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"jroute\[wandb\]"):
         Scalars(tmp_path / "tensorboard", track="wandb")
     assert not list(tmp_path.iterdir())

@@ -9,10 +9,9 @@ from jroute.observe.traces import Episode
 
 def episodes(judged: Judged, material: Material) -> Iterator[Episode]:
     """Every cell of a split; arms that choose the same gate share an episode, and are named."""
-    best = material.results.get("best_fixed_gate")
     outcomes = material.results.get("outcomes", "")
     for row in judged.rows:
-        for number, cell in enumerate(row.cells):
+        for cell in row.cells:
             yield Episode(
                 key=f"{outcomes}/{judged.name}/{row.problem.id}/{cell.gate}",
                 prompt=row.prompt or row.problem.question,
@@ -30,20 +29,17 @@ def episodes(judged: Judged, material: Material) -> Iterator[Episode]:
                     "run": material.name,
                     "split": judged.name,
                     "problem": row.problem.id,
-                    "arms": _arms(row, number, cell, best),
+                    "arms": _arms(row, cell),
                 },
             )
 
 
-def _arms(row: Row, number: int, cell: Cell, best: Any) -> list[str]:
-    fixed = len(set(cell.gate)) == 1
-    named = {
-        "baseline": number == row.base,
-        f"fixed:{cell.gate[0]:g}": fixed,
-        "best_fixed": fixed and cell.gate[0] == best,
-        "rl_selected": number == row.rl,
-    }
-    return [name for name, chose in named.items() if chose]
+def _arms(row: Row, cell: Cell) -> list[str]:
+    named = [name for name, gate in row.arms.items() if gate == cell.gate]
+    constant = f"fixed:{cell.gate[0]:g}"
+    if len(set(cell.gate)) == 1 and constant not in named:
+        named.append(constant)
+    return named
 
 
 def shared(material: Material) -> Mapping[str, Any]:

@@ -1,21 +1,13 @@
-"""What a report shows, read from the files of a run folder; no model is loaded for it."""
+"""What a report shows, as plain data; ``reading`` takes it from the files of a run folder."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jroute.config import load as load_config
-from jroute.controller.features import SCALARS, RawFeatures
-from jroute.envs.outcomes import OutcomeTable
-from jroute.errors import UserError
-from jroute.experiment import Experiment
-from jroute.observe.scalars import read_curves
-from jroute.tasks import Problem, Split, load_problems
+from jroute.tasks import Problem
 
 Gate = tuple[float, ...]
 """A gate as its parts: one number, or one for every band or layer."""
@@ -46,6 +38,7 @@ class Row:
         cells: What was generated, one for each gate.
         base: Which cell is the plain model's.
         rl: Which cell the deployed controller chose.
+        arms: Gate of every arm that gives each problem one, by name.
     """
 
     problem: Problem
@@ -54,6 +47,7 @@ class Row:
     cells: tuple[Cell, ...]
     base: int
     rl: int
+    arms: Mapping[str, Gate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -120,129 +114,3 @@ def steps(problem: Problem) -> int:
     """Lines of the reference solution, its final ``####`` line aside; 0 if there is none."""
     lines = (line.strip() for line in problem.solution.splitlines())
     return sum(bool(line) and not line.startswith("####") for line in lines)
-
-
-def gather(directory: str | Path) -> Material:
-    """Reads a finished run.
-
-    What is missing beside ``results.json`` leaves its place empty.
-
-    Raises:
-        UserError: There is no finished run in the folder.
-    """
-    directory = Path(directory)
-    for name in ("config.yaml", "results.json"):
-        if not (directory / name).is_file():
-            raise UserError(
-                f"{directory} has no {name}, so it is not a finished run; run python -m "
-                "jroute.train with its config first"
-            )
-    experiment = load_config(Experiment, directory / "config.yaml")
-    results = json.loads((directory / "results.json").read_text())
-    named = {results["split"]: results, **results.get("other_splits", {})}
-    curves, banded = read_curves(directory / "tensorboard")
-    probe = directory / "probe" / "probe.json"
-    return Material(
-        name=directory.absolute().name,
-        results=results,
-        splits=tuple(
-            _judged(directory, experiment, results, name, part) for name, part in named.items()
-        ),
-        curves=curves,
-        banded=banded,
-        batch=experiment.ppo.batch_size,
-        probe=json.loads(probe.read_text()) if probe.is_file() else None,
-        settings=(directory / "config.yaml").read_text(),
-        decoding=vars(experiment.decoding),
-    )
-
-
-def _judged(
-    directory: Path,
-    experiment: Experiment,
-    results: Mapping[str, Any],
-    split: Split,
-    part: Mapping[str, Any],
-) -> Judged:
-    try:
-        problems = load_problems(experiment.task, split)
-        table = OutcomeTable.open(directory / "outcomes" / str(results.get("outcomes", "")))
-        raw = _features(directory, split, len(problems))
-        chosen, deployed = _choices(directory, results, raw, experiment.gates)
-        rows = [[table.outcome(p.id, gate) for gate in experiment.gates] for p in problems]
-    except UserError as error:
-        return Judged(split, part, absent=f"The problems cannot be shown: {error}.")
-    prompts = _prompts(directory, experiment, problems)
-    base = experiment.gates.index(0.0)
-    return Judged(
-        split,
-        part,
-        tuple(
-            Row(
-                problem,
-                prompt,
-                dict(zip(SCALARS, scalars, strict=True)),
-                tuple(
-                    Cell(
-                        (o.gate,),
-                        *(o.completion, o.tokens, o.parsed, o.status),
-                        *(o.correct, o.reward, o.stop_reason),
-                    )
-                    for o in outcomes
-                ),
-                base,
-                choice,
-            )
-            for problem, prompt, scalars, outcomes, choice in zip(
-                problems, prompts, raw.scalars.tolist(), rows, deployed, strict=True
-            )
-        ),
-        chosen,
-    )
-
-
-def _features(directory: Path, split: str, count: int) -> RawFeatures:
-    path = directory / "features" / f"{split}.npz"
-    if not path.is_file():
-        raise UserError(f"{path} is missing, train again to have it made anew")
-    with np.load(path) as stored:
-        raw = RawFeatures(stored["scalars"], stored["hidden"])
-    if len(raw.scalars) != count:
-        raise UserError(f"{path} holds {len(raw.scalars)} problems, but the task has {count} now")
-    return raw
-
-
-def _choices(
-    directory: Path, results: Mapping[str, Any], raw: RawFeatures, grid: Sequence[float]
-) -> tuple[Float[np.ndarray, "seeds problems parts"], list[int]]:
-    """Gates of every seed, and which of the grid the deployed controller chose."""
-    import jax
-
-    from jroute.checkpoint import load_state
-    from jroute.controller import arms
-    from jroute.controller.features import Featurizer
-
-    folder = directory / "controller" / str(results.get("training", ""))
-    if not results.get("training") or not folder.is_dir():
-        raise UserError(f"{folder} is missing, train again to have the controllers")
-    tree = load_state(folder)[1]
-    observations = Featurizer.of(tree["featurizer"])(raw).astype(np.float32)
-    seeds = len(jax.tree.leaves(tree["seeds"])[0])
-    each = (jax.tree.map(lambda leaf, i=i: leaf[i], tree["seeds"]) for i in range(seeds))
-    choices = np.stack([arms.choices_of_policy(one, observations) for one in each])
-    return np.asarray(grid)[choices][..., None], choices[int(tree["selected"])].tolist()
-
-
-def _prompts(directory: Path, experiment: Experiment, problems: Sequence[Problem]) -> Sequence[str]:
-    """Prompts as the model reads them; empty texts where its tokenizer is out of reach."""
-    from jroute.tasks.prompts import render
-    from jroute.tasks.tokenizer import load_tokenizer
-
-    model = Path(experiment.model)
-    for folder in (model, directory / model.name):
-        try:
-            tokenizer = load_tokenizer(folder)
-        except UserError:
-            continue
-        return [render(problem.question, experiment.prompt, tokenizer) for problem in problems]
-    return [""] * len(problems)

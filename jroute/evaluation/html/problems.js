@@ -21,10 +21,16 @@
     if (content !== undefined) node.textContent = content;
     return node;
   };
-  const cell = (packed) => ({
-    label: packed[0], colour: packed[1], completion: text(packed[2]), tokens: packed[3],
-    parsed: text(packed[4]), status: packed[5], correct: packed[6] === 1, reward: packed[7],
-  });
+  // A gate of several parts, one for each band or layer, is shown by its mean.
+  const cell = (packed) => {
+    const parts = packed[0].split(" ").map(Number);
+    const mean = parts.reduce((sum, part) => sum + part, 0) / parts.length;
+    return {
+      label: parts.length > 1 ? `mean ${mean.toFixed(2)}` : packed[0], whole: packed[0], mean,
+      colours: packed[1], arms: packed[2], completion: text(packed[3]), tokens: packed[4],
+      parsed: text(packed[5]), status: packed[6], correct: packed[7] === 1, reward: packed[8],
+    };
+  };
   const problems = data.splits.flatMap((split) =>
     split.rows.map((row, order) => {
       const cells = row.cells.map(cell);
@@ -41,13 +47,17 @@
   );
 
   const chip = (one) => {
-    const node = make("span", "chip");
-    if (one.colour !== null) node.style.setProperty("--c", `var(--gate${one.colour})`);
+    const node = make("span", one.colours.length > 1 ? "chip strip" : "chip");
+    node.title = one.whole;
+    const of = (colour) => (colour === null ? "var(--faint)" : `var(--gate${colour})`);
+    const end = (i) => `${(100 * i) / one.colours.length}%`;
+    const stops = one.colours.map((colour, i) => `${of(colour)} ${end(i)} ${end(i + 1)}`);
+    node.style.background = stops.length > 1 ? `linear-gradient(90deg, ${stops.join(", ")})` : of(one.colours[0]);
     return node;
   };
-  const gateOf = (one, className) => {
+  const gateOf = (one, className, label = one.label) => {
     const node = make("span", className);
-    node.append(chip(one), one.label);
+    node.append(chip(one), label);
     return node;
   };
   const answerOf = (one, className) =>
@@ -64,7 +74,7 @@
       draw: (p) => make("span", "n small", p.length ?? "") },
     { name: "Steps", title: "Steps of the reference solution", numeric: true, small: true, key: (p) => p.row.steps,
       draw: (p) => make("span", "n small", p.row.steps ?? "") },
-    { name: "Gate", title: "RL's gate", numeric: true, key: (p) => Number.parseFloat(p.rl.label), draw: (p) => gateOf(p.rl, "n gate") },
+    { name: "Gate", title: "RL's gate", numeric: true, key: (p) => p.rl.mean, draw: (p) => gateOf(p.rl, "n gate", p.rl.label.replace("mean ", "")) },
     { name: "Base", title: "The plain model's answer", numeric: true, key: (p) => Number(p.base.correct),
       draw: (p) => answerOf(p.base, "n answer base") },
     { name: "RL", title: "The answer under RL's gate", numeric: true, key: (p) => Number(p.rl.correct),
@@ -81,9 +91,8 @@
     select.append(node);
   };
   option(filters.elements.gate, "", "all");
-  [...new Set(problems.map((p) => p.rl.label))]
-    .sort((a, b) => Number.parseFloat(a) - Number.parseFloat(b))
-    .forEach((label) => option(filters.elements.gate, label, label));
+  const gates = new Map(problems.map((p) => [p.rl.label, p.rl.mean]));
+  [...gates].sort((a, b) => a[1] - b[1]).forEach(([label]) => option(filters.elements.gate, label, label));
   data.splits.forEach((split, i) => option(filters.elements.split, String(i), split.name));
   if (data.splits.length > 1) option(filters.elements.split, "", "all");
 
@@ -199,7 +208,7 @@
     });
     return list;
   };
-  const side = (title, one) => {
+  const side = (title, one, arms) => {
     const box = make("div");
     const head = make("h4", "", `${title}, gate `);
     head.append(gateOf(one, ""));
@@ -208,6 +217,7 @@
     const status = data.statuses[one.status] ?? one.status;
     if (status) told.append(make("div", "", status));
     box.append(head, make("pre", "", one.completion), told);
+    if (one.arms.length) box.append(make("p", "by", `Chosen by ${one.arms.map((i) => arms[i]).join(", ")}`));
     return box;
   };
   const folded = (title, content) => {
@@ -241,7 +251,8 @@
       gates.append(choice);
     });
     const sides = make("div", "sides");
-    sides.append(side("Plain model", p.base), side(right === p.rl ? "RL" : "Other gate", right));
+    const { arms } = p.split;
+    sides.append(side("Plain model", p.base, arms), side(right === p.rl ? "RL" : "Other gate", right, arms));
     body.append(gates, sides);
     if (p.row.prompt !== null) body.append(folded("Prompt as the model reads it", text(p.row.prompt)));
     if (p.row.solution !== null) body.append(folded("Reference solution", text(p.row.solution)));

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jroute.evaluation.html.material import Gate, Judged, steps
+from jroute.evaluation.html.rows import words
 
 
 def pack(splits: Sequence[Judged], grid: Sequence[Gate]) -> dict[str, Any]:
@@ -36,9 +37,11 @@ def pack(splits: Sequence[Judged], grid: Sequence[Gate]) -> dict[str, Any]:
 def _split(judged: Judged, grid: Sequence[Gate], number: Any) -> dict[str, Any]:
     right = judged.right.mean(axis=0) if judged.gates.size else np.full(len(judged.rows), np.nan)
     names = list(judged.rows[0].features)
+    arms = [name for name in judged.rows[0].arms if not name.startswith("fixed:")]
     return {
         "name": judged.name,
         "features": names,
+        "arms": [words(name) for name in arms],
         "rows": [
             {
                 "id": row.problem.id,
@@ -54,9 +57,8 @@ def _split(judged: Judged, grid: Sequence[Gate], number: Any) -> dict[str, Any]:
                 "cells": [
                     [
                         _label(cell.gate),
-                        grid.index((cell.gate[0],))
-                        if len(cell.gate) == 1 and (cell.gate[0],) in grid
-                        else None,
+                        [grid.index((part,)) if (part,) in grid else None for part in cell.gate],
+                        [i for i, name in enumerate(arms) if row.arms[name] == cell.gate],
                         number(cell.completion),
                         cell.tokens,
                         number(cell.parsed),
@@ -72,8 +74,8 @@ def _split(judged: Judged, grid: Sequence[Gate], number: Any) -> dict[str, Any]:
     }
 
 
-def _short(value: float) -> float:
-    return float(f"{value:.4g}")
+def _short(value: float) -> float | None:
+    return float(f"{value:.4g}") if np.isfinite(value) else None
 
 
 def _label(gate: Gate) -> str:

@@ -11,7 +11,7 @@ ARMS = {
     "exact_gradient": "exact gradient on the table: PPO's ceiling",
     "supervised": "predicts every gate's reward from prompt length",
     "supervised_features": "the same from all that PPO sees",
-    "shuffled_prompt": "PPO with the prompts' features shuffled",
+    "shuffled_prompt": "RL's gates dealt out to other prompts, in expectation",
     "random_reward": "PPO paid at random",
     "random": "a gate drawn evenly, in expectation",
     "baseline": "the plain model, gate 0",
@@ -101,6 +101,16 @@ def contrasts(results: Mapping[str, Any], *, declared: bool | None = None) -> li
     ]
 
 
+HEADROOM = {
+    "learnable": "a rule fitted by cross-validation: what features can tell",
+    "cross_fitted": "gates picked by half of the samples, scored by the other half",
+    "placebo_adjusted": "hindsight less what picking among samples of one gate gains",
+    "hindsight": "best gate of each problem in hindsight: an upper bound",
+    "noise_floor": "what chance flips alone would show in hindsight",
+}
+"""What is known of headroom, in the order it is shown."""
+
+
 def headroom(results: Mapping[str, Any]) -> list[Interval]:
     """Gains over the best fixed gate in points: what RL took, what can be learnt, what there is."""
     found = results.get("arms", {})
@@ -112,31 +122,22 @@ def headroom(results: Mapping[str, Any]) -> list[Interval]:
     )
     rows = []
     if "rl" in found:
-        rows.append(
-            Interval(
-                "RL",
-                100 * (found["rl"]["accuracy"] - base),
-                _percent(against.get("ci95")) if against else None,
-                "what the controllers gained",
-                bold=True,
-            )
-        )
+        gain = 100 * (found["rl"]["accuracy"] - base)
+        ends = _percent(against.get("ci95")) if against else None
+        rows.append(Interval("RL", gain, ends, "what the controllers gained", bold=True))
     stored = results.get("headroom", {})
-    for key, name, about in (
-        ("learnable", "learnable", "a policy learnt by cross-validation: what features can tell"),
-        ("hindsight", "hindsight", "best gate of each problem in hindsight: an upper bound"),
-        ("noise_floor", "noise floor", "what chance flips alone would show as headroom"),
-    ):
+    for key, about in HEADROOM.items():
         if isinstance(stored.get(key), Mapping):
-            value = Interval(
-                name, 100 * stored[key]["value"], _percent(stored[key].get("ci95")), about
-            )
-            rows.append(value)
+            one = stored[key]
+            if key == "learnable" and one.get("upper95") is not None:
+                about += f"; at most {100 * one['upper95']:+.1f} (one-sided 95 %)"
+            rows.append(Interval(words(key), 100 * one["value"], _percent(one.get("ci95")), about))
         elif key == "hindsight":
-            gain = 100 * (found["oracle"]["accuracy"] - base)
-            rows.append(Interval(name, gain, None, about))
+            rows.append(Interval(key, 100 * (found["oracle"]["accuracy"] - base), None, about))
     return rows
 
 
 def _percent(ends: Any) -> tuple[float, float] | None:
-    return (100 * float(ends[0]), 100 * float(ends[1])) if ends else None
+    if not ends or None in ends:
+        return None
+    return 100 * float(ends[0]), 100 * float(ends[1])
