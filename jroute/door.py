@@ -1,6 +1,7 @@
 """What all commands share: how they end when the input is wrong or when they are interrupted."""
 
 import functools
+import logging
 import os
 import signal
 import sys
@@ -42,6 +43,7 @@ def enter(main: Callable[[], int], interrupted: str) -> NoReturn:
         interrupted: What to tell a user who interrupted it.
     """
     signal.signal(signal.SIGTERM, _interrupt)
+    _log()
     try:
         status = main()
         if status and "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
@@ -52,6 +54,15 @@ def enter(main: Callable[[], int], interrupted: str) -> NoReturn:
     except KeyboardInterrupt:
         print(f"error: interrupted; {interrupted}", file=sys.stderr, flush=True)
         os._exit(130)  # a program may still run on the device, and leaving under it crashes
+
+
+def _log() -> None:
+    """What jroute has to tell while it works: one line per event, with its time."""
+    lines = logging.StreamHandler()
+    lines.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("jroute")
+    logger.addHandler(lines)
+    logger.propagate = False
 
 
 def _interrupt(*_: object) -> None:

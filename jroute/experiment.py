@@ -14,6 +14,7 @@ from jroute.evaluation.report import JudgeConfig
 from jroute.generate.decoding import Decoding
 from jroute.generate.planning import EngineConfig
 from jroute.mesh import MeshConfig
+from jroute.observe.scalars import Track
 from jroute.ppo.learner import PPOConfig
 from jroute.tasks import Split, TaskConfig
 from jroute.tasks.answers import RewardConfig
@@ -46,6 +47,7 @@ class Experiment:
         decoding: How completions are generated, for all arms alike.
         engine: Execution shape of generation.
         mesh: Devices that the model runs on; not kept in the run folder.
+        track: Where else training curves go: ``wandb``; not kept in the run folder.
         reward: What PPO is paid; the claim's own is exact match alone.
         features: What a controller sees.
         ppo: The learner.
@@ -70,6 +72,7 @@ class Experiment:
     decoding: Decoding = field(default_factory=Decoding)
     engine: EngineConfig = field(default_factory=EngineConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    track: Track = ""
     reward: RewardConfig = field(default_factory=RewardConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)

@@ -1,15 +1,41 @@
-"""Prints the arms table of a run and where its files are.
+"""Writes a run up as one HTML page with its figures, and prints the arms.
 
-python -m jroute.report --run runs/demo
+    python -m jroute.report --run runs/demo
+    python -m jroute.report --run runs/demo --traces.format jsonl
+
+The page needs nothing but itself: it opens from disk, without a network. It goes to ``report.html``
+in the run folder, its figures as PNG and SVG to ``figures``. Traces (off by default) hold every
+judged episode: see ``jroute.observe.traces``.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from jroute.config import parse
 from jroute.door import door, enter
+from jroute.errors import UserError
 from jroute.evaluation.report import table
+from jroute.observe.traces import TraceConfig
+
+if TYPE_CHECKING:
+    from jroute.evaluation.html.material import Material
+
+
+@dataclass(frozen=True)
+class Report:
+    """What to report, and where.
+
+    Attributes:
+        run: Run folder.
+        out: Folder for the page and its figures; empty is the run folder.
+        traces: Where the judged episodes go as spans.
+    """
+
+    run: str
+    out: str = ""
+    traces: TraceConfig = field(default_factory=TraceConfig)
 
 
 def show(directory: Path, results: Mapping[str, Any]) -> None:
@@ -20,17 +46,48 @@ def show(directory: Path, results: Mapping[str, Any]) -> None:
     print()
 
 
+def export(material: "Material", config: TraceConfig, folder: Path) -> None:
+    """Writes every judged episode as a span."""
+    from tqdm import tqdm
+
+    from jroute.evaluation.html.episodes import episodes, shared
+    from jroute.observe.traces import Traces
+
+    for judged in material.splits:
+        total = sum(len(row.cells) for row in judged.rows)
+        with Traces(config, folder / "traces", judged.name, shared(material)) as traces:
+            told = tqdm(episodes(judged, material), f"traces {judged.name}", total, unit="episode")
+            traces.write(iter(told))
+        for place, lost in traces.lost.items():
+            print(f"{place}: {total - lost:,} of {total:,} episodes of {judged.name}")
+
+
 @door
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, reads, prints."""
-    parser = argparse.ArgumentParser(prog="python -m jroute.report", description=__doc__)
-    parser.add_argument("--run", required=True, type=Path, help="run folder")
-    args = parser.parse_args(argv)
-    from jroute.run import load_run
+    """Parses, reads, writes, prints."""
+    report = parse(
+        Report, argv, prog="python -m jroute.report", description=__doc__ or "", files=False
+    )
+    directory = Path(report.run)
+    if not (directory / "config.yaml").is_file():
+        raise UserError(
+            f"{directory} is no run folder, it has no config.yaml; run python -m jroute.train first"
+        )
+    from tqdm import tqdm
+
+    from jroute.evaluation.html import page
+    from jroute.evaluation.html.reading import gather
     from jroute.stages import written
 
-    show(args.run, load_run(args.run).results)
-    print("\n".join(written(args.run)))
+    material = gather(directory)
+    show(directory, material.results)
+    folder = Path(report.out) if report.out else directory
+    if report.traces.on:
+        export(material, report.traces, folder)
+    files = page.write(material, folder, lambda found: tqdm(found, "figures", unit="figure"))
+    print("\n".join(written(directory)))
+    print(f"{files[0]}: the report ({files[0].stat().st_size / 1e6:.1f} MB)")
+    print(f"{folder / 'figures'}: its {len(files[1:]) // 2} figures as PNG and SVG")
 
 
 if __name__ == "__main__":

@@ -254,7 +254,7 @@ class Run(Setting):
 
 def _without_devices(experiment: Experiment) -> Experiment:
     """What a run folder keeps: devices decide how cells are made, not what they mean."""
-    return dataclasses.replace(experiment, mesh=MeshConfig())
+    return dataclasses.replace(experiment, mesh=MeshConfig(), track="")
 
 
 def load_run(directory: str | Path, *, mesh: MeshConfig | None = None) -> Run:

@@ -22,7 +22,7 @@ from jroute.experiment import Experiment
 from jroute.files import replacing
 from jroute.lm import LanguageModel, load
 from jroute.tasks import Problem, Split, load_problems
-from jroute.tasks.prompts import render
+from jroute.tasks.prompts import meaning, render
 
 SHARED_AT_LEAST = 64
 """Fewer common tokens of prompts are not worth a prefill of their own."""
@@ -241,7 +241,7 @@ class Setting:
             "routing": lm.routing.config,
             "dtype": str(jax.tree.leaves(lm.params)[0].dtype),
             "task": {"name": e.task.name, "seed": e.task.seed},  # ids name the problems of a task
-            "prompt": e.prompt,
+            "prompt": meaning(e.prompt, lm.tokenizer),
             "decoding": e.decoding,
         }
         if e.decoding.temperature > 0:

@@ -167,7 +167,12 @@ def train_ppo(run: Run, env: TableEnv | LiveEnv) -> learner.LearnerState:
         done, state = load_state(folder, state)
     every = CHECKPOINT_LIVE_EVERY if live else CHECKPOINT_EVERY
     updates = _live_updates(run, env, sharding) if live else _table_updates(run, env, sharding)
-    scalars = Scalars(run.directory / "tensorboard", purge_step=done)
+    scalars = Scalars(
+        run.directory / "tensorboard",
+        purge_step=done,
+        track=run.experiment.track,
+        config=dataclasses.asdict(run.experiment),
+    )
     with tqdm(
         total=config.updates, initial=done, desc=f"ppo x {config.seeds} seeds", unit="update"
     ) as bar:

@@ -6,7 +6,7 @@
 A routing whose gates do nothing is refused (``python -m jroute.probe`` shows what they do). With
 ``--mixing.method gradient`` or ``search`` its mixing weights are learned first, the base frozen.
 A run that was interrupted goes on where it stopped when the same command is given again. ``--plan``
-says what it would take and stops.
+says what it would take and stops. With ``--track wandb`` its curves go to Weights & Biases too.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from jroute.door import door, enter
 from jroute.errors import UserError
 from jroute.experiment import Experiment
 from jroute.mesh import started_as_several
+from jroute.observe.scalars import check_tracker
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     experiment, options = parse(
         Experiment, argv, prog="python -m jroute.train", description=__doc__ or "", extra=Options
     )
+    check_tracker(experiment.track)
     if started_as_several():
         raise UserError(
             "training runs in one process, but several were started; fill the table with "

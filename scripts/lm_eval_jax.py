@@ -1,135 +1,195 @@
-"""Judges the arms of a run with lm-evaluation-harness.
+"""Judges arms with lm-evaluation-harness.
 
     python scripts/lm_eval_jax.py --run runs/demo --arm baseline,fixed:0.5,rl --tasks test
+    python scripts/lm_eval_jax.py --run RUN --arms all --config configs/lm_eval/gsm8k_cot_llama.yaml
+    python scripts/lm_eval_jax.py --model-dir DIR --arms all --tasks svamp_cot_llama --output_path O
 
 Tasks named ``test``, ``ood`` or ``validation`` are the run's own splits: same problems, prompts and
 decoding as in training, generated anew, and every item must come out as training recorded it. Any
-other name is a task of lm-eval and goes there unmodified, e.g. ``--tasks gsm8k --data DIR``.
+other name is a task of lm-eval, or one that ships here (svamp_cot_llama, tiny_test, tiny_ood).
 
-Every arm leaves lm-eval's own results and samples and the gates it chose in
-``<run>/lm_eval/<arm>/``; ``<run>/lm_eval/summary_<tasks>.json`` has all arms together.
+Every option below that is not in the first group is lm-eval's own and means what it means there.
+Samples are always logged. Each arm leaves lm-eval's results, samples, and the gates it chose in
+``OUT/<arm>/``; ``OUT/summary_<tasks>.json`` has all arms together, compared by document.
 """
 
 import argparse
 import contextlib
-import hashlib
+import io
 import json
-import logging
 import os
-import platform
-import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from math import nan
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 from unittest import mock
 
-import datasets
-import jax
-import lm_eval.api.task
-import lm_eval.utils
-from lm_eval.evaluator import simple_evaluate
-from lm_eval.loggers import EvaluationTracker
+from lm_eval._cli.run import Run as LmEvalRun
+from lm_eval.config.evaluate_config import EvaluatorConfig
+from lm_eval.filters import build_filter_ensemble
 from lm_eval.tasks import TaskManager
-from tqdm import tqdm
 
+import jroute
 from jroute.door import door, enter
 from jroute.errors import UserError
-from jroute.evaluation import lm_eval_tasks
-from jroute.evaluation.harness import JaxLM
-from jroute.evaluation.records import Record, gate_histogram, truncation_rate
+from jroute.evaluation import gating, side_by_side
+from jroute.evaluation.harness import DEFAULT_SLOTS, JaxLM
+from jroute.evaluation.records import Record, gate_name
+from jroute.evaluation.running import (
+    PROMPTING,
+    Suite,
+    asked_of,
+    execute,
+    folder_name,
+    publish,
+    quiet,
+    records_of,
+)
+from jroute.evaluation.side_by_side import Judged
 from jroute.files import write_text
+from jroute.lm import LanguageModel
 from jroute.mesh import MeshConfig
 from jroute.run import Run, load_run
-from jroute.tasks import Split
+from jroute.tasks import Split, benchmarks
+from jroute.tasks.benchmarks.splits import write_split
+from jroute.tasks.prompts import user_message
 
 OWN: tuple[Split, ...] = ("validation", "test", "ood")
 """Splits of a run that are tasks; learners saw the rewards of train."""
 
-LEARNT = ("supervised", "rl")
-"""Arms that were trained on the run's own prompts."""
+OURS = ("run", "model_dir", "arm", "routing", "dtype", "mesh", "data", "boxed", "force_template")
+"""Options that are not lm-eval's."""
+
+BOXED = "boxed (not lm-eval's)"
+"""Name of the filter that ``--boxed`` adds."""
 
 
 @dataclass(frozen=True)
-class Suite:
-    """Tasks that lm-eval runs in one call, loaded, and how it is to run them."""
-
-    tasks: list[Any]
-    manager: TaskManager
-    options: Mapping[str, Any]
-    slots: int
-    own: bool
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One task under one arm.
+class Subject:
+    """What is evaluated: a run, or a model without one.
 
     Attributes:
-        metrics: Value and standard error (``None`` if lm-eval gives none) by ``metric,filter``.
-        n: Documents.
-        truncated: Share of generations that reached the token limit, ``None`` without generations.
-        cut: Prompts that were too long for the context and lost their beginning.
-        mean_gate: Over the requests.
-        gates: Requests per gate.
-        asked: Everything that must be the same for all arms.
-        agreed: Items found equal to what training recorded; ``None`` if not compared.
-        note: Why they were not compared.
+        folder: Of the run or the model.
+        lm: The model.
+        run: The run, if there is one.
     """
 
-    metrics: dict[str, tuple[float, float | None]]
-    n: int
-    truncated: float | None
-    cut: int
-    mean_gate: float
-    gates: dict[str, int]
-    asked: dict[str, Any] = field(repr=False)
-    agreed: int | None = None
-    note: str = ""
+    folder: Path
+    lm: LanguageModel
+    run: Run | None
+
+    def policy(self, arm: str) -> gating.ArmPolicy:
+        """An arm; raises a ``UserError`` if there is none of that name."""
+        return gating.run_policy(self.run, arm) if self.run else gating.model_policy(arm)
+
+    def all_arms(self) -> list[str]:
+        """Every arm there is."""
+        return gating.arms_of(self.run) if self.run else list(gating.MODEL_ARMS)
+
+
+# The command line ---------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """Lets a mistake be told as every command here tells it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+
+def parser() -> argparse.ArgumentParser:
+    """lm-eval's own parser of ``lm-eval run``, with a group of ours in front."""
+    found = cast(
+        argparse.ArgumentParser,
+        LmEvalRun.create(_Parser().add_subparsers())._parser,  # type: ignore[attr-defined]
+    )
+    found.prog, found.usage = "python scripts/lm_eval_jax.py", None
+    found.description, found.epilog, found.allow_abbrev = __doc__, None, False
+    group = found.add_argument_group("what is evaluated (all other options are lm-eval's own)")
+    group.add_argument("--run", type=Path, help="run folder")
+    group.add_argument("--model-dir", type=Path, help="converted model, without a run")
+    group.add_argument(
+        "--arm",
+        "--arms",
+        type=_names,
+        help="with commas: baseline, fixed:G, best_fixed, random, supervised, rl; or all",
+    )
+    group.add_argument("--routing", help="with --model-dir: preset or YAML file")
+    group.add_argument("--dtype", default="", help="with --model-dir: float32 or bfloat16")
+    group.add_argument("--mesh", default="1,1,1", help="devices: data,fsdp,tensor (default: one)")
+    group.add_argument(
+        "--data",
+        type=Path,
+        help="folder with gsm8k/{train,test}.jsonl, svamp/SVAMP.json; default: $JROUTE_DATA if it "
+        "has them, else the hub",
+    )
+    group.add_argument(
+        "--boxed",
+        action="store_true",
+        help="also score the last \\boxed{}, by a filter of its own beside lm-eval's",
+    )
+    group.add_argument(
+        "--force_template",
+        action="store_true",
+        help="let arms choose for prompts made otherwise than those they learnt from",
+    )
+    found._action_groups.insert(0, found._action_groups.pop())
+    return found
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python scripts/lm_eval_jax.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--run", required=True, type=Path, help="run folder")
-    parser.add_argument(
-        "--arm",
-        required=True,
-        type=_names,
-        help="arms, with commas: baseline, fixed:G, best_fixed, random, supervised, rl",
-    )
-    parser.add_argument(
-        "--tasks", required=True, type=_names, help="test, ood, validation, or tasks of lm-eval"
-    )
-    parser.add_argument("--limit", type=int, help="only the first so many documents of a task")
-    parser.add_argument("--mesh", default="1,1,1", help="devices: data,fsdp,tensor (default: one)")
-    parser.add_argument("--output_path", type=Path, help="default: <run>/lm_eval")
-    official = parser.add_argument_group("for tasks of lm-eval")
-    official.add_argument(
-        "--batch_size", type=int, default=8, help="prompts at a time (default: 8)"
-    )
-    official.add_argument("--num_fewshot", type=int, help="examples in the prompt")
-    official.add_argument("--gen_kwargs", help="generation arguments, e.g. max_gen_toks=128")
-    official.add_argument("--apply_chat_template", action="store_true", help="ask in a chat")
-    official.add_argument(
-        "--data",
-        type=Path,
-        default=None,
-        help="folder with gsm8k/train.jsonl and gsm8k/test.jsonl; "
-        "default: $JROUTE_DATA if it has them, else the hub",
-    )
-    args = parser.parse_args(argv)
-    if args.limit is not None and args.limit < 1:
-        raise UserError(f"--limit is {args.limit}; give a positive number or leave it out")
-    if args.batch_size < 1:
-        raise UserError(f"--batch_size is {args.batch_size}; give a positive number")
+    """The command line, with lm-eval's defaults and its ``--config`` put in.
+
+    Raises:
+        UserError: Options that are wrong or do not belong together.
+    """
+    args = parser().parse_args(argv)
+    if (args.run is None) == (args.model_dir is None):
+        raise UserError("give either --run or --model-dir: what is to be evaluated")
+    if args.arm is None:
+        raise UserError("--arm is missing; give arms with commas, or --arms all")
+    if args.model not in (None, "jroute"):
+        raise UserError(
+            f"--model is {args.model}; this command evaluates jroute's models, for others there is "
+            "lm-eval itself"
+        )
+    if args.run is not None and (args.routing or args.dtype):
+        raise UserError("--routing and --dtype go with --model-dir; a run has its own")
+    given = lm_eval_options(args)
+    if args.config is None:  # then lm-eval wants one beside --log_samples, and there is a default
+        given.output_path = given.output_path or "."
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints a config it has read
+            config = EvaluatorConfig.from_cli(given)
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+    names = config.tasks if isinstance(config.tasks, list) else str(config.tasks).split(",")
+    args.tasks = list(dict.fromkeys(str(name).strip() for name in names if str(name).strip()))
+    if not args.tasks:
+        raise UserError("--tasks is missing; name tasks, or a --config that does")
+    if config.limit is not None and config.limit <= 0:
+        raise UserError(f"--limit is {config.limit:g}; give a positive number or leave it out")
+    if args.config is not None:
+        args.output_path = config.output_path
+    if args.model_dir is not None and args.output_path is None:
+        raise UserError("--output_path is missing; with --model-dir it says where results go")
+    args.settings = config
     return args
+
+
+def lm_eval_options(args: argparse.Namespace) -> argparse.Namespace:
+    """The options that are lm-eval's."""
+    return argparse.Namespace(
+        **{key: value for key, value in vars(args).items() if key not in (*OURS, "settings")}
+    )
+
+
+def settled(args: argparse.Namespace) -> dict[str, Any]:
+    """lm-eval's options with its defaults and its configuration file put in."""
+    values = {field.name: getattr(args.settings, field.name) for field in fields(args.settings)}
+    return {**values, "config": None}
 
 
 def _names(text: str) -> list[str]:
@@ -143,181 +203,167 @@ def _names(text: str) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, evaluates arm by arm, prints."""
     args = parse_args(argv)
-    run = load_run(args.run, mesh=MeshConfig.parse(args.mesh))
-    own = [name for name in args.tasks if name in OWN]
-    official = [name for name in args.tasks if name not in OWN]
-    if not official and (
-        args.gen_kwargs or args.apply_chat_template or args.num_fewshot is not None
-    ):
+    data = {} if args.data is None else {"JROUTE_DATA": str(args.data.absolute())}
+    with mock.patch.dict(os.environ, data), quiet(loud=args.verbosity is not None):
+        judge(args)
+
+
+def judge(args: argparse.Namespace) -> None:
+    """Evaluates arm by arm and prints."""
+    subject = open_subject(args)
+    own: list[Split] = [split for split in OWN if split in args.tasks and subject.run]
+    official = [name for name in args.tasks if name not in own]
+    if not official and any(getattr(args, name, None) is not None for name in PROMPTING):
         raise UserError(
-            "--num_fewshot, --gen_kwargs and --apply_chat_template are for tasks of lm-eval only; "
-            "the run's own splits are prompted and decoded as in training"
+            f"--{', --'.join(PROMPTING)} are for tasks of lm-eval only; the run's own "
+            "splits are prompted and decoded as in training"
         )
-    for arm in args.arm:  # complain now of an arm that does not exist
-        run.gates(arm, run.prompts(run.experiment.judged[0])[:1])
-    out = (args.output_path or run.directory / "lm_eval").absolute()
+    arms = subject.all_arms() if args.arm == ["all"] else args.arm
+    policies = {arm: subject.policy(arm) for arm in arms}  # complain now of one that is not there
+    out = Path(args.output_path) if args.output_path else subject.folder / "lm_eval"
+    name = out.name if out.suffix == ".json" else ""  # lm-eval: a prefix of the file's name
+    out = (out.parent if name else out).absolute()
     out.mkdir(parents=True, exist_ok=True)
-    with quiet():
-        suites = [own_suite(run, [cast(Split, name) for name in own], out / "tasks")] if own else []
-        if official:
-            suites.append(official_suite(official, args, out / "tasks"))
-            if learnt := [arm for arm in args.arm if arm in LEARNT]:
-                print(
-                    f"note: {', '.join(learnt)} learnt from this run's prompts, "
-                    f"not from those of {', '.join(official)}",
-                    file=sys.stderr,
-                )
-        verdicts: dict[str, dict[str, Verdict]] = {}
-        for arm in args.arm:
-            verdicts[arm] = evaluate_arm(run, arm, suites, out, args.limit)
-            check_same(args.arm[0], verdicts[args.arm[0]], arm, verdicts[arm])
-    limited = f"_limit{args.limit}" if args.limit else ""
-    path = out / f"summary_{'_'.join(args.tasks)}{limited}.json"
-    write_text(path, json.dumps(summary(run, args, verdicts), indent=2) + "\n")
-    print(report(verdicts))
+    suites = []
+    if own and subject.run:
+        suites.append(own_suite(subject.run, own, args, out / "tasks"))
+    if official:
+        suites.append(official_suite(official, args, subject, out / "tasks"))
+    judged: dict[str, dict[str, Judged]] = {}
+    for arm in arms:
+        judged[arm] = evaluate_arm(subject, policies[arm], suites, args, out, name)
+        side_by_side.check_same(arms[0], judged[arms[0]], arm, judged[arm])
+    limited = f"_limit{args.settings.limit:g}" if args.settings.limit else ""
+    path = out / f"summary_{'_'.join(Path(task).stem for task in args.tasks)}{limited}.json"
+    told = {"model": subject.lm.fingerprint, "limit": args.settings.limit}
+    if subject.run:
+        told["outcomes"] = subject.run.table.fingerprint
+    write_text(path, json.dumps({**told, **side_by_side.summary(judged)}, indent=2) + "\n")
+    print(side_by_side.table(judged))
     print(f"\nwritten: {path}")
-    for arm in args.arm:
+    for arm in arms:
         print(f"written: {out / folder_name(arm)}/")
 
 
-def own_suite(run: Run, splits: Sequence[Split], folder: Path) -> Suite:
+def open_subject(args: argparse.Namespace) -> Subject:
+    """Opens the run or the model."""
+    mesh = MeshConfig.parse(args.mesh)
+    if args.run is not None:
+        run = load_run(args.run, mesh=mesh)
+        return Subject(run.directory, run.lm, run)
+    lm = jroute.load(args.model_dir, args.routing, dtype=args.dtype, mesh=mesh)
+    return Subject(args.model_dir, lm, None)
+
+
+def own_suite(run: Run, splits: Sequence[Split], args: argparse.Namespace, folder: Path) -> Suite:
     """Splits of the run as tasks, asked and decoded as in training."""
-    e = run.experiment
-    files = [
-        str(lm_eval_tasks.write_split(split, run.problems(split), e.prompt, e.decoding, folder))
-        for split in splits
-    ]
-    manager = TaskManager(include_defaults=False)
-    options = {
-        "apply_chat_template": e.prompt.chat,
-        "system_instruction": e.prompt.system or None,
+    prompt, decoding = run.experiment.prompt, run.experiment.decoding
+    generation_kwargs = {
+        "until": list(decoding.stop),
+        "max_gen_toks": decoding.max_new_tokens,
+        "do_sample": decoding.temperature > 0,
+        "temperature": decoding.temperature,
+        "top_k": decoding.top_k,
+        "top_p": decoding.top_p,
+        "min_p": decoding.min_p,
     }
-    tasks = lm_eval_tasks.load_tasks(manager, files)
-    return Suite(tasks, manager, options, e.engine.batch, own=True)
+    files = []
+    for split in splits:
+        problems = run.problems(split)
+        messages = [user_message(problem.question, prompt) for problem in problems]
+        if prompt.benchmark:  # examples in turns of their own: lm-eval gets the prompt as a whole
+            messages = run.prompts(split)
+        files.append(str(write_split(split, problems, messages, generation_kwargs, folder)))
+    options = {key: value for key, value in settled(args).items() if key not in PROMPTING}
+    if prompt.chat and not prompt.benchmark:
+        options |= {"apply_chat_template": True, "system_instruction": prompt.system or None}
+    manager = TaskManager(include_defaults=False)
+    tasks = benchmarks.load_tasks(manager, files)
+    return Suite(tasks, manager, options, run.experiment.engine.batch, own=True)
 
 
-def official_suite(names: Sequence[str], args: argparse.Namespace, folder: Path) -> Suite:
+def official_suite(
+    names: Sequence[str], args: argparse.Namespace, subject: Subject, folder: Path
+) -> Suite:
     """Tasks of lm-eval as they are, with local data where there is some.
 
     Raises:
         UserError: There is no such task, or its data cannot be had.
     """
-    specs, manager = lm_eval_tasks.find_tasks(names)
-    data = args.data.absolute() if args.data else None
-    with lm_eval_tasks.local_data(data, folder):
+    settings = args.settings
+    specs, manager = benchmarks.find_tasks(names, settings.include_path, settings.metadata)
+    with benchmarks.local_data(args.data and args.data.absolute(), folder):
         try:
-            tasks = lm_eval_tasks.load_tasks(manager, specs)
+            tasks = benchmarks.load_tasks(manager, specs)
+        except UserError:
+            raise
         except Exception as error:  # the hub, the network and the files all have their own kinds
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(
                 f"the data of {', '.join(names)} cannot be loaded ({reason[:200]}); connect to the "
                 "hub, or give local files with --data"
             ) from error
-    options = {
-        "apply_chat_template": args.apply_chat_template,
-        "num_fewshot": args.num_fewshot,
-        "gen_kwargs": args.gen_kwargs,
-    }
-    return Suite(tasks, manager, options, args.batch_size, own=False)
+    if args.boxed:
+        for task in tasks:
+            if hasattr(task, "_filters"):
+                steps: Any = [["jroute_boxed", None], ["take_first", None]]
+                task._filters.append(build_filter_ensemble(BOXED, steps))
+    slots = subject.run.experiment.engine.batch if subject.run else DEFAULT_SLOTS
+    asked = str(settings.batch_size)
+    if asked.isdigit() and ("batch_size" in args or asked != "1"):  # 1 is lm-eval's default
+        slots = int(asked)
+        if slots < 1:
+            raise UserError(f"--batch_size is {asked}; give a positive number or auto")
+    return Suite(tasks, manager, settled(args), slots, own=False)
 
 
 # One arm ------------------------------------------------------------------------------------------
 
 
 def evaluate_arm(
-    run: Run, arm: str, suites: Sequence[Suite], out: Path, limit: int | None
-) -> dict[str, Verdict]:
+    subject: Subject,
+    policy: gating.ArmPolicy,
+    suites: Sequence[Suite],
+    args: argparse.Namespace,
+    out: Path,
+    name: str,
+) -> dict[str, Judged]:
     """Runs every suite under one arm and files what lm-eval and the adapter have to say."""
-    verdicts: dict[str, Verdict] = {}
-    with tempfile.TemporaryDirectory(dir=out, prefix=f".{folder_name(arm)}-") as scratch:
+    judged: dict[str, Judged] = {}
+    folder = folder_name(policy.name)
+    with tempfile.TemporaryDirectory(dir=out, prefix=f".{folder}-") as scratch:
         for suite in suites:
-            model = JaxLM(
-                run.lm,
-                partial(run.gates, arm),
-                arm=arm,
-                slots=suite.slots,
-                enable_thinking=run.experiment.prompt.enable_thinking,
-            )
-            tracker = EvaluationTracker(output_path=scratch)
-            results = simple_evaluate(
-                model=model,
-                model_args={"pretrained": str(run.directory), "arm": arm},
-                tasks=suite.tasks,
-                task_manager=suite.manager,
-                limit=limit,
-                evaluation_tracker=tracker,
-                **suite.options,
-            )
-            assert results is not None  # it is, on ranks other than 0
-            content = cast(dict[str, Any], results)
-            content["pretty_env_info"] = environment()
-            samples: dict[str, list[dict[str, Any]]] = content.pop("samples")
-            new = {
-                task: verdict(run, task, rows, content, model.records, own=suite.own)
-                for task, rows in samples.items()
-            }
-            verdicts |= new
-            tracker.save_results_aggregated(results=content, samples=samples)
-            for task, rows in samples.items():
-                new[task].asked["task_hash"] = content["task_hashes"][task]
-                tracker.save_results_samples(task, cast(dict[str, Any], rows))
-                gates = Path(scratch) / f"gates_{task}_{tracker.date_id}.jsonl"
-                records = (asdict(r) for r in model.records if r.task == task)
-                gates.write_text("".join(json.dumps(record) + "\n" for record in records))
-        publish(Path(scratch), out / folder_name(arm))
-    return verdicts
+            model = make_model(subject, policy, suite, args)
+            done = execute(suite, model, subject.folder, Path(scratch) / name)
+            for task, rows in done.samples.items():
+                records = records_of(model, suite, task)
+                agreed, note = None, ""
+                if suite.own and subject.run:
+                    agreed, note = compare(subject.run, cast(Split, task), rows, records)
+                asked = asked_of(task, rows, done.results, model)
+                judged[task] = Judged.of(
+                    task, rows, done.results, records, asked=asked, agreed=agreed, note=note
+                )
+                gates = Path(scratch) / f"gates_{task}_{done.tracker.date_id}.jsonl"
+                lines = [json.dumps(asdict(record)) + "\n" for record in records]
+                gates.write_text("".join(lines))
+        publish(Path(scratch), out / folder)
+    return judged
 
 
-def publish(scratch: Path, target: Path) -> None:
-    """Moves complete files to where they stay.
-
-    Raises:
-        UserError: lm-eval could not write its results (it only logs that).
-    """
-    files = [file for file in scratch.rglob("*") if file.is_file()]
-    if not any(file.name.startswith("results_") for file in files):
-        raise UserError(f"lm-eval could not write its results to {scratch}; is the disk full?")
-    target.mkdir(exist_ok=True)
-    for file in files:
-        os.replace(file, target / file.name)
-
-
-def verdict(
-    run: Run,
-    task: str,
-    rows: Sequence[Mapping[str, Any]],
-    results: Mapping[str, Any],
-    records: Iterable[Record],
-    *,
-    own: bool,
-) -> Verdict:
-    """What one task came to; the run's own items are held against training's."""
-    mine = [record for record in records if record.task == task]
-    found = results["results"][task]
-    metrics = {}
-    for name, value in found.items():
-        if "," in name and "_stderr," not in name:
-            metric, filter_name = name.split(",", 1)
-            error = found.get(f"{metric}_stderr,{filter_name}")
-            metrics[name] = (value, error if isinstance(error, float) else None)
-    prompts = [row["prompt_hash"] for row in rows]
-    agreed, note = compare(run, cast(Split, task), rows, mine) if own else (None, "")
-    return Verdict(
-        metrics=metrics,
-        n=len({row["doc_id"] for row in rows}),
-        truncated=truncation_rate(mine),
-        cut=sum(record.prompt_cut for record in mine),
-        mean_gate=sum(record.gate or 0.0 for record in mine) / len(mine),
-        gates=gate_histogram(mine),
-        asked={
-            "version": results["versions"][task],
-            "num_fewshot": results["n-shot"].get(task),
-            "generation_kwargs": results["configs"][task].get("generation_kwargs"),
-            "prompts": hashlib.sha256("".join(prompts).encode()).hexdigest(),
-        },
-        agreed=agreed,
-        note=note,
-    )
+def make_model(
+    subject: Subject, policy: gating.ArmPolicy, suite: Suite, args: argparse.Namespace
+) -> JaxLM:
+    """The model under an arm; ``--model_args`` are further arguments of its constructor."""
+    given = dict(args.settings.model_args or {})
+    if subject.run:
+        given.setdefault("enable_thinking", subject.run.experiment.prompt.enable_thinking)
+    try:
+        return JaxLM(
+            subject.lm, policy, slots=suite.slots, force_template=args.force_template, **given
+        )
+    except TypeError as error:
+        raise UserError(f"--model_args: {error}".replace("JaxLM.__init__() ", "")) from error
 
 
 def compare(
@@ -331,14 +377,15 @@ def compare(
     Raises:
         UserError: Naming the first item whose prompt, text or correctness differs.
     """
-    prompts = run.prompts(split)
+    prompts = dict(zip((p.id for p in run.problems(split)), run.prompts(split), strict=True))
     chosen = {record.doc_id: record for record in records}
     judged = [row for row in rows if row["filter"] == "jroute"]
     for row in judged:
-        if row["arguments"][0][0] != prompts[row["doc_id"]]:
+        expected = prompts[row["doc"]["id"]]
+        if row["arguments"][0][0] != expected:
             raise UserError(
                 f"{row['doc']['id']}: lm-eval's prompt {row['arguments'][0][0]!r} is not "
-                f"training's, {prompts[row['doc_id']]!r}; does the chat template tell the time?"
+                f"training's, {expected!r}; does the chat template tell the time?"
             )
     if split not in run.experiment.splits:
         return None, f"training generated no outcomes of {split}"
@@ -347,9 +394,10 @@ def compare(
     grid = run.gate_values
     for row in judged:
         record = chosen[row["doc_id"]]
-        gate = min(grid, key=lambda g: abs(g - (record.gate or 0.0)))
-        if abs(gate - (record.gate or 0.0)) > 1e-6:
-            return None, f"gate {record.gate:g} is not one that training generated"
+        asked = nan if isinstance(record.gate, tuple) else record.gate or 0.0
+        gate = next((gate for gate in grid if abs(gate - asked) <= 1e-6), None)
+        if gate is None:
+            return None, f"gate {gate_name(record.gate)} is not one that training generated"
         recorded = run.outcome(split, row["doc"]["id"], gate)
         here = (str(row["resps"][0][0]), bool(row["exact_match"]), record.truncated)
         there = (recorded.completion, recorded.correct, recorded.stop_reason == "length")
@@ -360,131 +408,6 @@ def compare(
                 "library versions, train in a new run folder"
             )
     return len(judged), ""
-
-
-def check_same(
-    first: str, theirs: Mapping[str, Verdict], arm: str, ours: Mapping[str, Verdict]
-) -> None:
-    """Makes sure that two arms were asked the same.
-
-    Raises:
-        UserError: Prompts, targets, generation arguments or versions differ.
-    """
-    for task, found in ours.items():
-        if found.asked != theirs[task].asked:
-            keys = [key for key, value in found.asked.items() if value != theirs[task].asked[key]]
-            raise UserError(
-                f"arms {first} and {arm} were not asked the same in {task} ({', '.join(keys)}); "
-                "did its data change meanwhile? Run all arms again"
-            )
-
-
-# Output -------------------------------------------------------------------------------------------
-
-
-def folder_name(arm: str) -> str:
-    """An arm's name as a folder's."""
-    return arm.replace(":", "_")
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Leaves the screen to our own progress bars and to errors, and torch unimported.
-
-    Where torch is installed lm-eval imports it to seed and to describe it; nothing here runs on it.
-    """
-    for name in ("lm_eval", "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
-    with (
-        mock.patch.object(lm_eval.api.task, "tqdm", partial(tqdm, disable=True)),
-        mock.patch.object(lm_eval.utils, "is_torch_available", lambda: False),
-    ):
-        yield
-
-
-def environment() -> str:
-    """What this runs on, in place of lm-eval's description of torch."""
-    devices = sorted({device.device_kind for device in jax.devices()})
-    return (
-        f"Python {platform.python_version()}, {platform.platform()}, jax {jax.__version__}, "
-        f"{jax.device_count()} x {', '.join(devices)}"
-    )
-
-
-def summary(
-    run: Run, args: argparse.Namespace, verdicts: Mapping[str, Mapping[str, Verdict]]
-) -> dict[str, Any]:
-    """What all arms came to, for one file."""
-    first = next(iter(verdicts.values()))
-    return {
-        "model": run.lm.fingerprint,
-        "outcomes": run.table.fingerprint,
-        "limit": args.limit,
-        "tasks": {task: {"n": found.n, **found.asked} for task, found in first.items()},
-        "arms": {
-            arm: {
-                task: {
-                    "metrics": {
-                        name: {"value": value, "stderr": error}
-                        for name, (value, error) in found.metrics.items()
-                    },
-                    "n": found.n,
-                    "truncated": found.truncated,
-                    "prompts_cut": found.cut,
-                    "mean_gate": found.mean_gate,
-                    "gates": found.gates,
-                    "equal_to_training": found.agreed,
-                }
-                for task, found in tasks.items()
-            }
-            for arm, tasks in verdicts.items()
-        },
-    }
-
-
-def report(verdicts: Mapping[str, Mapping[str, Verdict]]) -> str:
-    """A table per task, arms down."""
-    lines: list[str] = []
-    for task, found in next(iter(verdicts.values())).items():
-        rows = {arm: tasks[task] for arm, tasks in verdicts.items()}
-        names = list(found.metrics)
-        widths = [max(len(name), 15) for name in names]
-        head = "  ".join(f"{name:>{w}}" for name, w in zip(names, widths, strict=True))
-        lines += ["", f"{task}: n = {found.n} (value ± standard error)"]
-        lines.append(f"{'arm':<14}{head}  truncated  mean gate")
-        for arm, row in rows.items():
-            cells = "  ".join(
-                f"{_value(*row.metrics[name]):>{w}}" for name, w in zip(names, widths, strict=True)
-            )
-            cut = "-" if row.truncated is None else f"{100 * row.truncated:.1f}%"
-            lines.append(f"{arm:<14}{cells}  {cut:>9}  {row.mean_gate:>9.3f}")
-        if found.cut:
-            lines.append(
-                f"{found.cut} prompts were longer than the context: their beginning was cut"
-            )
-        if len(rows) > 1:
-            lines.append(
-                "every arm was asked the same: prompts, targets and generation arguments are "
-                f"equal, lm-eval's task hash is {found.asked['task_hash'][:16]}"
-            )
-        equal = [row.agreed for row in rows.values() if row.agreed is not None]
-        if equal:
-            lines.append(
-                f"{sum(equal)} of {found.n * len(equal)} items agree with training's own outcomes "
-                "in text and correctness"
-            )
-        lines += [
-            f"{arm} is not compared with training: {r.note}" for arm, r in rows.items() if r.note
-        ]
-    lines += ["random is one draw per prompt"] if "random" in verdicts else []
-    lines += ["rl is the seed that was best on validation"] if "rl" in verdicts else []
-    return "\n".join(lines)
-
-
-def _value(value: Any, error: float | None) -> str:
-    text = f"{value:.4f}" if isinstance(value, float) else str(value)
-    return f"{text} ± {error:.4f}" if error is not None else text
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ def steps(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, list[
         "lm-eval, own problems": [*judged, "--arm", "baseline,fixed:0.5,rl", "--tasks", "test"],
         "lm-eval, official gsm8k": [
             *(*judged, "--arm", "baseline,rl", "--tasks", "gsm8k", "--batch_size", few),
+            "--force_template",  # the controller learnt from the config's prompts, not from these
             *(
                 "--num_fewshot",
                 "0",

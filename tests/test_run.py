@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -85,14 +86,16 @@ def interrupted(model, tmp_path_factory) -> tuple[Path, list[str]]:
 
 @pytest.fixture(scope="module")
 def whole(model, tmp_path_factory) -> Path:
-    """The same experiment, never interrupted."""
+    """The same experiment, never interrupted, and tracked, which changes nothing."""
     folder = tmp_path_factory.mktemp("whole")
     run = folder / "run"
     command = ["-m", "jroute.train", "--config", str(write_config(folder, model))]
+    if find_spec("wandb"):
+        command += ["--track", "wandb"]
     subprocess.run(
         [sys.executable, *command, "--run", str(run)],
         check=True,
-        env=one_device(),
+        env={**one_device(), "WANDB_MODE": "offline", "WANDB_SILENT": "true"},
         capture_output=True,
         timeout=300,
     )
@@ -291,12 +294,20 @@ def test_features_of_another_configuration_are_not_served(whole, tmp_path, monke
     assert asked == [64] * 4
 
 
-def test_report_prints_every_arm(whole, capsys):
-    assert report(["--run", str(whole)]) == 0
+def test_report_prints_every_arm(whole, tmp_path, capsys):
+    assert report(["--run", str(whole), "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
+    page = (tmp_path / "report.html").read_text()
+    assert "cannot be shown" not in page and "bands hold 90 %" in page
     for arm in ("baseline", "fixed:0.5", "random", "supervised", "rl", "best_fixed", "oracle"):
         assert f"\n{arm} " in printed
     assert "n = 64 problems" in printed and str(whole / "results.json") in printed
+
+
+def test_a_tracked_run_is_stored_and_not_remembered(whole):
+    pytest.importorskip("wandb")
+    assert len(list(whole.glob("tensorboard/wandb/offline-run-*/*.wandb"))) == 1
+    assert yaml.safe_load((whole / "config.yaml").read_text())["track"] == ""
 
 
 def test_controllers_are_not_carried_over_to_another_model(whole, tmp_path):

@@ -7,28 +7,27 @@ context (rolling log-likelihoods, an empty context) is scored at gate 0. Rows ru
 of slots and sampling is seeded by the prompt, so neither order nor neighbours matter.
 
 Importing this module registers the model ``jroute`` with lm-eval, for example for
-``simple_evaluate("jroute", "pretrained=runs/demo,arm=rl", ...)``.
+``simple_evaluate(model="jroute", model_args="run=runs/demo,arm=rl", ...)``.
 """
 
+import copy
+import dataclasses
 import hashlib
+import inspect
 import logging
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
 
 import jax
 import lm_eval.models  # noqa: F401 - its models must be registered before ours, or they are lost
-import numpy as np
 from jinja2.exceptions import TemplateError
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
+from lm_eval.api.model import CacheHook, TemplateLM, hash_args
 from lm_eval.api.registry import register_model
-from lm_eval.models.utils import (
-    has_bos_prefix,
-    normalize_gen_kwargs,
-    postprocess_generated_text,
-)
+from lm_eval.models.utils import has_bos_prefix
 from lm_eval.utils import (
     get_rolling_token_windows,
     make_disjoint_window,
@@ -37,49 +36,25 @@ from lm_eval.utils import (
 from tqdm import tqdm
 
 from jroute.errors import UserError
-from jroute.evaluation.records import Record, gate_histogram, truncation_rate
-from jroute.generate.decoding import Completion, Decoding
+from jroute.evaluation import gating
+from jroute.evaluation.gating import ArmPolicy, GatePolicy, Gates
+from jroute.evaluation.ledger import Ledger, name_of
+from jroute.evaluation.model_args import constructor_arguments
+from jroute.evaluation.records import Record, totals
+from jroute.evaluation.until import Generated, Plan
+from jroute.generate.decoding import Completion
 from jroute.lm import LanguageModel
 from jroute.observe.progress import GenerationBar
 from jroute.tasks.prompts import render_chat
 
 logger = logging.getLogger(__name__)
 
-GatePolicy = Callable[[list[str]], Any]
-"""Prompts to their gates ``[prompts]``, each from its own prompt alone."""
-
 DEFAULT_NEW_TOKENS = 256
 """Where a task sets no limit; the harness's models agree on this number."""
 
+DEFAULT_SLOTS = 64
+
 _SCORING_BATCH = 256
-_OPTIONS = {"until", "do_sample", "temperature", "top_k", "top_p", "max_gen_toks"}
-
-
-class Generated(str):
-    """A generated text that knows whether it was cut off by its token limit."""
-
-    truncated: bool = False
-
-    @classmethod
-    def of(cls, text: str, truncated: bool) -> "Generated":
-        """Marks a text."""
-        generated = cls(text)
-        generated.truncated = truncated
-        return generated
-
-
-class _Plan(NamedTuple):
-    """How to generate under one set of generation arguments.
-
-    Attributes:
-        decoding: What the engine is told.
-        until: All stop strings, for the final cut of the text.
-        special: Those that hold special tokens, which the engine's text does not show.
-    """
-
-    decoding: Decoding
-    until: tuple[str, ...]
-    special: tuple[str, ...]
 
 
 class JaxLM(TemplateLM):
@@ -89,6 +64,7 @@ class JaxLM(TemplateLM):
         lm: The model.
         arm: Name of the policy, for the results file.
         records: What was done for each request so far, in order.
+        seconds: Time spent on requests so far.
     """
 
     def __init__(
@@ -97,11 +73,12 @@ class JaxLM(TemplateLM):
         gate: GatePolicy | float | None = None,
         *,
         arm: str = "",
-        slots: int = 64,
+        slots: int = DEFAULT_SLOTS,
         seed: int = 0,
         max_gen_toks: int = DEFAULT_NEW_TOKENS,
         max_length: int | None = None,
         enable_thinking: bool = False,
+        force_template: bool = False,
     ):
         """Wraps a model.
 
@@ -116,6 +93,7 @@ class JaxLM(TemplateLM):
             max_length: Use less than the model's context.
             enable_thinking: What to tell chat templates that can switch thinking, as in
                 ``PromptConfig``.
+            force_template: Let an arm choose for prompts made otherwise than those it learnt from.
 
         Raises:
             UserError: ``max_length`` is more than the model's context.
@@ -128,16 +106,23 @@ class JaxLM(TemplateLM):
             )
         self.lm = lm
         self.tokenizer: Any = lm.tokenizer
-        self.arm = arm
         self.records: list[Record] = []
-        self._policy = gate if callable(gate) or gate is None else _constant(gate)
+        self.seconds = 0.0
+        policy = gate if callable(gate) or gate is None else gating.constant(gate)
+        self.arm = arm or (policy.name if isinstance(policy, ArmPolicy) else "")
+        self._gates = Gates(policy)
+        self._identity = repr(gate) if policy is None or not callable(gate) else self.arm
+        self._render = None
+        if isinstance(policy, ArmPolicy):
+            self._identity, self._render = policy.identity, policy.render
         self._slots = slots
         self._seed = seed
         self._max_gen_toks = max_gen_toks
         self._max_length = max_length or lm.context
         self._enable_thinking = enable_thinking
-        self._gates: dict[str, float] = {}
-        self._special_tokens = sorted(self.tokenizer.all_special_tokens)
+        self._force_template = force_template
+        self._foreign: set[str] = set()
+        self._ledger = Ledger()
 
     @classmethod
     def create_from_arg_string(
@@ -153,32 +138,14 @@ class JaxLM(TemplateLM):
         """Builds the model from a folder.
 
         Args:
-            arg_dict: ``pretrained``: a run folder, together with ``arm``, or a model directory,
-                with or without ``gate`` (one number for all prompts) and ``routing``. The rest
-                are keyword arguments of the constructor.
-            additional_config: lm-eval's ``batch_size`` is the number of slots, if it is a number;
-                ``device`` and ``max_batch_size`` mean nothing to JAX.
+            arg_dict: A folder, an arm, and keyword arguments of the constructor; see
+                ``jroute.evaluation.model_args``.
+            additional_config: lm-eval's ``batch_size`` and device.
 
         Raises:
             UserError: No such folder, or arguments that do not belong together.
         """
-        import jroute  # the face stands above this module, so it is only looked up on demand
-
-        arguments = dict(arg_dict)
-        batch_size = (additional_config or {}).get("batch_size")
-        if str(batch_size).isdigit():
-            arguments.setdefault("slots", int(str(batch_size)))
-        folder, arm = arguments.pop("pretrained", None), arguments.pop("arm", None)
-        if folder is None:
-            raise UserError("model_args name no model; give pretrained=<run folder>,arm=<arm>")
-        if arm is None:
-            lm = jroute.load(folder, arguments.pop("routing", None))
-            return cls(lm, arguments.pop("gate", None), arm="", **arguments)
-        if not {"gate", "routing"}.isdisjoint(arguments):
-            raise UserError("model_args hold arm and also gate or routing; an arm brings its own")
-        run = jroute.load_run(folder)
-        arguments.setdefault("enable_thinking", run.experiment.prompt.enable_thinking)
-        return cls(run.lm, lambda prompts: run.gates(arm, prompts), arm=arm, **arguments)
+        return cls(**constructor_arguments(arg_dict, additional_config, known=_arguments(cls)))
 
     # What lm-eval asks about the model
 
@@ -206,29 +173,51 @@ class JaxLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Key of lm-eval's request cache; tells chat templates and their switch apart as well."""
-        chat = f"{self.tokenizer.chat_template} {self._enable_thinking}"
-        template = hashlib.sha256(chat.encode()).hexdigest()[:16]
-        return f"{self.tokenizer.name_or_path.replace('/', '__')}-{template}"
+        """Key of lm-eval's request cache; tells chat templates, their switch and limits apart."""
+        about = (
+            self.tokenizer.chat_template,
+            self._enable_thinking,
+            self.max_length,
+            self.max_gen_toks,
+        )
+        digest = hashlib.sha256(repr(about).encode()).hexdigest()[:16]
+        return f"{self.tokenizer.name_or_path.replace('/', '__')}-{digest}"
+
+    @property
+    def namespace(self) -> str:
+        """Tells apart whatever could answer a request otherwise: model, routing, arm, settings."""
+        limits = (self.max_length, self.max_gen_toks)
+        return name_of(self.lm, arm=self._identity, seed=self._seed, limits=limits)
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Takes lm-eval's cache of answers, if they are this model's under this arm.
+
+        lm-eval files answers by the request alone, so it would give one arm the other's.
+
+        Raises:
+            UserError: They are not.
+        """
+        super().set_cache_hook(cache_hook)
+        self._ledger.store(cache_hook.dbdict, self.namespace)
 
     def get_model_info(self) -> dict[str, Any]:
-        """What lm-eval files with the results; it asks after the run, so counts are complete."""
-        generated = [record for record in self.records if record.kind == "generate_until"]
+        """What lm-eval files with the results; it asks after the run, so counts are complete.
+
+        Requests that were answered from a cache are not among them: see ``records_of``.
+        """
         leaves = jax.tree.leaves(dict(self.lm.params))
         return {
             "arm": self.arm,
             "model_fingerprint": self.lm.fingerprint,
             "model_num_parameters": sum(leaf.size for leaf in leaves),
             "model_dtype": str(leaves[0].dtype),
-            "routing": asdict(self.lm.routing.config),
+            "routing": dataclasses.asdict(self.lm.routing.config),
+            "namespace": self.namespace,
             "enable_thinking": self._enable_thinking,
             "slots": self._slots,
             "sampling_seed": self._seed,
-            "requests": len(self.records),
-            "gate_histogram": gate_histogram(self.records),
-            "generated_tokens": sum(record.tokens for record in generated),
-            "truncation_rate": truncation_rate(self.records),
-            "prompts_cut": sum(record.prompt_cut for record in self.records),
+            "seconds": round(self.seconds, 3),
+            **totals(self.records),
         }
 
     def tok_encode(
@@ -272,65 +261,94 @@ class JaxLM(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Completes every request, in the order given.
 
-        Contexts that leave no room for the new tokens lose their beginning.
+        Contexts that leave no room for the new tokens lose their beginning. Answers are cached as
+        they come, so that what is interrupted goes on from there.
 
         Raises:
             UserError: Generation arguments that are not implemented, or a limit on new tokens
-                that leaves no room for a prompt.
+                that leaves no room for a prompt; an arm that does not know such prompts.
         """
+        self._check_template(requests)
         repeats: Counter[str] = Counter()
-        groups: dict[_Plan, list[int]] = {}
+        groups: dict[Plan, list[int]] = {}
         samples, seeds = [], []
         for i, request in enumerate(requests):
-            context, arguments = request.arguments
-            groups.setdefault(self._plan(arguments), []).append(i)
-            key = f"{sorted(arguments.items())}{context}"
+            context, arguments = cast(tuple[str, dict[str, Any]], request.args)
+            plan = Plan.of(
+                arguments,
+                self.tokenizer,
+                eos=self.eot_token_id,
+                default_limit=self.max_gen_toks,
+                context=self.max_length,
+            )
+            groups.setdefault(plan, []).append(i)
+            key = hash_args("generate_until", request.args)
             samples.append(repeats[key])
             seeds.append(_seed(f"{self._seed}/{repeats[key]}/{context}"))
             repeats[key] += 1
         texts: dict[int, Generated] = {}
         records: dict[int, Record] = {}
-        with GenerationBar(len(requests), self._label("generate"), quiet=disable_tqdm) as progress:
+        title = self._label("generate")
+        with self._timed(), GenerationBar(len(requests), title, quiet=disable_tqdm) as progress:
             for plan, members in groups.items():
                 room = self.max_length - plan.decoding.max_new_tokens
-                contexts = [requests[i].arguments[0] for i in members]
+                contexts = [requests[i].args[0] for i in members]
                 encoded = [self.tok_encode(context) for context in contexts]
-                gates = self._choose(contexts, encoded, room)
-                completions = self.lm.generate(
+                self._gates.choose(contexts, lambda text, room=room: self._end(text, room))
+
+                def finished(
+                    rows: list[int],
+                    completions: list[Completion],
+                    *,
+                    plan: Plan = plan,
+                    members: list[int] = members,
+                    encoded: list[list[int]] = encoded,
+                    room: int = room,
+                ) -> None:
+                    for row, completion in zip(rows, completions, strict=True):
+                        i = members[row]
+                        texts[i] = plan.cut(completion, self.tokenizer)
+                        records[i] = self._record(
+                            requests[i],
+                            samples[i],
+                            self._gates[requests[i].args[0]],
+                            len(completion.tokens),
+                            prompt_tokens=min(len(encoded[row]), room),
+                            prompt_cut=len(encoded[row]) > room,
+                            truncated=texts[i].truncated,
+                        )
+                        self._keep("generate_until", requests[i].args, texts[i], records[i])
+
+                self._ending(plan).generate(
                     [ids[-room:] for ids in encoded],
-                    gate=gates,
+                    gate=self._gates.array(contexts),
                     seed=[seeds[i] for i in members],
                     slots=self._slots,
                     progress=progress,
+                    finished=finished,
                     **vars(plan.decoding),
                 )
-                for row, (i, completion) in enumerate(zip(members, completions, strict=True)):
-                    request, text = requests[i], self._cut(completion, plan)
-                    self.cache_hook.add_partial("generate_until", request.arguments, text)
-                    texts[i] = text
-                    records[i] = Record(
-                        request.task_name,
-                        request.doc_id,
-                        request.idx,
-                        sample=samples[i],
-                        kind="generate_until",
-                        gate=None if gates is None else float(gates[row]),
-                        tokens=len(completion.tokens),
-                        prompt_cut=len(encoded[row]) > room,
-                        truncated=text.truncated,
-                    )
         self.records += [records[i] for i in range(len(requests))]
         return [texts[i] for i in range(len(requests))]
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """Scores continuations of contexts; tokenization is lm-eval's, see ``TemplateLM``."""
-        results = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        """Scores continuations of contexts; tokenization is lm-eval's, see ``TemplateLM``.
+
+        Raises:
+            UserError: The model is to think first; an arm that does not know such prompts.
+        """
+        if self._enable_thinking:
+            raise UserError(
+                "enable_thinking is on, and a continuation cannot be scored before the model has "
+                "thought; turn it off, or choose a task that generates"
+            )
+        self._check_template(requests)
+        with self._timed():
+            results = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         for request in requests:
-            context, continuation = request.arguments
-            scored = len(self.tok_encode(continuation, add_special_tokens=False))
-            self._note(request, "loglikelihood", self._gate_of(context), scored)
+            self.records += self._ledger.records_of([request], repeats=1)
         return results
 
     def _loglikelihood_tokens(
@@ -352,8 +370,8 @@ class JaxLM(TemplateLM):
                     f"of {self.max_length}; choose another task or a model with a longer context"
                 )
             pairs.append((context[len(continuation) - self.max_length - 1 :], continuation))
-        asked = [texts[0] for texts, _, _ in requests if texts and texts[0]]
-        self._choose(asked, [self.tok_encode(text) for text in asked], self.max_length)
+        contexts = [texts[0] if texts else "" for texts, _, _ in requests]
+        self._gates.choose(contexts, lambda text: self._end(text, self.max_length))
         # By length, so that a call has few widths; the model fills up each one's last batch.
         order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
         results: dict[int, tuple[float, bool]] = {}
@@ -362,64 +380,80 @@ class JaxLM(TemplateLM):
         ) as bar:
             for start in range(0, len(order), _SCORING_BATCH):
                 members = order[start : start + _SCORING_BATCH]
-                gates = [self._gate_of((requests[i][0] or ("",))[0]) for i in members]
-                gate = None if self._policy is None else np.asarray(gates, np.float32)
+                gate = self._gates.array([contexts[i] for i in members])
                 scores = self.lm.loglikelihood([pairs[i] for i in members], gate=gate)
-                results.update(zip(members, scores, strict=True))
+                for i, score in zip(members, scores, strict=True):
+                    results[i], texts = score, requests[i][0]
+                    if texts is not None:  # rolling requests are filed there, as wholes
+                        asked = Instance("loglikelihood", {}, texts, 0)
+                        scored = len(requests[i][2])
+                        record = self._record(asked, 0, self._gates[contexts[i]], scored)
+                        self._keep("loglikelihood", texts, score, record)
                 bar.update(len(members))
-        for i, (texts, _, _) in enumerate(requests):
-            if texts is not None:  # the windows of a rolling request are filed there, as one
-                self.cache_hook.add_partial("loglikelihood", texts, results[i])
         return [results[i] for i in range(len(requests))]
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
         """Scores whole texts, every token once, in windows as long as the context, at gate 0."""
-        windows: list[tuple[None, list[int], list[int]]] = []
-        owners: list[int] = []
-        for i, request in enumerate(requests):
-            (text,) = request.arguments
-            for window in get_rolling_token_windows(
-                self.tok_encode(text), self.prefix_token_id, self.max_length, context_len=1
-            ):
-                windows.append((None, *make_disjoint_window(window)))
-                owners.append(i)
-        totals, tokens = [0.0] * len(requests), [0] * len(requests)
-        scores = self._loglikelihood_tokens(list(windows), disable_tqdm=disable_tqdm)
-        for i, window, (score, _) in zip(owners, windows, scores, strict=True):
-            totals[i] += score
-            tokens[i] += len(window[2])
-        for request, total, count in zip(requests, totals, tokens, strict=True):
-            self.cache_hook.add_partial("loglikelihood_rolling", request.arguments, total)
-            self._note(request, "loglikelihood_rolling", self._gate_of(""), count)
+        totals: list[float] = []
+        with (
+            self._timed(),
+            tqdm(
+                total=len(requests), desc=self._label("roll"), unit="text", disable=disable_tqdm
+            ) as bar,
+        ):
+            for some in self._in_batches(requests):
+                flat = [window for _, windows in some for window in windows]
+                scores = iter(self._loglikelihood_tokens(flat, disable_tqdm=True))
+                for request, windows in some:
+                    totals.append(sum(next(scores)[0] for _ in windows))
+                    count = sum(len(scored) for _, _, scored in windows)
+                    record = self._record(request, 0, self._gates[""], count)
+                    self._keep("loglikelihood_rolling", request.args, totals[-1], record)
+                    self.records.append(record)
+                bar.update(len(some))
         return totals
+
+    def _in_batches(self, requests: Sequence[Instance]) -> Iterator[list[tuple[Instance, list]]]:
+        """Requests with their windows of tokens, a batch of windows or a little more at a time."""
+        some: list[tuple[Instance, list]] = []
+        for request in requests:
+            rolled = get_rolling_token_windows(
+                self.tok_encode(request.args[0]), self.prefix_token_id, self.max_length, 1
+            )
+            some.append((request, [(None, *make_disjoint_window(window)) for window in rolled]))
+            if sum(len(windows) for _, windows in some) >= _SCORING_BATCH:
+                yield some
+                some = []
+        yield some
 
     # Gates, stops, records
 
-    def _choose(
-        self, contexts: Sequence[str], encoded: Sequence[Sequence[int]], room: int
-    ) -> np.ndarray | None:
-        """The gates of contexts; each context is put to the policy once.
+    def records_of(self, instances: Sequence[Instance]) -> list[Record]:
+        """What was done for requests, by this process or by the one that cached their answers."""
+        return self._ledger.records_of(instances)
 
-        The policy is shown what fits into ``room`` tokens, as the model is.
-        """
-        if self._policy is None:
-            return None
-        shown = {
-            context: self._end(context, ids, room)
-            for context, ids in zip(contexts, encoded, strict=True)
-            if context and context not in self._gates
-        }
-        if shown:
-            gates = np.asarray(self._policy(list(shown.values())), np.float64)
-            if gates.shape != (len(shown),) or not np.isfinite(gates).all():
-                raise ValueError(f"the gate policy of {len(shown)} prompts gave {gates!r}")
-            self._gates.update(zip(shown, gates.tolist(), strict=True))
-        return np.asarray([self._gate_of(context) for context in contexts], np.float32)
+    def _check_template(self, requests: Sequence[Instance]) -> None:
+        """Refuses prompts made otherwise than those the arm learnt from, unless forced."""
+        if self._render is None:
+            return
+        for request in requests:
+            context = request.args[0]
+            if not context or context in self._foreign or context in self._gates:
+                continue
+            if gating.is_foreign(context, request.doc, self._render):
+                if not self._force_template:
+                    raise UserError(
+                        f"arm {self.arm} learnt from prompts made otherwise than those of "
+                        f"{request.task_name} (its first ends in {context[-60:]!r}); train on that "
+                        "prompt (prompt.benchmark), or force it with --force_template"
+                    )
+                self._foreign.add(context)
 
-    def _end(self, context: str, ids: Sequence[int], room: int) -> str:
-        """The end of a context that fits into ``room`` tokens."""
+    def _end(self, context: str, room: int) -> str:
+        """The end of a context that fits into ``room`` tokens: what the model sees of it."""
+        ids = self.tok_encode(context)
         if len(ids) <= room:
             return context
         text = self.tokenizer.decode(ids[-room:]).lstrip("\ufffd")
@@ -427,55 +461,33 @@ class JaxLM(TemplateLM):
             text = text[1:]
         return text
 
-    def _gate_of(self, context: str) -> float | None:
-        """The gate chosen for a context; 0 for the empty one."""
-        if self._policy is None:
-            return None
-        return self._gates[context] if context else 0.0
+    def _ending(self, plan: Plan) -> LanguageModel:
+        """The model, which ends at a plan's special tokens as well."""
+        if set(plan.ends) <= set(self.lm.end_token_ids):
+            return self.lm
+        lm = copy.copy(self.lm)
+        lm.end_token_ids = tuple(dict.fromkeys((*self.lm.end_token_ids, *plan.ends)))
+        return lm
 
-    def _plan(self, arguments: Mapping[str, Any]) -> _Plan:
-        """Translates lm-eval's generation arguments."""
-        options: dict[str, Any] = dict(normalize_gen_kwargs(dict(arguments), self.max_gen_toks))
-        unknown = sorted(options.keys() - _OPTIONS)
-        if unknown:
-            raise UserError(
-                f"generation argument {unknown[0]!r} is not implemented in jroute; "
-                f"known are {', '.join(sorted(_OPTIONS))}"
-            )
-        limit = options["max_gen_toks"]
-        if not 0 < limit < self.max_length:
-            raise UserError(
-                f"max_gen_toks is {limit}, which leaves no room for a prompt in a context of "
-                f"{self.max_length} tokens; set it, as with "
-                f"--gen_kwargs max_gen_toks={self.max_length // 2}"
-            )
-        until = [stop for stop in options["until"] if stop]
-        special = [stop for stop in until if any(name in stop for name in self._special_tokens)]
-        decoding = Decoding(
-            temperature=float(options.get("temperature", 0.0)) if options["do_sample"] else 0.0,
-            top_k=int(options.get("top_k", 0)),
-            top_p=float(options.get("top_p", 1.0)),
-            max_new_tokens=limit,
-            stop=tuple(stop for stop in until if stop not in special),
-        )
-        end = self.tokenizer.decode([self.eot_token_id])
-        return _Plan(decoding, tuple(dict.fromkeys([*until, end])), tuple(special))
+    def _record(
+        self, request: Instance, sample: int, gate: gating.Gate, tokens: int, **facts: Any
+    ) -> Record:
+        identity = (request.task_name, request.doc_id, request.idx, sample, request.request_type)
+        foreign = request.args[0] in self._foreign
+        return Record(*identity, gate=gate, tokens=tokens, foreign=foreign, **facts)
 
-    def _cut(self, completion: Completion, plan: _Plan) -> Generated:
-        """The text of a completion before its first stop."""
-        text, truncated = completion.text, completion.stop_reason == "length"
-        whole = self.tokenizer.decode(completion.tokens) if plan.special else ""
-        stops = [at for stop in plan.special if (at := whole.find(stop)) >= 0]
-        if stops:
-            text, truncated = whole[: min(stops)], False
-            for name in self._special_tokens:
-                text = text.replace(name, "")
-        cut = postprocess_generated_text(text, list(plan.until), None)
-        return Generated.of(cut, truncated and len(cut) == len(text))
+    def _keep(self, kind: str, args: Any, answer: Any, record: Record) -> None:
+        """Files an answer with lm-eval's cache, and before it what was done for it."""
+        self._ledger.keep(args, record)
+        self.cache_hook.add_partial(kind, args, answer)
 
-    def _note(self, request: Instance, kind: str, gate: float | None, tokens: int) -> None:
-        identity = (request.task_name, request.doc_id, request.idx)
-        self.records.append(Record(*identity, sample=0, kind=kind, gate=gate, tokens=tokens))
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - started
 
     def _label(self, what: str) -> str:
         return f"{self.arm}: {what}" if self.arm else what
@@ -484,8 +496,9 @@ class JaxLM(TemplateLM):
 register_model("jroute")(JaxLM)
 
 
-def _constant(gate: float) -> GatePolicy:
-    return lambda prompts: np.full(len(prompts), gate)
+def _arguments(cls: type) -> set[str]:
+    """What a constructor takes besides the model and its arm."""
+    return set(inspect.signature(cls.__init__).parameters) - {"self", "lm", "gate", "arm"}
 
 
 def _seed(text: str) -> int:

@@ -290,6 +290,19 @@ def parse_answer(completion: str, *, truncated: bool = False) -> ParsedAnswer:
     return ParsedAnswer("ok", value, canonical(value))
 
 
+def boxed_answer(completion: str) -> str:
+    r"""What stands in the last balanced ``\boxed{}`` of a completion, and nowhere else.
+
+    Returns:
+        Its number, canonical; its text, if that holds none; ``""`` without a box.
+    """
+    boxes, _ = _boxes(_plain(completion.rpartition("</think>")[2].partition("<think>")[0]))
+    if not boxes:
+        return ""
+    value = _in_box(boxes[-1])
+    return boxes[-1].strip() if value is None else canonical(value)
+
+
 def is_correct(parsed: ParsedAnswer, gold: str) -> bool:
     """Whether an answer equals the gold answer as an exact number.
 

@@ -31,12 +31,20 @@ class PromptConfig:
         enable_thinking: Whether a model that can think before it answers is to do so, for chat
             templates with such a switch. Off by default: thoughts cost thousands of tokens, and
             numbers in them can pass for the answer.
+        benchmark: A task of lm-evaluation-harness whose own prompt is used in place of a template:
+            its wording, its examples, its beginning of the answer. So a controller learns on what
+            the benchmark asks.
+        num_fewshot: Examples in the benchmark's prompt; ``-1`` takes as many as the task has.
+        multiturn: Whether, in a chat, each example is a turn of its own.
     """
 
     template: str = PLACEHOLDER
     system: str = ""
     chat: bool = True
     enable_thinking: bool = False
+    benchmark: str = ""
+    num_fewshot: int = -1
+    multiturn: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what could not have been meant."""
@@ -44,6 +52,21 @@ class PromptConfig:
             raise UserError(
                 f"prompt.template {self.template!r} has no place for the question; "
                 f"put {PLACEHOLDER} where it belongs."
+            )
+        if self.benchmark and self.template != PLACEHOLDER:
+            raise UserError(
+                "prompt.template and prompt.benchmark are both set; a benchmark brings its own "
+                "wording, so leave the template out."
+            )
+        if not self.benchmark and self.num_fewshot != -1:
+            raise UserError(
+                "prompt.num_fewshot is set but prompt.benchmark is not, and only a benchmark has "
+                "examples to show; write yours into prompt.template."
+            )
+        if self.num_fewshot < -1:
+            raise UserError(
+                f"prompt.num_fewshot is {self.num_fewshot}; give 0 or more, or -1 for the "
+                "benchmark's own number."
             )
         if self.system and not self.chat:
             raise UserError(
@@ -119,20 +142,44 @@ def render(question: str, config: PromptConfig, tokenizer: ChatTokenizer) -> str
         UserError: The tokenizer has no chat template, or its template refuses the messages or
             thinking.
     """
+
+    def chat(messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
+        try:
+            return render_chat(
+                messages,
+                tokenizer,
+                enable_thinking=config.enable_thinking,
+                add_generation_prompt=add_generation_prompt,
+            )
+        except UserError:
+            raise
+        except Exception as error:  # a template is a program of its own and may raise anything
+            raise UserError(
+                f"the tokenizer's chat template cannot render this prompt ({error}); "
+                "set prompt.chat to false or use a tokenizer with a chat template."
+            ) from error
+
+    if config.benchmark:
+        from jroute.tasks.benchmarks.prompting import asking  # brings lm-eval, which takes seconds
+
+        shots = None if config.num_fewshot < 0 else config.num_fewshot
+        return asking(config.benchmark, shots)(
+            question,
+            system=config.system,
+            chat=chat if config.chat else None,
+            multiturn=config.multiturn,
+        )
     message = user_message(question, config)
     if not config.chat:
         return message
     system = [{"role": "system", "content": config.system}] if config.system else []
-    try:
-        return render_chat(
-            [*system, {"role": "user", "content": message}],
-            tokenizer,
-            enable_thinking=config.enable_thinking,
-        )
-    except UserError:
-        raise
-    except Exception as error:  # a template is a program of its own and may raise anything
-        raise UserError(
-            f"the tokenizer's chat template cannot render this prompt ({error}); "
-            "set prompt.chat to false or use a tokenizer with a chat template."
-        ) from error
+    return chat([*system, {"role": "user", "content": message}])
+
+
+def meaning(config: PromptConfig, tokenizer: ChatTokenizer) -> Any:
+    """What decides the prompts of an experiment: the config, and a benchmark's wording with it.
+
+    Fingerprints are taken of this. A benchmark is only named in the config, and another version of
+    lm-eval may ask otherwise under the same name.
+    """
+    return [config, render(PLACEHOLDER, config, tokenizer)] if config.benchmark else config

@@ -2,6 +2,7 @@
 
 import copy
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -13,9 +14,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
-from transformers import Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
+import jroute
+from jroute.convert import convert
 from jroute.errors import UserError
+from jroute.evaluation.gating import ArmPolicy, constant, is_foreign
 from jroute.evaluation.harness import JaxLM
 from jroute.lm import LanguageModel
 from jroute.tasks.synthetic import problems
@@ -159,12 +163,16 @@ def test_generations_are_those_of_the_reference(lm, reference, prompts) -> None:
     options: list[dict[str, Any]] = [
         {"until": ["never", middle, "\n"], "max_gen_toks": 40, "do_sample": False},
         {"until": "####", "max_gen_toks": 40},
+        {"until": ["<|im_end|>", whole[0][0], "<|im_end|>\n"], "max_gen_toks": 40},  # at once
         {"until": ["####"], "max_new_tokens": 7, "temperature": 0.0},
     ]
     cases = [(prompt, each) for prompt in prompts for each in options]  # interleaved
     expected = generate(hf, *cases)
     assert generate(ours, *((prompt, everything) for prompt in prompts), *cases) == whole + expected
-    assert expected[0] == whole[0].split(middle)[0] != ""
+    assert expected[0] == whole[0].split(middle)[0] != "" == expected[2]
+    ended = (prompts[0] + whole[0], everything)  # nothing is left to say
+    assert generate(ours, ended) == generate(hf, ended) == [""]
+    assert ours.records.pop().tokens == 1
     assert ours.records[-1].tokens == 7 and ours.records[-1].truncated
     assert [record.truncated for record in ours.records[:2]] == [False] * 2
     assert [record.doc_id for record in ours.records] == list(range(len(prompts) + len(cases)))
@@ -205,9 +213,14 @@ def test_a_special_token_is_a_stop(lm, prompts) -> None:
     options = {"until": ["<|im_end|>", "Question:"], "max_gen_toks": 60}
     arguments = [(prompt, options) for prompt in prompts[:2]]
     expected, ours = JaxLM(lm, slots=SLOTS), JaxLM(endless, slots=SLOTS)
-    assert generate(ours, *arguments) == generate(expected, *arguments)
+    texts = generate(expected, *arguments)
+    assert generate(ours, *arguments) == texts
     assert ours.get_model_info()["truncation_rate"] == 0.0
-    assert all(record.tokens > 40 for record in ours.records)  # so it was the text that stopped
+    assert [r.tokens for r in ours.records] == [r.tokens for r in expected.records]  # at once
+    # A stop string can hold one besides other text.
+    stop = f"{texts[0][-1]}<|im_end|>"
+    assert generate(ours, (prompts[0], {**options, "until": stop})) == [texts[0][:-1]]
+    assert not ours.records[-1].truncated and ours.records[-1].tokens > ours.records[0].tokens
 
 
 def test_sampling_depends_on_the_prompt_and_the_repeat_only(lm, prompts) -> None:
@@ -232,6 +245,38 @@ def test_what_cannot_be_done_is_said(lm) -> None:
         generate(JaxLM(lm, max_length=48), ("5", {}))
     with pytest.raises(UserError, match="max_length is 9999"):
         JaxLM(lm, max_length=9999)
+
+
+def test_a_model_with_random_weights_answers_as_the_reference(tmp_path) -> None:
+    """Of another shape than the bundled one, with two end tokens and its own output matrix."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 20}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False}
+    limits = {"vocab_size": 483, "max_position_embeddings": 96, "initializer_range": 0.3}
+    config = Qwen3Config(**shape, **heads, **limits, eos_token_id=2)
+    weights = Qwen3ForCausalLM(config).eval()
+    source = tmp_path / "hf"
+    weights.save_pretrained(source)
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copy(ASSET / name, source / name)
+    convert(str(source), tmp_path / "model")
+    ours = JaxLM(jroute.load(tmp_path / "model"), slots=SLOTS)
+    options = {"tokenizer": load_tokenizer(ASSET), "batch_size": 1}
+    hf = cast(Any, HFLM)(pretrained=weights, backend="causal", **options)
+    texts = [QUESTIONS[0], TEXTS[1], "5"]
+    cases = [(text, {"until": until, "max_gen_toks": 16}) for text in texts for until in ([], "e")]
+    answers = generate(hf, *cases)
+    assert generate(ours, *cases) == answers and len({*answers}) >= 4
+    pairs = [
+        *((text, answers[2 * i][:3]) for i, text in enumerate(texts)),
+        ("", "Tom"),
+        ("5", " 数"),
+    ]
+    scored = ours.loglikelihood(requests("loglikelihood", *pairs), disable_tqdm=True)
+    assert_scores_equal(scored, hf.loglikelihood(requests("loglikelihood", *pairs)))
+    rolling = requests("loglikelihood_rolling", *((text,) for text in TEXTS))
+    rolled = ours.loglikelihood_rolling(rolling, disable_tqdm=True)
+    np.testing.assert_allclose(rolled, hf.loglikelihood_rolling(rolling), rtol=1e-5, atol=2e-3)
 
 
 # Gates --------------------------------------------------------------------------------------------
@@ -286,6 +331,64 @@ def test_a_policy_is_shown_what_the_model_reads(lm) -> None:
     assert text.endswith(shown) and SHORT - 16 <= len(ours.tok_encode(shown)) <= SHORT - 8
 
 
+def test_gates_per_band_are_handed_on_whole(lm) -> None:
+    """Also beside an empty context, which has gate 0 in every part."""
+    bands = lm.config.num_hidden_layers
+
+    def policy(shown: list[str]) -> np.ndarray:
+        return np.array([[len(text) % 2, *[0.0] * (bands - 1)] for text in shown], float)
+
+    ours = JaxLM(lm, policy, slots=SLOTS)
+    pairs = [("Tom has", " 5"), ("Tom had", " 5 pens"), ("", "Tom")]
+    scores = ours.loglikelihood(requests("loglikelihood", *pairs), disable_tqdm=True)
+    encoded = [ours._encode_pair(*pair) for pair in pairs[:2]]
+    expected = lm.loglikelihood(encoded, gate=policy([context for context, _ in pairs[:2]]))
+    np.testing.assert_allclose([s[0] for s in scores[:2]], [e[0] for e in expected], rtol=1e-5)
+    off = ",0" * (bands - 1)
+    assert ours.get_model_info()["gate_histogram"] == {"0": 1, f"1{off}": 2}
+
+
+def test_prompts_that_an_arm_has_not_learnt_from_are_told(lm) -> None:
+    doc = {"question": " 1 + 1?", "answer": "#### 2", "id": 7}
+
+    def render(question: str) -> str:
+        return f"Solve: {question}\nA:"
+
+    assert not is_foreign("Solve:  1 + 1?\nA:", doc, render)
+    assert not is_foreign("Solve: 1 + 1?\nA:", doc, render)  # stripped
+    assert not is_foreign("Solve: A b. C?\nA:", {"Body": "A b", "Question": "C?"}, render)
+    assert is_foreign("Solve: 1 + 1?\nB:", doc, render)
+    assert is_foreign("Solve: 1 + 1?\nA: 2\n\nSolve: 1 + 1?\nA:", {"question": "1 + 1?"}, render)
+    assert is_foreign("Solve: Problem: 1 + 1?\nA:", doc, render)  # other wording around it
+    assert is_foreign("Solve:\nA:", doc, render)
+
+    def twice(question: str) -> str:
+        return f"{question} Again: {question}"
+
+    assert not is_foreign("1 + 1? Again: 1 + 1?", doc, twice)
+    assert is_foreign("1 + 1? Again: 1 + 2?", doc, twice)
+
+    asked = [
+        Instance(
+            "generate_until",
+            doc,
+            (text, {"until": [], "max_gen_toks": 2}),
+            0,
+            metadata=("task", 0, 1),
+        )
+        for text in ("Solve:  1 + 1?\nA:", "What is 1 + 1?")
+    ]
+    arm = ArmPolicy("rl", constant(1.0), "one", render)
+    with pytest.raises(UserError, match=r"arm rl learnt .* of task .*--force_template"):
+        JaxLM(lm, arm, slots=SLOTS).generate_until(asked)
+    ours = JaxLM(lm, arm, slots=SLOTS, force_template=True)
+    ours.generate_until(asked)
+    assert [record.foreign for record in ours.records] == [False, True]
+    assert ours.get_model_info()["foreign_prompts"] == 1
+    untaught = ArmPolicy("random", constant(1.0), "one")
+    assert len(JaxLM(lm, untaught, slots=SLOTS).generate_until(asked)) == 2
+
+
 # What lm-eval asks about --------------------------------------------------------------------------
 
 
@@ -304,30 +407,42 @@ def test_prompts_of_chats_are_those_of_the_reference(lm, reference) -> None:
         assert getattr(ours, name) == getattr(hf, name), name
 
 
-def test_the_tokenizer_name_tells_chat_templates_apart(lm) -> None:
+def test_the_tokenizer_name_tells_templates_and_limits_apart(lm) -> None:
     other = copy.copy(lm)
     other.tokenizer = copy.deepcopy(lm.tokenizer)
     other.tokenizer.chat_template += " "
-    assert JaxLM(other).tokenizer_name != JaxLM(lm).tokenizer_name
+    models = [JaxLM(lm), JaxLM(other), JaxLM(lm, max_gen_toks=9), JaxLM(lm, max_length=99)]
+    assert len({model.tokenizer_name for model in models}) == len(models)
+
+
+def test_a_thinking_model_is_not_asked_to_score(lm) -> None:
+    with pytest.raises(UserError, match="cannot be scored before"):
+        JaxLM(lm, enable_thinking=True).loglikelihood(requests("loglikelihood", ("Tom", "5")))
 
 
 def test_the_model_is_registered_beside_lm_evals_own(model) -> None:
     assert get_model("jroute") is JaxLM and get_model("hf") is HFLM
-    arguments = f"pretrained={model},gate=1,max_gen_toks=5"
+    arguments = f"pretrained={model},arm=fixed:1,max_gen_toks=5"
     made = get_model("jroute").create_from_arg_string(arguments, {"batch_size": "3"})
     assert isinstance(made, JaxLM)
     assert len(generate(made, ("Tom has 5", {}))) == 1
     info = made.get_model_info()
     assert (info["slots"], info["gate_histogram"], made.max_gen_toks) == (3, {"1": 1}, 5)
     assert info["model_fingerprint"] == made.lm.fingerprint
-    with pytest.raises(UserError, match="name no model"):
-        get_model("jroute").create_from_arg_string("gate=1")
-    with pytest.raises(UserError, match="an arm brings its own"):
-        get_model("jroute").create_from_arg_string(f"pretrained={model},arm=rl,gate=1")
+    wrong = {
+        "must name one folder": "arm=fixed:1",
+        "must name one folder: run": f"run={model},model_dir={model}",
+        "hold 'gate', which a model does not take": f"model_dir={model},gate=1",
+        "arm 'rl' belongs to a run": f"model_dir={model},arm=rl",
+        "has no config.yaml": f"run={model},arm=rl",
+    }
+    for message, arguments in wrong.items():
+        with pytest.raises(UserError, match=message):
+            get_model("jroute").create_from_arg_string(arguments)
 
 
 def test_answers_are_cached_under_what_was_asked(lm, tmp_path) -> None:
-    ours = JaxLM(lm, slots=SLOTS)
+    ours = JaxLM(lm, 1.0, slots=SLOTS)
     cached: Any = CachingLM(ours, str(tmp_path / "cache.db"))
     asked = {
         "generate_until": requests("generate_until", ("Tom", {"until": [], "max_gen_toks": 3})),
@@ -339,3 +454,54 @@ def test_answers_are_cached_under_what_was_asked(lm, tmp_path) -> None:
         count = len(ours.records)
         assert getattr(cached, kind)(reqs) == answers
         assert len(ours.records) == count
+    cached.dbdict.close()
+    # Another process is answered the same, knows the gates, and asks the model nothing.
+    later = JaxLM(lm, 1.0, slots=SLOTS)
+    again: Any = CachingLM(later, str(tmp_path / "cache.db"))
+    for kind, reqs in asked.items():
+        getattr(again, kind)(reqs)
+    everything = [request for reqs in asked.values() for request in reqs]
+    assert later.records == [] and later.records_of(everything) == ours.records
+    assert [record.gate for record in ours.records] == [1.0, 1.0, 0.0, 0.0]
+    again.dbdict.close()
+    # Whoever would answer otherwise is not given these answers.
+    half = copy.copy(lm)
+    half.fingerprint = "another"
+    for other in (JaxLM(lm, 0.5), JaxLM(lm), JaxLM(half, 1.0), JaxLM(lm, 1.0, max_gen_toks=9)):
+        assert other.namespace != ours.namespace
+        with pytest.raises(UserError, match="holds answers of another model, routing or arm"):
+            CachingLM(other, str(tmp_path / "cache.db"))
+    assert JaxLM(lm, 1.0, slots=7).namespace == ours.namespace
+
+
+def test_what_is_interrupted_was_cached_so_far(lm, prompts, tmp_path, monkeypatch) -> None:
+    cases = [(p, {"until": [], "max_gen_toks": n}) for n in (3, 6, 9) for p in prompts[:2]]
+    pairs = [("Tom has ", "5" * n) for n in range(1, 6)]
+    expected = generate(JaxLM(lm, slots=SLOTS), *cases)
+    monkeypatch.setattr("jroute.evaluation.harness._SCORING_BATCH", 2)
+    first = JaxLM(lm, slots=SLOTS)
+    CachingLM(first, str(tmp_path / "cache.db"))
+    keep = JaxLM._keep
+
+    def kept_up_to(limit: int):
+        done: list[Any] = []
+
+        def stop(self, *facts: Any) -> None:
+            if len(done) == limit:
+                raise KeyboardInterrupt
+            done.append(keep(self, *facts))
+
+        return stop
+
+    for kind, arguments, limit in (("generate_until", cases, 3), ("loglikelihood", pairs, 4)):
+        monkeypatch.setattr(JaxLM, "_keep", kept_up_to(limit))
+        with pytest.raises(KeyboardInterrupt):
+            getattr(first, kind)(requests(kind, *arguments))
+    monkeypatch.setattr(JaxLM, "_keep", keep)
+    first.cache_hook.dbdict.close()
+    second = JaxLM(lm, slots=SLOTS)
+    cached: Any = CachingLM(second, str(tmp_path / "cache.db"))
+    assert generate(cached, *cases) == expected
+    assert len(second.records) == len(cases) - 3
+    cached.loglikelihood(requests("loglikelihood", *pairs))
+    assert len(second.records) == len(cases) - 3 + len(pairs) - 4

@@ -1,0 +1,48 @@
+"""A run's own splits as tasks of lm-evaluation-harness."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jroute.files import write_text
+from jroute.tasks import Problem
+
+_TEMPLATE = Path(__file__).with_name("split.yaml")
+
+
+def write_split(
+    name: str,
+    problems: Sequence[Problem],
+    messages: Sequence[str],
+    generation_kwargs: Mapping[str, Any],
+    folder: Path,
+) -> Path:
+    """Writes problems as a task, ``<name>.jsonl`` and ``<name>.yaml``; returns the latter.
+
+    Args:
+        name: Of the task.
+        problems: What is asked.
+        messages: The user's message of each. Whether they are put in a chat, and under which system
+            message, lm-eval must be told as well: that is an argument of a call, not of a task.
+        generation_kwargs: The decoding, as lm-eval calls it.
+        folder: Where to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"id": p.id, "question": p.question, "message": message, "answer": p.answer}
+        for p, message in zip(problems, messages, strict=True)
+    ]
+    data, file = folder / f"{name}.jsonl", folder / f"{name}.yaml"
+    task = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data.absolute())}},
+        "generation_kwargs": dict(generation_kwargs),
+        **yaml.safe_load(_TEMPLATE.read_text(encoding="utf-8")),
+    }
+    write_text(data, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(file, yaml.safe_dump(task, sort_keys=False))
+    return file
