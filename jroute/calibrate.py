@@ -238,7 +238,8 @@ def calibrate(
             lambda: [calibration.null_rule(tables, validator, config, i) for i in range(len(each))],
         )
         each = [{**one, **rule} for one, rule in zip(each, rules, strict=True)]
-        found["null"] = {**told, **calibration.sum_up_null(each), "each": each}
+        columns = {name: [one[name] for one in each] for name in ("difference", "p", "learnable")}
+        found["null"] = {**told, **calibration.sum_up_null(each), "each": columns}
     if "dose" in parts:
         found["dose"] = []
         with tqdm(total=len(config.gains) * config.tables, desc="dose", unit="table") as bar:

@@ -161,9 +161,8 @@ def test_a_plan_tells_of_the_table_and_of_the_learner(whole, capsys):
 
 
 def test_a_finished_run_has_nothing_left_to_do(whole):
-    before = {
-        p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file() and p.suffix == ".parquet"
-    }
+    before = {p: p.stat().st_mtime_ns for p in whole.rglob("part-*.parquet")}
+    items = (whole / "items.parquet").read_bytes()
     experiment = jroute.load_run(whole).experiment
     Run.start(experiment)
     results = json.loads((whole / "results.json").read_text())
@@ -171,6 +170,7 @@ def test_a_finished_run_has_nothing_left_to_do(whole):
 
     assert stages(Run.start(experiment)) == results
     assert before == {p: p.stat().st_mtime_ns for p in before}
+    assert (whole / "items.parquet").read_bytes() == items  # judged again, and alike
 
 
 def test_results_are_what_the_table_says(whole):

@@ -3,7 +3,8 @@
 The table is fixed before any outcome is seen, with its margin δ, a difference of accuracies that
 would matter. *Significant* always means better, with p at most 0.05, adjusted by Holm within the
 four declared contrasts; *bounded* means that a one-sided 95 % bound lies below δ. Not significant
-is not absent: without a bound the verdict is ``underpowered``, never "no effect".
+is not absent: without a bound the verdict is ``underpowered``, never "no effect". A bound is one on
+what can be learnt from as many problems as there are: more of them may teach what these do not.
 
 ``gain`` comes first and asks for the four declared contrasts alone, so that more data can only
 make it likelier. That a supervised model of the same features does as well is then told beside it:
@@ -126,7 +127,7 @@ TABLE = (
         "bounded below δ",
         "not the above; learnable headroom and RL minus the best fixed gate are bounded below δ",
         _bounded,
-        "there is nothing of size δ to learn here by rules of this kind",
+        "from so many problems rules of this kind learn less than δ",
     ),
     Row(
         "underpowered",

@@ -340,6 +340,22 @@ def test_a_damaged_or_absent_card_is_named(empty, tmp_path):
         OutcomeTable.open(empty.folder)
 
 
+def test_a_part_appears_whole(empty, monkeypatch):
+    """Under its own name it is not there before it is complete."""
+    rename, renamed = os.replace, []
+
+    def watch(source, target):
+        assert not Path(target).exists()
+        if Path(target).suffix == ".parquet":
+            renamed.append(pq.read_table(source).num_rows)
+        rename(source, target)
+
+    monkeypatch.setattr(module.os, "replace", watch)
+    empty.append([cell("a"), cell("b")])
+    empty.append([cell("c")])
+    assert renamed == [2, 1]
+
+
 def test_a_failed_write_leaves_nothing(empty, monkeypatch):
     def fail(table, file, **_):
         file.write(b"PAR1 and then the disk is full")

@@ -43,8 +43,8 @@ def tables() -> Tables:
 
 def test_planted_gains_are_what_they_are_called() -> None:
     rng = np.random.default_rng(1)
-    for gain in (0.0, 0.05, 0.1):
-        x, correct = calibration.planted(gain, 200_000, rng)
+    for gain, flips in ((0.0, 0.01), (0.05, 0.01), (0.1, 0.1)):
+        x, correct = calibration.planted(gain, 200_000, rng, flips=flips)
         accuracy = correct.mean(axis=0)
         rule = np.where(x[:, 1] > 0, 3, 0)
         reached = correct[np.arange(len(x)), rule].mean()
