@@ -102,6 +102,7 @@ def test_a_run_is_read_without_its_model(run) -> None:
     assert row.features == pytest.approx(dict(zip(SCALARS, raw.scalars[3].tolist(), strict=True)))
     assert [cell.gate for cell in row.cells] == [(0.0,), (0.5,), (1.0,)]
     assert [cell.correct for cell in row.cells] == [True, False, True] and row.cells[0].tokens == 8
+    assert {cell.completion for cell in row.cells} == {f"#### {asked[3].answer}"}  # sample 0
     assert row.prompt == "" and found.curves == {} and found.probe is None
     expected = [[bool((i + chosen[s, i]) % 2) for i in range(COUNT)] for s in range(2)]
     np.testing.assert_array_equal(judged.right, expected)
@@ -166,7 +167,7 @@ def test_what_judging_wrote_down_is_taken_before_controllers_are_asked(run, tmp_
             for p in asked
         ]
     rows += [("test", "random", 0, p.id, None) for p in asked]
-    rows += [(s, a, seed, p, 1.0 - g) for s, a, seed, p, g in rows[:8] for s in ("ood",)]
+    rows += [("ood", a, seed, f"{p}-other", g) for _, a, seed, p, g in rows[:8]]
     rng.shuffle(rows)  # of no order
     names = ("split", "arm", "seed", "problem", "gate")
     columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}

@@ -96,7 +96,7 @@ def test_the_box_is_read_by_a_filter_of_its_own() -> None:
         "$$\n\\boxed{18}\\n$$": "18",
         "so $\\boxed{18}$.": "18",
         "\\boxed{1} then \\boxed{\\$1,250.00}": "1250",
-        "\\boxed{\\frac{1}{2}}": "1/2",
+        "\\boxed{\\frac{1}{3}}": "1/3",
         "\\boxed{x = 7}": "7",
         "\\boxed{\\text{no}}": "\\text{no}",
         "<think>\\boxed{3}</think> It is 4.": "[invalid]",

@@ -192,7 +192,13 @@ def _consumed(material: Material) -> Figure:
         dots += [(name, label, float(table)) for name, label in known if name in found]
 
     def draw(axes: Any, c: Look) -> None:
+        from matplotlib.ticker import LogLocator, NullLocator
+
         axes.set_xscale("log")
+        wide = asked[-1] > 100 * asked[0]
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.plot(asked, earned, color=c.accent, linewidth=1.6, alpha=0.55)
         for name, _, place in dots:
             axes.plot(
