@@ -156,9 +156,7 @@ def make_environment(folder: Path, requirements: Sequence[str], pythons: Sequenc
         return
     python = next((each for each in pythons if _runs(each)), None)
     if python is None:
-        raise UserError(
-            f"none of {', '.join(pythons)} runs; name an interpreter with --python"
-        )
+        raise UserError(f"none of {', '.join(pythons)} runs; name an interpreter with --python")
     pip = [str(interpreter(folder)), "-m", "pip", "install", *requirements]
     for command in ([python, "-m", "venv", "--clear", str(folder)], pip):
         print("+", *command, flush=True)
