@@ -22,6 +22,7 @@ from jroute.errors import UserError
 from jroute.evaluation.gating import ArmPolicy, constant, is_foreign
 from jroute.evaluation.harness import JaxLM
 from jroute.lm import LanguageModel
+from jroute.observe.progress import GenerationBar
 from jroute.tasks.synthetic import problems
 from jroute.tasks.tokenizer import load_tokenizer
 from tests.models import ASSET
@@ -474,34 +475,36 @@ def test_answers_are_cached_under_what_was_asked(lm, tmp_path) -> None:
     assert JaxLM(lm, 1.0, slots=7).namespace == ours.namespace
 
 
-def test_what_is_interrupted_was_cached_so_far(lm, prompts, tmp_path, monkeypatch) -> None:
-    cases = [(p, {"until": [], "max_gen_toks": n}) for n in (3, 6, 9) for p in prompts[:2]]
+def test_what_is_interrupted_was_cached_so_far(lm, tmp_path, monkeypatch) -> None:
+    """Ctrl-C while the engine runs on; one batch of scores before the next."""
+    cases = [(chat(JaxLM(lm), q), {"until": [], "max_gen_toks": 9}) for q in QUESTIONS]
     pairs = [("Tom has ", "5" * n) for n in range(1, 6)]
     expected = generate(JaxLM(lm, slots=SLOTS), *cases)
     monkeypatch.setattr("jroute.evaluation.harness._SCORING_BATCH", 2)
     first = JaxLM(lm, slots=SLOTS)
     CachingLM(first, str(tmp_path / "cache.db"))
-    keep = JaxLM._keep
+    score, calls = LanguageModel.loglikelihood, []
 
-    def kept_up_to(limit: int):
-        done: list[Any] = []
+    def interrupt(_: Any, now: Any) -> None:
+        if now.finished:
+            raise KeyboardInterrupt
 
-        def stop(self, *facts: Any) -> None:
-            if len(done) == limit:
-                raise KeyboardInterrupt
-            done.append(keep(self, *facts))
+    def score_four(self, some: Any, **options: Any) -> Any:
+        calls.append(len(some))
+        if calls == [2, 2, 1]:
+            raise KeyboardInterrupt
+        return score(self, some, **options)
 
-        return stop
-
-    for kind, arguments, limit in (("generate_until", cases, 3), ("loglikelihood", pairs, 4)):
-        monkeypatch.setattr(JaxLM, "_keep", kept_up_to(limit))
-        with pytest.raises(KeyboardInterrupt):
-            getattr(first, kind)(requests(kind, *arguments))
-    monkeypatch.setattr(JaxLM, "_keep", keep)
+    with monkeypatch.context() as patch:
+        patch.setattr(GenerationBar, "__call__", interrupt)
+        patch.setattr(LanguageModel, "loglikelihood", score_four)
+        for kind, arguments in (("generate_until", cases), ("loglikelihood", pairs)):
+            with pytest.raises(KeyboardInterrupt):
+                getattr(first, kind)(requests(kind, *arguments))
     first.cache_hook.dbdict.close()
     second = JaxLM(lm, slots=SLOTS)
     cached: Any = CachingLM(second, str(tmp_path / "cache.db"))
     assert generate(cached, *cases) == expected
-    assert len(second.records) == len(cases) - 3
+    assert len(second.records) == len(cases) - SLOTS
     cached.loglikelihood(requests("loglikelihood", *pairs))
-    assert len(second.records) == len(cases) - 3 + len(pairs) - 4
+    assert len(second.records) == len(cases) - SLOTS + len(pairs) - 4
