@@ -1,10 +1,14 @@
 """Puts runs side by side: the same arms on the same problems, paired.
 
     python -m jroute.compare runs/a runs/b [runs/c ...] [--arms rl best_fixed ...] [--split test]
+    python -m jroute.compare runs/a/lm_eval/baseline runs/vllm [--task gsm8k_cot_llama]
 
 Every run must have been judged (``python -m jroute.train`` or ``jroute.evaluate``) on the same
 problems. Differences are to the first run; their p-values are adjusted together (Holm). ``gain`` is
 RL minus the best fixed gate of the same run.
+
+Two folders with samples of lm-eval (or two such files) are compared document by document: prompt,
+text, answer and score, whatever backend made them.
 """
 
 import argparse
@@ -121,6 +125,13 @@ def show(found: Sequence[Mapping[str, Any]], split: str, n: int) -> None:
         print(line.rstrip())
 
 
+def _holds_samples(where: Path) -> bool:
+    """Whether a path is a file, or a folder of lm-eval's results instead of a run."""
+    if (where / "results.json").is_file():
+        return False
+    return where.is_file() or any(where.rglob("samples_*.jsonl"))
+
+
 @door
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, reads, compares, prints."""
@@ -130,6 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--task", help="of lm-eval's samples, only those of this task")
     parser.add_argument("--split", help="by default the first run's primary split")
     parser.add_argument(
         "--arms", nargs="+", default=["baseline", "best_fixed", "supervised_features", "rl", GAIN]
@@ -142,6 +154,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("give at least two different runs to compare")
     if args.replicates < 100:
         raise UserError(f"--replicates is {args.replicates}; an interval needs at least 100")
+    if len(args.runs) == 2 and all(map(_holds_samples, args.runs)):
+        from jroute.evaluation import agreement
+
+        found = agreement.compare_samples(args.runs[0], args.runs[1], args.task)
+        print(agreement.table(found, (str(args.runs[0]), str(args.runs[1]))))
+        return
     split, runs, items, n = args.split, {}, {}, 0
     for directory in args.runs:
         split, results, runs[str(directory)] = read(directory, split)

@@ -89,3 +89,33 @@ def test_what_cannot_be_compared(values, tmp_path, capsys) -> None:
     assert "at least 100" in refused(a, b, "--replicates", 5)
     c = write_run(tmp_path / "c", {"rl": values[0]["rl"]})
     assert "no arm 'best_fixed'" in refused(a, c, "--arms", "best_fixed")
+
+
+def test_samples_of_lm_eval_are_compared_by_document(tmp_path, capsys) -> None:
+    """Two folders that hold samples, or the files; a folder with neither is a run unjudged."""
+    for name, texts in (("ours", ("8", "7")), ("theirs", ("8", "5"))):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        rows = [
+            {
+                "doc_id": i,
+                "doc_hash": f"d{i}",
+                "prompt_hash": f"p{i}",
+                "resps": [[text]],
+                "filtered_resps": [text],
+                "filter": "strict",
+                "metrics": ["exact_match"],
+                "exact_match": float(text == "8"),
+            }
+            for i, text in enumerate(texts)
+        ]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / name / "deep" / "samples_gsm8k_2026-01-01T00-00-00.jsonl").write_text(lines)
+    both = [str(tmp_path / name) for name in ("ours", "theirs")]
+    assert main(both) == 0
+    printed = capsys.readouterr().out
+    assert "gsm8k, exact_match by strict: n = 2 documents" in printed
+    assert "equal: prompt 2 (100.0%), text 1 (50.0%)" in printed and f"{both[1]} 0.5000" in printed
+    assert main([*both, "--task", "svamp"]) == 2
+    (tmp_path / "empty").mkdir()
+    assert main([both[0], str(tmp_path / "empty")]) == 2
+    assert "was not judged" in capsys.readouterr().err
