@@ -160,6 +160,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = agreement.compare_samples(args.runs[0], args.runs[1], args.task)
         print(agreement.table(found, (str(args.runs[0]), str(args.runs[1]))))
         return
+    if absent := [run for run in args.runs if not run.exists()]:
+        raise UserError(f"there is no folder {absent[0]}; give runs, or two folders of samples")
+    for run in args.runs:
+        if _holds_samples(run):
+            raise UserError(f"{run} holds samples of lm-eval; give two such folders, and no run")
     split, runs, items, n = args.split, {}, {}, 0
     for directory in args.runs:
         split, results, runs[str(directory)] = read(directory, split)

@@ -60,7 +60,7 @@ class Part:
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}; give a number from {least} on")
         if not 0 <= self.shares[0] < self.shares[1]:
-            raise UserError(f"share is {self.share!r}; the shares of n are 0/n to {{n - 1}}/n")
+            raise UserError(f"share is {self.share!r}; the shares of 4 are 0/4, 1/4, 2/4 and 3/4")
 
     @property
     def shares(self) -> tuple[int, int]:
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if unknown := sorted(set(part.only_gates) - set(experiment.gates)):
         raise UserError(
-            f"only_gates holds {unknown[0]:g}, which is not in the experiment's gates "
+            f"--gates names {unknown[0]:g}, which is not in the experiment's gates "
             f"{list(experiment.gates)}"
         )
     if unused := [split for split in part.split if split not in experiment.splits]:

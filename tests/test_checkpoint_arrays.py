@@ -232,7 +232,7 @@ def test_a_conversion_holds_pieces_and_never_an_array(
     tiny = write_source(tmp_path / "tiny", CONFIG, random_tensors(CONFIG))
     monkeypatch.setattr(arrays, "PIECE_BYTES", 2**16)
     monkeypatch.setattr(model, "_HASH_VALUES", 2**14)
-    convert(str(tiny), tmp_path / "warm-up")  # what is made once does not count
+    convert(str(tiny), tmp_path / "warm-up", dtype=dtype)  # what is made once does not count
     tracemalloc.start()
     try:
         convert(str(source), tmp_path / "model", dtype=dtype)

@@ -118,4 +118,6 @@ def test_samples_of_lm_eval_are_compared_by_document(tmp_path, capsys) -> None:
     assert main([*both, "--task", "svamp"]) == 2
     (tmp_path / "empty").mkdir()
     assert main([both[0], str(tmp_path / "empty")]) == 2
-    assert "was not judged" in capsys.readouterr().err
+    assert "give two such folders" in capsys.readouterr().err
+    assert main([both[0], str(tmp_path / "nowhere")]) == 2
+    assert "there is no folder" in capsys.readouterr().err

@@ -98,11 +98,11 @@ def test_devices_are_no_part_of_a_run(config: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--only_gates", "[0.3]"], r"only_gates holds 0.3, .* gates \[0.0, 0.5, 1.0\]"),
+        (["--only_gates", "[0.3]"], r"--gates names 0.3, .* gates \[0.0, 0.5, 1.0\]"),
         (["--split", "[ood]"], "split 'ood' is not used by the experiment"),
         (["--problems", "-1"], "problems is -1"),
         (["--onlygates", "[0]"], "only_gates"),
-        (["--gates=0,0.3"], "only_gates holds 0.3"),
+        (["--gates=0,0.3"], "--gates names 0.3"),
         (["--share", "4/4"], "share is '4/4'; the shares of n are 0/n to"),
         (["--share", "half"], "share is 'half'; give i/n"),
         (["--samples", "2"], "2 samples were asked for, but decoding is greedy"),

@@ -225,7 +225,7 @@ def test_explain_tells_the_gate_that_is_used(whole):
 
 def test_scalars_have_cleanrls_names(whole):
     steps: dict[str, list[int]] = {}
-    for path in (whole / "tensorboard").iterdir():
+    for path in (whole / "tensorboard").glob("events.*"):
         data = path.read_bytes()
         while data:  # length, checksum, event, checksum
             size = int.from_bytes(data[:8], "little")

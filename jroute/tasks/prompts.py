@@ -182,4 +182,7 @@ def meaning(config: PromptConfig, tokenizer: ChatTokenizer) -> Any:
     Fingerprints are taken of this. A benchmark is only named in the config, and another version of
     lm-eval may ask otherwise under the same name.
     """
-    return [config, render(PLACEHOLDER, config, tokenizer)] if config.benchmark else config
+    if config.benchmark:
+        return [config, render(PLACEHOLDER, config, tokenizer)]
+    said = ("template", "system", "chat", "enable_thinking")  # the rest says how a benchmark asks
+    return {name: getattr(config, name) for name in said}

@@ -271,7 +271,7 @@ def test_a_runs_adapter_thinks_as_its_prompts_do(releases, monkeypatch: pytest.M
     monkeypatch.setattr(jroute, "load_run", lambda folder: run)
     expected = render(USER["content"], prompt, run.lm.tokenizer)
     for arguments, thinks in (("", True), (",enable_thinking=False", False)):
-        adapter = JaxLM.create_from_arg_string(f"pretrained=run,arm=rl{arguments}")
+        adapter = JaxLM.create_from_arg_string(f"run=run,arm=baseline{arguments}")
         assert (adapter.apply_chat_template([USER]) == expected) is thinks
         assert adapter.get_model_info()["enable_thinking"] is thinks
 
