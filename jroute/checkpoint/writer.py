@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -292,6 +293,7 @@ def free_bytes(directory: Path) -> int:
     ).free
 
 
+@cache  # a package's metadata holds its whole README
 def _version(package: str) -> str:
     try:
         return metadata.version(package)
