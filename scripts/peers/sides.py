@@ -25,7 +25,8 @@ class Side(NamedTuple):
 
 
 _TORCH = ("torch==2.13.0", "transformers==5.23.0", "psutil")
-# Every side on JAX gets the same JAX, so that the compiler is not what is compared.
+# Every side on JAX gets the same JAX, so that the compiler is not what is compared; but for SkyRL,
+# whose flax refuses one before 0.11.1.
 _JAX = f"jax=={metadata.version('jax')}"
 
 SIDES = {
@@ -33,9 +34,11 @@ SIDES = {
     "transformers": Side(
         "hf_transformers.py",
         False,
-        ("torch==2.13.0", "transformers==5.23.0", "psutil"),
+        _TORCH,
         (sys.executable,),
     ),
     "tunix": Side("google_tunix.py", True, ("google-tunix==0.1.7", _JAX), (sys.executable,)),
-    "skyrl": Side("skyrl_tx.py", True, ("skyrl[jax]==0.4.0", _JAX), ("python3.12", "python3.13")),
+    "skyrl": Side(
+        "skyrl_tx.py", True, ("skyrl[jax]==0.4.0", "jax==0.11.1"), ("python3.12", "python3.13")
+    ),
 }
