@@ -23,6 +23,7 @@ help:
 demo: $(VENV)/.installed
 	rm -rf runs/demo
 	python -m jroute.convert --source jroute/assets/tiny-gated --out runs/demo/model
+	python -m jroute.outcomes --config configs/tiny.yaml --replicate 200
 	python -m jroute.train --config configs/tiny.yaml
 	python scripts/lm_eval_jax.py --run runs/demo --arm baseline,fixed:0.5,random,supervised,rl --tasks test
 	python -m jroute.report --run runs/demo

@@ -35,11 +35,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     grid, options = parse(
         Ablation, argv, prog="python -m jroute.ablate", description=__doc__ or "", extra=Options
     )
-    from tqdm import tqdm
-
     from jroute.evaluation.plots import plot_ablation
     from jroute.files import write_text
     from jroute.observe.machine import describe_machine
+    from jroute.observe.progress import progress_bar
 
     laboratory = Laboratory(grid)
     for sentence in laboratory.left_out:
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         print(plan_ablation(laboratory))
         return
-    with tqdm(desc="ablation", unit="cell") as bar:
+    with progress_bar(desc="ablation", unit="cell") as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total

@@ -14,6 +14,7 @@ folder whose outcomes are used. Interrupted, the same command goes on.
 
 import argparse
 import dataclasses
+import difflib
 import hashlib
 import json
 import shlex
@@ -151,6 +152,27 @@ def plan(
     return "\n".join([*lines, "supervised networks and resampling come on top"])
 
 
+def _check(overrides: Sequence[str], config: Path, own: Sequence[str]) -> None:
+    """Refuses, before anything is done, an option that is none of the experiment's.
+
+    Args:
+        overrides: What this command's own parser did not know.
+        config: The experiment.
+        own: This command's options, one of which may have been meant.
+    """
+    from jroute.config import load
+    from jroute.experiment import Experiment
+
+    try:
+        load(Experiment, config, ["--run", "of-a-model", "--model", "of-a-model", *overrides])
+    except UserError as error:
+        names = [word.partition("=")[0] for word in overrides]
+        near = [n for name in names for n in difflib.get_close_matches(name, own, 1, 0.8)]
+        raise UserError(
+            f"{error}; of this command itself: {near[0]}" if near else str(error)
+        ) from None
+
+
 def _name(source: Path) -> str:
     return hashlib.sha256(str(source.absolute()).encode()).hexdigest()[:8]
 
@@ -193,10 +215,10 @@ def calibrate(
         kept: What was reached before.
     """
     import jax
-    from tqdm import tqdm
 
     from jroute.evaluation import calibration
     from jroute.evaluation.headroom import CrossValidator
+    from jroute.observe.progress import progress_bar
 
     about = {"config": _deciding(config, "ppo", "supervised")}
     small = _deciding(config, "small", "small_supervised", "problems", "features")
@@ -206,12 +228,13 @@ def calibrate(
     def judged(tables: "Tables", told: dict[str, Any]) -> dict[str, Any]:
         key = jax.random.key(config.seed)
         return kept.get(
-            {**about, "part": "contest", **told}, lambda: calibration.contest(tables, *full, key)
+            {**about, "part": "contest", **_of(told)},
+            lambda: calibration.contest(tables, *full, key),
         )
 
     if "positive" in parts:
         found["positive"] = []
-        for tables, told in tqdm(models, desc="positive", unit="model"):
+        for tables, told in progress_bar(models, desc="positive", unit="model"):
             splits = judged(tables, told)
             passes = {split: calibration.expectations(one) for split, one in splits.items()}
             found["positive"].append({**told, "passes": passes, "splits": splits})
@@ -225,16 +248,16 @@ def calibrate(
             features, extra, folds=config.judge.folds, seed=config.judge.seed
         )
         each: list[dict[str, Any]] = []
-        with tqdm(total=config.permutations, desc="null", unit="permutation") as bar:
+        with progress_bar(total=config.permutations, desc="null", unit="permutation") as bar:
             for start in range(0, config.permutations, CHUNK):
                 chunk = np.arange(start, min(start + CHUNK, config.permutations))
                 each += kept.get(
-                    {"config": small, "null": chunk.tolist(), **told},
+                    {"config": small, "null": chunk.tolist(), **_of(told)},
                     lambda chunk=chunk: calibration.null_rl(tables, config, chunk),
                 )
                 bar.update(len(chunk))
         rules = kept.get(
-            {"config": small, "rule": len(each), **told},
+            {"config": small, "rule": len(each), **_of(told)},
             lambda: [calibration.null_rule(tables, validator, config, i) for i in range(len(each))],
         )
         each = [{**one, **rule} for one, rule in zip(each, rules, strict=True)]
@@ -242,7 +265,9 @@ def calibrate(
         found["null"] = {**told, **calibration.sum_up_null(each), "each": columns}
     if "dose" in parts:
         found["dose"] = []
-        with tqdm(total=len(config.gains) * config.tables, desc="dose", unit="table") as bar:
+        with progress_bar(
+            total=len(config.gains) * config.tables, desc="dose", unit="table"
+        ) as bar:
             for gain in config.gains:
                 found["dose"].append(
                     kept.get(
@@ -251,6 +276,11 @@ def calibrate(
                     )
                 )
     return found
+
+
+def _of(told: dict[str, Any]) -> dict[str, Any]:
+    """What decides a table: not how its model was called."""
+    return {name: value for name, value in told.items() if name != "source"}
 
 
 def _deciding(config: "CalibrationConfig", *names: str) -> dict[str, Any]:
@@ -327,6 +357,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, overrides = parser.parse_known_args(given_words)
     if args.permutations < 1 or args.tables < 1:
         raise UserError("--permutations and --tables must be at least 1")
+    _check(overrides, args.config, [name for a in parser._actions for name in a.option_strings])
     from jroute.evaluation.calibration import CalibrationConfig
     from jroute.files import write_text
     from jroute.observe.machine import describe_machine

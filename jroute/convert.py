@@ -22,6 +22,7 @@ from jroute.checkpoint.conversion import (
 )
 from jroute.door import door, enter
 from jroute.errors import UserError
+from jroute.observe.progress import progress_bar
 
 __all__ = ["Conversion", "Dtype", "Source", "convert", "main", "open_source"]
 
@@ -187,7 +188,7 @@ class _ProgressBar:
 
     def __call__(self, done: int, total: int) -> None:
         if self._bar is None:
-            self._bar = tqdm(desc=self._what, total=total, unit="B", unit_scale=True)
+            self._bar = progress_bar(desc=self._what, total=total, unit="B", unit_scale=True)
         self._bar.update(done - self._bar.n)
 
     def __exit__(self, *_: object) -> None:

@@ -21,7 +21,9 @@ from jroute.errors import UserError
 from jroute.evaluation import controls, report, statistics
 from jroute.evaluation.headroom import headroom, sampled
 from jroute.files import replacing, write_text
+from jroute.mesh import is_first
 from jroute.observe.plan import Plan
+from jroute.observe.progress import progress_bar
 from jroute.run import Run
 from jroute.tasks import Split
 
@@ -133,7 +135,7 @@ def judge(run: Run) -> dict[str, Any]:
     e, controller = run.experiment, run.controller
     splits: dict[str, Any] = {}
     items = []
-    for split in e.judged:
+    for split in progress_bar(e.judged, "judge", unit="split", disable=not is_first()):
         splits[split], rows = judge_split(run, split)
         items.append(rows)
     primary = e.judged[0]
@@ -153,10 +155,14 @@ def judge(run: Run) -> dict[str, Any]:
         "noise_floor": run.noise_floor,
         "generation": run.generation,
     }
+    _write(run, results, items)
+    return results
+
+
+def _write(run: Run, results: Mapping[str, Any], items: Sequence[pa.Table]) -> None:
     with replacing(run.directory / ITEMS) as partial:
         pq.write_table(pa.concat_tables(items), partial)
     write_text(run.directory / "results.json", json.dumps(results, indent=2) + "\n")
-    return results
 
 
 def digest(run: Run, split: Split) -> str:
@@ -171,20 +177,26 @@ def _item_rows(
     values: Mapping[str, Float[np.ndarray, "..."]],
     columns: Mapping[str, Int[np.ndarray, "..."]],
 ) -> pa.Table:
-    """One row for every arm, seed and problem; no gate where an arm is an expectation."""
+    """One row for every arm, seed and problem; no gate where an arm is an expectation.
+
+    Columns of the grid are ``[problems]`` or ``[seeds, problems]``, and with several parts of a
+    decision ``[..., problems, parts]``.
+    """
     ids, grid = [problem.id for problem in run.problems(split)], np.asarray(run.gate_values)
     names = ("split", "arm", "seed", "problem", "gate", "value")
     told: dict[str, list[Any]] = {name: [] for name in names}
     for arm, scored in values.items():
         seeds = np.atleast_2d(scored)
-        gates = grid[np.atleast_2d(columns[arm])].ravel().tolist() if arm in columns else None
+        several = () if run.parts == 1 else (run.parts,)
+        gates = grid[columns[arm]].reshape(-1, *several).tolist() if arm in columns else None
         told["arm"] += [arm] * seeds.size
         told["seed"] += np.repeat(np.arange(len(seeds)), len(ids)).tolist()
         told["problem"] += ids * len(seeds)
         told["gate"] += gates or [None] * seeds.size
         told["value"] += seeds.ravel().tolist()
     told["split"] = [split] * len(told["arm"])
-    return pa.table({**told, "gate": pa.array(told["gate"], pa.float64())})
+    kind = pa.float64() if run.parts == 1 else pa.list_(pa.float64())
+    return pa.table({**told, "gate": pa.array(told["gate"], kind)})
 
 
 def gates_of(run: Run, arm: str, prompts: Sequence[str]) -> Float[np.ndarray, " prompts"]:
@@ -275,3 +287,95 @@ def judge_live(
     ):
         found[key] = [[asked[i].id, gate] for i, gate in wanted if differs((i, gate))]
     return found
+
+
+def decisions_of(
+    params: Any, observations: Float[np.ndarray, "problems features"]
+) -> Int[np.ndarray, "seeds problems parts"]:
+    """The most probable decision of every seed's controller."""
+    return np.asarray(jax.vmap(networks.act, in_axes=(0, None))(params, jnp.asarray(observations)))
+
+
+def correct_of(
+    run: Run, split: Split, decisions: Int[np.ndarray, "seeds problems parts"]
+) -> Float[np.ndarray, "seeds problems"]:
+    """Whether decisions solve the problems of a split: looked up, or generated with live rollouts.
+
+    All seeds together, so what several of them decide is generated once.
+    """
+    seeds, count, _ = decisions.shape
+    problems = run.problems(split) * seeds
+    gates = run.gates_of(decisions.reshape(seeds * count, -1))
+    found = run.backend(live=run.experiment.rollouts == "live").outcomes(problems, gates)
+    return np.array([outcome.correct for outcome in found], np.float64).reshape(seeds, count)
+
+
+NEED_A_TABLE = {
+    "oracle": "the best gate of every problem in hindsight",
+    "best_fixed": "the best gate on all train problems",
+    "random": "the expectation over all gates of every problem",
+    "supervised": "the rewards of all gates on all train problems",
+    "supervised_features": "the rewards of all gates on all train problems",
+    "exact_gradient": "the rewards of all gates on all train problems",
+}
+"""Arms that live rollouts do not have, and what a table would tell them."""
+
+
+def judge_without_table(run: Run) -> dict[str, Any]:
+    """Judges RL against the baseline and gate 0.5, all generated; writes as ``judge`` does.
+
+    The arms that need a table are named under ``not_available``.
+    """
+    e, controller = run.experiment, run.controller
+    sampling: dict[str, Any] = {"replicates": e.judge.replicates, "seed": e.judge.seed}
+    splits: dict[str, Any] = {}
+    items = []
+    for split in progress_bar(e.judged, "judge", unit="split", disable=not is_first()):
+        decided = decisions_of(controller["seeds"], features_of(run, split))
+        chosen = np.stack([(decided == i).sum(axis=1) for i in range(len(e.gates))], axis=-1)
+        rl = correct_of(run, split, decided)
+        columns = {"rl": decided, "rl_selected": decided[int(controller["selected"])]}
+        arm_values = {"rl": rl, "rl_selected": rl[int(controller["selected"])]}
+        for name, gate in (("baseline", 0.0), ("fixed:0.5", 0.5)):
+            columns[name] = np.full(decided.shape[1:], e.gates.index(gate))
+            arm_values[name] = correct_of(run, split, columns[name][None])[0]
+        items.append(_item_rows(run, split, arm_values, columns))
+        against = {
+            name: statistics.paired_contrast(rl, arm_values[name], **sampling)
+            for name in ("fixed:0.5", "baseline")
+        }
+        adjusted = statistics.holm([contrast.p for contrast in against.values()])
+        splits[split] = {
+            "n": rl.shape[1],
+            "arms": {
+                name: dataclasses.asdict(statistics.accuracy(values, **sampling))
+                for name, values in arm_values.items()
+            },
+            "contrasts": [
+                {"a": "rl", "b": name, **dataclasses.asdict(contrast), "p_holm": p}
+                for (name, contrast), p in zip(against.items(), adjusted, strict=True)
+            ],
+            "gates_chosen": {"rl": chosen.sum(axis=1).tolist()},  # [seeds, gates]
+            "gates_chosen_by_part": {"rl": chosen.sum(axis=0).tolist()},  # [parts, gates]
+            "not_available": NEED_A_TABLE,
+            "items": digest(run, split),
+        }
+    primary = e.judged[0]
+    results = {
+        "split": primary,
+        **splits[primary],
+        "other_splits": {split: found for split, found in splits.items() if split != primary},
+        "gates": list(e.gates),
+        "gate_per": e.gate_per,
+        "parts": run.parts,
+        "seeds": e.ppo.seeds,
+        "selected_seed": int(controller["selected"]),
+        "cells_generated": len(run.memo),
+        "generation": run.generation,
+        "rewards_sampled_by_each_rl_seed": e.ppo.updates * e.ppo.batch_size,
+        "model": run.lm.fingerprint,
+        "outcomes": run.memo.fingerprint,
+        "training": run.training,
+    }
+    _write(run, results, items)
+    return results

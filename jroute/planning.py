@@ -1,5 +1,6 @@
 """Plans of long commands: what is there, what is missing, and how long it is going to take."""
 
+import dataclasses
 import time
 from collections.abc import Iterable, Sequence
 from math import prod
@@ -11,6 +12,7 @@ import numpy as np
 from jroute import cells
 from jroute.cells import Cell
 from jroute.evaluation.ablation import Laboratory
+from jroute.evaluation.mixing import MixingConfig
 from jroute.generate import planning as generation
 from jroute.observe.plan import Memory, Plan, Rate, duration
 from jroute.ppo import learner
@@ -21,12 +23,39 @@ TRIAL = 10
 """PPO updates that a trial measures."""
 
 
+def before_mixing(setting: Setting) -> tuple[Setting, str]:
+    """A setting to plan with while mixing weights are still to be learned, and what that takes.
+
+    It has the routing's own weights, and no table yet. A setting that learns none, or has learned
+    them, is given back as it is.
+    """
+    config = setting.experiment.mixing
+    if config.method == "none":
+        return setting, ""
+    progress, finished = (
+        setting.mixing_progress() if setting.mixing_file.is_file() else (None, False)
+    )
+    if finished:
+        return setting, ""
+    plain = dataclasses.replace(setting.experiment, mixing=MixingConfig(), outcomes="")
+    steps = config.steps - (progress.step if progress else 0)
+    each = {
+        "gradient": f"batches of {config.batch_size} of {config.problems} problems",
+        "search": f"{config.problems} completions each",
+    }[config.method]
+    told = f"{'mixing':<12} {steps} steps of {config.method} come first, of {each}; not in the time"
+    unmixed = Setting(setting.directory, plain)
+    unmixed.base = setting.base  # loaded once
+    return unmixed, told
+
+
 def plan_outcomes(setting: Setting, wanted: dict[Split, list[Cell]]) -> Plan:
     """Plans the filling of the table; nothing is written.
 
     The time comes from cells of the table that were made on such devices in the same execution
     shape, if they would fill a batch, or else from a trial: one batch, made twice.
     """
+    setting, first = before_mixing(setting)
     e, lm = setting.experiment, setting.lm
     rest = {split: cells.missing(setting, some) for split, some in wanted.items()}
     every = [cell for some in rest.values() for cell in some]
@@ -43,6 +72,7 @@ def plan_outcomes(setting: Setting, wanted: dict[Split, list[Cell]]) -> Plan:
         rate=(known_rate(setting) or trial(setting, every)) if every else None,
         devices=1 if lm.mesh is None else lm.mesh.size,
         gpu=device.platform == "gpu",
+        first=first,
     )
 
 
@@ -150,6 +180,7 @@ def plan_train(setting: Setting) -> str:
             split: cells.wanted(setting, split) for split in e.splits
         }
         return f"{plan_outcomes(setting, wanted)}\n{plan_ppo(setting)}"
+    setting, first = before_mixing(setting)
     episodes = e.ppo.updates * e.ppo.batch_size * e.ppo.seeds
     most = min(episodes, len(setting.problems("train")) * len(e.gates) ** setting.parts)
     lengths = [len(setting.base.encode(text)) for text in setting.prompts("train")]
@@ -161,6 +192,7 @@ def plan_train(setting: Setting) -> str:
     rate = trial(setting, some)
     return "\n".join(
         [
+            *([first] if first else []),
             f"{'live':<12} {episodes} episodes, at most {most} different cells on train, and "
             f"{most * e.decoding.max_new_tokens} tokens",
             f"{'memory':<12} {memory(setting, lengths)}",

@@ -48,15 +48,16 @@ def show(directory: Path, results: Mapping[str, Any]) -> None:
 
 def export(material: "Material", config: TraceConfig, folder: Path) -> None:
     """Writes every judged episode as a span."""
-    from tqdm import tqdm
-
     from jroute.evaluation.html.episodes import episodes, shared
+    from jroute.observe.progress import progress_bar
     from jroute.observe.traces import Traces
 
     for judged in material.splits:
         total = sum(len(row.cells) for row in judged.rows)
         with Traces(config, folder / "traces", judged.name, shared(material)) as traces:
-            told = tqdm(episodes(judged, material), f"traces {judged.name}", total, unit="episode")
+            told = progress_bar(
+                episodes(judged, material), f"traces {judged.name}", total, unit="episode"
+            )
             traces.write(iter(told))
         for place, lost in traces.lost.items():
             print(f"{place}: {total - lost:,} of {total:,} episodes of {judged.name}")
@@ -73,10 +74,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(
             f"{directory} is no run folder, it has no config.yaml; run python -m jroute.train first"
         )
-    from tqdm import tqdm
-
     from jroute.evaluation.html import page
     from jroute.evaluation.html.reading import gather
+    from jroute.observe.progress import progress_bar
     from jroute.stages import written
 
     material = gather(directory)
@@ -84,7 +84,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = Path(report.out) if report.out else directory
     if report.traces.on:
         export(material, report.traces, folder)
-    files = page.write(material, folder, lambda found: tqdm(found, "figures", unit="figure"))
+    files = page.write(
+        material, folder, lambda found: progress_bar(found, "figures", unit="figure")
+    )
     print("\n".join(written(directory)))
     print(f"{files[0]}: the report ({files[0].stat().st_size / 1e6:.1f} MB)")
     print(f"{folder / 'figures'}: its {len(files[1:]) // 2} figures as PNG and SVG")

@@ -106,8 +106,8 @@ class Run(Setting):
     # Controllers ------------------------------------------------------------------------------
 
     @cached_property
-    def training(self) -> str:
-        """Names what controllers are trained on and how; another model or task is another name."""
+    def training_parts(self) -> dict[str, str]:
+        """The fingerprint of each thing that decides what controllers are trained on and how."""
         e = self.experiment
         content = {
             "outcomes": self.memo.fingerprint,
@@ -121,7 +121,17 @@ class Run(Setting):
             "supervised": e.supervised,
             "seed": e.seed,
         }
-        return semantic_fingerprint(content)[:16]
+        return {name: semantic_fingerprint({name: part})[:16] for name, part in content.items()}
+
+    @cached_property
+    def training(self) -> str:
+        """Names what controllers are trained on and how; another model or task is another name."""
+        return semantic_fingerprint(self.training_parts)[:16]
+
+    @property
+    def controller_folder(self) -> Path:
+        """Where what training leaves is kept; ``.json`` beside it has the ``training_parts``."""
+        return self.directory / "controller" / self.training
 
     @cached_property
     def controller(self) -> dict[str, Any]:
@@ -130,10 +140,17 @@ class Run(Setting):
         Raises:
             UserError: Training has not finished.
         """
-        folder = self.directory / "controller" / self.training
+        folder = self.controller_folder
         if not folder.is_dir():
+            others = [
+                f"{path.stem}, which it has, differs in "
+                + ", ".join(n for n, p in self.training_parts.items() if told.get(n) != p)
+                for path in sorted(folder.parent.glob("*.json"))
+                for told in [json.loads(path.read_text())]
+            ]
             raise UserError(
-                f"{self.directory} has no controller trained on this model and these problems; "
+                f"{self.directory} has no controller trained on this model and these problems "
+                f"({'; '.join([self.training, *others])}); "
                 "run python -m jroute.train with its config first"
             )
         return load_state(folder)[1]

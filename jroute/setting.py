@@ -21,6 +21,8 @@ from jroute.evaluation import mixing
 from jroute.experiment import Experiment
 from jroute.files import replacing
 from jroute.lm import LanguageModel, load
+from jroute.mesh import is_first
+from jroute.observe.progress import progress_bar
 from jroute.tasks import Problem, Split, load_problems
 from jroute.tasks.prompts import meaning, render
 
@@ -365,9 +367,14 @@ class Setting:
                 "prompts": self.prompts(split),
             }
         )
-        found = self._kept(
-            f"{split}-{key[:16]}", lambda: self.read_features(self.prompts(split))._asdict()
-        )
+
+        def read() -> Mapping[str, np.ndarray]:
+            prompts = self.prompts(split)
+            told = {"desc": f"features {split}", "unit": "prompt", "disable": not is_first()}
+            with progress_bar(total=len(prompts), **told) as bar:
+                return self.read_features(prompts, progress=bar.update)._asdict()
+
+        found = self._kept(f"{split}-{key[:16]}", read)
         names = tuple(map(str, found["names"]))
         return RawFeatures(found["scalars"], found["hidden"], names)
 
@@ -381,8 +388,15 @@ class Setting:
         with np.load(path) as stored:
             return dict(stored)
 
-    def read_features(self, prompts: Sequence[str]) -> RawFeatures:
-        """Raw features of any prompts, by one prefill of the plain model."""
+    def read_features(
+        self, prompts: Sequence[str], *, progress: Callable[[int], object] = lambda rows: None
+    ) -> RawFeatures:
+        """Raw features of any prompts, by one prefill of the plain model.
+
+        Args:
+            prompts: Texts as the model reads them.
+            progress: Called after every batch with the number of its prompts.
+        """
         e, lm = self.experiment, self.lm
         tokens = [lm.encode(prompt) for prompt in prompts]
         with lm.devices():
@@ -394,4 +408,5 @@ class Setting:
                 slots=e.engine.batch,
                 routing=lm.routing,
                 texts=prompts,
+                progress=progress,
             )

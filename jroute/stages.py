@@ -12,19 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Float, Int
-from tqdm import tqdm
 
 from jroute import cells, judgement
 from jroute.cells import cell_seed, hash_text
 from jroute.checkpoint import latest_step, load_state, save_state
-from jroute.controller import arms, networks
+from jroute.controller import arms
 from jroute.controller.features import Featurizer
 from jroute.envs.functional import LiveEnv, TableEnv
 from jroute.envs.outcomes import judge as judge_completion
 from jroute.errors import UserError
-from jroute.evaluation import mixing, probing, statistics
+from jroute.evaluation import mixing, probing
 from jroute.files import write_text
+from jroute.observe.progress import progress_bar
 from jroute.observe.scalars import Scalars
 from jroute.ppo import learner
 from jroute.ppo.metrics import Metrics
@@ -58,7 +57,7 @@ def learn_mixing(run: Run) -> None:
         if finished:
             return
     common = {"seed": hash_text(f"mixing/{e.seed}"), "progress": progress}
-    with tqdm(
+    with progress_bar(
         total=config.steps, initial=progress.step, desc=f"mixing by {config.method}", unit="step"
     ) as bar:
 
@@ -159,9 +158,11 @@ def train_ppo(run: Run, env: TableEnv | LiveEnv) -> learner.LearnerState:
     live = isinstance(env, LiveEnv)
     observations = env.questions.observations if live else env.observations
     key = jax.random.fold_in(jax.random.key(run.experiment.seed), hash_text("ppo"))
-    cells_of_table = len(observations) * len(gates) if run.parts == 1 else 0
+    num_cells = len(observations) * len(gates) ** run.parts
+    if live:
+        num_cells = min(num_cells, learner.COUNTED)
     nvec = (len(gates),) * run.parts
-    state = learner.init_seeds(config, observations.shape[1], nvec, key, num_cells=cells_of_table)
+    state = learner.init_seeds(config, observations.shape[1], nvec, key, num_cells=num_cells)
     done = latest_step(folder) or 0
     if done:
         done, state = load_state(folder, state)
@@ -173,7 +174,7 @@ def train_ppo(run: Run, env: TableEnv | LiveEnv) -> learner.LearnerState:
         track=run.experiment.track,
         config=dataclasses.asdict(run.experiment),
     )
-    with tqdm(
+    with progress_bar(
         total=config.updates, initial=done, desc=f"ppo x {config.seeds} seeds", unit="update"
     ) as bar:
         while done < config.updates:
@@ -219,7 +220,7 @@ def _live_updates(run: Run, env: LiveEnv, sharding: NamedSharding | None) -> Upd
             decisions = decide(env.questions, state)
             problems, actions = jax.device_get((decisions.states.problem, decisions.choices))
             rewards = env.rewards(problems, actions)
-            numbers = problems * choices + actions if run.parts == 1 else None
+            numbers = learner.number_cells(problems, actions, choices)
             state, metrics = update(state, learner.rewarded(decisions, rewards, numbers))
             told.append(metrics)
         return state, jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *told)
@@ -234,7 +235,7 @@ def train_controllers(run: Run) -> dict[str, Any]:
     seed that is deployed.
     """
     e = run.experiment
-    folder = run.directory / "controller" / run.training
+    folder = run.controller_folder
     if folder.is_dir() and latest_step(folder) is not None:
         return run.controller
     splits: tuple[Split, ...] = ("train", "validation")
@@ -258,8 +259,8 @@ def train_controllers(run: Run) -> dict[str, Any]:
             "best_fixed": int(run.matrix("train").mean(axis=0).argmax()),
         }
     # Only the policies leave the learner: values of the seeds are [seeds, ...].
-    choices = decisions_of(state.params, observations["validation"])
-    selected = int(correct_of(run, "validation", choices).mean(axis=1).argmax())
+    choices = judgement.decisions_of(state.params, observations["validation"])
+    selected = int(judgement.correct_of(run, "validation", choices).mean(axis=1).argmax())
     tree = {
         "featurizer": featurizer.tree(),
         "seeds": jax.device_get(state.params),
@@ -268,96 +269,8 @@ def train_controllers(run: Run) -> dict[str, Any]:
         **learnt,
     }
     save_state(folder, e.ppo.updates, tree)
+    write_text(folder.with_suffix(".json"), json.dumps(run.training_parts) + "\n")
     return run.controller
-
-
-def decisions_of(
-    params: Any, observations: Float[np.ndarray, "problems features"]
-) -> Int[np.ndarray, "seeds problems parts"]:
-    """The most probable decision of every seed's controller."""
-    return np.asarray(jax.vmap(networks.act, in_axes=(0, None))(params, jnp.asarray(observations)))
-
-
-def correct_of(
-    run: Run, split: Split, decisions: Int[np.ndarray, "seeds problems parts"]
-) -> Float[np.ndarray, "seeds problems"]:
-    """Whether decisions solve the problems of a split: looked up, or generated with live rollouts.
-
-    All seeds together, so what several of them decide is generated once.
-    """
-    seeds, count, _ = decisions.shape
-    problems = run.problems(split) * seeds
-    gates = run.gates_of(decisions.reshape(seeds * count, -1))
-    found = run.backend(live=run.experiment.rollouts == "live").outcomes(problems, gates)
-    return np.array([outcome.correct for outcome in found], np.float64).reshape(seeds, count)
-
-
-NEED_A_TABLE = {
-    "oracle": "the best gate of every problem in hindsight",
-    "best_fixed": "the best gate on all train problems",
-    "random": "the expectation over all gates of every problem",
-    "supervised": "the rewards of all gates on all train problems",
-    "supervised_features": "the rewards of all gates on all train problems",
-    "exact_gradient": "the rewards of all gates on all train problems",
-}
-"""Arms that live rollouts do not have, and what a table would tell them."""
-
-
-def judge_without_table(run: Run) -> dict[str, Any]:
-    """Judges RL against the baseline and gate 0.5, all generated; writes ``results.json``.
-
-    The arms that need a table are named under ``not_available``.
-    """
-    e, controller = run.experiment, run.controller
-    sampling: dict[str, Any] = {"replicates": e.judge.replicates, "seed": e.judge.seed}
-    splits: dict[str, Any] = {}
-    for split in e.judged:
-        observations = run.featurizer(run.raw_features(split)).astype(np.float32)
-        decided = decisions_of(controller["seeds"], observations)
-        chosen = np.stack([(decided == i).sum(axis=1) for i in range(len(e.gates))], axis=-1)
-        rl = correct_of(run, split, decided)
-        arm_values = {"rl": rl, "rl_selected": rl[int(controller["selected"])]}
-        for name, gate in (("baseline", 0.0), ("fixed:0.5", 0.5)):
-            always = np.full((1, rl.shape[1], run.parts), e.gates.index(gate))
-            arm_values[name] = correct_of(run, split, always)[0]
-        against = {
-            name: statistics.paired_contrast(rl, arm_values[name], **sampling)
-            for name in ("fixed:0.5", "baseline")
-        }
-        adjusted = statistics.holm([contrast.p for contrast in against.values()])
-        splits[split] = {
-            "n": rl.shape[1],
-            "arms": {
-                name: dataclasses.asdict(statistics.accuracy(values, **sampling))
-                for name, values in arm_values.items()
-            },
-            "contrasts": [
-                {"a": "rl", "b": name, **dataclasses.asdict(contrast), "p_holm": p}
-                for (name, contrast), p in zip(against.items(), adjusted, strict=True)
-            ],
-            "gates_chosen": {"rl": chosen.sum(axis=1).tolist()},  # [seeds, gates]
-            "gates_chosen_by_part": {"rl": chosen.sum(axis=0).tolist()},  # [parts, gates]
-            "not_available": NEED_A_TABLE,
-        }
-    primary = e.judged[0]
-    results = {
-        "split": primary,
-        **splits[primary],
-        "other_splits": {split: found for split, found in splits.items() if split != primary},
-        "gates": list(e.gates),
-        "gate_per": e.gate_per,
-        "parts": run.parts,
-        "seeds": e.ppo.seeds,
-        "selected_seed": int(controller["selected"]),
-        "cells_generated": len(run.memo),
-        "generation": run.generation,
-        "rewards_sampled_by_each_rl_seed": e.ppo.updates * e.ppo.batch_size,
-        "model": run.lm.fingerprint,
-        "outcomes": run.memo.fingerprint,
-        "training": run.training,
-    }
-    write_text(run.directory / "results.json", json.dumps(results, indent=2) + "\n")
-    return results
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -375,7 +288,7 @@ def train(run: Run) -> dict[str, Any]:
     refuse_inert(run)
     if run.experiment.rollouts == "live":
         train_controllers(run)
-        return judge_without_table(run)
+        return judgement.judge_without_table(run)
     for split in run.experiment.splits:
         fill_outcomes(run, split)
     train_controllers(run)

@@ -109,8 +109,10 @@ def test_a_plan_counts_trainings(tmp_path, monkeypatch) -> None:
     [
         (["--permutations", "0"], "must be at least 1"),
         (["--models", "no/such/model"], "no/such/model is no folder"),
+        (["--parts", "dose", "--permutatons", "9"], "of this command itself: --permutations"),
+        (["--parts", "dose", "--ppo.update", "9"], "the nearest known option is --ppo.updates"),
     ],
-    ids=["permutations", "model"],
+    ids=["permutations", "model", "misspelt", "misspelt-experiment"],
 )
 def test_bad_commands(arguments, message, tmp_path, capsys) -> None:
     assert calibrate.main([*arguments, "--out", str(tmp_path)]) == 2

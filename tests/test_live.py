@@ -6,17 +6,20 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 import jroute
 from jroute.cells import Cell, generate
 from jroute.checkpoint import load_state
+from jroute.compare import main as compare
 from jroute.config import load as load_config
 from jroute.controller.features import Featurizer
 from jroute.envs.functional import LiveEnv, TableEnv
 from jroute.errors import UserError
 from jroute.experiment import Experiment
+from jroute.observe.scalars import read_curves
 from jroute.run import Run, environment_data
 from jroute.stages import fill_outcomes, train_ppo
 from jroute.train import main as train
@@ -71,6 +74,15 @@ def test_a_gate_per_layer_is_trained_end_to_end(per_layer, capsys):
     assert (by_part >= counts).all() and (by_part.sum(axis=1) == 2 * 12).all()  # of two seeds
     (made,) = results["generation"].values()
     assert made["cells"] == len(run.memo) == results["cells_generated"] and made["seconds"] > 0
+    rows = pq.read_table(run.directory / "items.parquet", filters=[("arm", "=", "rl_selected")])
+    assert rows["problem"].to_pylist() == ids and rows["gate"].to_pylist() == gates.tolist()
+    assert np.mean(rows["value"].to_pylist()) == pytest.approx(expected)
+    assert compare([str(run.directory)] * 2) == 0
+    # Both seeds together revealed what the memo holds of train.
+    revealed = read_curves(run.directory / "tensorboard")[0]["charts/cells_revealed"][:, -1]
+    train_ids = {p.id for p in run.problems("train")}
+    there = sum(cell.problem_id in train_ids for cell in run.memo.cells())
+    assert 0 < max(revealed) <= there <= sum(revealed)
     plain = [run.memo.outcome(i, (0.0,) * 6).completion for i in ids]
     assert plain == [c.text for c in run.generate(prompts, arm="baseline")]
     why = run.explain(prompts[0])

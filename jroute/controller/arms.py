@@ -46,6 +46,7 @@ class SupervisedConfig:
 
     Attributes:
         hidden: Widths of the tanh layers.
+        networks: Of a supervised arm; they start differently and their outputs are averaged.
         steps: Gradient steps of each setting.
         learning_rates: Adam's step sizes, each tried with each weight decay.
         weight_decays: Decoupled from the gradient, as in AdamW, in units of the step size.
@@ -53,6 +54,7 @@ class SupervisedConfig:
     """
 
     hidden: tuple[int, ...] = (64, 64)
+    networks: int = 3
     steps: int = 600
     learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     weight_decays: tuple[float, ...] = (0.0, 0.3)
@@ -63,7 +65,7 @@ class SupervisedConfig:
         for name in ("learning_rates", "weight_decays"):
             if not getattr(self, name):
                 raise UserError(f"supervised.{name} is empty; give at least one number")
-        for name in ("steps", "check_every"):
+        for name in ("networks", "steps", "check_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"supervised.{name} is {getattr(self, name)}; it must be positive")
 
@@ -72,11 +74,11 @@ Cells = tuple[Float[np.ndarray, "_ features"], Float[np.ndarray, "_ gates"]]
 """Features of problems, and the reward of every gate on them."""
 
 
-def squared_error(
-    predicted: Float[Array, "problems gates"], rewards: Float[Array, "problems gates"]
+def cross_entropy(
+    logits: Float[Array, "problems gates"], rewards: Float[Array, "problems gates"]
 ) -> Float[Array, ""]:
-    """What a supervised arm makes small: it learns the mean reward of every gate."""
-    return jnp.mean((predicted - rewards) ** 2)
+    """What a supervised arm makes small, of rewards from 0 to 1: it learns the mean of each."""
+    return jnp.mean(jax.nn.softplus(logits) - rewards * logits)
 
 
 def expected_loss(
@@ -88,7 +90,7 @@ def expected_loss(
 
 @partial(jax.jit, static_argnames=("loss", "steps", "check_every"))
 def _fit(
-    params: networks.Params,
+    starts: networks.Params,
     train: tuple[Array, Array],
     held: tuple[Array, Array],
     settings: Float[Array, "settings 2"],
@@ -96,8 +98,8 @@ def _fit(
     loss: Callable[[Array, Array], Array],
     steps: int,
     check_every: int,
-) -> tuple[networks.Params, Float[Array, "settings 2"]]:
-    """Of every setting (step size, decay) the parameters that were best, and their score."""
+) -> tuple[networks.Params, Float[Array, "networks settings 2"]]:
+    """For every start and setting (step size, decay) the best parameters and their score."""
     adam = optax.scale_by_adam()
 
     def step(carry: tuple[Any, Any], setting: Array) -> tuple[Any, Any]:
@@ -108,7 +110,7 @@ def _fit(
         rate, decay = setting
         return jax.tree.map(lambda p, u: p - rate * (u + decay * p), params, updates), moments
 
-    def one(setting: Array) -> tuple[networks.Params, Array]:
+    def one(params: networks.Params, setting: Array) -> tuple[networks.Params, Array]:
         def look(carry: Any, _: None) -> tuple[Any, None]:
             now, best, score = carry
             now = jax.lax.fori_loop(0, check_every, lambda _, c: step(c, setting), now)
@@ -123,38 +125,39 @@ def _fit(
         (_, best, score), _ = jax.lax.scan(look, start, length=max(steps // check_every, 1))
         return best, score
 
-    return jax.vmap(one)(settings)
+    return jax.vmap(jax.vmap(one, in_axes=(None, 0)), in_axes=(0, None))(starts, settings)
 
 
 def fit(
     train: Cells,
     validation: Cells,
     config: SupervisedConfig,
-    key: Key[Array, ""],
+    keys: Key[Array, " networks"],
     loss: Callable[[Array, Array], Array],
     *,
     output_gain: float = 1.0,
 ) -> networks.Params:
-    """Fits a network with one output per gate, of which the largest is the gate it chooses.
+    """Fits networks with one output per gate, of which the largest is the gate to choose.
 
     Args:
         train: Features and the reward of every gate, which is what is learnt from.
-        validation: The same of the problems that choose setting and stopping time: by the mean
-            reward of acting greedily, then by the loss.
+        validation: The same of the problems that choose setting and stopping time of each network:
+            by the mean reward of acting greedily, then by the loss.
         config: Network and optimisation.
-        key: Of the initial weights.
+        keys: Of the initial weights, one for each network.
         loss: Of outputs and rewards.
         output_gain: Scale of the initial output layer.
 
     Returns:
-        The parameters that were best on validation.
+        The parameters of each network that were best on validation, ``[networks, …]``.
     """
     x, y, held_x, held_y = (jnp.asarray(a, jnp.float32) for a in (*train, *validation))
-    params = networks.init_regressor(key, x.shape[1], y.shape[1], config.hidden)
-    params["output"] = jax.tree.map(lambda leaf: output_gain * leaf, params["output"])
+    each = [networks.init_regressor(k, x.shape[1], y.shape[1], config.hidden) for k in keys]
+    starts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    starts["output"] = jax.tree.map(lambda leaf: output_gain * leaf, starts["output"])
     pairs = [(rate, decay) for decay in config.weight_decays for rate in config.learning_rates]
     found, scores = _fit(
-        params,
+        starts,
         (x, y),
         (held_x, held_y),
         jnp.asarray(pairs, jnp.float32),
@@ -162,34 +165,52 @@ def fit(
         steps=config.steps,
         check_every=min(config.check_every, config.steps),
     )
-    best = max(range(len(pairs)), key=lambda i: tuple(np.asarray(scores)[i].tolist()))
-    return jax.tree.map(lambda leaf: leaf[best], found)
+    ranked = np.asarray(scores).tolist()  # [network][setting] -> value, minus loss
+    best = jnp.asarray([max(range(len(pairs)), key=one.__getitem__) for one in ranked])
+    return jax.tree.map(lambda leaf: leaf[jnp.arange(len(best)), best], found)
 
 
 def fit_supervised(
     train: Cells, validation: Cells, config: SupervisedConfig, key: Key[Array, ""]
 ) -> networks.Params:
-    """Trains a multi-output regressor: features to the reward of every gate; see ``fit``."""
-    return fit(train, validation, config, key, squared_error)
+    """Trains networks that predict the reward of every gate from features; see ``fit``.
+
+    Rewards are mapped from the range they have on train to 0 … 1, of which the outputs are logits.
+    (On the bundled model a squared error makes the arm one to two points worse, and one network
+    instead of three leaves a point to chance.)
+    """
+    low, high = float(train[1].min()), float(train[1].max())
+    scale = high - low or 1.0
+    learnt, held = ((x, (y - low) / scale) for x, y in (train, validation))
+    return fit(learnt, held, config, jax.random.split(key, config.networks), cross_entropy)
 
 
 def fit_exact_gradient(
     train: Cells, validation: Cells, config: SupervisedConfig, key: Key[Array, ""]
 ) -> networks.Params:
-    """Trains a softmax policy by the exact gradient of its expected reward; see ``fit``.
+    """Trains one softmax policy by the exact gradient of its expected reward; see ``fit``.
 
     Full-batch Adam from an almost uniform policy (output gain 0.01, as PPO's), each step size with
     each weight decay for ``config.steps`` steps; of all looks at validation, one every
-    ``config.check_every`` steps, the one with the best greedy value is kept.
+    ``config.check_every`` steps, the one with the best greedy value is kept. It is one network, as
+    each of PPO's seeds is.
     """
-    return fit(train, validation, config, key, expected_loss, output_gain=0.01)
+    return fit(train, validation, config, key[None], expected_loss, output_gain=0.01)
+
+
+def outputs(
+    params: networks.Params, features: Float[np.ndarray, "prompts features"]
+) -> Float[Array, "prompts gates"]:
+    """One output per gate, the mean over networks, parameters ``[networks, …]``."""
+    apply = jax.vmap(networks.apply_regressor, in_axes=(0, None))
+    return apply(params, jnp.asarray(features)).mean(axis=0)
 
 
 def choices_of_regressor(
     params: networks.Params, features: Float[np.ndarray, "prompts features"]
 ) -> Int[np.ndarray, " prompts"]:
-    """Index of the gate with the best predicted reward."""
-    return np.asarray(networks.apply_regressor(params, jnp.asarray(features))).argmax(axis=1)
+    """Index of the gate with the largest output, the first of equals."""
+    return np.asarray(outputs(params, features)).argmax(axis=1)
 
 
 def choices_of_policy(

@@ -8,7 +8,7 @@ components. Means, scales and components are fitted on train prompts only.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -140,6 +140,7 @@ def raw_features(
     slots: int,
     routing: Routing | None = None,
     texts: Sequence[str] | None = None,
+    progress: Callable[[int], object] = lambda rows: None,
 ) -> RawFeatures:
     """Reads the features of prompts, ``slots`` at a time, padded to the engine's buckets.
 
@@ -154,6 +155,7 @@ def raw_features(
         slots: Rows of a batch.
         routing: Whose streams are measured; without one there are no stream metrics.
         texts: The prompts as texts; without them nothing is counted.
+        progress: Called after every batch with the number of its prompts.
 
     Raises:
         UserError: A prompt is empty or longer than the model's context.
@@ -177,6 +179,7 @@ def raw_features(
         told, states = fetch(_read(params, *on_mesh, streams, config=config, blocks=blocks))
         scalars[rows, 0], scalars[rows, 1] = lengths[: len(rows)], np.log2(tokens.shape[1])
         scalars[rows, 2:read], hidden[rows] = told[: len(rows)], states[: len(rows)]
+        progress(len(rows))
     return RawFeatures(scalars, hidden, tuple(names))
 
 

@@ -79,7 +79,7 @@ class CalibrationConfig:
     supervised: arms.SupervisedConfig = field(default_factory=arms.SupervisedConfig)
     small_supervised: arms.SupervisedConfig = field(
         default_factory=lambda: arms.SupervisedConfig(
-            hidden=(32,), steps=300, learning_rates=(3e-3, 1e-2)
+            hidden=(32,), networks=1, steps=300, learning_rates=(3e-3, 1e-2)
         )
     )
     judge: report.JudgeConfig = field(default_factory=report.JudgeConfig)

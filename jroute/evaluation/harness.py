@@ -33,7 +33,6 @@ from lm_eval.utils import (
     make_disjoint_window,
     simple_parse_args_string,
 )
-from tqdm import tqdm
 
 from jroute.errors import UserError
 from jroute.evaluation import gating
@@ -44,7 +43,7 @@ from jroute.evaluation.records import Record, totals
 from jroute.evaluation.until import Generated, Plan
 from jroute.generate.decoding import Completion
 from jroute.lm import LanguageModel
-from jroute.observe.progress import GenerationBar
+from jroute.observe.progress import GenerationBar, progress_bar
 from jroute.tasks.prompts import render_chat
 
 logger = logging.getLogger(__name__)
@@ -375,7 +374,7 @@ class JaxLM(TemplateLM):
         # By length, so that a call has few widths; the model fills up each one's last batch.
         order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
         results: dict[int, tuple[float, bool]] = {}
-        with tqdm(
+        with progress_bar(
             total=len(pairs), desc=self._label("score"), unit="request", disable=disable_tqdm
         ) as bar:
             for start in range(0, len(order), _SCORING_BATCH):
@@ -399,7 +398,7 @@ class JaxLM(TemplateLM):
         totals: list[float] = []
         with (
             self._timed(),
-            tqdm(
+            progress_bar(
                 total=len(requests), desc=self._label("roll"), unit="text", disable=disable_tqdm
             ) as bar,
         ):

@@ -65,6 +65,7 @@ class Plan:
         rate: How fast cells are made; ``None`` where none are missing.
         devices: Number of devices.
         gpu: Whether they are GPUs.
+        first: A line on what has to come before.
     """
 
     cells: Mapping[Any, tuple[int, int]]
@@ -74,6 +75,7 @@ class Plan:
     rate: Rate | None
     devices: int
     gpu: bool
+    first: str = ""
 
     @property
     def missing(self) -> int:
@@ -99,7 +101,8 @@ class Plan:
 
     def __str__(self) -> str:
         """A few lines."""
-        lines = [
+        lines = [self.first] if self.first else []
+        lines += [
             f"{split:<12} {wanted - there:>8} cells to make ({there} of {wanted} are there)"
             for split, (wanted, there) in self.cells.items()
         ]

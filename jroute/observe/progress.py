@@ -1,4 +1,4 @@
-"""Progress of generation on the terminal: the only clock there is around the engine."""
+"""Progress on the terminal or in a log: the only clock there is around the engine."""
 
 import sys
 import time
@@ -6,6 +6,16 @@ from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
+
+IN_A_LOG = 30.0
+"""Seconds between two states of a bar that nobody watches."""
+
+
+def progress_bar(*args: Any, **options: Any) -> tqdm:
+    """A tqdm bar, seldom renewed where standard error is no terminal but a log."""
+    if not sys.stderr.isatty():
+        options = {"mininterval": IN_A_LOG, "maxinterval": IN_A_LOG, **options}
+    return tqdm(*args, **options)
 
 
 class GenerationBar:
@@ -22,7 +32,7 @@ class GenerationBar:
     """
 
     def __init__(self, total: int, title: str, unit: str = "prompt", *, quiet: bool = False):
-        self._bar = tqdm(total=total, desc=title, unit=unit, disable=quiet)
+        self._bar = progress_bar(total=total, desc=title, unit=unit, disable=quiet)
         self._title, self._quiet = title, quiet
         self._listed: set[tuple[Any, ...]] = set()
         self._before = self._last = 0

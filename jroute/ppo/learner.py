@@ -31,6 +31,9 @@ from jroute.ppo.types import Batch, Decisions, Environment, LearnerState, Prompt
 PACKED_ROWS = 4096
 """Largest batch whose rows are shuffled as the low bits of the numbers that are sorted."""
 
+COUNTED = 1_048_573
+"""Places in which revealed cells are counted with live rollouts, a prime."""
+
 
 def learning_rate(
     config: PPOConfig, update: Int[Array, ""], hyper: Hyperparameters | None = None
@@ -86,7 +89,10 @@ def init_seeds(
 ) -> LearnerState:
     """``config.seeds`` states stacked on a leading axis; the first ones do not depend on it."""
     keys = jax.vmap(lambda seed: jax.random.fold_in(key, seed))(jnp.arange(config.seeds))
-    return jax.vmap(lambda k: init(config, num_features, action_nvec, k, num_cells=num_cells))(keys)
+    # Not vmap: several batched QR factorisations in one program can hang XLA's CPU runtime.
+    return jax.lax.map(
+        lambda k: init(config, num_features, action_nvec, k, num_cells=num_cells), keys
+    )
 
 
 class _Keys(NamedTuple):
@@ -145,6 +151,25 @@ def rewarded(
         raise UserError(f"the reward of decision {where} is {np.asarray(rewards)[where]}")
     numbers = None if cells is None else jnp.asarray(np.asarray(cells, np.int32))
     return _batch(decisions, jnp.asarray(np.asarray(rewards, np.float32)), numbers)
+
+
+def number_cells(
+    problems: Int[np.ndarray, "*seeds batch"], choices: Int[np.ndarray, "..."], gates: int
+) -> Int[np.ndarray, "*seeds batch"]:
+    """Numbers of the cells that decisions reveal, to count the different ones.
+
+    Args:
+        problems: Indices of problems.
+        choices: Of each problem, or of each part of its decision, an index below ``gates``.
+        gates: Size of the grid.
+
+    Returns:
+        Numbers below ``COUNTED``; if problems times decisions are more, cells may share one.
+    """
+    numbers = problems.astype(np.int64)
+    for part in np.moveaxis(choices.reshape(*problems.shape, -1), -1, 0):
+        numbers = (numbers * gates + part) % COUNTED
+    return numbers
 
 
 def _batch(decisions: Decisions, rewards: Array, cells: Array | None) -> Batch:
@@ -357,9 +382,10 @@ def compile_train(
 
         return seeds.on_each(one, together, state, hyper)
 
-    program = _placed(jax.jit(run, donate_argnums=1), sharding)
+    jitted = jax.jit(run, donate_argnums=1, compiler_options=seeds.options())
+    program = _placed(jitted, sharding)
     dealt = sharding is None and together is None and seeds.in_turn()
-    spread, numbers = seeds.on_every_core(program), Hyperparameters.of(config)
+    spread, numbers = seeds.on_every_core(jitted), Hyperparameters.of(config)
 
     def call(
         env: Environment, state: LearnerState, hyper: Hyperparameters | None = None
@@ -382,7 +408,7 @@ def compile_decide(
 
         return seeds.on_each(one, None, state, numbers)
 
-    return _placed(jax.jit(run), sharding)
+    return _placed(jax.jit(run, compiler_options=seeds.options()), sharding)
 
 
 def compile_update(
@@ -405,7 +431,7 @@ def compile_update(
 
         return seeds.on_each(one, None, state, hyper, batch)
 
-    program = _placed(jax.jit(run, donate_argnums=0), sharding)
+    program = _placed(jax.jit(run, donate_argnums=0, compiler_options=seeds.options()), sharding)
     numbers = Hyperparameters.of(config)
 
     def call(

@@ -32,7 +32,8 @@ class Metrics(NamedTuple):
     gate_fraction: Array
     """``[choices]``, share of decisions for each gate, over all their parts."""
     cells_revealed: Array
-    """Different cells of the table whose reward was seen so far; NaN where none are counted."""
+    """Different cells whose reward was seen so far; NaN where none are counted. More than a million
+    (gates per layer) are counted a little too few, see ``learner.number_cells``."""
 
 
 EPOCH_MEANS = (

@@ -90,8 +90,7 @@ class Jroute:
         given["actions"] = given["actions"][:, None]
         self.batch = learner.Batch(**{name: jnp.asarray(x) for name, x in given.items()})
         self.step = learner.compile_update(config(1))
-        self.start(1, 0)
-        self.state = self.states.pop(1)
+        self.state = init(1)(jax.random.key(0))  # not that of the race
 
     def update(self, updates: int) -> None:
         """Learns from the same rollouts again and again."""

@@ -12,12 +12,15 @@ from jroute.controller.arms import (
     choices_of_policy,
     choices_of_regressor,
     choices_of_seeds,
+    cross_entropy,
     dealt_rewards,
     expected_loss,
+    fit,
     fit_exact_gradient,
     fit_supervised,
     fixed_gate,
     modal_choices,
+    outputs,
     random_choices,
     shuffled_values,
 )
@@ -56,9 +59,42 @@ def test_it_learns_a_step_function_of_the_length() -> None:
     assert len(clear) > 400
     assert (choices_of_regressor(params, clear) == right_gates(clear)).mean() > 0.97
     # It predicts rewards, not scores: their sizes are right as well.
-    predicted = np.asarray(networks.apply_regressor(params, jnp.asarray(clear)))
+    predicted = np.asarray(jax.nn.sigmoid(outputs(params, clear)))
     at_best = predicted[np.arange(len(clear)), right_gates(clear)]
     assert np.abs(at_best - 0.9).mean() < 0.1
+
+
+def test_the_scale_of_rewards_does_not_matter() -> None:
+    """Shaping pays more than 1 or less than 0; the same order of gates is learnt."""
+    x, held = lengths(200, 0), lengths(100, 1)
+    y, held_y = rewards(right_gates(x), 2), rewards(right_gates(held), 3)
+    config = SupervisedConfig(steps=60, check_every=30, learning_rates=(3e-3,))
+    plain = fit_supervised((x, y), (held, held_y), config, jax.random.key(0))
+    paid = fit_supervised((x, 2 * y - 0.5), (held, 2 * held_y - 0.5), config, jax.random.key(0))
+    for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(paid), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    alike = fit_supervised((x, 0 * y), (held, 0 * held_y), config, jax.random.key(0))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(alike))
+
+
+def test_outputs_are_the_mean_of_networks_that_start_differently() -> None:
+    x, held = lengths(200, 0), lengths(100, 1)
+    data = (x, rewards(right_gates(x), 2)), (held, rewards(right_gates(held), 3))
+    config = SupervisedConfig(steps=60, check_every=30, networks=2)
+    params = fit_supervised(*data, config, jax.random.key(0))
+    each = [
+        np.asarray(
+            networks.apply_regressor(jax.tree.map(lambda a, i=i: a[i], params), jnp.asarray(held))
+        )
+        for i in range(2)
+    ]
+    assert np.abs(each[0] - each[1]).max() > 0.01
+    np.testing.assert_allclose(outputs(params, held), (each[0] + each[1]) / 2, atol=1e-5)
+    # Each network has its own setting and stopping time: the first is what it is alone.
+    keys = jax.random.split(jax.random.key(0), 2)
+    alone = fit(*data, config, keys[1:], cross_entropy)
+    for one, both in zip(jax.tree.leaves(alone), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(one[0], both[1], atol=1e-4)
 
 
 def test_it_gives_one_gate_where_one_gate_is_best() -> None:
@@ -139,6 +175,8 @@ def test_settings_that_fit_nothing_are_refused() -> None:
         SupervisedConfig(weight_decays=())
     with pytest.raises(UserError, match=r"supervised\.steps is 0"):
         SupervisedConfig(steps=0)
+    with pytest.raises(UserError, match="networks"):
+        SupervisedConfig(networks=0)
 
 
 def test_arms_derived_from_what_seeds_chose() -> None:

@@ -22,6 +22,7 @@ from jroute.lm import LanguageModel
 from jroute.model.config import Qwen3Config
 from jroute.model.qwen3 import abstract_params
 from jroute.model.routing import Routing, RoutingConfig
+from jroute.planning import before_mixing
 from jroute.run import Run
 from jroute.stages import learn_mixing
 from tests.model.small import drawn_params
@@ -224,6 +225,9 @@ def test_a_run_learns_keeps_and_uses_its_mixing_weights(
     run = Run.start(load_config(Experiment, learned))
     with pytest.raises(UserError, match=r"not learned yet; run python -m jroute.train"):
         _ = run.lm
+    plain, told = before_mixing(run)
+    assert "6 steps of gradient come first, of batches of 8 of 8 problems" in told
+    assert plain.lm is run.base and not len(plain.table)  # a plan does not wait for the weights
     on_disk = files(tiny_directory)
     before = jax.tree.map(lambda leaf: np.array(leaf, copy=True), run.base.params)
 
@@ -239,8 +243,10 @@ def test_a_run_learns_keeps_and_uses_its_mixing_weights(
         learn_mixing(run)
     with pytest.raises(UserError, match="are learned halfway"):
         _ = run.lm
+    assert "3 steps of gradient come first" in before_mixing(run)[1]
     monkeypatch.undo()
     learn_mixing(run)
+    assert before_mixing(run) == (run, "")
     kept = files(run.directory)
     learn_mixing(run)
     assert files(run.directory) == kept  # nothing left to do

@@ -389,6 +389,21 @@ def test_decisions_of_several_parts_are_made_for_the_host() -> None:
     assert jax.tree.structure(after) == jax.tree.structure(state)
 
 
+def test_cells_are_numbered_apart() -> None:
+    """One number for each cell while there are places; of cells without number hardly two share."""
+    problems = np.repeat(np.arange(4), 27).reshape(2, -1)
+    choices = np.stack(np.unravel_index(np.arange(108) % 27, (3, 3, 3)), axis=-1)
+    numbers = learner.number_cells(problems, choices.reshape(2, 54, 3), 3)
+    assert numbers.shape == (2, 54) and sorted(numbers.ravel()) == list(range(108))
+    single = learner.number_cells(np.array([[2, 0]]), np.array([[4, 1]]), 5)
+    np.testing.assert_array_equal(single, [[14, 1]])
+    rng = np.random.default_rng(0)
+    many, parts = rng.integers(0, 5000, 2000), rng.integers(0, 5, (2000, 36))
+    spread = learner.number_cells(many, parts, 5)
+    assert spread.max() < learner.COUNTED and len(np.unique(spread)) > 1985
+    np.testing.assert_array_equal(spread, learner.number_cells(many, parts, 5))
+
+
 # Edges
 
 

@@ -165,17 +165,19 @@ def _recorded(directory: Path, split: str, problems: Sequence[Problem]) -> Choic
     at = np.array([places[problem] for problem in items["problem"].to_pylist()], int)
     arms = np.array(items["arm"].to_pylist())
     seeds = np.array(items["seed"].to_pylist(), int)
-    values = np.array(items["gate"].to_pylist(), float)  # no gate is NaN
+    gates_told = [np.nan if gate is None else gate for gate in items["gate"].to_pylist()]
+    values = np.array([np.ravel(gate) for gate in gates_told], float)  # [rows, parts]
     found: Choices = {}
     for arm in sorted(set(arms.tolist())):
         own = arms == arm
         if np.isnan(values[own]).any():
             continue  # an expectation
-        gates = np.full((int(seeds[own].max()) + 1, len(problems)), np.nan)
+        shape = int(seeds[own].max()) + 1, len(problems), values.shape[1]
+        gates = np.full(shape, np.nan)
         gates[seeds[own], at[own]] = values[own]
         if np.isnan(gates).any():
             raise UserError(f"{path} lacks problems; judge the run again")
-        found[arm] = gates[..., None]
+        found[arm] = gates
     return found
 
 
