@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +17,7 @@ from jaxtyping import Float, Int
 from jroute import cells, planning
 from jroute.cells import Cell, generate, hash_text
 from jroute.checkpoint import latest_step, load_state, save_state
-from jroute.controller import arms
+from jroute.controller import arms, networks
 from jroute.errors import UserError
 from jroute.evaluation import controls, report, statistics
 from jroute.evaluation.headroom import headroom, sampled
