@@ -26,6 +26,9 @@ from jroute.errors import UserError
 GAIN = "gain"
 """RL minus best fixed."""
 
+ARMS = ("baseline", "best_fixed", "supervised_features", "rl", GAIN)
+NEEDS = {GAIN: {"rl", "best_fixed"}}
+
 
 def read(directory: Path, split: str | None) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
     """A judged run: the split, its results, and ``[seeds, problems]`` of every arm, by problem id.
@@ -144,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--task", help="of lm-eval's samples, only those of this task")
     parser.add_argument("--split", help="by default the first run's primary split")
     parser.add_argument(
-        "--arms", nargs="+", default=["baseline", "best_fixed", "supervised_features", "rl", GAIN]
+        "--arms", nargs="+", help=f"by default those of {', '.join(ARMS)} that all runs have"
     )
     parser.add_argument("--replicates", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
@@ -176,7 +179,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"{name} and {first} were judged on other problems in {split!r}; runs are compared "
                 "on the same ones only"
             )
-    found = compare(runs, args.arms, replicates=args.replicates, seed=args.seed)
+    shared = set.intersection(*(set(arms) for arms in runs.values()))
+    names = args.arms or [name for name in ARMS if NEEDS.get(name, {name}) <= shared]
+    found = compare(runs, names, replicates=args.replicates, seed=args.seed)
     show(found, str(split), n)
     if args.report:
         from jroute.files import write_text
