@@ -19,12 +19,15 @@ from tensorboardX.proto.event_pb2 import Event
 
 import jroute
 from jroute.checkpoint import latest_step, load_state
+from jroute.config import load as load_config
 from jroute.convert import main as convert
 from jroute.envs.backends import LiveBackend
 from jroute.envs.gymnasium import RoutingVectorEnv
 from jroute.errors import UserError
+from jroute.experiment import Experiment
 from jroute.report import main as report
 from jroute.run import Run, environment_data
+from jroute.setting import Setting
 from jroute.train import main as train
 
 ASSET = Path(jroute.__file__).parent / "assets" / "tiny-gated"
@@ -276,7 +279,9 @@ def test_features_of_another_configuration_are_not_served(whole, tmp_path, monke
     run = jroute.load_run(whole)
     kept = run.raw_features("test")
     asked = []
-    monkeypatch.setattr(run, "read_features", lambda prompts: asked.append(len(prompts)) or kept)
+    monkeypatch.setattr(
+        run, "read_features", lambda prompts, **_: asked.append(len(prompts)) or kept
+    )
     own = run.experiment
     others = [
         dataclasses.replace(own.features, **c) for c in ({"streams": False}, {"depths": (1,)})
@@ -308,6 +313,14 @@ def test_a_tracked_run_is_stored_and_not_remembered(whole):
     pytest.importorskip("wandb")
     assert len(list(whole.glob("tensorboard/wandb/offline-run-*/*.wandb"))) == 1
     assert yaml.safe_load((whole / "config.yaml").read_text())["track"] == ""
+
+
+def test_the_demos_cells_keep_their_name(model, tmp_path):
+    """What a cell means has not changed by accident: tables that were filled before are found."""
+    config = Path(__file__).parents[1] / "configs" / "tiny.yaml"
+    experiment = load_config(Experiment, config, ["--model", str(model)])
+    fingerprint = Setting(tmp_path, experiment).table.fingerprint
+    assert fingerprint == "6bb36f70aaf11a4bdf55d78ea6b6c151340a1724c207cdc0ebd6c8224f8842b3"
 
 
 def test_controllers_are_not_carried_over_to_another_model(whole, tmp_path):
