@@ -9,6 +9,7 @@ so a state that was saved and restored goes on exactly as it would have, either 
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import chex
@@ -88,11 +89,16 @@ def init_seeds(
     num_cells: int = 0,
 ) -> LearnerState:
     """``config.seeds`` states stacked on a leading axis; the first ones do not depend on it."""
+    return _init_seeds(config, num_features, tuple(action_nvec), key, num_cells)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 4))
+def _init_seeds(
+    config: PPOConfig, num_features: int, nvec: tuple[int, ...], key: Key[Array, ""], num_cells: int
+) -> LearnerState:
     keys = jax.vmap(lambda seed: jax.random.fold_in(key, seed))(jnp.arange(config.seeds))
     # Not vmap: several batched QR factorisations in one program can hang XLA's CPU runtime.
-    return jax.lax.map(
-        lambda k: init(config, num_features, action_nvec, k, num_cells=num_cells), keys
-    )
+    return jax.lax.map(lambda k: init(config, num_features, nvec, k, num_cells=num_cells), keys)
 
 
 class _Keys(NamedTuple):
