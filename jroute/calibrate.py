@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from jroute.cells import Cell
     from jroute.controller.features import RawFeatures
     from jroute.evaluation.calibration import CalibrationConfig, Tables
+    from jroute.experiment import Experiment
     from jroute.run import Run
     from jroute.tasks import Split
 
@@ -152,25 +153,24 @@ def plan(
     return "\n".join([*lines, "supervised networks and resampling come on top"])
 
 
-def _check(overrides: Sequence[str], config: Path, own: Sequence[str]) -> None:
-    """Refuses, before anything is done, an option that is none of the experiment's.
+def _experiment(config: Path, overrides: Sequence[str], own: Sequence[str]) -> "Experiment":
+    """The experiment of the models, refused before anything is done if an option is none of it.
 
     Args:
+        config: The experiment's file.
         overrides: What this command's own parser did not know.
-        config: The experiment.
         own: This command's options, one of which may have been meant.
     """
     from jroute.config import load
     from jroute.experiment import Experiment
 
     try:
-        load(Experiment, config, ["--run", "of-a-model", "--model", "of-a-model", *overrides])
+        return load(Experiment, config, ["--run", "a-models", "--model", "a-models", *overrides])
     except UserError as error:
         names = [word.partition("=")[0] for word in overrides]
         near = [n for name in names for n in difflib.get_close_matches(name, own, 1, 0.8)]
-        raise UserError(
-            f"{error}; of this command itself: {near[0]}" if near else str(error)
-        ) from None
+        told = f"{error}; of this command itself: {near[0]}" if near else str(error)
+        raise UserError(told) from None
 
 
 def _name(source: Path) -> str:
@@ -357,13 +357,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, overrides = parser.parse_known_args(given_words)
     if args.permutations < 1 or args.tables < 1:
         raise UserError("--permutations and --tables must be at least 1")
-    _check(overrides, args.config, [name for a in parser._actions for name in a.option_strings])
+    own = [name for action in parser._actions for name in action.option_strings]
+    experiment = _experiment(args.config, overrides, own)
     from jroute.evaluation.calibration import CalibrationConfig
     from jroute.files import write_text
     from jroute.observe.machine import describe_machine
 
     started = time.perf_counter()
-    config = CalibrationConfig(permutations=args.permutations, tables=args.tables)
+    config = CalibrationConfig(
+        seed=experiment.seed,
+        ppo=experiment.ppo,
+        supervised=experiment.supervised,
+        judge=experiment.judge,
+        permutations=args.permutations,
+        tables=args.tables,
+    )
     given = (args.out, args.config, overrides)
     # The null is of the first model alone.
     first = args.models[:1] if "null" in args.parts else []

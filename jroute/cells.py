@@ -168,9 +168,10 @@ def wanted(
 
 
 def missing(run: Setting, cells: Sequence[Cell]) -> list[Cell]:
-    """Those that the table lacks."""
-    run.table.refresh()
-    return [c for c in cells if (c.problem.id, c.gate, c.sample) not in run.table]
+    """Those that the table, or of gates per band or layer the memo, lacks."""
+    table = run.memo if cells and isinstance(cells[0].gate, tuple) else run.table
+    table.refresh()
+    return [c for c in cells if (c.problem.id, c.gate, c.sample) not in table]
 
 
 def fill(run: Setting, cells: Sequence[Cell], title: str) -> int:

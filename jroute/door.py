@@ -62,6 +62,7 @@ def _log() -> None:
     lines.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("jroute")
     logger.addHandler(lines)
+    logger.setLevel(logging.INFO)
     logger.propagate = False
 
 

@@ -6,7 +6,7 @@
 
 The first writes ``results.json`` and ``items.parquet`` and prints the split. With ``--live`` arms
 are read, decided, generated and parsed again, problem by problem, and must agree with the table,
-but for as many cells as the measured noise floor allows. The third says what it would take.
+but for no more cells than replicates flip (Fisher's exact test). The third says what it would take.
 """
 
 import argparse
@@ -38,6 +38,15 @@ def show_live(found: Mapping[str, Any]) -> None:
     )
 
 
+def more_than_noise(differing: int, cells: int, flips: int, replicates: int) -> float:
+    """Fisher's exact p that cells differ no more often than replicates flip."""
+    from scipy import stats
+
+    table = [[differing, cells - differing], [flips, replicates - flips]]
+    found: Any = stats.fisher_exact(table, alternative="greater")
+    return float(found.pvalue)
+
+
 @door
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, judges, prints."""
@@ -66,13 +75,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.split and args.split not in judged:
         raise UserError(f"split {args.split!r} is not judged in {args.run}: {', '.join(judged)}")
     splits: list[Split] = [split for split in judged if not args.split or split == args.split]
-    live: dict[str, Any] = {"names": args.arms or judgement.FINAL, "problems": args.problems}
+    live: dict[str, Any] = {"names": args.arms or (), "problems": args.problems}
     if args.plan:
         plans = [judgement.plan_live(run, split, **live) for split in splits if args.live]
-        print(*(plans or [judgement.plan_table(run)]), sep="\n\n")
+        print(*(plans or [judgement.plan_judge(run)]), sep="\n\n")
         return
     if not args.live:
-        results = judgement.judge(run)
+        rollouts = run.experiment.rollouts
+        results = (
+            judgement.judge(run) if rollouts == "table" else judgement.judge_without_table(run)
+        )
         for split in splits:
             found = results if split == results["split"] else results["other_splits"][split]
             print(f"{table(found, split)}\n")
@@ -84,20 +96,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = judgement.judge_live(run, split, **live)
         show_live(found)
         cells, differing = cells + found["cells"], differing + found["other_text"]
-    share = len(differing) / cells
-    floor = run.noise_floor["text"]["ci95"][1] if run.noise_floor else 0.0
-    if share > floor:
+    if not differing:
+        return
+    floor = run.noise_floor and run.noise_floor["text"]
+    share = f"{len(differing)} of {cells} cells came out otherwise than in the table"
+    if floor is None:
         raise UserError(
-            f"{share:.2%} of cells ({len(differing)} of {cells}) came out otherwise than in the "
-            f"table, e.g. {json.dumps(differing[0])} (problem, gate); "
-            + (
-                f"the noise floor is at most {floor:.2%}"
-                if floor
-                else "measure the noise floor with python -m jroute.outcomes --replicate 200"
-            )
+            f"{share}, e.g. {json.dumps(differing[0])} (problem, gate); measure the noise floor "
+            "with python -m jroute.outcomes --replicate 200"
         )
-    if differing:
-        print(f"{share:.2%} came out otherwise, within the noise floor of at most {floor:.2%}")
+    flips, replicates = floor["flips"], floor["n"]
+    p = more_than_noise(len(differing), cells, flips, replicates)
+    told = f"of the noise floor's replicates {flips} of {replicates} did (p = {p:.2g})"
+    if p <= 0.05:
+        raise UserError(f"{share}, e.g. {json.dumps(differing[0])} (problem, gate); {told}")
+    print(f"{share}; {told}")
 
 
 if __name__ == "__main__":

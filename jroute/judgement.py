@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from jroute import cells, planning
 from jroute.cells import Cell, generate, hash_text
 from jroute.checkpoint import latest_step, load_state, save_state
 from jroute.controller import arms, networks
+from jroute.envs.outcomes import Gate
 from jroute.errors import UserError
 from jroute.evaluation import controls, report, statistics
 from jroute.evaluation.headroom import headroom, sampled
@@ -27,6 +29,8 @@ from jroute.observe.plan import Plan
 from jroute.observe.progress import progress_bar
 from jroute.run import Run
 from jroute.tasks import Split
+
+logger = logging.getLogger(__name__)
 
 FINAL = (
     "baseline",
@@ -39,6 +43,9 @@ FINAL = (
     "rl",
 )
 """Arms that can be generated anew: one gate per prompt, ``rl`` being the selected seed."""
+
+FINAL_LIVE = ("baseline", "fixed:0.5", "rl")
+"""The same of a run with live rollouts."""
 
 ITEMS = "items.parquet"
 """The gate every arm gave to every problem and what it scored, in the run folder."""
@@ -86,12 +93,12 @@ def train_controls(run: Run) -> dict[str, Any]:
 
 def columns_of(run: Run, split: Split) -> dict[str, Int[np.ndarray, "..."]]:
     """Which gate of the grid every arm gives to every problem of a split."""
-    controller = run.controller
+    trained, controller = train_controls(run), run.controller
     chosen = controls.choose(
         features_of(run, split),
         controller["seeds"],
         controller["supervised"],
-        train_controls(run),
+        trained,
     )
     return report.arm_columns(
         len(run.problems(split)),
@@ -157,6 +164,7 @@ def judge(run: Run) -> dict[str, Any]:
         "generation": run.generation,
     }
     _write(run, results, items)
+    logger.info("every arm judged on %s", ", ".join(run.experiment.judged))
     return results
 
 
@@ -200,44 +208,74 @@ def _item_rows(
     return pa.table({**told, "gate": pa.array(told["gate"], kind)})
 
 
-def gates_of(run: Run, arm: str, prompts: Sequence[str]) -> Float[np.ndarray, " prompts"]:
+def gates_of(run: Run, arm: str, prompts: Sequence[str]) -> list[Gate]:
     """The gate a final arm gives to each prompt, from the prompt alone, features read anew."""
+    fixed = arms.fixed_gate(arm)
+    if fixed is not None:
+        return [fixed if run.parts == 1 else (fixed,) * run.parts] * len(prompts)
+    if run.parts > 1:
+        observations = run.featurizer(run.read_features(prompts)).astype(np.float32)
+        return run.gates_of(
+            np.asarray(networks.act(run.controller["rl"], jnp.asarray(observations)))
+        )
     if arm not in ("supervised_features", "exact_gradient"):
-        return run.gates(arm, prompts)
+        return run.gates(arm, prompts).tolist()
     observations = run.featurizer(run.read_features(prompts)).astype(np.float32)
     chosen = arms.choices_of_regressor(train_controls(run)[arm], observations)
-    return np.asarray(run.gate_values)[chosen]
+    return np.asarray(run.gate_values)[chosen].tolist()
 
 
-def _check_final(run: Run, names: Sequence[str]) -> None:
-    grid = [report.fixed_name(gate) for gate in run.gate_values]
-    if unknown := [name for name in names if name not in FINAL and name not in grid]:
-        raise UserError(f"arm {unknown[0]!r} cannot be generated; choose of {', '.join(FINAL)}")
+def final_arms(run: Run, names: Sequence[str] = ()) -> Sequence[str]:
+    """The arms to generate anew: those named, or else all that the run has.
+
+    Raises:
+        UserError: An arm that cannot be generated.
+    """
+    final = FINAL if run.experiment.rollouts == "table" else FINAL_LIVE
+    grid = [report.fixed_name(gate) for gate in run.gate_values] if final is FINAL else []
+    if unknown := [name for name in names if name not in final and name not in grid]:
+        raise UserError(f"arm {unknown[0]!r} cannot be generated; choose of {', '.join(final)}")
+    return names or final
 
 
-def plan_table(run: Run) -> str:
-    """What judging from the table takes: cells that are missing, controls that are not trained."""
+def plan_judge(run: Run) -> str:
+    """What judging takes: cells that are missing, controls that are not trained."""
+    wanted: dict[Split, list[Cell]]
+    if run.experiment.rollouts == "live":
+        wanted = {split: _live_cells(run, split) for split in run.experiment.judged}
+        return str(planning.plan_outcomes(run, wanted))
     splits = run.experiment.splits
-    wanted: dict[Split, list[Cell]] = {split: cells.wanted(run, split) for split in splits}
+    wanted = {split: cells.wanted(run, split) for split in splits}
     told = [str(planning.plan_outcomes(run, wanted))]
     if latest_step(_controls_folder(run)) is None:
         told.append(f"controllers on random rewards are to be trained:\n{planning.plan_ppo(run)}")
     return "\n".join(told)
 
 
+def _live_cells(run: Run, split: Split) -> list[Cell]:
+    """The different cells that judging a run with live rollouts asks for."""
+    decided = decisions_of(run.controller["seeds"], features_of(run, split))
+    fixed = [np.full(decided.shape[1:], run.gate_values.index(gate)) for gate in (0.0, 0.5)]
+    asked = [run.gates_of(decisions) for decisions in (*decided, *fixed)]
+    problems = run.problems(split)
+    pairs = {(i, gate): None for gates in asked for i, gate in enumerate(gates)}
+    return [Cell(problems[i], gate) for i, gate in pairs]
+
+
 def plan_live(
-    run: Run, split: Split, names: Sequence[str] = FINAL, *, problems: int | None = None
+    run: Run, split: Split, names: Sequence[str] = (), *, problems: int | None = None
 ) -> Plan:
     """What ``judge_live`` takes at most; arms that agree on a gate share its cell.
 
     Raises:
         UserError: An arm that cannot be generated.
     """
-    _check_final(run, names)
+    names = final_arms(run, names)
     asked, e, mesh = run.problems(split)[:problems], run.experiment, run.lm.mesh
-    each = min(len(names), len(run.gate_values))
+    each = min(len(names), len(run.gate_values)) if run.parts == 1 else len(names)
     lengths = [len(run.lm.encode(run.render(problem.question))) for problem in asked]
-    grid = [Cell(problem, gate) for gate in run.gate_values for problem in asked]
+    rows = np.repeat(np.arange(len(run.gate_values))[:, None], run.parts, axis=1)
+    grid = [Cell(problem, gate) for gate in run.gates_of(rows) for problem in asked]
     return Plan(
         cells={split: (each * len(asked), 0)},
         prompt_tokens=each * sum(lengths),
@@ -250,14 +288,14 @@ def plan_live(
 
 
 def judge_live(
-    run: Run, split: Split, names: Sequence[str] = FINAL, *, problems: int | None = None
+    run: Run, split: Split, names: Sequence[str] = (), *, problems: int | None = None
 ) -> dict[str, Any]:
-    """Generates arms anew, prompt to gate to completion, and compares them with the table.
+    """Generates arms anew, prompt to gate to completion, and compares them with what is stored.
 
     Args:
         run: A finished run.
         split: Of the problems.
-        names: Arms, of ``FINAL`` or ``fixed:G`` with a gate of the grid.
+        names: Arms, as ``final_arms`` takes them.
         problems: Only the first so many.
 
     Returns:
@@ -267,15 +305,15 @@ def judge_live(
     Raises:
         UserError: An arm that cannot be generated.
     """
-    _check_final(run, names)
+    names = final_arms(run, names)
     asked = run.problems(split)[:problems]
     prompts = run.prompts(split)[:problems]
-    gates = {name: gates_of(run, name, prompts).tolist() for name in names}
+    gates = {name: gates_of(run, name, prompts) for name in names}
     pairs = dict.fromkeys((i, gate) for column in gates.values() for i, gate in enumerate(column))
-    wanted = sorted(pairs, key=lambda pair: pair[1])
+    wanted = sorted(pairs, key=lambda pair: np.ravel(pair[1]).tolist())
     made = generate(run, [Cell(asked[i], gate) for i, gate in wanted])
     now = dict(zip(wanted, made, strict=True))
-    then = {pair: run.table.outcome(asked[pair[0]].id, pair[1]) for pair in wanted}
+    then = {pair: run.memo.outcome(asked[pair[0]].id, pair[1]) for pair in wanted}
     found: dict[str, Any] = {"split": split, "n": len(asked), "cells": len(wanted), "arms": {}}
     for name, column in gates.items():
         rows = list(enumerate(column))
@@ -379,4 +417,5 @@ def judge_without_table(run: Run) -> dict[str, Any]:
         "training": run.training,
     }
     _write(run, results, items)
+    logger.info("every arm judged on %s", ", ".join(run.experiment.judged))
     return results

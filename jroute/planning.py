@@ -123,14 +123,14 @@ def known_rate(setting: Setting) -> Rate | None:
     now = cells.provenance(setting, setting.experiment.engine)
     alike = [
         (cell.tokens, cell.made.seconds)
-        for cell in setting.table.cells()
+        for cell in setting.memo.cells()
         if cell.made is not None
         and (cell.made.machine, cell.made.execution) == (now.machine, now.execution)
     ]
     if len(alike) < setting.experiment.engine.batch:
         return None
     seconds = fmean(each for _, each in alike)
-    source = f"{len(alike)} cells of the table that were made like this, compilation included"
+    source = f"{len(alike)} cells that were made like this, compilation included"
     return Rate(seconds, fmean(tokens for tokens, _ in alike), len(alike), source)
 
 
@@ -181,8 +181,11 @@ def plan_train(setting: Setting) -> str:
         }
         return f"{plan_outcomes(setting, wanted)}\n{plan_ppo(setting)}"
     setting, first = before_mixing(setting)
-    episodes = e.ppo.updates * e.ppo.batch_size * e.ppo.seeds
+    episodes, seeds = e.ppo.updates * e.ppo.batch_size * e.ppo.seeds, e.ppo.seeds
     most = min(episodes, len(setting.problems("train")) * len(e.gates) ** setting.parts)
+    # Every seed chooses on validation and is judged, and so are the baseline and gate 0.5.
+    after = seeds * len(setting.problems("validation"))
+    after += (seeds + 2) * sum(len(setting.problems(split)) for split in e.judged)
     lengths = [len(setting.base.encode(text)) for text in setting.prompts("train")]
     some = [
         Cell(problem, gate)
@@ -190,12 +193,18 @@ def plan_train(setting: Setting) -> str:
         for gate in setting.gates_of(np.full((1, setting.parts), len(e.gates) - 1))
     ]
     rate = trial(setting, some)
+    seconds = (most + after) * rate.seconds
+    devices = 1 if setting.base.mesh is None else setting.base.mesh.size
+    unit = "GPU-hours" if jax.devices()[0].platform == "gpu" else "device-hours"
     return "\n".join(
         [
             *([first] if first else []),
             f"{'live':<12} {episodes} episodes, at most {most} different cells on train, and "
-            f"{most * e.decoding.max_new_tokens} tokens",
+            f"{after} to choose a seed and to judge: {(most + after) * e.decoding.max_new_tokens} "
+            "tokens",
             f"{'memory':<12} {memory(setting, lengths)}",
-            f"{'time':<12} at most {duration(most * rate.seconds)} to generate them: {rate.source}",
+            f"{'time':<12} at most {duration(seconds)} on {devices} "
+            f"device{'s' if devices > 1 else ''}: {seconds * devices / 3600:.2g} {unit}",
+            f"{'by':<12} {rate.source}; the learner's own time is not in it",
         ]
     )

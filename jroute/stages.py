@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,6 +30,8 @@ from jroute.ppo import learner
 from jroute.ppo.metrics import Metrics
 from jroute.run import Run
 from jroute.tasks import Split
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT_EVERY = 50
 """PPO updates between two checkpoints."""
@@ -63,8 +66,8 @@ def learn_mixing(run: Run) -> None:
 
         def save(now: mixing.Progress) -> None:
             mixing.save_progress(run.mixing_file, run.mixing_about, now, config.steps)
+            bar.set_postfix({"value": f"{now.values[-1]:.4f}"}, refresh=False)
             bar.update(now.step - bar.n)
-            bar.set_postfix({"value": f"{now.values[-1]:.4f}"})
 
         if config.method == "gradient":
             examples = mixing.pad_examples(run.mixing_pairs, base.context)
@@ -102,6 +105,7 @@ def inert(run: Run) -> str:
     """
     e, lm = run.experiment, run.lm
     prompts, gates = run.first_prompts("train", PROBED), [gate for gate in e.gates if gate]
+    logger.info("looking whether any gate moves the model, on %d train prompts", len(prompts))
     with lm.devices():
         found = probing.divergence(lm.params, lm.config, lm.routing, prompts, gates)
     largest = probing.furthest(found)
@@ -141,7 +145,9 @@ def fill_outcomes(
     """
     learn_mixing(run)
     some = cells.wanted(run, split, gates=gates, problems=problems)
-    return cells.fill(run, some, f"outcomes {split}")
+    made = cells.fill(run, some, f"outcomes {split}")
+    logger.info("outcomes of %s: %d cells, %d made now", split, len(some), made)
+    return made
 
 
 def train_ppo(run: Run, env: TableEnv | LiveEnv) -> learner.LearnerState:
@@ -187,8 +193,9 @@ def train_ppo(run: Run, env: TableEnv | LiveEnv) -> learner.LearnerState:
             scalars.write(named, done)
             done += steps
             save_state(folder, done, state)
+            earned = named["charts/episodic_return"][:, -1].mean()
+            bar.set_postfix({"return": f"{earned:.3f}"}, refresh=False)
             bar.update(steps)
-            bar.set_postfix({"return": f"{named['charts/episodic_return'][:, -1].mean():.3f}"})
     scalars.close()
     return state
 
@@ -269,6 +276,7 @@ def train_controllers(run: Run) -> dict[str, Any]:
         **learnt,
     }
     save_state(folder, e.ppo.updates, tree)
+    logger.info("controllers of %d seeds trained; seed %d is selected", e.ppo.seeds, selected)
     write_text(folder.with_suffix(".json"), json.dumps(run.training_parts) + "\n")
     return run.controller
 

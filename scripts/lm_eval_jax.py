@@ -161,7 +161,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.config is None:  # then lm-eval wants one beside --log_samples, and there is a default
         given.output_path = given.output_path or "."
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints a config it has read
+        with contextlib.redirect_stdout(io.StringIO()), quiet():  # it prints what it has read
             config = EvaluatorConfig.from_cli(given)
     except (ValueError, TypeError, OSError) as error:
         raise UserError(" ".join(str(error).split())) from error

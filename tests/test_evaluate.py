@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -132,7 +133,7 @@ def test_generating_anew_agrees(judged, capsys) -> None:
         gates = judgement.gates_of(run, name, run.prompts("test")[:10])
         right = [
             run.outcome("test", problem.id, gate).correct
-            for problem, gate in zip(run.problems("test")[:10], gates.tolist(), strict=True)
+            for problem, gate in zip(run.problems("test")[:10], gates, strict=True)
         ]
         assert rows[name][1] == f"{np.mean(right):.1%}" == rows[name][-1]
 
@@ -150,15 +151,17 @@ def test_a_cell_that_comes_out_otherwise_is_told(judged, monkeypatch, capsys) ->
     assert main([*given, "--arms", "baseline", "fixed:1"]) == 2
     told = capsys.readouterr()
     assert "5 of 6 cells agree in text, 5 in correctness" in told.out
-    assert told.err.startswith("error: 16.67% of cells (1 of 6) came out otherwise")
+    assert told.err.startswith("error: 1 of 6 cells came out otherwise than in the table, e.g. ")
     assert "synthetic/test" in told.err and "--replicate 200" in told.err
-    # What the noise floor allows is no disagreement, and what is beyond it is.
-    for most, status in ((0.2, 0), (0.1, 2)):
-        monkeypatch.setattr(Run, "noise_floor", {"text": {"ci95": [0.0, most]}})
+    # What replicates do as often is no disagreement, and what they do not is.
+    for flips, status in ((50, 0), (0, 2)):
+        monkeypatch.setattr(Run, "noise_floor", {"text": {"flips": flips, "n": 400}})
         assert main([*given, "--arms", "baseline", "fixed:1"]) == status
     told = capsys.readouterr()
-    assert "16.67% came out otherwise, within the noise floor of at most 20.00%" in told.out
-    assert "the noise floor is at most 10.00%" in told.err
+    p = 1 - math.comb(406 - 51, 6) / math.comb(406, 6)  # one of 51 among 406 is in the 6
+    assert "1 of 6 cells came out otherwise than in the table; of the noise" in told.out
+    assert f"replicates 50 of 400 did (p = {p:.2g})" in told.out
+    assert f"replicates 0 of 400 did (p = {6 / 406:.2g})" in told.err
 
 
 def test_plans_write_nothing(judged, capsys) -> None:

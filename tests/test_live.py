@@ -19,6 +19,7 @@ from jroute.config import load as load_config
 from jroute.controller.features import Featurizer
 from jroute.envs.functional import LiveEnv, TableEnv
 from jroute.errors import UserError
+from jroute.evaluate import main as evaluate
 from jroute.experiment import Experiment
 from jroute.observe.scalars import read_curves
 from jroute.run import Run, environment_data
@@ -98,6 +99,17 @@ def test_a_gate_per_layer_is_trained_end_to_end(per_layer, capsys, tmp_path):
     assert "not available without a table:" in printed and "oracle: needs" in printed
     assert len(jroute.load_run(per_layer.parent / "run").memo) == size
     assert (per_layer.parent / "run" / "results.json").read_bytes() == before
+    # Judged again it is the same, and generated anew it agrees with the memo.
+    folder = ["--run", str(run.directory)]
+    assert evaluate(folder) == 0 and (run.directory / "results.json").read_bytes() == before
+    assert evaluate([*folder, "--live", "--problems", "3", "--split", "test"]) == 0
+    printed = capsys.readouterr().out
+    live = [line.split() for line in printed.splitlines() if line.startswith(("rl ", "baseline "))]
+    right = np.mean([cell.correct for cell in cells[:3]])
+    assert ["rl", f"{right:.1%}"] == live[-1][:2] and live[-1][-1] == f"{right:.1%}"
+    assert evaluate([*folder, "--plan"]) == 0
+    assert "        0 cells to make" in capsys.readouterr().out
+    assert evaluate([*folder, "--live", "--arms", "oracle"]) == 2
     for arm in ("best_fixed", "supervised"):
         with pytest.raises(UserError, match=f"arm {arm} learns from the rewards of all gates"):
             run.gates(arm, prompts)
@@ -186,6 +198,7 @@ def test_gates_per_band(tiny_directory, tmp_path, capsys):
 def test_a_live_plan_bounds_what_is_generated(per_layer, tmp_path, capsys):
     assert train(["--config", str(per_layer), "--run", str(tmp_path / "run"), "--plan"]) == 0
     printed = capsys.readouterr().out
-    assert "48 episodes, at most 48 different cells on train, and 768 tokens" in printed
+    told = "48 episodes, at most 48 different cells on train, and 64 to choose a seed and to judge"
+    assert f"{told}: 1792 tokens" in printed and "device-hours" in printed
     assert not (tmp_path / "run").exists()
     assert json.loads((per_layer.parent / "run" / "results.json").read_text())["parts"] == 6

@@ -171,10 +171,21 @@ def linear_contrast(
     beyond = min((draws <= _ROUNDING).sum(), (draws >= -_ROUNDING).sum())
     tail = (beyond + 1) / (replicates + 1)
     p = min(1.0, 2.0 * float(stats.t.cdf(stats.norm.ppf(tail), freedom))) if tail < 0.5 else 1.0
-    lower, upper = _percentiles(draws, freedom, 0.05)
-    return Contrast(
-        estimate, _percentiles(draws, freedom), p, rows[0].shape[1], lower95=lower, upper95=upper
+    n, most = (
+        rows[0].shape[1],
+        max(sum(w for w in weights if w > 0), -sum(min(w, 0) for w in weights)),
     )
+    ends, (lower, upper) = _percentiles(draws, freedom), _percentiles(draws, freedom, 0.05)
+    if np.ptp(draws) <= _ROUNDING:  # all items are alike; others may be as frequent as unseen ones
+        (low, high), unseen = ends, most * _unseen(n, 0.05)
+        wider = most * _unseen(n, 0.025)
+        ends, lower, upper = (low - wider, high + wider), lower - unseen, upper + unseen
+    return Contrast(estimate, ends, p, n, lower95=lower, upper95=upper)
+
+
+def _unseen(n: int, tail: float) -> float:
+    """How frequent items may be of which none was among ``n``, exactly: near 3 / n at 5 %."""
+    return 1.0 - tail ** (1.0 / n)
 
 
 def share_of_gain(

@@ -57,12 +57,12 @@ class GenerationBar:
         if now.programs not in self._listed:
             self._listed.add(now.programs)
             self._list(now.programs)
-        self._bar.update(now.finished - self._last)
-        self._last, self._tokens = now.finished, now.tokens
         seconds = time.perf_counter() - self._started
         if now.steps and seconds > 0:
             rate = f"{now.tokens / seconds:,.0f} tokens/s"
-            self._bar.set_postfix_str(f"{rate}, slots {now.occupancy:.0%} busy")
+            self._bar.set_postfix_str(f"{rate}, slots {now.occupancy:.0%} busy", refresh=False)
+        self._bar.update(now.finished - self._last)
+        self._last, self._tokens = now.finished, now.tokens
 
     def _list(self, programs: tuple[Any, ...]) -> None:
         if self._quiet:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jroute.errors import UserError
 from jroute.ppo.config import Hyperparameters
 from jroute.ppo.types import LearnerState
 
@@ -122,7 +123,16 @@ def _gather(shares: list[Any], *, axes: tuple[int, ...]) -> Any:
 
 
 def _of_each(axes: tuple[int, ...], hyper: Hyperparameters) -> Hyperparameters:
-    """Hyper-parameters with all leading axes."""
+    """Hyper-parameters with all leading axes.
+
+    Raises:
+        UserError: They have other ones than the states.
+    """
+    if wrong := [x.shape for x in jax.tree.leaves(hyper) if x.shape != axes[: x.ndim]]:
+        raise UserError(
+            f"hyper-parameters of shape {wrong[0]} do not go with states of shape {axes}; give "
+            "states [trials, seeds] for trials"
+        )
     return jax.tree.map(
         lambda x: jnp.broadcast_to(x.reshape(x.shape + (1,) * (len(axes) - x.ndim)), axes), hyper
     )

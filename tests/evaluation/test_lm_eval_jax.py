@@ -18,16 +18,20 @@ from lm_eval.loggers import EvaluationTracker
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from jroute.controller.arms import SupervisedConfig
+from jroute.controller.features import FeatureConfig
 from jroute.envs.outcomes import Outcome
 from jroute.errors import UserError
 from jroute.evaluation import gating
 from jroute.evaluation.agreement import compare_samples
 from jroute.evaluation.harness import JaxLM
+from jroute.evaluation.report import JudgeConfig
 from jroute.experiment import Experiment
 from jroute.generate.decoding import Decoding
 from jroute.generate.planning import EngineConfig
+from jroute.ppo.learner import PPOConfig
 from jroute.run import Run
-from jroute.stages import fill_outcomes
+from jroute.stages import fill_outcomes, train
 from jroute.tasks import TaskConfig, benchmarks
 from jroute.tasks.prompts import PromptConfig
 from scripts import lm_eval_jax
@@ -296,6 +300,7 @@ def test_a_killed_run_goes_on_from_its_cache(tiny_directory, tmp_path) -> None:
     code = f"""{BLOCK_TORCH}
 import os
 from jroute.evaluation.harness import JaxLM
+from jroute.evaluation.report import JudgeConfig
 from scripts.lm_eval_jax import main
 keep, kept = JaxLM._keep, []
 def die(self, *facts):
@@ -400,20 +405,38 @@ def test_a_run_can_ask_as_a_benchmark_does(tiny_directory, tmp_path, capsys) -> 
             run=str(tmp_path / "run"),
             model=str(tiny_directory),
             gates=(0.0, 0.5),
-            task=TaskConfig(name="gsm8k", limit=2),
+            task=TaskConfig(name="gsm8k", limit=2, validation=2),
             prompt=PromptConfig(benchmark="gsm8k_cot_llama", num_fewshot=1),
             decoding=Decoding(max_new_tokens=4),
             engine=EngineConfig(slots=4),
+            features=FeatureConfig(components=2),
+            ppo=PPOConfig(updates=2, batch_size=8, minibatches=2, seeds=2, hidden=(8,)),
+            supervised=SupervisedConfig(hidden=(8,), steps=2, networks=1),
+            judge=JudgeConfig(replicates=100),
+            judged=("test",),
         )
     )
-    fill_outcomes(started, "test", gates=[0.0])
-    arguments = command(started, "--arm", "baseline", "--limit", "2")
+    results = train(started)
+    assert results["n"] == 2 and results["arms"]["rl"]["accuracy"] == 0.0
+    assert results["verdict"]["name"] == "underpowered"  # nothing is solved, and there are two
+    arguments = command(started, "--arm", "baseline,rl", "--limit", "2")
     assert lm_eval_jax.main([*arguments, "--tasks", "test"]) == 0
-    assert "2 of 2 items agree with training's own outcomes" in capsys.readouterr().out
-    asked = ["--tasks", "gsm8k_cot_llama", "--apply_chat_template", "--num_fewshot", "1"]
-    asked += ["--gen_kwargs", "max_gen_toks=4"]
+    assert "4 of 4 items agree with training's own outcomes" in capsys.readouterr().out
+    asked = ["--tasks", "gsm8k_cot_llama", "--num_fewshot", "1", "--gen_kwargs", "max_gen_toks=4"]
+    # What it learnt from were chats.
+    assert lm_eval_jax.main([*arguments, *asked]) == 2
+    assert "--force_template" in capsys.readouterr().err
+    asked += ["--apply_chat_template"]
     assert lm_eval_jax.main([*arguments, *asked]) == 0
-    (samples,) = (started.directory / "lm_eval" / "baseline").glob("samples_gsm8k_cot_llama_*")
+    assert "every arm was asked the same" in capsys.readouterr().out
+    gates = [
+        json.loads(line)["gate"]
+        for file in (started.directory / "lm_eval" / "rl").glob("gates_gsm8k_cot_llama_*")
+        for line in file.read_text().splitlines()
+    ]
+    assert gates == started.gates("rl", started.prompts("test")).tolist()
+    folder = started.directory / "lm_eval" / "baseline"
+    samples = max(folder.glob("samples_gsm8k_cot_llama_*"))  # the latest
     rows = [json.loads(line) for line in samples.read_text().splitlines()]
     contexts = [
         r["arguments"]["gen_args_0"]["arg_0"] for r in rows if r["filter"] == rows[0]["filter"]

@@ -312,7 +312,8 @@ def test_a_plain_gain_is_found_and_nothing_is_not() -> None:
     )
     against_itself = next(c for c in same["contrasts"] if c["b"] == "supervised")
     assert against_itself["difference"] == 0
-    assert against_itself["ci95"] == pytest.approx([0, 0], abs=1e-12)
+    unseen = 1 - 0.025 ** (1 / 600)
+    assert against_itself["ci95"] == pytest.approx([-unseen, unseen], abs=1e-12)
     assert against_itself["p"] == 1.0
 
 

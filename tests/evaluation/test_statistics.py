@@ -258,11 +258,19 @@ def test_items_are_paired_and_seeds_are_not() -> None:
 def test_equal_arms_and_p_values_at_the_ends() -> None:
     row = (rng().random(100) < 0.5).astype(float)
     same = statistics.paired_contrast(row, row)
-    assert (same.difference, same.ci95, same.p) == (0.0, (0.0, 0.0), 1.0)
+    unseen = 1.0 - 0.025 ** (1 / 100)  # so frequent, an item that differs is missed once in forty
+    assert (same.difference, same.ci95, same.p) == (0.0, (-unseen, unseen), 1.0)
     seeds = np.tile(row, (7, 1))
     same = statistics.paired_contrast(seeds, row)
-    np.testing.assert_allclose([same.difference, *same.ci95], 0.0, atol=1e-12)
+    np.testing.assert_allclose([same.difference, *same.ci95], [0.0, -unseen, unseen], atol=1e-12)
     assert same.p == 1.0
+    # 299 items that are all alike bound a difference below a point, and 298 do not.
+    for n, bounded in ((298, False), (299, True)):
+        rest = statistics.paired_contrast(np.ones(n), np.ones(n))
+        assert (rest.upper95 < 0.01) is (rest.lower95 > -0.01) is bounded
+        assert (1.0 - rest.upper95) ** n == pytest.approx(0.05)
+    both = statistics.linear_contrast([row] * 4, [1.0, -1.0, -1.0, 1.0])
+    assert both.ci95 == pytest.approx((-2 * unseen, 2 * unseen))
     # A certain win: (0 + 1) / (B + 1) in each tail.
     certain = statistics.paired_contrast(np.ones(100), np.zeros(100), replicates=999)
     assert certain.p == pytest.approx(2 / 1000)

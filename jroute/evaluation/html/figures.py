@@ -136,12 +136,16 @@ def _tail(values: Float[np.ndarray, "seeds updates"]) -> float:
 def _curve(axes: Any, c: Look, values: Float[np.ndarray, "seeds updates"], short: str) -> None:
     """The mean over seeds within the band that 90 % of the seeds are in."""
     updates = np.arange(1, values.shape[1] + 1)
-    middle = np.ma.masked_invalid(values).mean(axis=0)
+    if np.isnan(values).all():
+        axes.text(0.5, 0.5, "does not exist here", ha="center", transform=axes.transAxes)
+        return
+    middle = np.ma.masked_invalid(values).mean(axis=0).filled(np.nan)
     if len(values) > 1:
         low, high = np.nanpercentile(_filled(values), [5, 95], axis=0)
         axes.fill_between(updates, low, high, color=c.accent, alpha=0.22, linewidth=0)
     axes.plot(updates, middle, color=c.accent, linewidth=1.6)
-    end_label(axes, float(updates[-1]), float(middle[-1]), f"{middle[-1]:.3g}", c.accent)
+    if np.isfinite(middle[-1]):
+        end_label(axes, float(updates[-1]), float(middle[-1]), f"{middle[-1]:.3g}", c.accent)
     if short == "explained-variance":
         axes.set_ylim(max(-1.0, float(np.nanmin(middle))), 1.02)
     axes.set(xlabel="update", xlim=(0, updates[-1]))

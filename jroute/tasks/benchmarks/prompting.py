@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import datasets
 from lm_eval.api.samplers import FirstNSampler
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
@@ -178,6 +179,7 @@ def _load(name: str) -> Any:
                 "dataset_kwargs": {"data_files": {s: str(f) for s, f in files.items()}},
             }
             manager = TaskManager(include_defaults=False)
+    datasets.disable_progress_bars()
     try:
         found = load_tasks(manager, [source])
     except Exception as error:  # the hub, the network and the files all have their own kinds
