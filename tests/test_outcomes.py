@@ -201,7 +201,7 @@ def test_a_plan_is_made_before_anything_is(
     plan = capsys.readouterr().out
     assert sorted(run.rglob("*")) == before
     assert re.search(r"^train +12 cells to make \(12 of 24 are there\)$", plan, re.M)
-    assert "24 cells of the table that were made like this, compilation included" in plan
+    assert "24 cells that were made like this, compilation included" in plan
     cells = opened.table.cells()
     seconds = 24 * np.mean([cell.made.seconds for cell in cells if cell.made])
     found = plan_outcomes(opened, {"train": wanted(opened, "train")})
