@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 
 import jroute
 from jroute.checkpoint import load_state
+from jroute.outcomes import main as outcomes
 from jroute.ppo import learner
 from jroute.train import main as train
 
@@ -58,7 +59,12 @@ def test_a_run_on_eight_devices_is_the_run_on_one(
         return compile_train(*arguments, sharding=sharding, **others)
 
     monkeypatch.setattr(learner, "compile_train", compile_spy)
-    assert train(["--config", str(config), "--run", str(eight), "--mesh.data", str(DATA)]) == 0
+    given = ["--config", str(config), "--run", str(eight), "--mesh.data", str(DATA)]
+    assert outcomes([*given, "--split", "test"]) == 0
+    filled = [array for array in placed if array.shape == (SLOTS,) and array.dtype == bool]
+    assert filled and len(jroute.load_run(eight).table) == 48  # 16 problems, 3 gates
+    assert all(len({s.device for s in array.addressable_shards}) == DATA for array in filled)
+    assert train(given) == 0  # finds those, and makes the rest
 
     # Every batch of prompts was cut: those that the engine reads, and the features'.
     prompts = [array for array in placed if array.ndim == 2 and array.dtype == np.int32]
