@@ -290,7 +290,8 @@ def table(results: Mapping[str, Any], title: str) -> str:
         lines.append(
             f"{name:<20}{100 * arm['accuracy']:>8.1f}%  [{100 * low:.1f}, {100 * high:.1f}]"
         )
-    declared = {2: "two", 4: "four"}[sum("p_holm" in c for c in results["contrasts"])]
+    count = sum("p_holm" in c for c in results["contrasts"])
+    declared = {2: "two", 4: "four"}.get(count, count)
     head = f"{'rl minus':<20}{'points':>9}  95 % interval    p (Holm over the {declared} declared)"
     lines.append(head)
     for c in results["contrasts"]:
