@@ -1,7 +1,6 @@
 """Making cells: from (problem, gate, sample) through the engine to outcomes, filed as they come."""
 
 import dataclasses
-import hashlib
 import json
 import random
 import time
@@ -16,6 +15,7 @@ from jroute.errors import UserError
 from jroute.generate.decoding import Completion
 from jroute.generate.engine import Progress
 from jroute.generate.planning import EngineConfig
+from jroute.generate.sampling import hash_text
 from jroute.mesh import is_first
 from jroute.observe.machine import describe_machine
 from jroute.observe.progress import GenerationBar
@@ -35,11 +35,6 @@ class Cell(NamedTuple):
     problem: Problem
     gate: Gate
     sample: int = 0
-
-
-def hash_text(text: str) -> int:
-    """A 31-bit number of a text, the same on every machine."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
 def cell_seed(problem_id: str, seed: int, sample: int = 0) -> int:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
 from jroute import cells, planning
-from jroute.cells import Cell, generate, hash_text
+from jroute.cells import Cell, generate
 from jroute.checkpoint import latest_step, load_state, save_state
 from jroute.controller import arms, networks
 from jroute.envs.outcomes import Gate
@@ -24,6 +24,7 @@ from jroute.errors import UserError
 from jroute.evaluation import controls, report, statistics
 from jroute.evaluation.headroom import headroom, sampled
 from jroute.files import replacing, write_text
+from jroute.generate.sampling import hash_text
 from jroute.mesh import is_first
 from jroute.observe.plan import Plan
 from jroute.observe.progress import progress_bar

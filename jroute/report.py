@@ -17,6 +17,7 @@ from jroute.config import parse
 from jroute.door import door, enter
 from jroute.errors import UserError
 from jroute.evaluation.report import table
+from jroute.observe.progress import progress_bar
 from jroute.observe.traces import TraceConfig
 
 if TYPE_CHECKING:
@@ -49,7 +50,6 @@ def show(directory: Path, results: Mapping[str, Any]) -> None:
 def export(material: "Material", config: TraceConfig, folder: Path) -> None:
     """Writes every judged episode as a span."""
     from jroute.evaluation.html.episodes import episodes, shared
-    from jroute.observe.progress import progress_bar
     from jroute.observe.traces import Traces
 
     for judged in material.splits:
@@ -76,7 +76,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     from jroute.evaluation.html import page
     from jroute.evaluation.html.reading import gather
-    from jroute.observe.progress import progress_bar
     from jroute.stages import written
 
     material = gather(directory)

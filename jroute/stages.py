@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jroute import cells, judgement
-from jroute.cells import cell_seed, hash_text
+from jroute.cells import cell_seed
 from jroute.checkpoint import latest_step, load_state, save_state
 from jroute.controller import arms
 from jroute.controller.features import Featurizer
@@ -24,6 +24,7 @@ from jroute.envs.outcomes import judge as judge_completion
 from jroute.errors import UserError
 from jroute.evaluation import mixing, probing
 from jroute.files import write_text
+from jroute.generate.sampling import hash_text
 from jroute.observe.progress import progress_bar
 from jroute.observe.scalars import Scalars
 from jroute.ppo import learner

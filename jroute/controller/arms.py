@@ -176,8 +176,6 @@ def fit_supervised(
     """Trains networks that predict the reward of every gate from features; see ``fit``.
 
     Rewards are mapped from the range they have on train to 0 … 1, of which the outputs are logits.
-    (On the bundled model a squared error makes the arm one to two points worse, and one network
-    instead of three leaves a point to chance.)
     """
     low, high = float(train[1].min()), float(train[1].max())
     scale = high - low or 1.0

@@ -13,7 +13,6 @@ Importing this module registers the model ``jroute`` with lm-eval, for example f
 import copy
 import dataclasses
 import hashlib
-import inspect
 import logging
 import time
 from collections import Counter
@@ -38,10 +37,11 @@ from jroute.errors import UserError
 from jroute.evaluation import gating
 from jroute.evaluation.gating import ArmPolicy, GatePolicy, Gates
 from jroute.evaluation.ledger import Ledger, name_of
-from jroute.evaluation.model_args import constructor_arguments
+from jroute.evaluation.model_args import constructor_arguments, taken_by
 from jroute.evaluation.records import Record, totals
 from jroute.evaluation.until import Generated, Plan
 from jroute.generate.decoding import Completion
+from jroute.generate.sampling import hash_text
 from jroute.lm import LanguageModel
 from jroute.observe.progress import GenerationBar, progress_bar
 from jroute.tasks.prompts import render_chat
@@ -144,7 +144,7 @@ class JaxLM(TemplateLM):
         Raises:
             UserError: No such folder, or arguments that do not belong together.
         """
-        return cls(**constructor_arguments(arg_dict, additional_config, known=_arguments(cls)))
+        return cls(**constructor_arguments(arg_dict, additional_config, known=taken_by(cls)))
 
     # What lm-eval asks about the model
 
@@ -283,7 +283,7 @@ class JaxLM(TemplateLM):
             groups.setdefault(plan, []).append(i)
             key = hash_args("generate_until", request.args)
             samples.append(repeats[key])
-            seeds.append(_seed(f"{self._seed}/{repeats[key]}/{context}"))
+            seeds.append(hash_text(f"{self._seed}/{repeats[key]}/{context}"))
             repeats[key] += 1
         texts: dict[int, Generated] = {}
         records: dict[int, Record] = {}
@@ -493,13 +493,3 @@ class JaxLM(TemplateLM):
 
 
 register_model("jroute")(JaxLM)
-
-
-def _arguments(cls: type) -> set[str]:
-    """What a constructor takes besides the model and its arm."""
-    return set(inspect.signature(cls.__init__).parameters) - {"self", "lm", "gate", "arm"}
-
-
-def _seed(text: str) -> int:
-    """31 bits from a text, the same in every process."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1

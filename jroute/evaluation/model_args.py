@@ -1,5 +1,6 @@
 """lm-eval's ``--model_args`` as the arguments of the adapter."""
 
+import inspect
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,11 @@ from jroute.errors import UserError
 from jroute.evaluation import gating
 
 _FOLDERS = ("run", "model_dir", "pretrained")
+
+
+def taken_by(cls: type) -> set[str]:
+    """What a constructor takes besides the model and its arm."""
+    return set(inspect.signature(cls.__init__).parameters) - {"self", "lm", "gate", "arm"}
 
 
 def constructor_arguments(

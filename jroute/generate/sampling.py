@@ -5,6 +5,7 @@ drawn from. They compose in the order in which they stand; ``Decoding.strategies
 one: temperature, top-k, top-p, min-p.
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -14,6 +15,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 Logprobs = Literal["raw", "truncated"]
 """Which distribution a log-probability is of: the model's own, or the one drawn from."""
+
+
+def hash_text(text: str) -> int:
+    """A 31-bit number of a text, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
 @runtime_checkable
