@@ -390,7 +390,7 @@ def test_decisions_of_several_parts_are_made_for_the_host() -> None:
 
 
 def test_no_program_factorises_many_matrices_at_once() -> None:
-    """Several batched QR factorisations in a program hang XLA's CPU runtime about every other time."""
+    """Several batched QR factorisations in one program often hang XLA's CPU runtime."""
     made = jax.make_jaxpr(lambda key: learner.init_seeds(SMALL, 6, (5,), key))(KEY)
     program = made.eqns[0].params["jaxpr"].jaxpr
     (loop,) = [eqn for eqn in program.eqns if eqn.primitive.name == "scan"]
