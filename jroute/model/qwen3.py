@@ -10,7 +10,7 @@ meet the weights where they are and only activations travel between devices.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -285,8 +285,14 @@ def unembed(
     params: Params, config: Qwen3Config, hidden: Float[Array, "*rest embed"]
 ) -> Float[Array, "*rest vocab"]:
     """Logits in float32; with tied embeddings the token table is the output layer."""
-    head = params["embed_tokens"].T if config.tie_word_embeddings else params["lm_head"]
-    logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+    product = partial(jnp.matmul, preferred_element_type=jnp.float32)
+    if not config.tie_word_embeddings:
+        logits = product(hidden, params["lm_head"])
+    elif hidden.size == hidden.shape[-1]:  # for the CPU, XLA 0.11 would transpose the table here
+        logits = product(params["embed_tokens"], hidden.ravel())
+        logits = logits.reshape(*hidden.shape[:-1], -1)
+    else:
+        logits = product(hidden, params["embed_tokens"].T)
     return constrain(logits, (*STATES[: hidden.ndim - 1], "vocab"))
 
 

@@ -1,5 +1,8 @@
 """The decoder's two drivers, its cache, and its declarations."""
 
+import re
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -144,6 +147,23 @@ def test_attention_in_blocks_of_queries_is_attention(monkeypatch):
     blocked, _ = run(params(), tokens(), where)
     real = np.asarray(where) >= 0
     np.testing.assert_allclose(blocked[real], plain[real], atol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (2,), (2, 3)])
+def test_logits_are_one_product_and_copy_no_weight(tied: bool, shape: tuple[int, ...]) -> None:
+    """Of one row and a tied table XLA makes a transposed copy for the CPU, if left to itself."""
+    config = Qwen3Config(**{**vars(CONFIG), "tie_word_embeddings": tied})
+    weights = init_params(config, jax.random.key(0))
+    hidden = jax.random.normal(jax.random.key(1), (*shape, config.hidden_size))
+    compiled = jax.jit(partial(unembed, config=config)).lower(weights, hidden=hidden).compile()
+    head = np.asarray(weights["embed_tokens"]).T if tied else np.asarray(weights["lm_head"])
+    expected = np.asarray(hidden) @ head
+    np.testing.assert_allclose(compiled(weights, hidden=hidden), expected, rtol=1e-4, atol=1e-4)
+    sizes = r"= f32\[([\d,]+)\]\S* ([\w\-]+)\("
+    for sides, operation in re.findall(sizes, compiled.as_text()):
+        of_the_head = sorted(map(int, sides.split(","))) == sorted(head.shape)
+        assert not of_the_head or operation in ("parameter", "bitcast"), operation
 
 
 @pytest.mark.parametrize("tied", [True, False])
