@@ -18,7 +18,7 @@ from jroute.generate.cache import whole
 from jroute.model.config import Qwen3Config
 from jroute.model.qwen3 import Params
 
-SMALLEST_BUCKET = 32
+SMALLEST_BUCKET = 16
 SMALLEST_CAPACITY = 256
 """A shorter cache would not pay for the programs it takes."""
 
@@ -40,7 +40,7 @@ class EngineConfig:
         unroll: Decode over separate layers, which is faster but holds the weights of the blocks
             twice; otherwise scan over the stacked ones.
         prefill_tokens: Prompt tokens to read at a time: as many prompts of equal padded width as
-            fit, but no more than a sixteenth of the slots.
+            fit, but no more than an eighth of the slots.
         ahead: Steps that the device runs on while the host refills slots; 0 lets it wait.
     """
 
@@ -65,15 +65,15 @@ class EngineConfig:
 
     def rows(self, width: int, slots: int, replicas: int) -> int:
         """Prompts of a padded width that are read together; always so many, whoever waits."""
-        fit = max(1, min(self.prefill_tokens // width, slots // 16))
+        fit = max(1, min(self.prefill_tokens // width, slots // 8))
         return max(1, fit // replicas) * replicas
 
 
 def bucket(length: int) -> int:
-    """Padded width of a prompt: the next of 32, 48, 64, 96, 128, 192, 256, 384 and so on."""
+    """Padded width of a prompt: the next of 16, 32, 48, 64, 96, 128, 192, 256, 384 and so on."""
     power = max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
     shorter = power // 4 * 3
-    return shorter if length <= shorter and shorter > SMALLEST_BUCKET else power
+    return shorter if length <= shorter and shorter % SMALLEST_BUCKET == 0 else power
 
 
 def check_context(prompt_tokens: int, new_tokens: int, context: int) -> None:

@@ -69,8 +69,9 @@ def test_a_run_compiles_what_it_lists_and_another_run_nothing(
 def test_every_program_is_listed_once() -> None:
     asked = [(length, 0, 1000) for length in range(1, 200)]
     plan = Plan.make(asked, EngineConfig(), slots=64, replicas=1)
-    assert [width.rest for width in plan.widths] == [256, 192, 128, 96, 64, 48, 32]
-    assert plan.rows == {Width(0, w): min(4, 512 // w) for w in (32, 48, 64, 96, 128, 192, 256)}
+    widths = [256, 192, 128, 96, 64, 48, 32, 16]
+    assert [width.rest for width in plan.widths] == widths
+    assert plan.rows == {Width(0, width): min(8, 512 // width) for width in widths}
     listed = plan.programs(chunk=16, unroll=True)
     assert len(set(listed)) == len(listed)
     counts = Counter(program.name for program in listed)
@@ -78,11 +79,11 @@ def test_every_program_is_listed_once() -> None:
     assert capacities <= 4
     assert counts == {
         "unstack_blocks": 1,
-        "prefill": 7,
+        "prefill": len(widths),
         "empty": 1,
         "decode": capacities,
         "widen": capacities - 1,
-        "insert": 7 * capacities,
+        "insert": len(widths) * capacities,
     }
     assert "prefill 4 x 128" in map(str, listed)
 
