@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from jaxtyping import Float, Int
 
 from jroute import cells, planning
 from jroute.cells import Cell, generate
-from jroute.checkpoint import latest_step, load_state, save_state
+from jroute.checkpoint import latest_step, save_state
 from jroute.controller import arms, networks
 from jroute.envs.outcomes import Gate
 from jroute.errors import UserError
@@ -62,10 +61,6 @@ def cells_of(run: Run, split: Split) -> arms.Cells:
     return features_of(run, split), run.matrix(split, "reward")
 
 
-def _controls_folder(run: Run) -> Path:
-    return run.directory / "controls" / run.training
-
-
 def train_controls(run: Run) -> dict[str, Any]:
     """The control arms of a run, trained when they are first asked for; see ``fit_controls``.
 
@@ -78,8 +73,7 @@ def train_controls(run: Run) -> dict[str, Any]:
             f"{run.directory} learnt from live rollouts and has no table of all gates; the arms "
             "that need one (best_fixed, oracle, exact_gradient, …) do not exist there"
         )
-    folder = _controls_folder(run)
-    if latest_step(folder) is None:
+    if latest_step(run.controls_folder) is None:
         fitted = controls.fit_controls(
             cells_of(run, "train"),
             cells_of(run, "validation"),
@@ -88,8 +82,8 @@ def train_controls(run: Run) -> dict[str, Any]:
             supervised=e.supervised,
             key=jax.random.fold_in(jax.random.key(e.seed), hash_text("controls")),
         )
-        save_state(folder, 0, fitted)
-    return load_state(folder)[1]
+        save_state(run.controls_folder, 0, fitted)
+    return run.controls
 
 
 def columns_of(run: Run, split: Split) -> dict[str, Int[np.ndarray, "..."]]:
@@ -219,11 +213,9 @@ def gates_of(run: Run, arm: str, prompts: Sequence[str]) -> list[Gate]:
         return run.gates_of(
             np.asarray(networks.act(run.controller["rl"], jnp.asarray(observations)))
         )
-    if arm not in ("supervised_features", "exact_gradient"):
-        return run.gates(arm, prompts).tolist()
-    observations = run.featurizer(run.read_features(prompts)).astype(np.float32)
-    chosen = arms.choices_of_regressor(train_controls(run)[arm], observations)
-    return np.asarray(run.gate_values)[chosen].tolist()
+    if arm in arms.FROM_CONTROLS:
+        train_controls(run)
+    return run.gates(arm, prompts).tolist()
 
 
 def final_arms(run: Run, names: Sequence[str] = ()) -> Sequence[str]:
@@ -248,7 +240,7 @@ def plan_judge(run: Run) -> str:
     splits = run.experiment.splits
     wanted = {split: cells.wanted(run, split) for split in splits}
     told = [str(planning.plan_outcomes(run, wanted))]
-    if latest_step(_controls_folder(run)) is None:
+    if latest_step(run.controls_folder) is None:
         told.append(f"controllers on random rewards are to be trained:\n{planning.plan_ppo(run)}")
     return "\n".join(told)
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from jroute.checkpoint import load_state
+from jroute.checkpoint import latest_step, load_state
 from jroute.config import dump
 from jroute.config import load as load_config
 from jroute.controller import arms, networks
@@ -155,6 +155,25 @@ class Run(Setting):
             )
         return load_state(folder)[1]
 
+    @property
+    def controls_folder(self) -> Path:
+        """Where the arms are kept that only judging needs."""
+        return self.directory / "controls" / self.training
+
+    @cached_property
+    def controls(self) -> dict[str, Any]:
+        """What judging trained; see ``jroute.evaluation.controls.fit_controls``.
+
+        Raises:
+            UserError: The run was not judged yet.
+        """
+        if latest_step(self.controls_folder) is None:
+            raise UserError(
+                f"{self.directory} has no {' and no '.join(arms.FROM_CONTROLS)} yet; "
+                f"run python -m jroute.evaluate --run {self.directory} first"
+            )
+        return load_state(self.controls_folder)[1]
+
     @cached_property
     def featurizer(self) -> Featurizer:
         """The fitted part of the features."""
@@ -163,10 +182,11 @@ class Run(Setting):
     def choices(
         self, arm: str, prompts: Sequence[str], raw: RawFeatures | None = None
     ) -> Int[np.ndarray, " prompts"]:
-        """Index of the gate that ``supervised`` or ``rl`` (the seed best on validation) chooses.
+        """Index of the gate that an arm which looks at prompts chooses (see ``arms.LOOKING``).
 
         Raises:
-            UserError: The arm has no table to learn from, or its decisions have several parts.
+            UserError: The arm has no table to learn from, its decisions have several parts, or the
+                run was not judged yet, which trains ``supervised_features`` and ``exact_gradient``.
         """
         self._check_learnt(arm)
         if self.parts > 1:
@@ -174,10 +194,13 @@ class Run(Setting):
         observations = self.featurizer(raw or self.read_features(prompts))
         if arm == "supervised":
             return arms.choices_of_regressor(self.controller["supervised"], observations[:, :1])
+        if arm in arms.FROM_CONTROLS:
+            return arms.choices_of_regressor(self.controls[arm], observations)
         return arms.choices_of_policy(self.controller["rl"], observations)
 
     def _check_learnt(self, arm: str) -> None:
-        if arm in ("best_fixed", "supervised") and arm not in self.controller:
+        needs_table = arm in ("best_fixed", "supervised", *arms.FROM_CONTROLS)
+        if needs_table and self.experiment.rollouts == "live":
             raise UserError(
                 f"arm {arm} learns from the rewards of all gates, and a run with live rollouts has "
                 "no such table; choose baseline, fixed:G, random or rl"
@@ -189,11 +212,11 @@ class Run(Setting):
         Gates per band are ``[prompts, bands]``, and per layer ``[prompts, layers]``.
 
         Args:
-            arm: ``baseline``, ``fixed:G``, ``best_fixed``, ``random``, ``supervised`` or ``rl``.
+            arm: ``baseline``, ``fixed:G``, ``best_fixed``, ``random`` or one of ``arms.LOOKING``.
             prompts: Texts as the model reads them.
 
         Raises:
-            UserError: No such arm.
+            UserError: No such arm, or not yet.
         """
         grid = np.asarray(self.gate_values)
         fixed = arms.fixed_gate(arm)
@@ -208,11 +231,11 @@ class Run(Setting):
             observations = jnp.asarray(self.featurizer(self.read_features(prompts)))
             decisions = np.asarray(networks.act(self.controller["rl"], observations))
             return self.spread(self.gates_of(decisions))
-        if arm in ("supervised", "rl"):
+        if arm in arms.LOOKING:
             return grid[self.choices(arm, prompts)]
         raise UserError(
             f"no arm is named {arm!r}; "
-            "arms are baseline, fixed:G, best_fixed, random, supervised and rl"
+            f"arms are baseline, fixed:G, best_fixed, random, {', '.join(arms.LOOKING)}"
         )
 
     def generate(

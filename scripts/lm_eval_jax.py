@@ -32,6 +32,7 @@ from lm_eval.filters import build_filter_ensemble
 from lm_eval.tasks import TaskManager
 
 import jroute
+from jroute.controller.arms import LOOKING
 from jroute.door import door, enter
 from jroute.errors import UserError
 from jroute.evaluation import gating, side_by_side
@@ -114,7 +115,9 @@ def parser() -> argparse.ArgumentParser:
         "--arm",
         "--arms",
         type=_names,
-        help="with commas: baseline, fixed:G, best_fixed, random, supervised, rl; or all",
+        help="with commas: baseline, fixed:G, best_fixed, random, "
+        + ", ".join(LOOKING)
+        + "; or all",
     )
     group.add_argument("--routing", help="with --model-dir: preset or YAML file")
     group.add_argument("--dtype", default="", help="with --model-dir: float32 or bfloat16")

@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 
+import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +16,7 @@ from jroute.config import load
 from jroute.controller import arms
 from jroute.errors import UserError
 from jroute.evaluate import main
+from jroute.evaluation import gating
 from jroute.evaluation.verdict import TABLE
 from jroute.experiment import Experiment
 from jroute.run import Run
@@ -60,6 +62,27 @@ def test_every_arm_is_judged_on_every_split(judged) -> None:
         assert found["arms"]["exact_gradient"]["accuracy"] == pytest.approx(
             correct[np.arange(n), chosen].mean()
         )
+
+
+def test_arms_that_judging_trains_choose_from_prompts_as_from_the_table(
+    judged, tmp_path, monkeypatch
+) -> None:
+    run = jroute.load_run(judged)
+    grid, columns = np.asarray(run.gate_values), judgement.columns_of(run, "test")
+    for arm in arms.FROM_CONTROLS:
+        np.testing.assert_array_equal(run.gates(arm, run.prompts("test")), grid[columns[arm]])
+    assert gating.arms_of(run) == list(gating.RUN_ARMS)
+    known = {arm: gating.run_policy(run, arm).identity for arm in arms.LOOKING}
+    assert len(set(known.values())) == len(known)
+    trained = jax.tree.map(lambda leaf: leaf + 1, run.controls)
+    monkeypatch.setattr(run, "controls", trained)
+    after = {arm: gating.run_policy(run, arm).identity for arm in arms.LOOKING}
+    assert {arm for arm in known if known[arm] != after[arm]} == set(arms.FROM_CONTROLS)
+    unjudged = jroute.load_run(judged)
+    monkeypatch.setattr(type(run), "controls_folder", tmp_path / "none")
+    with pytest.raises(UserError, match=r"has no supervised_features .* jroute\.evaluate"):
+        unjudged.gates("supervised_features", unjudged.prompts("test"))
+    assert set(gating.RUN_ARMS) - set(gating.arms_of(unjudged)) == {"supervised_features"}
 
 
 def test_a_run_without_a_table_is_refused(judged, monkeypatch) -> None:

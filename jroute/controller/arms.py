@@ -39,6 +39,12 @@ from jaxtyping import Array, Float, Int, Key
 from jroute.controller import networks
 from jroute.errors import UserError
 
+FROM_CONTROLS = ("supervised_features", "exact_gradient")
+"""Arms that judging trains, from all that PPO sees."""
+
+LOOKING = ("supervised", *FROM_CONTROLS, "rl")
+"""Arms that look at a prompt to choose its gate."""
+
 
 @dataclass(frozen=True)
 class SupervisedConfig:

@@ -16,7 +16,15 @@ from jroute.evaluation.records import Gate
 GatePolicy = Callable[[list[str]], Any]
 """Prompts to their gates, ``[prompts]`` or ``[prompts, parts]``, each from its own prompt alone."""
 
-RUN_ARMS = ("baseline", "fixed:0.5", "best_fixed", "random", "supervised", "rl")
+RUN_ARMS = (
+    "baseline",
+    "fixed:0.5",
+    "best_fixed",
+    "random",
+    "supervised",
+    "supervised_features",
+    "rl",
+)
 """What ``all`` means for a run, as far as the run has them."""
 
 MODEL_ARMS = ("baseline", "fixed:0.25", "fixed:0.5", "fixed:0.75", "fixed:1")
@@ -61,6 +69,8 @@ def run_policy(run: Any, arm: str) -> ArmPolicy:
     about: dict[str, Any] = {"gates": run.gate_values, "seed": run.experiment.seed}
     if arm != "random":
         about["controller"] = digest(run.controller)
+    if arm in arms.FROM_CONTROLS:
+        about["controls"] = digest(run.controls)
     looks = arm not in _UNTAUGHT
     return ArmPolicy(
         arm,
