@@ -199,8 +199,8 @@ class Run(Setting):
         return arms.choices_of_policy(self.controller["rl"], observations)
 
     def _check_learnt(self, arm: str) -> None:
-        needs_table = arm in ("best_fixed", "supervised", *arms.FROM_CONTROLS)
-        if needs_table and self.experiment.rollouts == "live":
+        missing = arm in ("best_fixed", "supervised") and arm not in self.controller
+        if missing or (arm in arms.FROM_CONTROLS and self.experiment.rollouts == "live"):
             raise UserError(
                 f"arm {arm} learns from the rewards of all gates, and a run with live rollouts has "
                 "no such table; choose baseline, fixed:G, random or rl"

@@ -192,7 +192,7 @@ def parser() -> argparse.ArgumentParser:
         "--environment", action="append", default=[], metavar="PEER=PYTHON", help="an own one"
     )
     p.add_argument("--make-environments", action="store_true", help="make those missing; then end")
-    p.add_argument("--python", help="the interpreter for those on JAX (skyrl needs 3.12)")
+    p.add_argument("--python", help="the interpreter for those on JAX (tunix and skyrl need 3.12)")
     p.add_argument("--resume", action="store_true", help="keep the parts that --out has already")
     p.add_argument("--out", type=Path, help="JSON to write, after every part")
     return p

@@ -26,6 +26,9 @@ from jroute.model.qwen3 import Params, forward, unembed
 from jroute.model.routing import Routing
 
 SCALARS = ("prompt_length", "length_bucket", "first_token_entropy", "first_token_margin")
+
+SHORTEST = 32
+"""Width from which on ``length_bucket`` tells padded widths apart; it is their logarithm."""
 """Scalars of every prompt, whatever else is asked for."""
 
 COUNTS = ("numbers", "sentences")
@@ -177,7 +180,8 @@ def raw_features(
     for rows, tokens, lengths in _batches(prompts, slots, config.max_position_embeddings):
         on_mesh = place(tokens, ("batch", "seq")), place(lengths, ("batch",))
         told, states = fetch(_read(params, *on_mesh, streams, config=config, blocks=blocks))
-        scalars[rows, 0], scalars[rows, 1] = lengths[: len(rows)], np.log2(tokens.shape[1])
+        scalars[rows, 0] = lengths[: len(rows)]
+        scalars[rows, 1] = np.log2(max(tokens.shape[1], SHORTEST))
         scalars[rows, 2:read], hidden[rows] = told[: len(rows)], states[: len(rows)]
         progress(len(rows))
     return RawFeatures(scalars, hidden, tuple(names))

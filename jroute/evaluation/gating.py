@@ -1,6 +1,7 @@
 """From the context of a request to its gate: policies, and prompts that a policy does not know."""
 
 import hashlib
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import numpy as np
 from jroute.controller import arms
 from jroute.errors import UserError
 from jroute.evaluation.records import Gate
+
+LOG = logging.getLogger(__name__)
 
 GatePolicy = Callable[[list[str]], Any]
 """Prompts to their gates, ``[prompts]`` or ``[prompts, parts]``, each from its own prompt alone."""
@@ -30,7 +33,6 @@ RUN_ARMS = (
 MODEL_ARMS = ("baseline", "fixed:0.25", "fixed:0.5", "fixed:0.75", "fixed:1")
 """What ``all`` means for a model without a run: the grid that experiments have by default."""
 
-_UNTAUGHT = ("best_fixed", "random")
 _PLACE = "\u27e6question\u27e7"
 _WORD = re.compile(r"\w+")
 
@@ -71,12 +73,11 @@ def run_policy(run: Any, arm: str) -> ArmPolicy:
         about["controller"] = digest(run.controller)
     if arm in arms.FROM_CONTROLS:
         about["controls"] = digest(run.controls)
-    looks = arm not in _UNTAUGHT
     return ArmPolicy(
         arm,
         lambda prompts: run.gates(arm, prompts),
         f"{arm} {hashlib.sha256(repr(about).encode()).hexdigest()}",
-        run.render if looks else None,
+        run.render if arm in arms.LOOKING else None,
     )
 
 
@@ -98,12 +99,13 @@ def constant(gate: float) -> GatePolicy:
 
 
 def arms_of(run: Any) -> list[str]:
-    """The arms that a run has."""
+    """The arms that a run has; of those it has not, a warning says why."""
     found = []
     for arm in RUN_ARMS:
         try:
             run_policy(run, arm)
-        except UserError:
+        except UserError as error:
+            LOG.warning("arm %s is left out: %s", arm, error)
             continue
         found.append(arm)
     return found

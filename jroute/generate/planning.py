@@ -72,7 +72,7 @@ class EngineConfig:
 def bucket(length: int) -> int:
     """Padded width of a prompt: the next of 16, 32, 48, 64, 96, 128, 192, 256, 384 and so on."""
     power = max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
-    shorter = power // 4 * 3
+    shorter = power // 4 * 3  # neither 12 nor 24: widths are multiples of the smallest
     return shorter if length <= shorter and shorter % SMALLEST_BUCKET == 0 else power
 
 

@@ -288,7 +288,7 @@ def unembed(
     product = partial(jnp.matmul, preferred_element_type=jnp.float32)
     if not config.tie_word_embeddings:
         logits = product(hidden, params["lm_head"])
-    elif hidden.size == hidden.shape[-1]:  # for the CPU, XLA 0.11 would transpose the table here
+    elif hidden.size == hidden.shape[-1]:  # for the CPU, XLA would copy the table transposed
         logits = product(params["embed_tokens"], hidden.ravel())
         logits = logits.reshape(*hidden.shape[:-1], -1)
     else:
