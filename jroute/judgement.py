@@ -21,6 +21,7 @@ from jroute.controller import arms, networks
 from jroute.envs.outcomes import Gate
 from jroute.errors import UserError
 from jroute.evaluation import controls, report, statistics
+from jroute.evaluation.gating import RUN_ARMS
 from jroute.evaluation.headroom import headroom, sampled
 from jroute.files import replacing, write_text
 from jroute.generate.sampling import hash_text
@@ -32,16 +33,7 @@ from jroute.tasks import Split
 
 logger = logging.getLogger(__name__)
 
-FINAL = (
-    "baseline",
-    "fixed:0.5",
-    "best_fixed",
-    "random",
-    "supervised",
-    "supervised_features",
-    "exact_gradient",
-    "rl",
-)
+FINAL = RUN_ARMS
 """Arms that can be generated anew: one gate per prompt, ``rl`` being the selected seed."""
 
 FINAL_LIVE = ("baseline", "fixed:0.5", "rl")

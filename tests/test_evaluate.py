@@ -82,7 +82,7 @@ def test_arms_that_judging_trains_choose_from_prompts_as_from_the_table(
     monkeypatch.setattr(type(run), "controls_folder", tmp_path / "none")
     with pytest.raises(UserError, match=r"has no supervised_features .* jroute\.evaluate"):
         unjudged.gates("supervised_features", unjudged.prompts("test"))
-    assert set(gating.RUN_ARMS) - set(gating.arms_of(unjudged)) == {"supervised_features"}
+    assert set(gating.RUN_ARMS) - set(gating.arms_of(unjudged)) == set(arms.FROM_CONTROLS)
 
 
 def test_a_run_without_a_table_is_refused(judged, monkeypatch) -> None:

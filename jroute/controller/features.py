@@ -26,10 +26,10 @@ from jroute.model.qwen3 import Params, forward, unembed
 from jroute.model.routing import Routing
 
 SCALARS = ("prompt_length", "length_bucket", "first_token_entropy", "first_token_margin")
+"""Scalars of every prompt, whatever else is asked for."""
 
 SHORTEST = 32
-"""Width from which on ``length_bucket`` tells padded widths apart; it is their logarithm."""
-"""Scalars of every prompt, whatever else is asked for."""
+"""Below this padded width all prompts have one ``length_bucket``, which is log2 of the width."""
 
 COUNTS = ("numbers", "sentences")
 STREAMS = ("diversity", "effective_streams", "rms_ratio")

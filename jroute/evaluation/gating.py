@@ -14,7 +14,7 @@ from jroute.controller import arms
 from jroute.errors import UserError
 from jroute.evaluation.records import Gate
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 GatePolicy = Callable[[list[str]], Any]
 """Prompts to their gates, ``[prompts]`` or ``[prompts, parts]``, each from its own prompt alone."""
@@ -26,9 +26,10 @@ RUN_ARMS = (
     "random",
     "supervised",
     "supervised_features",
+    "exact_gradient",
     "rl",
 )
-"""What ``all`` means for a run, as far as the run has them."""
+"""Arms with one gate for a prompt: what ``all`` means for a run, as far as the run has them."""
 
 MODEL_ARMS = ("baseline", "fixed:0.25", "fixed:0.5", "fixed:0.75", "fixed:1")
 """What ``all`` means for a model without a run: the grid that experiments have by default."""
@@ -105,7 +106,7 @@ def arms_of(run: Any) -> list[str]:
         try:
             run_policy(run, arm)
         except UserError as error:
-            LOG.warning("arm %s is left out: %s", arm, error)
+            logger.warning("arm %s is left out: %s", arm, error)
             continue
         found.append(arm)
     return found
