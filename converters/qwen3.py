@@ -14,10 +14,10 @@ import jax
 import numpy as np
 
 from converters.safetensors import DTYPES, WEIGHTS, Checkpoint, write
-from jroute.errors import UserError
-from jroute.files import replacing
 from jroute.model.config import Qwen3Config
-from jroute.model.qwen3 import abstract_params, logical_axes
+from jroute.model.decoder import abstract_params, logical_axes
+from jroute.utils.errors import UserError
+from jroute.utils.files import replacing
 
 
 class Rule(NamedTuple):

@@ -13,11 +13,11 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from jroute.errors import UserError
+from jroute.utils.errors import UserError
 
 if TYPE_CHECKING:
+    from jroute.experiment.run import Run, load_run
     from jroute.lm import LanguageModel, load
-    from jroute.run import Run, load_run
 
 __all__ = ["LanguageModel", "Run", "UserError", "load", "load_run"]
 __version__ = "0.1.0"
@@ -28,8 +28,8 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 _HOMES = {
     "LanguageModel": "jroute.lm",
     "load": "jroute.lm",
-    "Run": "jroute.run",
-    "load_run": "jroute.run",
+    "Run": "jroute.experiment.run",
+    "load_run": "jroute.experiment.run",
 }
 
 

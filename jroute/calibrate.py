@@ -28,15 +28,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jroute.door import door, enter
-from jroute.errors import UserError
+from jroute.utils.cli import door, enter
+from jroute.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from jroute.cells import Cell
     from jroute.controller.features import RawFeatures
-    from jroute.evaluation.calibration import CalibrationConfig, Tables
-    from jroute.experiment import Experiment
-    from jroute.run import Run
+    from jroute.experiment.config import Experiment
+    from jroute.experiment.run import Run
+    from jroute.outcomes.generation import Cell
+    from jroute.statistics.calibration import CalibrationConfig, Tables
     from jroute.tasks import Split
 
 PARTS = ("positive", "null", "dose")
@@ -56,10 +56,10 @@ def run_of(
         overrides: Options of that experiment.
         keep: Whether to make the run folder.
     """
-    from jroute.config import load
     from jroute.convert import convert
-    from jroute.experiment import Experiment
-    from jroute.run import Run, load_run
+    from jroute.experiment.config import Experiment
+    from jroute.experiment.run import Run, load_run
+    from jroute.utils.config import load
 
     if not source.is_dir():
         raise UserError(
@@ -84,8 +84,8 @@ def tables_of(source: Path, run: "Run") -> tuple["Tables", dict[str, Any]]:
         run: Its run folder.
     """
     from jroute.controller.features import Featurizer
-    from jroute.evaluation.calibration import Tables
-    from jroute.stages import fill_outcomes
+    from jroute.experiment.pipeline import fill_outcomes
+    from jroute.statistics.calibration import Tables
 
     for split in run.experiment.splits:
         fill_outcomes(run, split)
@@ -118,10 +118,10 @@ def plan(
         parts: Of ``PARTS``.
         given: ``out``, ``config`` and ``overrides`` as for ``run_of``.
     """
-    from jroute import cells
-    from jroute.evaluation.calibration import seconds_of
-    from jroute.observe.plan import duration
-    from jroute.planning import plan_outcomes
+    from jroute.experiment.cost import duration
+    from jroute.experiment.estimate import plan_outcomes
+    from jroute.outcomes import generation
+    from jroute.statistics.calibration import seconds_of
 
     out, path, overrides = given
     lines, problems = [], config.problems[0]
@@ -131,7 +131,7 @@ def plan(
             where = out if there else Path(scratch)
             run = run_of(source, where, path, overrides, keep=False)
             splits = run.experiment.splits
-            wanted: dict[Split, list[Cell]] = {s: cells.wanted(run, s) for s in splits}
+            wanted: dict[Split, list[Cell]] = {s: generation.wanted(run, s) for s in splits}
             lines += [f"{source}:", str(plan_outcomes(run, wanted)), ""]
             problems = len(run.problems("train"))
     trainings = {
@@ -161,8 +161,8 @@ def _experiment(config: Path, overrides: Sequence[str], own: Sequence[str]) -> "
         overrides: What this command's own parser did not know.
         own: This command's options, one of which may have been meant.
     """
-    from jroute.config import load
-    from jroute.experiment import Experiment
+    from jroute.experiment.config import Experiment
+    from jroute.utils.config import load
 
     try:
         return load(Experiment, config, ["--run", "a-models", "--model", "a-models", *overrides])
@@ -186,7 +186,7 @@ class Kept:
 
     def get(self, about: Any, make: Callable[[], Any]) -> Any:
         """What was kept under ``about``, or what ``make`` gives, kept from now on."""
-        from jroute.files import write_text
+        from jroute.utils.files import write_text
 
         name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         if name not in self.parts:
@@ -205,7 +205,7 @@ def calibrate(
     parts: Sequence[str],
     kept: Kept,
 ) -> dict[str, Any]:
-    """Runs the parts; see ``jroute.evaluation.calibration``.
+    """Runs the parts; see ``jroute.statistics.calibration``.
 
     Args:
         models: Of the positive part; the null is of the first.
@@ -216,9 +216,9 @@ def calibrate(
     """
     import jax
 
-    from jroute.evaluation import calibration
-    from jroute.evaluation.headroom import CrossValidator
     from jroute.observe.progress import progress_bar
+    from jroute.statistics import calibration
+    from jroute.statistics.headroom import CrossValidator
 
     about = {"config": _deciding(config, "ppo", "supervised")}
     small = _deciding(config, "small", "small_supervised", "problems", "features")
@@ -291,7 +291,7 @@ def _deciding(config: "CalibrationConfig", *names: str) -> dict[str, Any]:
 
 def show(found: dict[str, Any]) -> None:
     """Prints one table per part."""
-    from jroute.evaluation.report import table
+    from jroute.statistics.results import table
 
     for one in found.get("positive", []):
         for split, results in one["splits"].items():
@@ -359,9 +359,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--permutations and --tables must be at least 1")
     own = [name for action in parser._actions for name in action.option_strings]
     experiment = _experiment(args.config, overrides, own)
-    from jroute.evaluation.calibration import CalibrationConfig
-    from jroute.files import write_text
-    from jroute.observe.machine import describe_machine
+    from jroute.statistics.calibration import CalibrationConfig
+    from jroute.utils.files import write_text
+    from jroute.utils.machine import describe_machine
 
     started = time.perf_counter()
     config = CalibrationConfig(

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from jroute.door import door, enter
-from jroute.errors import UserError
+from jroute.utils.cli import door, enter
+from jroute.utils.errors import UserError
 
 GAIN = "gain"
 """RL minus best fixed."""
@@ -73,7 +73,7 @@ def compare(
         replicates: Bootstrap resamples.
         seed: Of the resampling.
     """
-    from jroute.evaluation import statistics
+    from jroute.statistics import contrasts
 
     sampling = {"replicates": replicates, "seed": seed}
     first = next(iter(runs))
@@ -85,7 +85,7 @@ def compare(
 
     def contrast(parts: list[tuple[np.ndarray, float]]) -> dict[str, Any]:
         values, weights = zip(*parts, strict=True)
-        return dataclasses.asdict(statistics.linear_contrast(values, weights, **sampling))
+        return dataclasses.asdict(contrasts.linear_contrast(values, weights, **sampling))
 
     found = []
     for name in names:
@@ -97,13 +97,13 @@ def compare(
                 row["gain"] = contrast(terms(run, name, 1.0))
             else:
                 row["accuracy"] = dataclasses.asdict(
-                    statistics.accuracy(runs[run][name], **sampling)  # type: ignore[arg-type]
+                    contrasts.accuracy(runs[run][name], **sampling)  # type: ignore[arg-type]
                 )
             if run != first:
                 row["minus_first"] = contrast(terms(run, name, 1.0) + terms(first, name, -1.0))
             found.append(row)
     differences = [row["minus_first"] for row in found if "minus_first" in row]
-    adjusted = statistics.holm([one["p"] for one in differences])
+    adjusted = contrasts.holm([one["p"] for one in differences])
     for one, p in zip(differences, adjusted, strict=True):
         one["p_holm"] = p
     return found
@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.replicates < 100:
         raise UserError(f"--replicates is {args.replicates}; an interval needs at least 100")
     if len(args.runs) == 2 and all(map(_holds_samples, args.runs)):
-        from jroute.evaluation import agreement
+        from jroute.harness import agreement
 
         found = agreement.compare_samples(args.runs[0], args.runs[1], args.task)
         print(agreement.table(found, (str(args.runs[0]), str(args.runs[1]))))
@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = compare(runs, names, replicates=args.replicates, seed=args.seed)
     show(found, str(split), n)
     if args.report:
-        from jroute.files import write_text
+        from jroute.utils.files import write_text
 
         told = {"split": split, "n": n, "items": items[first], "rows": found}
         write_text(args.report, json.dumps(told, indent=2) + "\n")

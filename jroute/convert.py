@@ -20,9 +20,9 @@ from jroute.checkpoint.conversion import (
     open_source,
     plan,
 )
-from jroute.door import door, enter
-from jroute.errors import UserError
 from jroute.observe.progress import progress_bar
+from jroute.utils.cli import door, enter
+from jroute.utils.errors import UserError
 
 __all__ = ["Conversion", "Dtype", "Source", "convert", "main", "open_source"]
 

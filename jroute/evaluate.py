@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jroute.door import door, enter
-from jroute.errors import UserError
+from jroute.utils.cli import door, enter
+from jroute.utils.errors import UserError
 
 if TYPE_CHECKING:
     from jroute.tasks import Split
@@ -66,9 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--problems and --arms belong to --live; the table judges all of them")
     if args.problems is not None and args.problems < 2:
         raise UserError(f"--problems is {args.problems}; an interval needs at least 2")
-    from jroute import judgement
-    from jroute.evaluation.report import table
-    from jroute.run import load_run
+    from jroute.experiment import judging
+    from jroute.experiment.run import load_run
+    from jroute.statistics.results import table
 
     run = load_run(args.run)
     judged = run.experiment.judged
@@ -77,23 +77,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     splits: list[Split] = [split for split in judged if not args.split or split == args.split]
     live: dict[str, Any] = {"names": args.arms or (), "problems": args.problems}
     if args.plan:
-        plans = [judgement.plan_live(run, split, **live) for split in splits if args.live]
-        print(*(plans or [judgement.plan_judge(run)]), sep="\n\n")
+        plans = [judging.plan_live(run, split, **live) for split in splits if args.live]
+        print(*(plans or [judging.plan_judge(run)]), sep="\n\n")
         return
     if not args.live:
         rollouts = run.experiment.rollouts
-        results = (
-            judgement.judge(run) if rollouts == "table" else judgement.judge_without_table(run)
-        )
+        results = judging.judge(run) if rollouts == "table" else judging.judge_without_table(run)
         for split in splits:
             found = results if split == results["split"] else results["other_splits"][split]
             print(f"{table(found, split)}\n")
         print(f"{args.run / 'results.json'}: arms, contrasts, verdict")
-        print(f"{args.run / judgement.ITEMS}: what every arm scored on every problem (Parquet)")
+        print(f"{args.run / judging.ITEMS}: what every arm scored on every problem (Parquet)")
         return
     cells, differing = 0, []
     for split in splits:
-        found = judgement.judge_live(run, split, **live)
+        found = judging.judge_live(run, split, **live)
         show_live(found)
         cells, differing = cells + found["cells"], differing + found["other_text"]
     if not differing:

@@ -16,19 +16,19 @@ from jaxtyping import Array, Float, Int
 from transformers import PreTrainedTokenizerFast
 
 from jroute.checkpoint import load_model, model_fingerprint, read_manifest
-from jroute.config import load as load_config
-from jroute.errors import UserError
+from jroute.distributed.mesh import MeshConfig, fetch, place, replicate, shardings
 from jroute.generate.decoding import Completion, Decoding
 from jroute.generate.engine import Engine, Progress, Request
-from jroute.generate.planning import EngineConfig, bucket, check_context
 from jroute.generate.sampling import Logprobs
 from jroute.generate.scoring import token_scores
-from jroute.mesh import MeshConfig, fetch, place, replicate, shardings
+from jroute.generate.shapes import EngineConfig, bucket, check_context
 from jroute.model.config import Qwen3Config
-from jroute.model.diagnostics import StreamMetrics
-from jroute.model.qwen3 import Params, abstract_params, forward, logical_axes, unembed
-from jroute.model.routing import Routing, RoutingConfig, routing_file
+from jroute.model.decoder import Params, abstract_params, forward, logical_axes, unembed
+from jroute.routing.diagnostics import StreamMetrics
+from jroute.routing.routing import Routing, RoutingConfig, routing_file
 from jroute.tasks.tokenizer import load_tokenizer
+from jroute.utils.config import load as load_config
+from jroute.utils.errors import UserError
 
 Gate = Any
 """``None`` (the plain model), a number, one number per prompt, or ``[batch, layers]``."""

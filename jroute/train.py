@@ -12,12 +12,12 @@ says what it would take and stops. With ``--track wandb`` its curves go to Weigh
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jroute.config import parse
-from jroute.door import door, enter
-from jroute.errors import UserError
-from jroute.experiment import Experiment
-from jroute.mesh import started_as_several
+from jroute.distributed.mesh import started_as_several
+from jroute.experiment.config import Experiment
 from jroute.observe.scalars import check_tracker
+from jroute.utils.cli import door, enter
+from jroute.utils.config import parse
+from jroute.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             "training runs in one process, but several were started; fill the table with "
             "python -m jroute.outcomes in several, then train in one, which finds it filled"
         )
-    from jroute.run import Run
+    from jroute.experiment.run import Run
 
     run = Run.start(experiment, keep=not options.plan)
     if options.plan:
-        from jroute.planning import plan_train
+        from jroute.experiment.estimate import plan_train
 
         print(plan_train(run))
         return
-    from jroute.report import show
-    from jroute.stages import train, written
+    from jroute.experiment.pipeline import train, written
+    from jroute.report.__main__ import show
 
     results = train(run)
     show(run.directory, results)

@@ -27,10 +27,10 @@ from typing import Any
 from converters import qwen3
 from jroute.checkpoint import read_manifest
 from jroute.checkpoint.conversion import open_source
-from jroute.door import door, enter
-from jroute.errors import UserError
-from jroute.files import write_text
-from jroute.observe.machine import describe_machine
+from jroute.utils.cli import door, enter
+from jroute.utils.errors import UserError
+from jroute.utils.files import write_text
+from jroute.utils.machine import describe_machine
 
 SAMPLE_SECONDS = 0.02
 GOAL_RATIO = 4.0

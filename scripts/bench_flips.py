@@ -24,15 +24,15 @@ import numpy as np
 from statsmodels.stats.proportion import proportion_confint
 
 import jroute
-from jroute.door import door, enter
-from jroute.errors import UserError
-from jroute.files import write_text
+from jroute.distributed.mesh import MeshConfig
 from jroute.generate.decoding import NEAR_TIE, Completion
 from jroute.lm import LanguageModel
-from jroute.mesh import MeshConfig
-from jroute.observe.machine import describe_machine
 from jroute.tasks.prompts import PromptConfig, render
 from jroute.tasks.synthetic import problems
+from jroute.utils.cli import door, enter
+from jroute.utils.errors import UserError
+from jroute.utils.files import write_text
+from jroute.utils.machine import describe_machine
 
 
 def read_prompts(path: Path) -> list[str]:

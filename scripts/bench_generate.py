@@ -26,10 +26,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jroute.door import door, enter
-from jroute.errors import UserError
-from jroute.files import write_text
-from jroute.observe.machine import describe_machine
+from jroute.utils.cli import door, enter
+from jroute.utils.errors import UserError
+from jroute.utils.files import write_text
+from jroute.utils.machine import describe_machine
 from scripts.peers.client import SideFailed, interpreter, make_environment
 from scripts.peers.model import make_model
 from scripts.peers.report import goals, table

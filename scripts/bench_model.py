@@ -30,18 +30,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from converters.safetensors import read_json
-from jroute.door import door, enter
-from jroute.errors import UserError
-from jroute.files import write_text
+from jroute.distributed.hlo import collectives, summary
+from jroute.distributed.mesh import MeshConfig, place, replicate, shardings
 from jroute.generate import cache as caches
 from jroute.generate.programs import DecodeState, Rows, decode, prefill
 from jroute.generate.scoring import token_scores
-from jroute.mesh import MeshConfig, place, replicate, shardings
 from jroute.model.config import Qwen3Config
-from jroute.model.qwen3 import abstract_params, logical_axes, unstack_blocks
-from jroute.model.routing import Routing, RoutingConfig
-from jroute.observe.hlo import collectives, summary
-from jroute.observe.machine import describe_machine
+from jroute.model.decoder import abstract_params, logical_axes, unstack_blocks
+from jroute.routing.routing import Routing, RoutingConfig
+from jroute.utils.cli import door, enter
+from jroute.utils.errors import UserError
+from jroute.utils.files import write_text
+from jroute.utils.machine import describe_machine
 
 SMALL = Qwen3Config(
     vocab_size=32_768,

@@ -26,10 +26,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jroute.door import door, enter
-from jroute.errors import UserError
-from jroute.files import write_text
-from jroute.observe.machine import describe_machine
+from jroute.utils.cli import door, enter
+from jroute.utils.errors import UserError
+from jroute.utils.files import write_text
+from jroute.utils.machine import describe_machine
 from scripts.peers.client import SideFailed, Worker, interpreter, make_environment
 from scripts.peers.compare import speedup, spread
 from scripts.peers.model import ROOT

@@ -25,15 +25,15 @@ import numpy as np
 from bench_model import SMALL, random_params, spread, timed
 
 from converters.safetensors import read_json
-from jroute.config import load
-from jroute.door import door, enter
-from jroute.errors import UserError
-from jroute.files import write_text
 from jroute.generate.programs import Rows, decode, prefill
 from jroute.model.config import Qwen3Config
-from jroute.model.qwen3 import unstack_blocks
-from jroute.model.routing import LARGEST, Routing, RoutingConfig, preset_names, routing_file
-from jroute.observe.machine import describe_machine
+from jroute.model.decoder import unstack_blocks
+from jroute.routing.routing import LARGEST, Routing, RoutingConfig, preset_names, routing_file
+from jroute.utils.cli import door, enter
+from jroute.utils.config import load
+from jroute.utils.errors import UserError
+from jroute.utils.files import write_text
+from jroute.utils.machine import describe_machine
 
 WIDTHS = (1, 2, 4, 8)
 """Numbers of streams that are compared beside the presets."""

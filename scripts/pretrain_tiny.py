@@ -32,20 +32,20 @@ from transformers import PreTrainedTokenizerFast
 
 from converters.qwen3 import from_hf, write_hf
 from converters.safetensors import read_json
-from jroute.config import load as load_config
 from jroute.controller.features import FeatureConfig, Featurizer, raw_features
-from jroute.door import door, enter
 from jroute.generate.decoding import Decoding
 from jroute.generate.engine import Engine, Request
-from jroute.generate.planning import EngineConfig
+from jroute.generate.shapes import EngineConfig
 from jroute.model.config import Qwen3Config
-from jroute.model.qwen3 import forward, init_params, unembed
-from jroute.model.routing import Routing, RoutingConfig, routing_file
+from jroute.model.decoder import forward, init_params, unembed
+from jroute.routing.routing import Routing, RoutingConfig, routing_file
 from jroute.tasks.answers import is_correct, parse_answer
 from jroute.tasks.problem import Problem
 from jroute.tasks.prompts import PromptConfig, render
 from jroute.tasks.synthetic import CLASSES, pretraining_problems, problems
 from jroute.tasks.tokenizer import load_tokenizer
+from jroute.utils.cli import door, enter
+from jroute.utils.config import load as load_config
 
 GATES = (0.0, 0.25, 0.5, 0.75, 1.0)
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -23,14 +23,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jroute.door import door, enter
-from jroute.errors import UserError
-from jroute.files import write_text
 from jroute.generate.programs import DecodeState, decode, empty, separate
 from jroute.model.attention import attend_cached
 from jroute.model.config import Qwen3Config
-from jroute.model.qwen3 import Params, unembed
-from jroute.observe.machine import describe_machine
+from jroute.model.decoder import Params, unembed
+from jroute.utils.cli import door, enter
+from jroute.utils.errors import UserError
+from jroute.utils.files import write_text
+from jroute.utils.machine import describe_machine
 from scripts.bench_model import random_params
 from scripts.peers.shapes import SHAPES
 

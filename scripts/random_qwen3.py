@@ -24,9 +24,9 @@ from converters.safetensors import read_json
 from jroute.checkpoint import has_tokenizer
 from jroute.checkpoint.export import new_folder, published_order, write_shards
 from jroute.convert import Dtype
-from jroute.door import door, enter
-from jroute.errors import UserError
 from jroute.model.config import Qwen3Config
+from jroute.utils.cli import door, enter
+from jroute.utils.errors import UserError
 
 TOKENIZER_FILES = (
     "vocab.json",

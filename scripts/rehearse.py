@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from jroute.checkpoint import has_tokenizer
-from jroute.config import load
-from jroute.door import door, enter
-from jroute.errors import UserError
-from jroute.experiment import Experiment
-from jroute.files import write_text
-from jroute.observe.machine import describe_machine
+from jroute.experiment.config import Experiment
+from jroute.utils.cli import door, enter
+from jroute.utils.config import load
+from jroute.utils.errors import UserError
+from jroute.utils.files import write_text
+from jroute.utils.machine import describe_machine
 
 
 def steps(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, list[str]]:

@@ -68,7 +68,7 @@ def few_programs() -> Iterator[None]:
 def tiny_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled tiny model, converted."""
     from jroute.convert import convert
-    from tests.models import ASSET
+    from tests.model.tiny import ASSET
 
     out = tmp_path_factory.mktemp("tiny") / "model"
     convert(str(ASSET), out)
@@ -86,6 +86,6 @@ def tiny_lm(tiny_directory: Path):
 @pytest.fixture(scope="session")
 def tiny_torch():
     """The bundled tiny model in transformers' torch."""
-    from tests.models import torch_tiny
+    from tests.model.tiny import torch_tiny
 
     return torch_tiny()

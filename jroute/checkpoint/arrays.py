@@ -26,8 +26,8 @@ from jax.sharding import Sharding
 
 from converters import qwen3
 from jroute.checkpoint.storage import quiet
-from jroute.errors import UserError
-from jroute.mesh import RULES
+from jroute.distributed.mesh import RULES
+from jroute.utils.errors import UserError
 
 PIECE_BYTES = 64 * 2**20
 """Most bytes of a file, but for a single row that is larger."""
@@ -51,8 +51,8 @@ def tiling(shape: tuple[int, ...], axes: tuple[str, ...], itemsize: int) -> Tili
 
     Args:
         shape: Of the array.
-        axes: Logical names of its axes; only those that ``jroute.mesh`` lays on a mesh axis are
-            cut into tiles, and ``layers``.
+        axes: Logical names of its axes; only those that ``jroute.distributed.mesh`` lays on a
+            mesh axis are cut into tiles, and ``layers``.
         itemsize: Bytes of a value.
     """
     stacked = axes[0] == "layers"

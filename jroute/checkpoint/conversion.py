@@ -26,8 +26,8 @@ from jroute.checkpoint.writer import (
     refuse_without_room,
     weight_bytes,
 )
-from jroute.errors import UserError
 from jroute.model.config import Qwen3Config
+from jroute.utils.errors import UserError
 
 Dtype = Literal["float32", "bfloat16"]
 

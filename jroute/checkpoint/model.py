@@ -24,8 +24,8 @@ from converters import qwen3
 from converters.safetensors import read_json
 from jroute.checkpoint import arrays, staging
 from jroute.checkpoint.staging import MANIFEST
-from jroute.errors import UserError
 from jroute.model.config import Qwen3Config
+from jroute.utils.errors import UserError
 
 FORMAT = 2
 COMPANIONS = (

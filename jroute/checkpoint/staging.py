@@ -10,7 +10,7 @@ import shutil
 import socket
 from pathlib import Path
 
-from jroute.errors import UserError
+from jroute.utils.errors import UserError
 
 MANIFEST = "manifest.json"
 """A folder that has this file is complete."""

@@ -13,7 +13,7 @@ from jax.sharding import Sharding
 from jax.tree_util import DictKey, keystr, tree_leaves_with_path
 
 from jroute.checkpoint.storage import quiet, restore_args
-from jroute.errors import UserError
+from jroute.utils.errors import UserError
 
 _NUMBERS: Mapping[str, type] = {kind.__name__: kind for kind in (bool, int, float)}
 

@@ -13,10 +13,10 @@ from jaxtyping import Array, Float, Int
 from converters.safetensors import Checkpoint
 from jroute.checkpoint.export import StoredTensors
 from jroute.checkpoint.model import has_tokenizer, load_model, read_manifest
-from jroute.errors import UserError
 from jroute.model.config import Qwen3Config
-from jroute.model.qwen3 import Params, forward, unembed
+from jroute.model.decoder import Params, forward, unembed
 from jroute.tasks.tokenizer import load_tokenizer
+from jroute.utils.errors import UserError
 
 
 class LogitComparison(NamedTuple):

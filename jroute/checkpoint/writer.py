@@ -19,8 +19,8 @@ from converters import qwen3
 from jroute.checkpoint import arrays, staging
 from jroute.checkpoint.model import FORMAT, companion_digests, companions, digest, fingerprint
 from jroute.checkpoint.staging import MANIFEST
-from jroute.errors import UserError
 from jroute.model.config import Qwen3Config
+from jroute.utils.errors import UserError
 
 _PACKAGES = (
     "jroute",

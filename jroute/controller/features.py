@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jroute.errors import UserError
-from jroute.generate.planning import bucket, check_context
-from jroute.mesh import fetch, place, replicate
+from jroute.distributed.mesh import fetch, place, replicate
+from jroute.generate.shapes import bucket, check_context
 from jroute.model.config import Qwen3Config
-from jroute.model.qwen3 import Params, forward, unembed
-from jroute.model.routing import Routing
+from jroute.model.decoder import Params, forward, unembed
+from jroute.routing.routing import Routing
+from jroute.utils.errors import UserError
 
 SCALARS = ("prompt_length", "length_bucket", "first_token_entropy", "first_token_margin")
 """Scalars of every prompt, whatever else is asked for."""
@@ -33,7 +33,7 @@ SHORTEST = 32
 
 COUNTS = ("numbers", "sentences")
 STREAMS = ("diversity", "effective_streams", "rms_ratio")
-"""Stream metrics at each depth: see `jroute.model.diagnostics`; the last is the mean root mean
+"""Stream metrics at each depth: see `jroute.routing.diagnostics`; the last is the mean root mean
 square of the side streams over the trunk's."""
 
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")

@@ -9,10 +9,10 @@ from gymnasium import spaces
 from gymnasium.error import InvalidAction
 from jaxtyping import Float
 
-from jroute.envs.backends import OutcomeBackend
-from jroute.envs.outcomes import Gate, Outcome
-from jroute.errors import UserError
+from jroute.outcomes.backends import OutcomeBackend
+from jroute.outcomes.outcome import Gate, Outcome
 from jroute.tasks.problem import Problem
+from jroute.utils.errors import UserError
 
 # Every observation begins with these two; what follows are features of one base prefill.
 LEADING_FEATURES = ("prompt_length", "length_bucket")

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jroute.envs.data import EnvData
-from jroute.errors import UserError
+from jroute.utils.errors import UserError
 
 
 class TableState(NamedTuple):

@@ -20,8 +20,8 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float32, Float64, Int
 
 from jroute.envs.data import EnvData
-from jroute.envs.outcomes import Gate, Outcome
-from jroute.errors import UserError
+from jroute.outcomes.outcome import Gate, Outcome
+from jroute.utils.errors import UserError
 
 ROUTING_ID = "jroute/Routing-v0"
 
@@ -49,7 +49,7 @@ class _Splits:
         self._data = {split: data} if isinstance(data, EnvData) else dict(data or {})
         if run is not None:
             # Run folders belong to a floor above, which imports this one; so by name.
-            opened = importlib.import_module("jroute.run")
+            opened = importlib.import_module("jroute.experiment.run")
             folder = opened.load_run(run)
             self._read = lambda name: opened.environment_data(folder, name, live=live)
         self.first = split

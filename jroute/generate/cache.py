@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Shaped
 
-from jroute.mesh import constrain
+from jroute.distributed.mesh import constrain
 from jroute.model.config import Qwen3Config
-from jroute.model.qwen3 import CACHED_KEYS, CACHED_VALUES, KeyValue, in_cache
+from jroute.model.decoder import CACHED_KEYS, CACHED_VALUES, KeyValue, in_cache
 
 Cache = KeyValue | tuple[KeyValue, ...]
 """Keys and values of all layers: stacked, to scan over, or one pair per layer."""

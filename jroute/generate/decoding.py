@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from jroute.errors import UserError
 from jroute.generate.sampling import Greedy, MinP, Strategy, Temperature, TopK, TopP
+from jroute.utils.errors import UserError
 
 StopReason = Literal["end_token", "stop_string", "length"]
 

@@ -16,19 +16,19 @@ import jax
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from jroute.errors import UserError
-from jroute.generate import planning, programs
+from jroute.distributed.mesh import place, replicate
+from jroute.generate import programs, shapes
 from jroute.generate.decoding import Completion, Decoding, StopReason
-from jroute.generate.planning import EngineConfig, Memory, Plan, Program, Width, check_context
 from jroute.generate.programs import Chunk, DecodeState, Rows
 from jroute.generate.requests import Progress, Request
 from jroute.generate.sampling import Choice, Logprobs
+from jroute.generate.shapes import EngineConfig, Memory, Plan, Program, Width, check_context
 from jroute.generate.slots import Kind, Refill, Slots
 from jroute.generate.stopping import Stops, Watch
-from jroute.mesh import place, replicate
 from jroute.model.config import Qwen3Config
-from jroute.model.qwen3 import KeyValue, Params
-from jroute.model.routing import Routing
+from jroute.model.decoder import KeyValue, Params
+from jroute.routing.routing import Routing
+from jroute.utils.errors import UserError
 
 
 class Engine:
@@ -98,7 +98,7 @@ class Engine:
                 raise UserError(
                     "a gate was given, but no routing: load the model with one to use a gate"
                 )
-        replicas, slots = planning.replicas_of_mesh(), self.shape.slots
+        replicas, slots = shapes.replicas_of_mesh(), self.shape.slots
         if slots != "auto" and slots % replicas:
             raise UserError(
                 f"engine.slots is {slots}, which the {replicas} replicas of mesh.data do not "
@@ -106,15 +106,15 @@ class Engine:
             )
         prompts = [(len(r.tokens), self.shared(r), self.limit(r)) for r in requests]
         streams = self.routing.config.size if self.routing and _routed(requests) else 0
-        free = planning.free_memory()
+        free = shapes.free_memory()
 
         def memory(slots: int) -> Memory:
             plan = Plan.make(prompts, self.shape, slots, replicas)
-            return planning.memory_of(self.params, self.config, plan, self.shape, free, streams)
+            return shapes.memory_of(self.params, self.config, plan, self.shape, free, streams)
 
         if slots == "auto":
-            slots = planning.choose_slots(memory, len(requests), replicas)
-        planning.check_memory(memory(slots), slots)
+            slots = shapes.choose_slots(memory, len(requests), replicas)
+        shapes.check_memory(memory(slots), slots)
         return Plan.make(prompts, self.shape, slots, replicas)
 
     def programs(self, requests: Sequence[Request]) -> tuple[Program, ...]:
@@ -244,7 +244,7 @@ class _Run:
     def __init__(self, engine: Engine, requests: Sequence[Request], plan: Plan):
         self._engine, self._requests, self._plan = engine, requests, plan
         shape, config = engine.shape, engine.config
-        replicas = planning.replicas_of_mesh()
+        replicas = shapes.replicas_of_mesh()
         self._slots = Slots(plan, [self._kind(request) for request in requests], replicas)
         self._replicas = replicas
         self._rows: dict[int, _Row] = {}

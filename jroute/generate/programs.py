@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jroute.distributed.mesh import constrain
 from jroute.generate import cache as caches
 from jroute.generate.cache import Cache
 from jroute.generate.sampling import Choice, choose
-from jroute.mesh import constrain
 from jroute.model.config import Qwen3Config
-from jroute.model.qwen3 import KeyValue, Params, forward, unembed, unstack_blocks
-from jroute.model.routing import Routing
+from jroute.model.decoder import KeyValue, Params, forward, unembed, unstack_blocks
+from jroute.routing.routing import Routing
 
 
 class Rows(NamedTuple):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jroute.generate.planning import Program
+from jroute.generate.shapes import Program
 
 
 class Request(NamedTuple):

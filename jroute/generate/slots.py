@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from jroute.generate.planning import Plan, Width
+from jroute.generate.shapes import Plan, Width
 
 
 class Kind(NamedTuple):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jroute.errors import UserError
+from jroute.utils.errors import UserError
 
 
 @dataclass(frozen=True)

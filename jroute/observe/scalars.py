@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from jroute.errors import UserError
-from jroute.files import replacing, write_text
+from jroute.utils.errors import UserError
+from jroute.utils.files import replacing, write_text
 
 LOG = logging.getLogger("jroute")
 

@@ -19,8 +19,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jroute.errors import UserError
-from jroute.files import replacing
+from jroute.utils.errors import UserError
+from jroute.utils.files import replacing
 
 LOG = logging.getLogger("jroute")
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jroute.errors import UserError
+from jroute.utils.errors import UserError
 
 
 @dataclass(frozen=True)

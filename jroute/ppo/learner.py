@@ -22,12 +22,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
 from jroute.controller import networks
-from jroute.errors import UserError
 from jroute.ppo import losses, seeds
 from jroute.ppo.config import Hyperparameters, PPOConfig
 from jroute.ppo.metrics import EPOCH_MEANS, Metrics
 from jroute.ppo.metrics import scalars as scalars
 from jroute.ppo.types import Batch, Decisions, Environment, LearnerState, Prompts
+from jroute.utils.errors import UserError
 
 PACKED_ROWS = 4096
 """Largest batch whose rows are shuffled as the low bits of the numbers that are sorted."""

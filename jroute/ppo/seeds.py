@@ -15,9 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jroute.errors import UserError
 from jroute.ppo.config import Hyperparameters
 from jroute.ppo.types import LearnerState
+from jroute.utils.errors import UserError
 
 
 def in_turn() -> bool:

@@ -8,8 +8,8 @@ into a reward. Nothing here knows a model.
 from dataclasses import dataclass
 from typing import Literal
 
-from jroute.errors import UserError
 from jroute.tasks.problem import Problem
+from jroute.utils.errors import UserError
 
 __all__ = ["Problem", "Split", "TaskConfig", "load_problems"]
 

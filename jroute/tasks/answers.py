@@ -23,7 +23,7 @@ from decimal import Decimal, localcontext
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
-from jroute.errors import UserError
+from jroute.utils.errors import UserError
 
 # Longer numbers are noise (a model stuck on one digit), and exact arithmetic on them is costly.
 MAX_CHARACTERS = 100
@@ -52,7 +52,7 @@ class RewardConfig:
     """Shaping on top of exact match; all of it is off by default, as the claim wants it.
 
     Customary amounts are 0.05 and 0.01. The stability penalty needs a model, so it is taken off
-    where outcomes are paid for (:class:`jroute.envs.backends.Shaping`), not here.
+    where outcomes are paid for (:class:`jroute.outcomes.backends.Shaping`), not here.
 
     Attributes:
         parseable_bonus: Added when the status is ``ok``, whether or not the answer is right.

@@ -8,7 +8,6 @@ file or of an edited line.
 import hashlib
 from typing import Any, Literal
 
-from jroute.errors import UserError
 from jroute.tasks.answers import canonical, parse_number
 from jroute.tasks.problem import Problem
 from jroute.tasks.sources import (
@@ -20,6 +19,7 @@ from jroute.tasks.sources import (
     split_file,
     text_field,
 )
+from jroute.utils.errors import UserError
 
 
 def load(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from jroute.errors import UserError
+from jroute.utils.errors import UserError
 
 PLACEHOLDER = "{question}"
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jroute.errors import UserError
+from jroute.utils.errors import UserError
 
 Row = dict[str, Any]
 

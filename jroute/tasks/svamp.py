@@ -8,10 +8,10 @@ and 300; both parts are read, and problems are named after and ordered by the nu
 import re
 from pathlib import Path
 
-from jroute.errors import UserError
 from jroute.tasks.answers import canonical, parse_number
 from jroute.tasks.problem import Problem
 from jroute.tasks.sources import field, locate, read_hub, read_json, text_field
+from jroute.utils.errors import UserError
 
 HUB_NAME = "ChilleD/SVAMP"
 _ID = re.compile(r"chal-([0-9]{1,9})")

@@ -5,7 +5,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from jroute.errors import UserError
+from jroute.utils.errors import UserError
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerFast:

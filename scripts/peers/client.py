@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jroute.errors import UserError
+from jroute.utils.errors import UserError
 
 HERE = Path(__file__).parent
 

@@ -9,8 +9,8 @@ import ml_dtypes  # noqa: F401 - teaches numpy the name "bfloat16"
 import numpy as np
 
 from jroute.convert import Dtype
-from jroute.errors import UserError
 from jroute.model.config import Qwen3Config
+from jroute.utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent
 TOKENIZER = ROOT / "jroute" / "assets" / "tiny-gated"

@@ -14,9 +14,9 @@ from jroute.controller.features import (
     raw_features,
     trunk_change,
 )
-from jroute.errors import UserError
 from jroute.lm import LanguageModel
-from tests.models import chat_prompts
+from jroute.utils.errors import UserError
+from tests.model.tiny import chat_prompts
 
 SLOTS = 8
 CONFIG = FeatureConfig()

@@ -12,9 +12,9 @@ import transformers
 
 from converters import qwen3
 from converters.safetensors import Checkpoint
-from jroute.errors import UserError
 from jroute.model.config import Qwen3Config
-from jroute.model.qwen3 import abstract_params
+from jroute.model.decoder import abstract_params
+from jroute.utils.errors import UserError
 from tests.converters.tiny import CONFIG, TIED, random_tensors, write_source
 
 

@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from converters.safetensors import INDEX, Checkpoint, fetch, read_json, write
-from jroute.errors import UserError
-from jroute.files import replacing
+from jroute.utils.errors import UserError
+from jroute.utils.files import replacing
 from tests.converters.tiny import CONFIG, random_tensors, write_source
 
 

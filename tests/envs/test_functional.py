@@ -9,7 +9,7 @@ import pytest
 from gymnasium.error import InvalidAction
 
 from jroute.envs.functional import LiveEnv, TableEnv, TableState
-from jroute.errors import UserError
+from jroute.utils.errors import UserError
 
 PROBLEMS, GATES, FEATURES = 6, 3, 2
 

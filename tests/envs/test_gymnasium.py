@@ -15,7 +15,6 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 import jroute.envs  # noqa: F401 (registers the ids)
-from jroute.envs.backends import TableBackend
 from jroute.envs.data import EnvData
 from jroute.envs.gymnasium import (
     ROUTING_ID,
@@ -23,8 +22,9 @@ from jroute.envs.gymnasium import (
     RoutingVectorEnv,
     register_environments,
 )
-from jroute.envs.table import MissingOutcome, OutcomeTable
-from jroute.errors import UserError
+from jroute.outcomes.backends import TableBackend
+from jroute.outcomes.table import MissingOutcome, OutcomeTable
+from jroute.utils.errors import UserError
 
 
 def assert_same(one, other):
@@ -401,12 +401,12 @@ def test_the_data_is_shared_not_copied(make_data, table):
 
 def test_a_run_folder_is_opened_by_name(data, monkeypatch):
     asked = []
-    runs = types.ModuleType("jroute.run")
+    runs = types.ModuleType("jroute.experiment.run")
     runs.load_run = lambda run: run  # pyright: ignore[reportAttributeAccessIssue]
     runs.environment_data = (  # pyright: ignore[reportAttributeAccessIssue]
         lambda run, split, live: asked.append((run, split, live)) or data
     )
-    monkeypatch.setitem(sys.modules, "jroute.run", runs)
+    monkeypatch.setitem(sys.modules, "jroute.experiment.run", runs)
     env = gymnasium.make(ROUTING_ID, run="runs/demo", split="validation").unwrapped
     assert isinstance(env, RoutingEnv) and env.data is data
     gymnasium.make_vec(ROUTING_ID, num_envs=2, run="runs/demo", live=True)

@@ -8,10 +8,10 @@ import numpy as np
 
 from jroute.generate.decoding import Decoding
 from jroute.generate.engine import Engine, Request
-from jroute.generate.planning import EngineConfig
+from jroute.generate.shapes import EngineConfig
 from jroute.model.config import Qwen3Config
-from jroute.model.qwen3 import init_params
-from jroute.model.routing import Routing, RoutingConfig
+from jroute.model.decoder import init_params
+from jroute.routing.routing import Routing, RoutingConfig
 
 CONFIG = Qwen3Config(
     vocab_size=48,

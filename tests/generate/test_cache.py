@@ -10,8 +10,8 @@ import pytest
 
 from jroute.generate import cache as caches
 from jroute.model import attention
-from jroute.model.qwen3 import KeyValue, unstack_blocks, write
-from jroute.model.routing import Routing
+from jroute.model.decoder import KeyValue, unstack_blocks, write
+from jroute.routing.routing import Routing
 from tests.model import small
 from tests.model.small import CONFIG, CONFIGS, LAYERS, params
 

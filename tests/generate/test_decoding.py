@@ -14,9 +14,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from jroute.errors import UserError
 from jroute.generate.decoding import Decoding
 from jroute.generate.sampling import Choice, Greedy, MinP, Temperature, TopK, TopP, choose
+from jroute.utils.errors import UserError
 
 CHOSEN = jax.jit(choose, static_argnames="choice")
 PROBABILITIES = np.array([0.02, 0.30, 0.08, 0.25, 0.05, 0.20, 0.10])

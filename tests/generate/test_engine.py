@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from jroute.errors import UserError
 from jroute.generate.decoding import Completion, Decoding
 from jroute.generate.engine import Engine, Request
-from jroute.generate.planning import EngineConfig, bucket, check_context
 from jroute.generate.programs import DecodeState, Rows, decode, prefill
 from jroute.generate.sampling import Choice, choose
+from jroute.generate.shapes import EngineConfig, bucket, check_context
 from jroute.lm import LanguageModel
-from jroute.model.qwen3 import KeyValue, forward, unembed
-from tests.models import chat_prompts
+from jroute.model.decoder import KeyValue, forward, unembed
+from jroute.utils.errors import UserError
+from tests.model.tiny import chat_prompts
 
 SLOTS, NEW = 8, 32
 GATES = (0.0, 0.25, 1.0, 0.5, 0.0, 1.0, 0.75, -0.25)

@@ -8,18 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jroute.generate import planning
+from jroute.distributed.mesh import make_mesh, replicate
+from jroute.generate import shapes
 from jroute.generate.decoding import NEAR_TIE, Completion, Decoding
 from jroute.generate.engine import Engine, Request
-from jroute.generate.planning import EngineConfig
 from jroute.generate.programs import DecodeState, Rows, decode, empty, insert, prefill
 from jroute.generate.sampling import Choice, choose
+from jroute.generate.shapes import EngineConfig
 from jroute.lm import LanguageModel
-from jroute.mesh import make_mesh, replicate
-from jroute.model.qwen3 import forward, unembed
-from jroute.model.routing import Routing
+from jroute.model.decoder import forward, unembed
+from jroute.routing.routing import Routing
 from tests.generate import dummy
-from tests.models import chat_prompts
+from tests.model.tiny import chat_prompts
 
 POOL = 40
 
@@ -57,7 +57,7 @@ def pool() -> list[Request]:
 def small_capacities():
     """Caches short enough to grow within these runs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "SMALLEST_CAPACITY", 128)
+        patch.setattr(shapes, "SMALLEST_CAPACITY", 128)
         yield
 
 

@@ -10,8 +10,8 @@ import pytest
 from jroute.generate.programs import Rows, prefill
 from jroute.generate.scoring import token_scores
 from jroute.model.config import Qwen3Config
-from jroute.model.qwen3 import abstract_params, forward, unembed
-from jroute.model.routing import Routing, RoutingConfig
+from jroute.model.decoder import abstract_params, forward, unembed
+from jroute.routing.routing import Routing, RoutingConfig
 
 # The shape of Qwen3-4B-Instruct-2507.
 QWEN3_4B = Qwen3Config(

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import jax
 import pytest
 
-from jroute.generate import planning
+from jroute.generate import shapes
 from jroute.generate.decoding import Decoding
 from jroute.generate.engine import Request
-from jroute.generate.planning import EngineConfig, Plan, Width
+from jroute.generate.shapes import EngineConfig, Plan, Width
 from tests.generate import dummy
 
 # Shapes that no other test has, so that everything is compiled here.
@@ -49,7 +49,7 @@ def prompts(seed: int, count: int, shared: int = 0, length: int = 40) -> list[Re
 def test_a_run_compiles_what_it_lists_and_another_run_nothing(
     tiny_lm, compiled, monkeypatch, shared: int
 ) -> None:
-    monkeypatch.setattr(planning, "SMALLEST_CAPACITY", 64)
+    monkeypatch.setattr(shapes, "SMALLEST_CAPACITY", 64)
     jax.clear_caches()
     engine = dummy.engine(tiny_lm.tokenizer, decoding=DECODING, ends=(-1,), shape=SHAPE)
     requests = prompts(seed=0, count=24, shared=shared)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from jroute.errors import UserError
 from jroute.generate.scoring import token_scores
 from jroute.lm import LanguageModel
-from tests.models import chat_prompts, torch_logits
+from jroute.utils.errors import UserError
+from tests.model.tiny import chat_prompts, torch_logits
 
 Pair = tuple[list[int], list[int]]
 

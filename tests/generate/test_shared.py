@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from jroute.errors import UserError
 from jroute.generate import programs
 from jroute.lm import LanguageModel
-from tests.models import chat_prompts
+from jroute.utils.errors import UserError
+from tests.model.tiny import chat_prompts
 
 OPTIONS = {"max_new_tokens": 24, "slots": 4, "logprobs": "raw", "margins": True}
 

@@ -8,7 +8,7 @@ from jroute.generate.engine import Request
 from jroute.generate.stopping import Stops, Watch
 from jroute.lm import LanguageModel
 from tests.generate import dummy
-from tests.models import chat_prompts
+from tests.model.tiny import chat_prompts
 
 SPECIAL = 0  # decodes to nothing
 

@@ -8,7 +8,7 @@ import pytest
 
 from jroute.generate.decoding import Decoding
 from jroute.generate.engine import Engine, Progress, Request
-from jroute.generate.planning import EngineConfig
+from jroute.generate.shapes import EngineConfig
 from tests.generate import dummy
 
 COUNT = 30

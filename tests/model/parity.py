@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from jroute.model import qwen3
+from jroute.model import decoder
 from jroute.model.config import Qwen3Config
 
 TOLERANCE = 1e-4
@@ -77,8 +77,8 @@ def torch_states(model: Any, some: Batch) -> States:
 def _run(
     params: Any, config: Qwen3Config, tokens: jax.Array, positions: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    out = qwen3.forward(params, config, tokens, positions, tap=lambda block: block.trunk)
-    return out.taps, qwen3.unembed(params, config, out.hidden)
+    out = decoder.forward(params, config, tokens, positions, tap=lambda block: block.trunk)
+    return out.taps, decoder.unembed(params, config, out.hidden)
 
 
 RUN = jax.jit(_run, static_argnums=1)

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jroute.config import load
 from jroute.model.config import Qwen3Config
-from jroute.model.qwen3 import abstract_params, forward, init_params, unembed, unstack_blocks
-from jroute.model.routing import Routing, RoutingConfig, preset_names, routing_file
+from jroute.model.decoder import abstract_params, forward, init_params, unembed, unstack_blocks
+from jroute.routing.routing import Routing, RoutingConfig, preset_names, routing_file
+from jroute.utils.config import load
 
 CONFIG = Qwen3Config(
     vocab_size=61,

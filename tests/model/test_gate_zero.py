@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jroute.distributed.mesh import make_mesh, place, replicate, shardings
 from jroute.generate import programs
 from jroute.generate.cache import from_prefill
 from jroute.lm import LanguageModel
-from jroute.mesh import make_mesh, place, replicate, shardings
-from jroute.model.qwen3 import abstract_params, forward, logical_axes, unstack_blocks
-from jroute.model.routing import Routing, preset_names
+from jroute.model.decoder import abstract_params, forward, logical_axes, unstack_blocks
+from jroute.routing.routing import Routing, preset_names
 from tests.model import small
 from tests.model.small import BATCH, CONFIG, CONFIGS, LAYERS, SEQ, params, positions, tokens
-from tests.models import chat_prompts
+from tests.model.tiny import chat_prompts
 
 NAMES = [*preset_names(), "scaled updates", "everything"]
 ZERO = np.asarray(small.MIXED_GATES) == 0

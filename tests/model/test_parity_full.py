@@ -19,7 +19,7 @@ from jroute.lm import LanguageModel
 from jroute.model.config import Qwen3Config
 from scripts.random_qwen3 import write_random
 from tests.model.parity import TOLERANCE, Difference, batch, difference, jroute_states, torch_states
-from tests.models import ASSET, chat_prompts
+from tests.model.tiny import ASSET, chat_prompts
 from tests.support import data_dir
 
 INSTRUCT = "qwen3-4b-instruct-2507"

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from jroute.model.composition import closed_form, composition
-from jroute.model.operators import Operator
-from jroute.model.qwen3 import BlockTrace, ForwardOutput
-from jroute.model.routing import Routing, RoutingConfig
+from jroute.model.decoder import BlockTrace, ForwardOutput
+from jroute.routing.composition import closed_form, composition
+from jroute.routing.operators import Operator
+from jroute.routing.routing import Routing, RoutingConfig
 from tests.model import reference, small
 from tests.model.small import CONFIG, CONFIGS, LAYERS, params, relative
 

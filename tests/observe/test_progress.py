@@ -5,7 +5,7 @@ import re
 import pytest
 
 from jroute.generate.engine import Progress
-from jroute.generate.planning import Program
+from jroute.generate.shapes import Program
 from jroute.observe import progress as module
 from jroute.observe.progress import GenerationBar
 

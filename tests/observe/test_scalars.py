@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from jroute.errors import UserError
 from jroute.observe.scalars import Scalars, read_curves
 from jroute.train import main as train
+from jroute.utils.errors import UserError
 
 GATES = (0.0, 0.5, 1.0)
 

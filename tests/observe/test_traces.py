@@ -12,9 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pyarrow.parquet as pq
 import pytest
 
-from jroute.errors import UserError
 from jroute.observe import traces
 from jroute.observe.traces import Episode, TraceConfig, Traces
+from jroute.utils.errors import UserError
 
 COMMON = {"gen_ai.request.model": "tiny", "gen_ai.request.max_tokens": 40}
 

@@ -12,9 +12,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jroute.checkpoint import load_state, save_state
 from jroute.controller import networks
 from jroute.envs.functional import TableEnv
-from jroute.errors import UserError
 from jroute.ppo import learner
 from jroute.ppo.learner import Hyperparameters, PPOConfig
+from jroute.utils.errors import UserError
 from tests.ppo.bandits import Locks, Ridge
 
 KEY = jax.random.key(0)

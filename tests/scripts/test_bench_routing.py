@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jroute.errors import UserError
-from jroute.model.routing import LARGEST, preset_names
+from jroute.routing.routing import LARGEST, preset_names
+from jroute.utils.errors import UserError
 from scripts import bench_model
 
 

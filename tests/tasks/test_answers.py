@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jroute.errors import UserError
 from jroute.tasks.answers import (
     ParsedAnswer,
     RewardConfig,
@@ -17,6 +16,7 @@ from jroute.tasks.answers import (
     parse_number,
     reward,
 )
+from jroute.utils.errors import UserError
 
 # (completion, canonical answer); None: no answer.
 TABLE = [

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from lm_eval.filters import build_filter_ensemble
 
-from jroute.errors import UserError
 from jroute.tasks import TaskConfig, load_problems, synthetic
 from jroute.tasks.benchmarks import find_tasks, load_tasks, local_data
 from jroute.tasks.benchmarks.filters import BoxedFilter
 from jroute.tasks.benchmarks.prompting import asking
 from jroute.tasks.prompts import PLACEHOLDER, PromptConfig, meaning, render, render_chat
 from jroute.tasks.tokenizer import load_tokenizer
-from tests.models import ASSET
+from jroute.utils.errors import UserError
+from tests.model.tiny import ASSET
 from tests.support import data_dir
 
 

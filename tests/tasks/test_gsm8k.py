@@ -9,10 +9,10 @@ from typing import Any
 import datasets
 import pytest
 
-from jroute.errors import UserError
 from jroute.tasks import TaskConfig, load_problems
 from jroute.tasks.answers import is_correct, parse_answer
 from jroute.tasks.sources import held_out
+from jroute.utils.errors import UserError
 from tests.support import data_dir
 
 

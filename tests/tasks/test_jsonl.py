@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from jroute.errors import UserError
 from jroute.tasks import TaskConfig, load_problems
+from jroute.utils.errors import UserError
 
 
 @pytest.fixture(autouse=True)

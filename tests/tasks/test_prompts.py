@@ -2,8 +2,8 @@
 
 import pytest
 
-from jroute.errors import UserError
 from jroute.tasks.prompts import PromptConfig, render, user_message
+from jroute.utils.errors import UserError
 
 
 class Recorder:

@@ -17,10 +17,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 import jroute
 from jroute.convert import convert
-from jroute.errors import UserError
-from jroute.evaluation.harness import JaxLM
+from jroute.harness.model import JaxLM
 from jroute.tasks.prompts import PromptConfig, render, render_chat
 from jroute.tasks.tokenizer import load_tokenizer
+from jroute.utils.errors import UserError
 from scripts.random_qwen3 import write_random
 from tests.converters.tiny import TIED
 from tests.support import data_dir

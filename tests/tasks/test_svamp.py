@@ -5,8 +5,8 @@ import json
 import datasets
 import pytest
 
-from jroute.errors import UserError
 from jroute.tasks import TaskConfig, load_problems
+from jroute.utils.errors import UserError
 from tests.support import data_dir
 
 

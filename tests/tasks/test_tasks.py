@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from jroute.errors import UserError
 from jroute.tasks import Split, TaskConfig, load_problems
+from jroute.utils.errors import UserError
 
 
 def test_synthetic_sizes_and_limit():

@@ -10,10 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from jroute.errors import UserError
 from jroute.tasks.prompts import PromptConfig, render
 from jroute.tasks.tokenizer import load_tokenizer
-from tests.models import ASSET
+from jroute.utils.errors import UserError
+from tests.model.tiny import ASSET
 
 TOKENIZER = load_tokenizer(ASSET)
 

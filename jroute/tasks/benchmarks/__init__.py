@@ -20,9 +20,9 @@ from typing import Any
 import lm_eval.tasks
 from lm_eval.tasks import TaskManager
 
-from jroute.errors import UserError
-from jroute.files import replacing, write_text
 from jroute.tasks.benchmarks import filters as filters  # registers them
+from jroute.utils.errors import UserError
+from jroute.utils.files import replacing, write_text
 
 LOCAL_DATA = {"gsm8k": "openai/gsm8k"}
 """Folders of local data, and the hub's name for what is in them."""

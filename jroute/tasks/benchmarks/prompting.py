@@ -17,8 +17,8 @@ from lm_eval.api.samplers import FirstNSampler
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from jroute.errors import UserError
 from jroute.tasks.benchmarks import LOCAL_DATA, find_tasks, load_tasks
+from jroute.utils.errors import UserError
 
 SEED = 1234
 """Of the examples that a task draws; lm-eval's own default."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from jroute.files import write_text
 from jroute.tasks import Problem
+from jroute.utils.files import write_text
 
 _TEMPLATE = Path(__file__).with_name("split.yaml")
 

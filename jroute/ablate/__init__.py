@@ -1,0 +1,1 @@
+"""Routings side by side: preset, streams, sites, guards and gate on one split."""

@@ -1,0 +1,1 @@
+"""Meshes of devices, and programs that run as several processes."""

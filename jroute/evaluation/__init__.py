@@ -1,1 +1,0 @@
-"""Judging: statistics, reports, and the lm-evaluation-harness adapter."""

@@ -1,0 +1,1 @@
+"""Outcome tables: what each gate gave on each problem."""

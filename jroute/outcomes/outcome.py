@@ -1,0 +1,153 @@
+"""Outcomes: what one gate gave on one problem, how that is judged, and how it is named.
+
+Decoding is fixed for a whole experiment, so a (problem, gate, sample) cell is generated once and
+looked up ever after (`jroute.outcomes.table`). Everything that changes what a cell means goes into
+one fingerprint; how a cell was made stands beside it and changes nothing.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from jroute.tasks.answers import RewardConfig, is_correct, parse_answer, reward
+from jroute.tasks.problem import Problem
+
+Gate = float | tuple[float, ...]
+"""One number for the whole depth, or one for each part of it (bands, or the sites of a routing)."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How a cell was made; outside its fingerprint, so machines can fill one table together.
+
+    Attributes:
+        execution: Execution shape (batch width, mesh) as JSON.
+        versions: Versions of the libraries as JSON.
+        machine: Kind and number of the devices.
+        seconds: Wall time since the cells before it were finished, shared out among those that
+            were finished with it.
+    """
+
+    execution: str
+    versions: str
+    machine: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one (problem, gate, sample) cell gave.
+
+    Two outcomes are equal if they say the same: ``logprob``, which moves in its last digits with
+    the execution shape, and ``made`` are not compared.
+
+    Attributes:
+        problem_id: The problem's id.
+        gate: The gate the prompt was generated under.
+        sample: Number of the sample; 0 is the only one of a greedy experiment.
+        completion: Generated text, stop string already cut.
+        tokens: Number of generated tokens.
+        parsed: The answer read from the completion in canonical form, ``""`` if none.
+        status: ``ok``, ``no_answer`` or ``truncated``.
+        correct: Whether the parsed answer equals the gold one.
+        reward: What a learner is paid: in a table exact match; a backend adds the shaping.
+        stop_reason: ``end_token``, ``stop_string`` or ``length``.
+        logprob: Summed natural-log probability of the generated tokens, if the engine told it.
+        made: How it was made, if that is known.
+    """
+
+    problem_id: str
+    gate: Gate
+    sample: int
+    completion: str
+    tokens: int
+    parsed: str
+    status: str
+    correct: bool
+    reward: float
+    stop_reason: str
+    logprob: float | None = field(default=None, compare=False)
+    made: Provenance | None = field(default=None, compare=False)
+
+
+MEANING = tuple(item.name for item in dataclasses.fields(Outcome) if item.compare)
+"""Fields of an outcome that say what came out; the others say how."""
+
+
+def gate_text(gate: Gate) -> str:
+    """A gate as text: ``0.5``, or ``0,0.5,1``."""
+    return f"{gate:g}" if isinstance(gate, float | int) else ",".join(f"{part:g}" for part in gate)
+
+
+@runtime_checkable
+class GeneratedText(Protocol):
+    """What judging needs of a completion."""
+
+    @property
+    def text(self) -> str:
+        """Generated text, stop string already cut."""
+        ...
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """Generated token ids."""
+        ...
+
+    @property
+    def stop_reason(self) -> str:
+        """``end_token``, ``stop_string`` or ``length``."""
+        ...
+
+
+def _log_probability(completion: GeneratedText) -> float | None:
+    """Sum of a completion's token log-probabilities, if the engine told them."""
+    told = getattr(completion, "logprobs", None)
+    return None if told is None else float(math.fsum(map(float, told)))
+
+
+def judge(
+    problem: Problem,
+    gate: Gate,
+    completion: GeneratedText,
+    *,
+    max_tokens: int,
+    rewards: RewardConfig | None = None,
+    sample: int = 0,
+    made: Provenance | None = None,
+) -> Outcome:
+    """Turn a completion into the outcome of its cell.
+
+    Args:
+        problem: The problem that was asked.
+        gate: The gate it was asked under.
+        completion: What came back; one that stopped by ``length`` counts as truncated.
+        max_tokens: The decoding's limit, which a length penalty is measured against.
+        rewards: Optional shaping; exact match alone if not given.
+        sample: Number of the sample.
+        made: How the completion was made.
+    """
+    parsed = parse_answer(completion.text, truncated=completion.stop_reason == "length")
+    tokens = len(completion.tokens)
+    paid = reward(
+        parsed,
+        problem.answer,
+        tokens=tokens,
+        max_tokens=max_tokens,
+        config=rewards if rewards is not None else RewardConfig(),
+    )
+    return Outcome(
+        problem_id=problem.id,
+        gate=float(gate) if isinstance(gate, float | int) else tuple(map(float, gate)),
+        sample=sample,
+        completion=completion.text,
+        tokens=tokens,
+        parsed=parsed.text,
+        status=parsed.status,
+        correct=is_correct(parsed, problem.answer),
+        reward=paid,
+        stop_reason=completion.stop_reason,
+        logprob=_log_probability(completion),
+        made=made,
+    )

@@ -1,0 +1,382 @@
+"""The outcome table: every cell generated so far under one fingerprint, as a Parquet dataset."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float
+
+from jroute.outcomes.outcome import MEANING, Gate, Outcome, Provenance, gate_text
+from jroute.utils.errors import UserError
+from jroute.utils.fingerprint import canonical
+
+CARD, REPLICATES = "_table.json", "_replicates"
+"""Names that Parquet readers pass over, so that the folder as it stands is the table."""
+
+
+class MissingOutcome(UserError):
+    """A cell was asked for that has not been generated; a table never makes one up."""
+
+
+class ConflictingOutcome(UserError):
+    """One cell was given two different outcomes, so one fingerprint hides two experiments."""
+
+
+_FINGERPRINT_KEY = b"jroute_fingerprint"
+_Cell = tuple[str, Gate, int]
+
+
+def _schema(parts: int) -> pa.Schema:
+    def needed(name: str, kind: pa.DataType) -> pa.Field:
+        return pa.field(name, kind, nullable=False)
+
+    gate = pa.float64() if parts == 1 else pa.list_(needed("part", pa.float64()), parts)
+    return pa.schema(
+        [
+            needed("problem_id", pa.string()),
+            needed("gate", gate),
+            needed("sample", pa.int64()),
+            needed("completion", pa.string()),
+            needed("tokens", pa.int64()),
+            needed("parsed", pa.string()),
+            needed("status", pa.string()),
+            needed("correct", pa.bool_()),
+            needed("reward", pa.float64()),
+            needed("stop_reason", pa.string()),
+            pa.field("logprob", pa.float64()),
+            pa.field("execution", pa.string()),
+            pa.field("versions", pa.string()),
+            pa.field("machine", pa.string()),
+            pa.field("seconds", pa.float64()),
+        ]
+    )
+
+
+class OutcomeTable:
+    """All cells generated so far under one fingerprint, kept as a Parquet dataset.
+
+    The folder ``<root>/<fingerprint>/`` holds ``part-*.parquet``, and what readers of Parquet pass
+    over: ``_table.json`` (fingerprint and description) and ``_replicates/`` (cells made once more,
+    see `add_replicates`). It is made by the first cell that is filed. Every part is written whole
+    under a temporary name and then renamed, so a killed run loses at most the part it was writing
+    and resumes by asking what is ``missing``. A part is named by what its cells say and carries the
+    fingerprint, so several processes and machines may add to a folder; an instance sees what was
+    there when it was opened or last refreshed, and what it appended itself.
+
+    Attributes:
+        folder: Where the table lies.
+        fingerprint: Name of the experiment whose cells these are.
+        description: What was fingerprinted, for people; as first written.
+        parts: Numbers that a gate has; 1 for a gate that is a number.
+    """
+
+    def __init__(
+        self, root: str | Path, fingerprint: str, description: Mapping[str, Any], *, parts: int = 1
+    ):
+        """Open the table of a fingerprint; there need not be one yet.
+
+        Args:
+            root: Folder that holds tables, one folder each.
+            fingerprint: See `semantic_fingerprint`.
+            description: Written to ``_table.json`` when the table is new.
+            parts: Numbers that a gate has.
+
+        Raises:
+            UserError: If the folder belongs to another fingerprint or a file cannot be read.
+            ConflictingOutcome: If two parts disagree on a cell.
+        """
+        self.folder = Path(root) / fingerprint
+        self.fingerprint = fingerprint
+        self.description: dict[str, Any] = canonical(description)
+        self.parts = parts
+        self._schema = _schema(parts)
+        self._cells: dict[_Cell, Outcome] = {}
+        self._read: set[str] = set()
+        if self.folder.is_dir():
+            _remove_abandoned(self.folder)
+            if (self.folder / CARD).exists():
+                self._check_card()
+        self.refresh()
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "OutcomeTable":
+        """Open an existing table by its folder, ``<root>/<fingerprint>``.
+
+        Raises:
+            UserError: If there is no table in the folder.
+        """
+        folder = Path(folder)
+        card = folder / CARD
+        if not card.is_file():
+            raise UserError(f"{folder} is no outcome table, it has no {CARD}: check the path")
+        _, description, parts = _read_card(card)
+        return cls(folder.parent, folder.name, description, parts=parts)
+
+    def __len__(self) -> int:
+        """Number of cells."""
+        return len(self._cells)
+
+    def __contains__(self, cell: tuple[str, Gate, int]) -> bool:
+        """Whether a (problem id, gate, sample) is there."""
+        return cell in self._cells
+
+    def cells(self) -> list[Outcome]:
+        """Every cell, ordered by problem, gate and sample."""
+        order = sorted(self._cells, key=lambda cell: (cell[0], np.ravel(cell[1]).tolist(), cell[2]))
+        return [self._cells[cell] for cell in order]
+
+    def refresh(self) -> None:
+        """Take in the parts that others have filed since.
+
+        Raises:
+            UserError: If a part cannot be read or is of another table.
+            ConflictingOutcome: If it disagrees with a cell that is here.
+        """
+        for part in sorted(self.folder.glob("part-*.parquet")):
+            if part.name not in self._read:
+                self._merge(_read_part(part, self.fingerprint, self._schema), str(part))
+                self._read.add(part.name)
+
+    def missing(
+        self, problem_ids: Sequence[str], gates: Sequence[Gate], *, sample: int = 0
+    ) -> list[tuple[str, Gate]]:
+        """The (problem id, gate) pairs not generated yet, problem by problem."""
+        return [
+            (problem_id, gate)
+            for problem_id in problem_ids
+            for gate in gates
+            if (problem_id, gate, sample) not in self._cells
+        ]
+
+    def append(self, outcomes: Iterable[Outcome]) -> None:
+        """File outcomes as one new part; cells already there with the same outcome are left out.
+
+        Raises:
+            ConflictingOutcome: If a cell has another outcome already; nothing is written then.
+            ValueError: If a number is not finite or a gate has the wrong number of parts.
+        """
+        fresh: dict[_Cell, Outcome] = {}
+        for outcome in outcomes:
+            self._check(outcome)
+            cell = (outcome.problem_id, outcome.gate, outcome.sample)
+            known = self._cells.get(cell, fresh.get(cell))
+            if known is None:
+                fresh[cell] = outcome
+            elif known != outcome:
+                raise _conflict(cell, known, outcome, f"outcomes given to {self.folder}")
+        if not fresh:
+            return
+        self._read.add(self._write_part(self.folder, list(fresh.values())))
+        self._cells |= fresh
+
+    def add_replicates(self, outcomes: Iterable[Outcome]) -> None:
+        """File cells that were made once more in another way; they may say something else.
+
+        Raises:
+            MissingOutcome: If a cell is not in the table.
+        """
+        outcomes = list(outcomes)
+        for outcome in outcomes:
+            self._check(outcome)
+            self.outcome(outcome.problem_id, outcome.gate, sample=outcome.sample)
+        if outcomes:
+            self._write_part(self.folder / REPLICATES, outcomes)
+
+    def replicates(self) -> list[tuple[Outcome, Outcome]]:
+        """Cells and what came when they were made once more, in pairs.
+
+        Raises:
+            UserError: If a part cannot be read.
+            MissingOutcome: If a replicated cell is not in the table.
+        """
+        again = [
+            outcome
+            for part in sorted((self.folder / REPLICATES).glob("part-*.parquet"))
+            for outcome in _read_part(part, self.fingerprint, self._schema)
+        ]
+        return [(self.outcome(o.problem_id, o.gate, sample=o.sample), o) for o in again]
+
+    def outcome(self, problem_id: str, gate: Gate, *, sample: int = 0) -> Outcome:
+        """Look one cell up.
+
+        Raises:
+            MissingOutcome: If it has not been generated.
+        """
+        try:
+            return self._cells[problem_id, gate, sample]
+        except KeyError:
+            raise MissingOutcome(
+                f"no outcome of problem {problem_id!r} at gate {gate_text(gate)} (sample {sample}) "
+                f"in {self.folder}: generate the missing cells first"
+            ) from None
+
+    def matrix(
+        self,
+        problem_ids: Sequence[str],
+        gates: Sequence[Gate],
+        column: Literal["correct", "reward", "tokens"] = "correct",
+        *,
+        sample: int = 0,
+    ) -> Float[np.ndarray, "problems gates"]:
+        """One column of the table as float64, problems down and gates across.
+
+        Raises:
+            MissingOutcome: Naming the first cell that has not been generated.
+        """
+        values = [
+            [
+                float(getattr(self.outcome(problem_id, gate, sample=sample), column))
+                for gate in gates
+            ]
+            for problem_id in problem_ids
+        ]
+        return np.array(values, dtype=np.float64).reshape(len(problem_ids), len(gates))
+
+    def _check(self, outcome: Outcome) -> None:
+        numbers = (*np.ravel(outcome.gate), outcome.reward)
+        if not all(map(math.isfinite, numbers)) or len(numbers) != self.parts + 1:
+            raise ValueError(
+                f"an outcome of this table needs a finite reward and a gate of {self.parts} finite "
+                f"numbers: {outcome}"
+            )
+
+    def _check_card(self) -> None:
+        card = self.folder / CARD
+        stored, self.description, parts = _read_card(card)
+        if stored != self.fingerprint:
+            raise UserError(
+                f"{card} is the outcome table of fingerprint {stored}, not of {self.fingerprint}: "
+                "move that folder back to its own name, outcomes of two experiments never mix"
+            )
+        if parts != self.parts:
+            raise UserError(
+                f"{card} is of gates with {parts} parts, not {self.parts}: check the path"
+            )
+
+    def _write_part(self, folder: Path, outcomes: Sequence[Outcome]) -> str:
+        folder.mkdir(parents=True, exist_ok=True)
+        card = self.folder / CARD
+        if not card.exists():
+            content = {
+                "fingerprint": self.fingerprint,
+                "parts": self.parts,
+                "description": self.description,
+            }
+            _write(card, lambda file: file.write(json.dumps(content, indent=2).encode()))
+        schema = self._schema.with_metadata({_FINGERPRINT_KEY: self.fingerprint.encode()})
+        columns = pa.Table.from_pylist([_row(outcome) for outcome in outcomes], schema=schema)
+        # Named by what the cells say: processes that made them together write one file.
+        meaning = [[getattr(outcome, name) for name in MEANING] for outcome in outcomes]
+        digest = hashlib.sha256(json.dumps(meaning).encode()).hexdigest()[:16]
+        name = f"part-{digest}.parquet"
+        _write(
+            folder / name,
+            lambda file: pq.write_table(columns, file, write_page_checksum=True),
+        )
+        return name
+
+    def _merge(self, outcomes: Iterable[Outcome], source: str) -> None:
+        for outcome in outcomes:
+            cell = (outcome.problem_id, outcome.gate, outcome.sample)
+            known = self._cells.setdefault(cell, outcome)
+            if known != outcome:
+                raise _conflict(cell, known, outcome, source)
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    row = {item.name: getattr(outcome, item.name) for item in dataclasses.fields(outcome)}
+    made = row.pop("made")
+    return row if made is None else row | dataclasses.asdict(made)
+
+
+def _outcome(row: dict[str, Any]) -> Outcome:
+    made = {item.name: row.pop(item.name) for item in dataclasses.fields(Provenance)}
+    if isinstance(row["gate"], list):
+        row["gate"] = tuple(row["gate"])
+    return Outcome(**row, made=None if made["execution"] is None else Provenance(**made))
+
+
+def _conflict(cell: _Cell, known: Outcome, other: Outcome, source: str) -> ConflictingOutcome:
+    differing = [name for name in MEANING if getattr(known, name) != getattr(other, name)]
+    problem_id, gate, sample = cell
+    return ConflictingOutcome(
+        f"problem {problem_id!r} at gate {gate_text(gate)} (sample {sample}) has two outcomes that "
+        f"differ in {', '.join(differing)} (second one: {source}): something that matters is not "
+        "in the fingerprint or a part is foreign, so remove the part that does not belong"
+    )
+
+
+def _read_card(card: Path) -> tuple[str, dict[str, Any], int]:
+    try:
+        content = json.loads(card.read_text(encoding="utf-8"))
+        return content["fingerprint"], content["description"], int(content["parts"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{card} does not name its table's fingerprint ({error!r}): delete it, the next "
+            "generating run writes it anew"
+        ) from error
+
+
+def _read_part(part: Path, fingerprint: str, schema: pa.Schema) -> list[Outcome]:
+    advice = "delete that file and generate again, only its cells are made anew"
+    try:
+        with pq.ParquetFile(part, page_checksum_verification=True) as file:
+            columns = file.read(use_threads=False)
+        rows = columns.to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise UserError(
+            f"outcome part {part} is damaged or incomplete ({reason}): {advice}"
+        ) from error
+    if not columns.schema.equals(schema):
+        raise UserError(f"outcome part {part} has other columns than an outcome table: {advice}")
+    owner = (columns.schema.metadata or {}).get(_FINGERPRINT_KEY, b"").decode()
+    if owner != fingerprint:
+        raise UserError(
+            f"outcome part {part} was made under fingerprint {owner or 'unknown'}, not "
+            f"{fingerprint}: move it out, outcomes of two experiments never mix"
+        )
+    return [_outcome(row) for row in rows]
+
+
+def _write(path: Path, write: Callable[[Any], object]) -> None:
+    """Write a file so that its name only ever stands for the whole content."""
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            # The rename may reach the disk before the data does.
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed processes of this machine left; a living writer's file is its own."""
+    ours = re.compile(rf"\..+\.{re.escape(platform.node())}\.(\d+)\.tmp")
+    for path in (*folder.glob(".*.tmp"), *(folder / REPLICATES).glob(".*.tmp")):
+        match = ours.fullmatch(path.name)
+        if match and not _is_alive(int(match[1])):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

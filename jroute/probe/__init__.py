@@ -1,0 +1,1 @@
+"""What gates do to a model, and mixing weights learned with the base frozen."""

@@ -1,0 +1,82 @@
+"""Shows what the gates of an experiment do to its model, before anyone trains on them.
+
+    python -m jroute.probe --config configs/tiny.yaml
+    python -m jroute.probe --config configs/tiny.yaml --routing mhc --split test --prompts 16
+    python -m jroute.probe --config configs/tiny.yaml --calibrate_sinks true
+
+Nothing needs to be trained or generated first. Numbers and figures go to ``RUN/probe``.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from jroute.experiment.config import Experiment
+from jroute.tasks import Split
+from jroute.utils.cli import door, enter
+from jroute.utils.config import parse
+from jroute.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to look at.
+
+    Attributes:
+        split: Where prompts come from.
+        prompts: How many; they are run as one batch.
+        out: Folder for numbers and figures; empty is ``probe`` in the run folder.
+        calibrate_sinks: Print norms for ``routing.sink_norms`` instead.
+    """
+
+    split: Split = "train"
+    prompts: int = 8
+    out: str = ""
+    calibrate_sinks: bool = False
+
+
+@door
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, measures, prints."""
+    experiment, options = parse(
+        Experiment, argv, prog="python -m jroute.probe", description=__doc__ or "", extra=Options
+    )
+    if options.prompts < 1:
+        raise UserError(f"prompts is {options.prompts}; give at least 1")
+    from jroute.experiment.run import Run
+    from jroute.probe import effects, plots
+    from jroute.utils.files import write_text
+
+    run = Run(Path(experiment.run), experiment)
+    lm, prompts = run.base, run.first_prompts(options.split, options.prompts)
+    if experiment.mixing.method != "none" and run.mixing_file.is_file():
+        lm = run.lm
+    elif experiment.mixing.method != "none":
+        print("the mixing weights are not learned yet; these are the routing's own")
+    with lm.devices():
+        if options.calibrate_sinks:
+            norms, above = effects.sink_norms(lm.params, lm.config, prompts)
+            print(f"# above: {above.mean():.2%} of the tokens of {len(prompts)} prompts")
+            print(f"sink_norms: [{', '.join(f'{norm:.4g}' for norm in norms)}]")
+            return
+        found = effects.probe(lm.params, lm.config, lm.routing, prompts, experiment.gates)
+    folder = Path(options.out) if options.out else run.directory / "probe"
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "model": lm.fingerprint,
+        "routing": asdict(lm.routing.config),
+        "split": options.split,
+        "prompts": len(prompts),
+        "tokens": sum(map(len, prompts)),
+        **effects.numbers(found, lm.routing),
+    }
+    write_text(folder / "probe.json", json.dumps(content) + "\n")
+    files = [folder / "probe.json", *plots.plot_probe(found, lm.routing, folder)]
+    print(f"{len(prompts)} prompts of {options.split}, {content['tokens']} tokens")
+    print(f"{effects.table(found, lm.routing)}\n\nverdict: {found.verdict}\n")
+    print("\n".join(map(str, files)))
+
+
+if __name__ == "__main__":
+    enter(main, "nothing was changed")

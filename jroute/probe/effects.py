@@ -1,0 +1,455 @@
+"""What a gate does to a model, measured before anyone trains on it.
+
+Effects are measured where they count: as angles of what the blocks read and as the change of the
+next-token distribution, never as norms (every reader starts with a norm that undoes them).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jroute.distributed.mesh import fetch, place, replicate
+from jroute.generate.shapes import bucket, check_context
+from jroute.model.config import Qwen3Config
+from jroute.model.decoder import BlockTrace, Params, forward, unembed
+from jroute.routing import operators
+from jroute.routing.composition import closed_form, composition, sources
+from jroute.routing.diagnostics import StreamMetrics
+from jroute.routing.routing import Routing
+from jroute.utils.errors import UserError
+
+Verdict = Literal["inert", "gentle", "strong", "destructive"]
+
+INERT_BELOW = 1e-4
+"""Mean next-token KL in nats below which no gate of the grid does anything worth training on.
+
+Rounding alone gives less than 1e-7 in float32 and about 1e-5 in bfloat16.
+"""
+
+STRONG_ABOVE = 0.1
+"""Mean next-token KL in nats from which a gate is no longer gentle."""
+
+DESTRUCTIVE_ABOVE = 1.0
+"""Mean next-token KL in nats from which little of the model's prediction is left."""
+
+SINK_RATIO = 20
+"""Times the median token's norm from which a token counts as an attention sink."""
+
+
+class GateEffect(NamedTuple):
+    """What one gate does, as means over the real tokens of all prompts.
+
+    Attributes:
+        gate: The gate.
+        kl: ``KL(base || gated)`` of the next token, in nats.
+        kl_largest: The largest over tokens.
+        agreement: Share of tokens whose most likely successor is the base's.
+        change: Relative change of what is mixed, per block and hook.
+        angle: Angle by which it turns, in degrees.
+        rms: Root mean square per stream.
+        diversity: 1 - mean cosine of pairs of streams.
+        dominance: Share of every stream in the mixed trunk, at gate 1 whatever ``gate`` is.
+        effective_streams: exp of that share's entropy, and so of gate 1 too.
+        gain: See ``composite_gain``.
+        first_attention: Attention that goes to the first token, per block.
+        composition: C(g): weights of all sources in what every block's attention, every block's
+            MLP and the final norm read, ``[2 layers + 1, sources]``.
+    """
+
+    gate: float
+    kl: float
+    kl_largest: float
+    agreement: float
+    change: Float[np.ndarray, "layers hooks"]
+    angle: Float[np.ndarray, "layers hooks"]
+    rms: Float[np.ndarray, "layers hooks streams"]
+    diversity: Float[np.ndarray, "layers hooks"]
+    dominance: Float[np.ndarray, "layers hooks streams"]
+    effective_streams: Float[np.ndarray, "layers hooks"]
+    gain: tuple[float, float]
+    first_attention: Float[np.ndarray, " layers"]
+    composition: Float[np.ndarray, "readers sources"]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Effects of a grid of gates, and the verdict on them."""
+
+    effects: tuple[GateEffect, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """By the largest mean KL of the grid."""
+        return verdict(furthest(self.effects).kl)
+
+
+def verdict(kl: float) -> Verdict:
+    """What a mean next-token KL means; one that is not finite says that nothing is left."""
+    if not math.isfinite(kl):
+        return "destructive"
+    if kl < INERT_BELOW:
+        return "inert"
+    if kl < STRONG_ABOVE:
+        return "gentle"
+    return "strong" if kl < DESTRUCTIVE_ABOVE else "destructive"
+
+
+class Divergence(NamedTuple):
+    """How far one gate moves the next-token distribution; fields as in ``GateEffect``."""
+
+    gate: float
+    kl: float
+    kl_largest: float
+    agreement: float
+
+
+_Effect = TypeVar("_Effect", GateEffect, Divergence)
+
+
+def furthest(effects: Sequence[_Effect]) -> _Effect:
+    """The effect of the largest mean KL; one that is not finite is larger than any other."""
+    return max(effects, key=lambda effect: effect.kl if math.isfinite(effect.kl) else math.inf)
+
+
+class _Batch(NamedTuple):
+    """Prompts padded to one width, on the mesh if one is set."""
+
+    tokens: Int[Any, "batch seq"]
+    positions: Int[Any, "batch seq"]
+    valid: Bool[np.ndarray, "batch seq"]
+
+
+def _batch(prompts: Sequence[Sequence[int]], config: Qwen3Config) -> _Batch:
+    if not prompts:
+        raise UserError("a probe needs at least one prompt")
+    for prompt in prompts:
+        check_context(len(prompt), 0, config.max_position_embeddings)
+    mesh = jax.sharding.get_mesh()
+    replicas = 1 if mesh.empty else mesh.shape["data"]
+    rows = len(prompts) + -len(prompts) % replicas  # rows of padding, so that the batch can be cut
+    tokens = np.zeros((rows, bucket(max(map(len, prompts)))), np.int32)
+    positions = np.full_like(tokens, -1)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)], positions[row, : len(prompt)] = prompt, range(len(prompt))
+    axes = ("batch", "seq")
+    return _Batch(place(tokens, axes), place(positions, axes), positions >= 0)
+
+
+@partial(jax.jit, static_argnames=("config",))
+def _hidden(
+    params: Params, tokens: Int[Array, "batch seq"], positions: Int[Array, "batch seq"], *, config
+) -> Float[Array, "batch seq embed"]:
+    return forward(params, config, tokens, positions).hidden
+
+
+def _compare(
+    params: Params,
+    config: Qwen3Config,
+    plain: Float[Array, "batch seq embed"],
+    gated: Float[Array, "batch seq embed"],
+) -> tuple[Float[Array, "batch seq"], Bool[Array, "batch seq"]]:
+    """KL and top-1 agreement of every token; logits of one column are held at a time."""
+
+    def column(pair: tuple[Array, Array]) -> tuple[Array, Array]:
+        logits = [unembed(params, config, h) for h in pair]
+        base, other = map(jax.nn.log_softmax, logits)
+        kl = jnp.sum(jnp.exp(base) * (base - other), axis=-1)
+        # Nothing moves where logits are equal, however the two are fused.
+        kl = jnp.where(jnp.all(logits[0] == logits[1], axis=-1), 0.0, kl)
+        return kl, jnp.argmax(base, axis=-1) == jnp.argmax(other, axis=-1)
+
+    kl, same = jax.lax.map(column, (plain.swapaxes(0, 1), gated.swapaxes(0, 1)))
+    return kl.T, same.T
+
+
+@partial(jax.jit, static_argnames=("config",))
+def _diverge(
+    params: Params,
+    tokens: Int[Array, "batch seq"],
+    positions: Int[Array, "batch seq"],
+    plain: Float[Array, "batch seq embed"],
+    routing: Routing,
+    gate: Float[Array, "batch layers"],
+    *,
+    config: Qwen3Config,
+) -> tuple[Float[Array, "batch seq"], Bool[Array, "batch seq"]]:
+    out = forward(params, config, tokens, positions, routing=routing, gate=gate)
+    return _compare(params, config, plain, out.hidden)
+
+
+@partial(jax.jit, static_argnames=("config",))
+def _measure(
+    params: Params,
+    tokens: Int[Array, "batch seq"],
+    positions: Int[Array, "batch seq"],
+    routing: Routing,
+    gate: Float[Array, "batch layers"],
+    *,
+    config: Qwen3Config,
+) -> tuple[StreamMetrics, Float[Array, "readers sources"], Array]:
+    valid = positions >= 0
+    out = forward(
+        params,
+        config,
+        tokens,
+        positions,
+        routing=routing,
+        gate=gate,
+        metrics=True,
+        tap=lambda block: block.first_attention,
+    )
+    assert out.metrics is not None
+    read = composition(routing.config, out.metrics.coefficients)
+    readers = jnp.concatenate(
+        [
+            jnp.stack([read.attention, read.mlp], axis=1).reshape(-1, *read.final.shape),
+            read.final[None],
+        ]
+    )
+    return out.metrics, _mean(readers, valid), out.taps
+
+
+def _mean(values: Float[Array, "readers batch seq sources"], valid: Bool[Array, "batch seq"]):
+    weights = valid.astype(jnp.float32)
+    return jnp.einsum("rbsx,bs->rx", values, weights / jnp.maximum(jnp.sum(weights), 1.0))
+
+
+def divergence(
+    params: Params,
+    config: Qwen3Config,
+    routing: Routing,
+    prompts: Sequence[Sequence[int]],
+    gates: Sequence[float],
+) -> list[Divergence]:
+    """The part of ``probe`` that verdicts rest on, for a fraction of its time; same arguments."""
+    tokens, positions, valid = _batch(prompts, config)
+    plain = _hidden(params, tokens, positions, config=config)
+    found, placed = [], replicate(routing)
+    for gate in gates:
+        spread = place(routing.gates(gate, len(valid)), ("batch", "layers"))
+        pair = _diverge(params, tokens, positions, plain, placed, spread, config=config)
+        kl, same = fetch(pair)
+        found.append(_divergence(gate, kl, same, valid))
+    return found
+
+
+def _divergence(gate: float, kl: np.ndarray, same: np.ndarray, valid: np.ndarray) -> Divergence:
+    kl = np.maximum(kl, 0)[valid]  # rounding may leave it a hair below
+    return Divergence(float(gate), float(kl.mean()), float(kl.max()), float(same[valid].mean()))
+
+
+def probe(
+    params: Params,
+    config: Qwen3Config,
+    routing: Routing,
+    prompts: Sequence[Sequence[int]],
+    gates: Sequence[float],
+) -> Probe:
+    """Measures every gate of a grid on the same prompts, which are run as one batch.
+
+    Args:
+        params: Parameters of the model.
+        config: Its shape.
+        routing: Streams and mixing.
+        prompts: Token ids of a few prompts.
+        gates: The grid; 0 is worth including, as a check.
+
+    Raises:
+        UserError: A prompt is empty or longer than the context; there is none.
+    """
+    # What is measured inside makes a program round differently, so divergences have their own.
+    moved = divergence(params, config, routing, prompts, gates)
+    tokens, positions, valid = _batch(prompts, config)
+    effects, placed = [], replicate(routing)
+    for gate, outcome in zip(gates, moved, strict=True):
+        spread = routing.gates(gate, len(valid))
+        gates_of_rows = place(spread, ("batch", "layers"))
+        found = _measure(params, tokens, positions, placed, gates_of_rows, config=config)
+        metrics, read, first = fetch(found)
+        effects.append(
+            GateEffect(
+                *outcome,
+                change=_over_prompts(metrics.change, valid),
+                angle=_over_prompts(metrics.angle, valid),
+                rms=_over_prompts(metrics.rms, valid),
+                diversity=_over_prompts(metrics.diversity, valid),
+                dominance=_over_prompts(metrics.dominance, valid),
+                effective_streams=_over_prompts(metrics.effective_streams, valid),
+                gain=composite_gain(routing, np.asarray(spread)),
+                first_attention=first[:, valid].mean(axis=1),
+                composition=read,
+            )
+        )
+    return Probe(tuple(effects))
+
+
+def _over_prompts(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Means over prompts (axis 2, behind layers and hooks), by their number of tokens."""
+    return np.average(values, axis=2, weights=valid.sum(1))
+
+
+@partial(jax.jit, static_argnames=("config",))
+def _trunk_rms(
+    params: Params, tokens: Int[Array, "batch seq"], positions: Int[Array, "batch seq"], *, config
+) -> Float[Array, "layers batch seq"]:
+    def rms(block: BlockTrace) -> Array:
+        return jnp.sqrt(jnp.mean(jnp.square(block.trunk.astype(jnp.float32)), axis=-1))
+
+    return forward(params, config, tokens, positions, tap=rms).taps
+
+
+def sink_norms(
+    params: Params, config: Qwen3Config, prompts: Sequence[Sequence[int]]
+) -> tuple[Float[np.ndarray, " layers"], Float[np.ndarray, " layers"]]:
+    """Norms for ``routing.sink_norms``: ``SINK_RATIO`` x the median token's, block by block.
+
+    The plain model's trunk after every block is measured; a token is held against a number that
+    does not depend on others, so the guard is causal.
+
+    Returns:
+        The norms, and the share of the prompts' tokens that exceed them.
+    """
+    tokens, positions, valid = _batch(prompts, config)
+    rms = fetch(_trunk_rms(params, tokens, positions, config=config))[:, valid]
+    norms = SINK_RATIO * np.median(rms, axis=1)
+    return norms, (rms > norms[:, None]).mean(axis=1)
+
+
+def composite_gain(
+    routing: Routing, gate: Float[np.ndarray, "batch layers"]
+) -> tuple[float, float]:
+    """Largest sum of absolute values of a row, and of a column, of the product of all matrices.
+
+    Read-only, the trunk is carried on as it is, but streams with rows of their own are carried on
+    mixed. It is the row that is read then, times the product of what was carried before: the
+    furthest of all depths. Without side streams there is nothing to compound: updates are scaled
+    before they join the trunk.
+    """
+    config = routing.config
+    if not config.streams:
+        return 1.0, 1.0
+    steps = np.asarray(closed_form(routing, gate[:1]), np.float64)[:, :, 0, 0]
+    carried, read = np.eye(config.size), []
+    for block in steps:
+        for hook, step in zip(config.hooks, block, strict=True):
+            if config.injection == "write_back":
+                carried = step @ carried
+                continue
+            if hook != "mlp" or "block" not in config.hooks:  # else the latter is read instead
+                read.append(step[:1] @ carried)
+            carried = np.vstack([carried[:1], step[1:] @ carried])
+    sums = np.abs([carried] if config.injection == "write_back" else read)
+    return float(sums.sum(-1).max()), float(sums.sum(-2).max())
+
+
+def column_error(routing: Routing) -> float | None:
+    """How far the columns of Sinkhorn's matrices are from 1; ``None`` for other operators."""
+    if routing.config.operator != "sinkhorn" or not routing.config.streams:
+        return None
+    return operators.column_error(np.asarray(routing.mixing)[np.asarray(routing.sites)])
+
+
+def numbers(found: Probe, routing: Routing) -> dict[str, Any]:
+    """Everything that was measured, for JSON; numbers that are not finite are ``None``."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return [plain(item) for item in value.tolist()]
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+
+    return {
+        "verdict": found.verdict,
+        "kl_limits": {
+            "inert_below": INERT_BELOW,
+            "strong_above": STRONG_ABOVE,
+            "destructive_above": DESTRUCTIVE_ABOVE,
+        },
+        "sinkhorn_column_error": column_error(routing),
+        "streams": ["trunk", *routing.config.streams],
+        "hooks": list(routing.config.hooks),
+        "sites": np.flatnonzero(routing.sites).tolist(),
+        "readers": readers(len(routing.sites)),
+        "sources": sources(len(routing.sites)),
+        "effects": [
+            {name: plain(value) for name, value in effect._asdict().items()}
+            | {"verdict": verdict(effect.kl)}
+            for effect in found.effects
+        ],
+    }
+
+
+def readers(layers: int) -> list[str]:
+    """Names of the rows of C(g): attention and MLP of every block, and the final norm."""
+    return [*(f"{part}{layer}" for layer in range(layers) for part in "am"), "final"]
+
+
+def table(found: Probe, routing: Routing) -> str:
+    """The effects as text: every gate, then block by block and C(g) at the largest one."""
+    lines = ["one gate for all blocks: bands have no effect here"] if routing.config.bands else []
+    lines += [
+        f"{'gate':>7} {'KL mean':>9} {'KL max':>9} {'top-1':>7} {'gain rows':>10} {'columns':>9}"
+        "  verdict"
+    ]
+    for e in found.effects:
+        lines.append(
+            f"{e.gate:>7g} {e.kl:>9.2g} {e.kl_largest:>9.2g} {e.agreement:>7.1%} "
+            f"{e.gain[0]:>#10.4g} {e.gain[1]:>#9.4g}  {verdict(e.kl)}"
+        )
+    if (error := column_error(routing)) is not None:
+        lines.append(f"Sinkhorn: columns are within {error:.1e} of 1")
+    largest = max(found.effects, key=lambda effect: abs(effect.gate))
+    plain = next((effect for effect in found.effects if not effect.gate), None)
+    return "\n".join([*lines, "", *_by_block(largest, plain, routing), "", *_heatmap(largest)])
+
+
+def _by_block(effect: GateEffect, plain: GateEffect | None, routing: Routing) -> list[str]:
+    lines = [
+        f"Blocks at gate {effect.gate:g} (N_eff and shares: gate 1); RMS / share in the mixture "
+        "are of the trunk" + "".join(f", {kind}" for kind in routing.config.streams or ("update",)),
+        f"{'block':>5} {'hook':<9} {'change':>7} {'angle':>6} {'divers.':>7} {'N_eff':>5} "
+        f"{'to first':>9}  {'RMS / share':<11}",
+    ]
+    for layer in np.flatnonzero(routing.sites):
+        for h, hook in enumerate(routing.config.hooks):
+            # Attention to the first token belongs to the block, not to a hook.
+            first = f"{effect.first_attention[layer]:.1%}" if not h else ""
+            streams = zip(effect.rms[layer, h], effect.dominance[layer, h], strict=True)
+            lines.append(
+                f"{layer:>5} {hook:<9} {effect.change[layer, h]:>7.1%} "
+                f"{effect.angle[layer, h]:>5.1f}° {effect.diversity[layer, h]:>7.3f} "
+                f"{effect.effective_streams[layer, h]:>5.2f} {first:>9}  "
+                + "  ".join(f"{rms:.3g} / {share:.1%}" for rms, share in streams)
+            )
+    means = f"{effect.first_attention.mean():.1%}"
+    if plain is not None:
+        means += f", {plain.first_attention.mean():.1%} at gate 0"
+    return [*lines, f"attention to the first token, mean over all blocks: {means}"]
+
+
+def _heatmap(effect: GateEffect) -> list[str]:
+    """C(g) with a character for every weight."""
+
+    def shade(weight: float) -> str:
+        if weight < -0.05:
+            return "-"
+        if weight < 0.95:
+            return str(max(int(10 * weight + 0.5), 0)).replace("10", "9")
+        return "=" if weight <= 1.05 else "+" if weight < 2 else "#"
+
+    layers = len(effect.first_attention)
+    lines = [
+        f"C(g) at gate {effect.gate:g}: weights of x0, a0, m0, a1, ... in what blocks read",
+        "digits are tenths; = is 1 as in the plain model; + above, # 2 and more; - negative",
+    ]
+    for i, (name, row) in enumerate(zip(readers(layers), effect.composition, strict=True)):
+        lines.append(f"{name:>5} |" + "".join(map(shade, row[: i + 1].tolist())))
+    return lines

@@ -1,0 +1,324 @@
+"""Learning the mixing weights with the base frozen: tens to hundreds of numbers, kept on their own.
+
+Only the operator's raw weights are ever changed: by Adam on the log-likelihood of the train
+problems' answers through the frozen base, or by coordinate search on how many the model solves.
+Both stand in one small JSON file that is rewritten as they go, so that a killed run goes on from it
+and ends with the same numbers.
+
+Likelihood is not accuracy. On the bundled model (default routing, gate 1, 300 steps of 16 of 512
+problems, learning rate 0.05) the loss of 400 test problems fell from 0.59 to 0.17 nats a token (it
+is 0.57 without mixing), yet 52 % were solved instead of 63 %: of the class that wants no mixing 42
+instead of 90 %, of the class that wants it 25 instead of 4 %. One mixture serves both, and
+likelihood pays most for what was confidently wrong. Learned from the latter class alone, 54 % of it
+were solved. Learning works; whether it helps is for the accuracy on a split to say.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from jroute.distributed.mesh import fetch, place, replicate
+from jroute.generate.shapes import bucket, check_context
+from jroute.model.config import Qwen3Config
+from jroute.model.decoder import Params, forward, unembed
+from jroute.routing.routing import Routing
+from jroute.utils.errors import UserError
+from jroute.utils.files import write_text
+
+LARGEST_SEARCH = 500
+"""Numbers that a coordinate search may have; each costs two evaluations a round."""
+
+
+@dataclass(frozen=True)
+class MixingConfig:
+    """Whether, and how, mixing weights are learned before anything else.
+
+    Attributes:
+        method: ``none`` keeps the routing's own; ``gradient`` of the answers' log-likelihood;
+            ``search`` coordinate by coordinate on accuracy.
+        gate: The gate at which they are learned.
+        problems: Train problems to learn from, the first so many.
+        steps: Gradient steps, or trials of the search.
+        batch_size: Problems of a gradient step.
+        learning_rate: Of Adam.
+        change: What the search first adds to or takes from a number; halved every round.
+    """
+
+    method: Literal["none", "gradient", "search"] = "none"
+    gate: float = 1.0
+    problems: int = 64
+    steps: int = 100
+    batch_size: int = 8
+    learning_rate: float = 0.03
+    change: float = 0.5
+
+    def __post_init__(self) -> None:
+        if min(self.problems, self.steps, self.batch_size) < 1:
+            raise UserError("mixing.problems, mixing.steps and mixing.batch_size start at 1")
+        if not self.gate:
+            raise UserError("mixing.gate is 0, where mixing does nothing; give another gate")
+
+
+class Examples(NamedTuple):
+    """Prompts with their answers, right-padded; ``answers`` marks what is to be predicted."""
+
+    tokens: Int[np.ndarray, "problems seq"]
+    positions: Int[np.ndarray, "problems seq"]
+    answers: Bool[np.ndarray, "problems seq"]
+
+
+def pad_examples(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], context: int) -> Examples:
+    """Lays (prompt ids, answer ids) out in rows of one width.
+
+    Raises:
+        UserError: A pair is longer than the context.
+    """
+    for prompt, answer in pairs:
+        check_context(len(prompt) + len(answer), 0, context)
+    width = bucket(max(len(prompt) + len(answer) for prompt, answer in pairs))
+    tokens = np.zeros((len(pairs), width), np.int32)
+    positions = np.full_like(tokens, -1)
+    answers = np.zeros(tokens.shape, bool)
+    for row, (prompt, answer) in enumerate(pairs):
+        size = len(prompt) + len(answer)
+        tokens[row, :size], positions[row, :size] = [*prompt, *answer], range(size)
+        answers[row, len(prompt) : size] = True
+    return Examples(tokens, positions, answers)
+
+
+def rebuilt(routing: Routing, raw: Float[Array, "layers hooks *raw"]) -> Routing:
+    """The routing with the matrices of other raw weights, which may be traced."""
+    return dataclasses.replace(routing, mixing=routing.config.matrices(raw))
+
+
+@partial(jax.jit, static_argnames=("config",))
+def loss(
+    raw: Float[Array, "layers hooks *raw"],
+    params: Params,
+    routing: Routing,
+    tokens: Int[Array, "batch seq"],
+    positions: Int[Array, "batch seq"],
+    answers: Bool[Array, "batch seq"],
+    gate: Float[Array, "batch layers"],
+    *,
+    config: Qwen3Config,
+) -> Float[Array, ""]:
+    """Mean negative log-likelihood of an answer's token, in nats, under teacher forcing.
+
+    On the way back blocks and logits are made once more, so that memory holds the states between
+    blocks and the logits of one column.
+    """
+    out = forward(
+        params,
+        config,
+        tokens,
+        positions,
+        routing=rebuilt(routing, raw),
+        gate=gate,
+        rematerialise=True,
+    )
+
+    @jax.checkpoint
+    def column(pair: tuple[Array, Array]) -> Array:
+        hidden, target = pair
+        logits = unembed(params, config, hidden)
+        chosen = jnp.take_along_axis(logits, target[:, None], axis=-1)[:, 0]
+        return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+    scores = jax.lax.map(column, (out.hidden[:, :-1].swapaxes(0, 1), tokens[:, 1:].T)).T
+    counted = answers[:, 1:]
+    total = jnp.maximum(jnp.sum(counted), 1).astype(jnp.float32)
+    return -jnp.sum(jnp.where(counted, scores, 0.0)) / total
+
+
+class Progress(NamedTuple):
+    """Where learning stands; all of it goes into the file.
+
+    Attributes:
+        step: Steps or trials done.
+        raw: The weights.
+        values: Loss before every gradient step, or accuracy of every trial (the start's first).
+        state: The optimizer's arrays; empty for a search.
+    """
+
+    step: int
+    raw: Float[np.ndarray, "layers hooks *raw"]
+    values: list[float]
+    state: list[Any]
+
+
+Save = Callable[[Progress], None]
+
+
+def learn_by_gradient(
+    params: Params,
+    config: Qwen3Config,
+    routing: Routing,
+    examples: Examples,
+    mixing: MixingConfig,
+    *,
+    seed: int,
+    progress: Progress,
+    save: Save,
+) -> Progress:
+    """Adam on the raw weights; the parameters are constants of the program.
+
+    Args:
+        params: Parameters of the model.
+        config: Its shape.
+        routing: Streams and mixing; their configuration is kept.
+        examples: Problems to learn from.
+        mixing: Gate, steps and learning rate.
+        seed: Of the batches, which depend on it and on the step alone.
+        progress: Where to go on from.
+        save: Called after every step.
+    """
+    optimizer = optax.adam(mixing.learning_rate)
+    raw = jnp.asarray(progress.raw)
+    state = optimizer.init(raw)
+    if progress.state:
+        leaves, structure = jax.tree.flatten(state)
+        pairs = zip(progress.state, leaves, strict=True)
+        state = jax.tree.unflatten(structure, [jnp.asarray(v, like.dtype) for v, like in pairs])
+    rows = min(mixing.batch_size, len(examples.tokens))
+    gate = place(routing.gates(mixing.gate, rows), ("batch", "layers"))
+    placed = replicate(routing)
+
+    @jax.jit
+    def update(raw: Array, state: Any, gradient: Array) -> tuple[Array, Any]:
+        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to its integer count
+            updates, state = optimizer.update(gradient, state, raw)
+        return jnp.asarray(optax.apply_updates(raw, updates)), state
+
+    values = list(progress.values)
+    for step in range(progress.step, mixing.steps):
+        chosen = np.random.default_rng([seed, step]).choice(
+            len(examples.tokens), rows, replace=False
+        )
+        batch = (place(part[np.sort(chosen)], ("batch", "seq")) for part in examples)
+        value, gradient = fetch(
+            _value_and_gradient(replicate(raw), params, placed, *batch, gate, config=config)
+        )
+        if not np.isfinite(gradient).all():
+            raise UserError(
+                f"the gradient of the mixing weights is not finite at step {step}; lower "
+                "mixing.gate or routing.strength, or use mixing.method search"
+            )
+        raw, state = update(raw, state, gradient)
+        values.append(float(value))
+        leaves = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(state)]
+        progress = Progress(step + 1, np.asarray(raw), [*values], leaves)
+        save(progress)
+    return progress
+
+
+_value_and_gradient = jax.jit(jax.value_and_grad(loss), static_argnames=("config",))
+
+
+def learn_by_search(
+    score: Callable[[np.ndarray], float],
+    sites: Sequence[int],
+    mixing: MixingConfig,
+    *,
+    seed: int,
+    progress: Progress,
+    save: Save,
+) -> Progress:
+    """Adds to and takes from one number after the other, and keeps what raises the score.
+
+    Args:
+        score: Accuracy with given raw weights.
+        sites: Blocks whose weights count.
+        mixing: Trials and size of changes.
+        seed: Of the order, which depends on it and on the round alone.
+        progress: Where to go on from.
+        save: Called after every trial.
+
+    Raises:
+        UserError: There are too many numbers for a search.
+    """
+    raw, values = progress.raw, list(progress.values)
+    each = raw[0].size
+    numbers = [site * each + i for site in sites for i in range(each)]
+    if len(numbers) > LARGEST_SEARCH:
+        raise UserError(
+            f"a search over {len(numbers)} mixing weights is hopeless, it takes at most "
+            f"{LARGEST_SEARCH}; name fewer routing.sites or use mixing.method gradient"
+        )
+    if not values:
+        values.append(score(raw))
+    for trial in range(progress.step, mixing.steps):
+        turn, within = divmod(trial, 2 * len(numbers))
+        order = np.random.default_rng([seed, turn]).permutation(numbers)
+        tried = raw.copy()
+        tried.flat[order[within // 2]] += (1 - 2 * (within % 2)) * mixing.change / 2**turn
+        values.append(score(tried))
+        if values[-1] > max(values[:-1]):
+            raw = tried
+        progress = Progress(trial + 1, raw, [*values], [])
+        save(progress)
+    return progress
+
+
+def save_progress(file: Path, about: Mapping[str, Any], progress: Progress, steps: int) -> None:
+    """Writes the file; what only goes on from here needs is left out at the end."""
+    content = {
+        "about": about,
+        "step": progress.step,
+        "finished": progress.step == steps,
+        "values": progress.values,
+        "state": [] if progress.step == steps else progress.state,
+        "raw": progress.raw.tolist(),
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps(content) + "\n")
+
+
+def load_progress(
+    file: Path, about: Mapping[str, Any], shape: tuple[int, ...]
+) -> tuple[Progress, bool]:
+    """Reads a file of mixing weights, and whether learning has finished.
+
+    Args:
+        file: The file.
+        about: What the weights must have been learned for.
+        shape: Of the raw weights.
+
+    Raises:
+        UserError: There is none; it is damaged; its weights are of something else.
+    """
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        raw = np.asarray(stored["raw"], np.float32)
+        progress = Progress(stored["step"], raw, stored["values"], stored["state"])
+        found, finished = stored["about"], stored["finished"]
+    except FileNotFoundError:
+        raise UserError(
+            f"the mixing weights {file} are not learned yet; run python -m jroute.train first"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} is no file of mixing weights ({error!r}); remove it to learn them anew"
+        ) from error
+    expected = json.loads(json.dumps(about))
+    if different := sorted(k for k in {*found, *expected} if found.get(k) != expected.get(k)):
+        raise UserError(
+            f"{file} holds mixing weights that were learned for something else (different: "
+            f"{', '.join(different)}); learn them with this configuration"
+        )
+    if raw.shape != shape:
+        raise UserError(
+            f"{file} holds mixing weights of shape {raw.shape}, this routing takes {shape}; "
+            "remove it to learn them anew"
+        )
+    return progress, finished

@@ -1,0 +1,1 @@
+"""Streams of the residual, the operators that mix them, and the gate."""

@@ -1,0 +1,1 @@
+"""Intervals, contrasts, headroom and the verdict: arrays in, numbers out."""

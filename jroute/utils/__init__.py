@@ -1,0 +1,1 @@
+"""What every package needs: the command line, configuration files, files, errors, fingerprints."""

@@ -1,0 +1,122 @@
+"""The calibration command, with little of everything; what it measures is tested beside it."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from jroute import calibrate
+from jroute.arms import supervised
+from jroute.calibrate import Kept
+from jroute.ppo.learner import PPOConfig
+from jroute.statistics import calibration
+from jroute.statistics.calibration import CalibrationConfig, Tables
+from jroute.statistics.results import JudgeConfig
+
+PPO = PPOConfig(seeds=2, updates=3, batch_size=64, hidden=(8,))
+FIT = supervised.SupervisedConfig(
+    hidden=(8,), steps=20, learning_rates=(1e-2,), weight_decays=(0.0,)
+)
+CONFIG = CalibrationConfig(
+    ppo=PPO,
+    small=PPO,
+    supervised=FIT,
+    small_supervised=FIT,
+    judge=JudgeConfig(replicates=200),
+    permutations=12,
+    tables=1,
+    gains=(0.0, 0.1),
+    problems=(60, 30, 60),
+)
+TOLD = {"source": "simulated", "problems": {"test": 60}}
+
+
+def tables() -> Tables:
+    rng = np.random.default_rng(0)
+    train, validation, test = (calibration.planted(0.2, n, rng) for n in (60, 30, 60))
+    return Tables(train, validation, {"test": test}, calibration.GRID)
+
+
+def test_it_goes_on_where_it_was(tmp_path, monkeypatch, capsys) -> None:
+    kept = tmp_path / "kept.json"
+    ran: list[str] = []
+    for name in ("contest", "null_rl", "dose"):
+        inner = getattr(calibration, name)
+
+        def counted(*args, inner=inner, name=name, **options):
+            ran.append(name)
+            if len(ran) == 3:
+                raise KeyboardInterrupt
+            return inner(*args, **options)
+
+        monkeypatch.setattr(calibration, name, counted)
+    models = [(tables(), TOLD)]
+    with pytest.raises(KeyboardInterrupt):
+        calibrate.calibrate(models, [], CONFIG, ("positive", "null"), Kept(kept))
+    assert ran == ["contest", "null_rl", "null_rl"]  # the second chunk was cut short
+    found = calibrate.calibrate(models, models, CONFIG, calibrate.PARTS, Kept(kept))
+    # Contest and first chunk were kept; the dose's tables are contests too.
+    assert ran[3:] == ["null_rl", "dose", "contest", "dose", "contest"]
+    again = calibrate.calibrate(models, models, CONFIG, calibrate.PARTS, Kept(kept))
+    assert len(ran) == 8 and again == found
+    json.dumps(found, allow_nan=False)
+    assert found["null"]["permutations"] == 12
+    assert [one["gain"] for one in found["dose"]] == [0.0, 0.1]
+    # The same table, but nothing is expected of it there.
+    assert found["plain"][0]["splits"] == found["positive"][0]["splits"]
+    assert "passes" not in found["plain"][0]
+    calibrate.show(found)
+    printed = capsys.readouterr().out
+    for told in (
+        "positive, simulated, test: n = 60",
+        "plain, simulated",
+        "12 permutations, n = 60",
+    ):
+        assert told in printed
+    assert "(2 allowed)" in printed and "verdict: " in printed
+    assert "four contrasts significant" in printed and "1 tables each, n = 60" in printed
+
+
+def test_other_settings_are_another_calibration(tmp_path) -> None:
+    kept = Kept(tmp_path / "kept.json")
+    assert kept.get({"a": 1}, lambda: 1) == 1
+    assert kept.get({"a": 2}, lambda: 2) == 2
+    assert Kept(tmp_path / "kept.json").get({"a": 1}, lambda: 3) == 1
+
+
+def test_what_does_not_decide_a_part_does_not_undo_it(tmp_path, monkeypatch) -> None:
+    models, file = [(tables(), TOLD)], tmp_path / "kept.json"
+    first = calibrate.calibrate(models, [], CONFIG, ("positive",), Kept(file))
+    monkeypatch.setattr(calibration, "contest", None)
+    more = dataclasses.replace(CONFIG, permutations=40, tables=3, gains=(0.5,))
+    assert calibrate.calibrate(models, [], more, ("positive",), Kept(file)) == first
+    with pytest.raises(TypeError):
+        other = dataclasses.replace(CONFIG, seed=1)
+        calibrate.calibrate(models, [], other, ("positive",), Kept(file))
+
+
+def test_a_plan_counts_trainings(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(calibration, "seconds_of", lambda ppo, problems: 2.0)
+    given = (tmp_path, tmp_path / "none.yaml", [])
+    told = calibrate.plan([], 3, CONFIG, ("positive", "null", "dose"), given).splitlines()
+    assert told[0].startswith("models       6 trainings of 2 seeds x 3 updates, about 12 s")
+    assert told[1].startswith("null         12 trainings of 2 seeds x 3 updates, about 24 s")
+    assert told[2].startswith("dose         4 trainings of 2 seeds x 3 updates, about 8 s")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--permutations", "0"], "must be at least 1"),
+        (["--models", "no/such/model"], "no/such/model is no folder"),
+        (["--parts", "dose", "--permutatons", "9"], "of this command itself: --permutations"),
+        (["--parts", "dose", "--ppo.update", "9"], "the nearest known option is --ppo.updates"),
+    ],
+    ids=["permutations", "model", "misspelt", "misspelt-experiment"],
+)
+def test_bad_commands(arguments, message, tmp_path, capsys) -> None:
+    assert calibrate.main([*arguments, "--out", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,91 @@
+"""Answers of the adapter are kept under what was asked, by whom, and so far as it came."""
+
+import copy
+from typing import Any
+
+import pytest
+from lm_eval.api.model import CachingLM
+
+from jroute.harness.model import JaxLM
+from jroute.lm import LanguageModel
+from jroute.observe.progress import GenerationBar
+from jroute.tasks.synthetic import problems
+from jroute.utils.errors import UserError
+from tests.harness.asking import chat, generate, requests
+
+SLOTS = 4
+QUESTIONS = [problem.question for problem in problems("test", 6, 0)]
+
+
+@pytest.fixture(scope="module")
+def lm(tiny_lm: LanguageModel) -> LanguageModel:
+    """The bundled model."""
+    return tiny_lm
+
+
+def test_answers_are_cached_under_what_was_asked(lm, tmp_path) -> None:
+    ours = JaxLM(lm, 1.0, slots=SLOTS)
+    cached: Any = CachingLM(ours, str(tmp_path / "cache.db"))
+    asked = {
+        "generate_until": requests("generate_until", ("Tom", {"until": [], "max_gen_toks": 3})),
+        "loglikelihood": requests("loglikelihood", ("Tom has ", "5"), ("", "5")),
+        "loglikelihood_rolling": requests("loglikelihood_rolling", ("Tom has 5",)),
+    }
+    for kind, reqs in asked.items():
+        answers = getattr(ours, kind)(reqs)  # the adapter alone, as in a run that is killed then
+        count = len(ours.records)
+        assert getattr(cached, kind)(reqs) == answers
+        assert len(ours.records) == count
+    cached.dbdict.close()
+    # Another process is answered the same, knows the gates, and asks the model nothing.
+    later = JaxLM(lm, 1.0, slots=SLOTS)
+    again: Any = CachingLM(later, str(tmp_path / "cache.db"))
+    for kind, reqs in asked.items():
+        getattr(again, kind)(reqs)
+    everything = [request for reqs in asked.values() for request in reqs]
+    assert later.records == [] and later.records_of(everything) == ours.records
+    assert [record.gate for record in ours.records] == [1.0, 1.0, 0.0, 0.0]
+    again.dbdict.close()
+    # Whoever would answer otherwise is not given these answers.
+    half = copy.copy(lm)
+    half.fingerprint = "another"
+    for other in (JaxLM(lm, 0.5), JaxLM(lm), JaxLM(half, 1.0), JaxLM(lm, 1.0, max_gen_toks=9)):
+        assert other.namespace != ours.namespace
+        with pytest.raises(UserError, match="holds answers of another model, routing or arm"):
+            CachingLM(other, str(tmp_path / "cache.db"))
+    assert JaxLM(lm, 1.0, slots=7).namespace == ours.namespace
+
+
+def test_what_is_interrupted_was_cached_so_far(lm, tmp_path, monkeypatch) -> None:
+    """Ctrl-C while the engine runs on; one batch of scores before the next."""
+    cases = [(chat(JaxLM(lm), q), {"until": [], "max_gen_toks": 9}) for q in QUESTIONS]
+    pairs = [("Tom has ", "5" * n) for n in range(1, 6)]
+    expected = generate(JaxLM(lm, slots=SLOTS), *cases)
+    monkeypatch.setattr("jroute.harness.model._SCORING_BATCH", 2)
+    first = JaxLM(lm, slots=SLOTS)
+    CachingLM(first, str(tmp_path / "cache.db"))
+    score, calls = LanguageModel.loglikelihood, []
+
+    def interrupt(_: Any, now: Any) -> None:
+        if now.finished:
+            raise KeyboardInterrupt
+
+    def score_four(self, some: Any, **options: Any) -> Any:
+        calls.append(len(some))
+        if calls == [2, 2, 1]:
+            raise KeyboardInterrupt
+        return score(self, some, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GenerationBar, "__call__", interrupt)
+        patch.setattr(LanguageModel, "loglikelihood", score_four)
+        for kind, arguments in (("generate_until", cases), ("loglikelihood", pairs)):
+            with pytest.raises(KeyboardInterrupt):
+                getattr(first, kind)(requests(kind, *arguments))
+    first.cache_hook.dbdict.close()
+    second = JaxLM(lm, slots=SLOTS)
+    cached: Any = CachingLM(second, str(tmp_path / "cache.db"))
+    assert generate(cached, *cases) == expected
+    assert len(second.records) == len(cases) - SLOTS
+    cached.loglikelihood(requests("loglikelihood", *pairs))
+    assert len(second.records) == len(cases) - SLOTS + len(pairs) - 4

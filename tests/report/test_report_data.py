@@ -1,0 +1,218 @@
+"""From the files of a run folder to what the report shows."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from jroute.arms import supervised
+from jroute.checkpoint import save_state
+from jroute.controller import networks
+from jroute.controller.features import SCALARS, FeatureConfig, Featurizer, RawFeatures
+from jroute.report import figures
+from jroute.report.__main__ import main as report
+from jroute.report.episodes import episodes, shared
+from jroute.report.problem_table import pack
+from jroute.report.run_reader import gather
+from jroute.tasks.synthetic import problems
+from jroute.utils.errors import UserError
+from tests.report import reports
+
+COUNT = 8
+GATES = (0.0, 0.5, 1.0)
+
+
+def write_cells(folder, asked, gates) -> None:
+    """A table as experiments leave it; cell k of problem i is right if i + k is odd."""
+    folder.mkdir(parents=True)
+    cells = [(i, p, k, gate) for i, p in enumerate(asked) for k, gate in enumerate(gates)]
+    count = len(cells)
+    columns = {
+        "problem_id": [p.id for _, p, _, _ in cells],
+        "gate": [gate for *_, gate in cells],
+        "sample": [0] * count,
+        "completion": [f"#### {p.answer}" for _, p, _, _ in cells],
+        "tokens": [5 + i for i, *_ in cells],
+        "parsed": [p.answer for _, p, _, _ in cells],
+        "status": ["ok"] * count,
+        "correct": [bool((i + k) % 2) for i, _, k, _ in cells],
+        "reward": [0.5] * count,
+        "stop_reason": ["length" if k else "end_token" for *_, k, _ in cells],
+    }
+    half = count // 2
+    pq.write_table(pa.table(columns).slice(0, half), folder / "part-a.parquet")
+    pq.write_table(pa.table(columns).slice(half), folder / "part-b.parquet")
+    again = {**columns, "sample": [1] * count, "completion": ["another sample"] * count}
+    pq.write_table(pa.table(again), folder / "part-c.parquet")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder as training leaves it, with a controller of random weights."""
+    folder = tmp_path_factory.mktemp("runs") / "toy"
+    folder.mkdir()
+    config = {
+        "run": "runs/toy",
+        "model": "no/model",
+        "gates": list(GATES),
+        "task": {"name": "synthetic", "train": 4, "validation": 4, "test": COUNT},
+        "decoding": {"max_new_tokens": 40},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    asked = problems("test", COUNT)
+    write_cells(folder / "outcomes" / "ab12", asked, GATES)
+    rng = np.random.default_rng(0)
+    raw = RawFeatures(
+        rng.normal(size=(COUNT, len(SCALARS))).astype(np.float32),
+        rng.normal(size=(COUNT, 6)).astype(np.float32),
+    )
+    (folder / "features").mkdir()
+    np.savez(folder / "features" / "test.npz", key="k", **raw._asdict())
+    featurizer = Featurizer.fit(raw, FeatureConfig(components=4))
+    size = featurizer(raw).shape[1]
+    each = [networks.init(jax.random.key(i), size, (len(GATES),), (8,)) for i in range(2)]
+    for params in each:  # far from the uniform policy that training starts from
+        params["actor"]["output"]["kernel"] = 1e3 * params["actor"]["output"]["kernel"]
+    seeds = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+    tree = {"featurizer": featurizer.tree(), "seeds": seeds, "selected": 1, "best_fixed": 0}
+    save_state(folder / "controller" / "cd34", 1, tree)
+    results = {**reports.results(COUNT), "outcomes": "ab12", "training": "cd34"}
+    (folder / "results.json").write_text(json.dumps({**results, "gates": list(GATES)}))
+    chosen = [supervised.choices_of_policy(p, featurizer(raw).astype(np.float32)) for p in each]
+    return folder, asked, raw, np.stack(chosen)
+
+
+def test_a_run_is_read_without_its_model(run) -> None:
+    folder, asked, raw, chosen = run
+    found = gather(folder)
+    judged = found.splits[0]
+    assert found.name == "toy" and [s.name for s in found.splits] == ["test"] and not judged.absent
+    assert [row.problem for row in judged.rows] == asked
+    assert len(np.unique(chosen)) > 1
+    np.testing.assert_array_equal(judged.gates[..., 0], np.asarray(GATES)[chosen])
+    assert [row.rl for row in judged.rows] == chosen[1].tolist()  # the selected seed
+    assert {row.base for row in judged.rows} == {0}
+    row = judged.rows[3]
+    assert row.features == pytest.approx(dict(zip(SCALARS, raw.scalars[3].tolist(), strict=True)))
+    assert [cell.gate for cell in row.cells] == [(0.0,), (0.5,), (1.0,)]
+    assert [cell.correct for cell in row.cells] == [True, False, True] and row.cells[0].tokens == 8
+    assert {cell.completion for cell in row.cells} == {f"#### {asked[3].answer}"}  # sample 0
+    assert row.prompt == "" and found.curves == {} and found.probe is None
+    expected = [[bool((i + chosen[s, i]) % 2) for i in range(COUNT)] for s in range(2)]
+    np.testing.assert_array_equal(judged.right, expected)
+    assert figures.grid(found) == [(0.0,), (0.5,), (1.0,)]
+
+
+def test_every_cell_is_an_episode_that_names_its_arms(run) -> None:
+    folder, asked, _, chosen = run
+    found = gather(folder)
+    made = list(episodes(found.splits[0], found))
+    assert len(made) == COUNT * len(GATES) == len({episode.key for episode in made})
+    for i, episode in enumerate(made):
+        problem, gate = divmod(i, len(GATES))
+        expected = {f"fixed:{GATES[gate]:g}"}
+        expected |= {"baseline", "best_fixed"} if gate == 0 else set()
+        expected |= {"rl_selected"} if chosen[1, problem] == gate else set()
+        assert set(episode.labels["arms"]) == expected
+        assert episode.prompt == asked[problem].question and episode.gate == (GATES[gate],)
+    assert shared(found)["gen_ai.request.max_tokens"] == 40
+
+
+def test_the_door_writes_the_page_and_the_traces(run, tmp_path, capsys) -> None:
+    folder, asked, _, _ = run
+    out = tmp_path / "out"
+    before = sorted(path for path in folder.rglob("*"))
+    options = ["--run", str(folder), "--out", str(out), "--traces.format", "jsonl"]
+    assert report(options) == 0
+    printed = capsys.readouterr().out
+    assert "test: n = 8 problems" in printed and f"{out / 'report.html'}: the report" in printed
+    assert "24 of 24 episodes of test" in printed
+    page = (out / "report.html").read_text()
+    assert asked[0].question in page and (out / "figures" / "arms-test.png").is_file()
+    assert len((out / "traces" / "test.jsonl").read_text().splitlines()) == 24
+    assert before == sorted(path for path in folder.rglob("*"))
+
+
+def test_what_is_missing_is_named(run, tmp_path, capsys) -> None:
+    folder = run[0]
+    assert report(["--run", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path} is no run folder")
+    part = tmp_path / "part"
+    part.mkdir()
+    (part / "config.yaml").write_text((folder / "config.yaml").read_text())
+    with pytest.raises(UserError, match=r"has no results\.json"):
+        gather(part)
+    (part / "results.json").write_text((folder / "results.json").read_text())
+    found = gather(part).splits[0]
+    assert not found.rows and "The problems cannot be shown: " in found.absent
+    assert "no outcome table ab12" in found.absent
+
+
+def test_what_judging_wrote_down_is_taken_before_controllers_are_asked(run, tmp_path) -> None:
+    folder, asked, _, _ = run
+    copy = tmp_path / "toy"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("controller"))
+    rng = np.random.default_rng(1)
+    rows = []
+    for arm, seeds in (("baseline", 1), ("supervised", 1), ("rl_selected", 1), ("rl", 3)):
+        rows += [
+            ("test", arm, seed, p.id, 0.0 if arm == "baseline" else float(rng.choice(GATES)))
+            for seed in range(seeds)
+            for p in asked
+        ]
+    rows += [("test", "random", 0, p.id, None) for p in asked]
+    rows += [("ood", a, seed, f"{p}-other", g) for _, a, seed, p, g in rows[:8]]
+    rng.shuffle(rows)  # of no order
+    names = ("split", "arm", "seed", "problem", "gate")
+    columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
+    columns |= {"seed": list(map(int, columns["seed"]))}
+    pq.write_table(pa.table(columns), copy / "items.parquet")
+    (judged,) = gather(copy).splits
+    assert not judged.absent and judged.gates.shape == (3, COUNT, 1)
+    stored = {(a, seed, p): g for s, a, seed, p, g in rows if s == "test"}
+    for i, (row, problem) in enumerate(zip(judged.rows, asked, strict=True)):
+        assert set(row.arms) == {"baseline", "supervised", "rl_selected"}
+        assert row.arms["supervised"] == (stored["supervised", 0, problem.id],)
+        assert (
+            row.cells[row.rl].gate
+            == row.arms["rl_selected"]
+            == (stored["rl_selected", 0, problem.id],)
+        )
+        assert judged.gates[:, i, 0].tolist() == [stored["rl", s, problem.id] for s in range(3)]
+    half = {name: values[: len(rows) // 2] for name, values in columns.items()}
+    pq.write_table(pa.table(half), copy / "items.parquet")
+    assert "judge the run again" in gather(copy).splits[0].absent
+
+
+def test_gates_of_several_parts_are_read_from_the_memo(run, tmp_path) -> None:
+    """A gate per band: controllers decide each part, and only what was asked for is known."""
+    folder, asked, raw, _ = run
+    copy = tmp_path / "toy"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("controller", "outcomes"))
+    featurizer = Featurizer.fit(raw, FeatureConfig(components=4))
+    observations = featurizer(raw).astype(np.float32)
+    params = networks.init(jax.random.key(5), observations.shape[1], (3, 3), (8,))
+    params["actor"]["output"]["kernel"] = 1e3 * params["actor"]["output"]["kernel"]
+    seeds = jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
+    tree = {"featurizer": featurizer.tree(), "seeds": seeds, "selected": 0}
+    save_state(copy / "controller" / "cd34", 1, tree)
+    decided = np.asarray(networks.act(params, jnp.asarray(observations)))
+    expected = [tuple(GATES[part] for part in row) for row in decided]
+    assert len(set(expected)) > 1
+    write_cells(copy / "memo" / "ab12", asked, [[0.0, 0.0], *map(list, dict.fromkeys(expected))])
+    (judged,) = gather(copy).splits
+    assert not judged.absent and judged.gates.shape == (1, COUNT, 2)
+    assert [row.cells[row.rl].gate for row in judged.rows] == expected
+    assert {row.cells[row.base].gate for row in judged.rows} == {(0.0, 0.0)}
+    material = dataclasses.replace(gather(copy), splits=(judged,))
+    packed = pack(material.splits, figures.grid(material))["splits"][0]["rows"][0]
+    label, colours, *_ = packed["cells"][packed["rl"]]
+    assert label == " ".join(f"{part:g}" for part in expected[0])
+    assert colours == decided[0].tolist()

@@ -1,0 +1,56 @@
+"""How commands end."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from jroute.utils.cli import door
+from jroute.utils.errors import UserError
+
+SLEEPER = """
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it ignored
+from jroute.door import door, enter
+@door
+def main(argv):
+    try:
+        print("inside", flush=True)
+        time.sleep(60)
+    finally:
+        print("cleaned up", flush=True)
+enter(main, "nothing was written")
+"""
+
+
+def test_bad_input_is_one_sentence_and_status_two(capsys):
+    @door
+    def main(argv):
+        raise UserError("no such thing; take another")
+
+    assert main([]) == 2
+    assert capsys.readouterr().err == "error: no such thing; take another\n"
+
+
+def test_a_defect_keeps_its_traceback():
+    @door
+    def main(argv):
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        main([])
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_command_cleans_up(kind):
+    with subprocess.Popen(
+        [sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "inside\n"
+        process.send_signal(kind)
+        out, err = process.communicate(timeout=300)
+    assert process.returncode == 130
+    assert out == "cleaned up\n"
+    assert err == "error: interrupted; nothing was written\n"
