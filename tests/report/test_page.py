@@ -10,8 +10,11 @@ from html import unescape
 import numpy as np
 import pytest
 
-from jroute.report import canvas, figures, gate_figures, head, page, problems, shares
+from jroute.report import difficulty as shares
+from jroute.report import figures, gate_figures, head, page
+from jroute.report import problem_table as problems
 from jroute.report import rows as numbers
+from jroute.report import svg as canvas
 from jroute.report.report_data import Judged
 from tests.report import reports
 
