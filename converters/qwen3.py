@@ -107,7 +107,7 @@ def layout(config: Qwen3Config) -> dict[str, Entry]:
 
 
 def check(checkpoint: Checkpoint, config: Qwen3Config) -> None:
-    """Holds every header of a checkpoint against the shapes that its config implies.
+    """Hold every header of a checkpoint against the shapes that its config implies.
 
     Raises:
         UserError: A tensor is missing, unknown, or of another shape or type.
@@ -178,7 +178,7 @@ def stored_dtype(checkpoint: Checkpoint, config: Qwen3Config) -> np.dtype:
 
 
 def place(entry: Entry, tensor: np.ndarray, out: np.ndarray, start: int = 0) -> None:
-    """Turns a Hugging Face tensor the way ours lies and casts it, into ``out``.
+    """Turn a Hugging Face tensor the way ours lies and casts it, into ``out``.
 
     Args:
         entry: The array of ours that the tensor is a part of.
@@ -216,7 +216,7 @@ def _transpose(matrix: np.ndarray, out: np.ndarray) -> None:
 
 
 def assemble(entry: Entry, read: Callable[[str], np.ndarray], dtype: np.dtype) -> np.ndarray:
-    """Builds one array of ours from the tensors that ``read`` gives by name.
+    """Build one array of ours from the tensors that ``read`` gives by name.
 
     Host memory holds the result and one tensor at a time.
     """
@@ -238,7 +238,7 @@ def split(entry: Entry, value: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
 def from_hf(
     tensors: Mapping[str, np.ndarray], config: Qwen3Config, dtype: np.dtype | None = None
 ) -> dict[str, Any]:
-    """Converts a whole checkpoint in memory (by default in the type of its token table)."""
+    """Convert a whole checkpoint in memory (by default in the type of its token table)."""
     entries = layout(config)
     dtype = tensors[entries["embed_tokens"].names[0]].dtype if dtype is None else dtype
     return nest(
@@ -261,7 +261,7 @@ def write_hf(
     config: Qwen3Config,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes ``model.safetensors`` and ``config.json`` as transformers would.
+    """Write ``model.safetensors`` and ``config.json`` as transformers would.
 
     Args:
         directory: The folder; made if it is missing.

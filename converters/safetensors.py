@@ -54,7 +54,7 @@ class Checkpoint:
     """
 
     def __init__(self, directory: Path):
-        """Opens every weight file and reads its header.
+        """Open every weight file and read its header.
 
         Raises:
             UserError: The folder, its weights or one of its shards is missing; a file is truncated
@@ -139,7 +139,7 @@ def _open(file: Path) -> dict[str, Tensor]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Reads a JSON object.
+    """Read a JSON object.
 
     Raises:
         UserError: The file is missing, is not JSON, or holds something else than an object.
@@ -163,7 +163,7 @@ class Found(NamedTuple):
 
 
 def fetch(source: str, revision: str | None = None) -> Found:
-    """Finds the folder of a checkpoint, downloading it if ``source`` is a hub id.
+    """Find the folder of a checkpoint, downloading it if ``source`` is a hub id.
 
     Args:
         source: A local folder, or a Hugging Face hub id like ``Qwen/Qwen3-4B``.
@@ -204,7 +204,7 @@ def fetch(source: str, revision: str | None = None) -> Found:
 
 
 def write(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes a safetensors file as transformers does (metadata ``format: pt``), atomically."""
+    """Write a safetensors file as transformers does (metadata ``format: pt``), atomically."""
     with replacing(file) as partial:
         contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
         save_file(contiguous, partial, metadata={"format": "pt"})

@@ -34,7 +34,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the face when it is first used, so that small commands start fast."""
+    """Import the face when it is first used, so that small commands start fast."""
     if name not in _HOMES:
         raise AttributeError(f"module 'jroute' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -205,7 +205,7 @@ def calibrate(
     parts: Sequence[str],
     kept: Kept,
 ) -> dict[str, Any]:
-    """Runs the parts; see ``jroute.statistics.calibration``.
+    """Run the parts; see ``jroute.statistics.calibration``.
 
     Args:
         models: Of the positive part; the null is of the first.
@@ -290,7 +290,7 @@ def _deciding(config: "CalibrationConfig", *names: str) -> dict[str, Any]:
 
 
 def show(found: dict[str, Any]) -> None:
-    """Prints one table per part."""
+    """Print one table per part."""
     from jroute.statistics.results import table
 
     for one in found.get("positive", []):
@@ -333,7 +333,7 @@ def show(found: dict[str, Any]) -> None:
 
 @door
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, calibrates, prints."""
+    """Parse, calibrates, prints."""
     parser = argparse.ArgumentParser(
         prog="python -m jroute.calibrate",
         description=__doc__,

@@ -110,7 +110,7 @@ def compare(
 
 
 def show(found: Sequence[Mapping[str, Any]], split: str, n: int) -> None:
-    """Prints the comparison."""
+    """Print the comparison."""
     wide = max(len(row["run"]) for row in found) + 2
     print(f"{split}: n = {n} problems, the same in all runs")
     print(f"{'arm':<20}{'run':<{wide}}{'value':>7}  {'95 % interval':<15}minus the first run")
@@ -137,7 +137,7 @@ def _holds_samples(where: Path) -> bool:
 
 @door
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, reads, compares, prints."""
+    """Parse, reads, compares, prints."""
     parser = argparse.ArgumentParser(
         prog="python -m jroute.compare",
         description=__doc__,

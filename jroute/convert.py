@@ -38,7 +38,7 @@ PROMPTS = (
 
 @door
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, converts, prints."""
+    """Parse, converts, prints."""
     arguments = vars(_parser().parse_args(argv))
     model = arguments.pop("to_hf")
     if model is not None:
@@ -130,7 +130,7 @@ def _read_prompts(file: Path) -> list[str]:
 
 
 def _check_prompts(source: str, revision: str | None, prompts: Sequence[str]) -> None:
-    """Raises a ``UserError`` now that would otherwise come after the conversion."""
+    """Raise a ``UserError`` now that would otherwise come after the conversion."""
     from jroute.checkpoint.verification import encode_prompts
 
     folder = fetch(source, revision).folder
@@ -139,7 +139,7 @@ def _check_prompts(source: str, revision: str | None, prompts: Sequence[str]) ->
 
 
 def _verify(result: Conversion, out: Path, prompts: Sequence[str]) -> None:
-    """Compares the model with its source, and prints what was found.
+    """Compare the model with its source, and print what was found.
 
     Raises:
         UserError: A tensor differs, or logits are further off than rounding explains.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def show_live(found: Mapping[str, Any]) -> None:
-    """Prints accuracies now and in the table, and how many cells differ."""
+    """Print accuracies now and in the table, and how many cells differ."""
     print(f"{found['split']}, generated anew: n = {found['n']} problems, {found['cells']} cells")
     print(f"{'arm':<20}{'now':>8}  95 % interval  {'in the table':>14}")
     for name, arm in found["arms"].items():
@@ -49,7 +49,7 @@ def more_than_noise(differing: int, cells: int, flips: int, replicates: int) -> 
 
 @door
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, judges, prints."""
+    """Parse, judges, prints."""
     parser = argparse.ArgumentParser(
         prog="python -m jroute.evaluate",
         description=__doc__,

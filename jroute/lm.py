@@ -93,11 +93,11 @@ class LanguageModel:
         return other
 
     def devices(self) -> AbstractContextManager[Any]:
-        """Puts what runs inside the block on the model's mesh, if it has one."""
+        """Put what runs inside the block on the model's mesh, if it has one."""
         return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
     def check_slots(self, slots: int | Literal["auto"]) -> None:
-        """Raises a ``UserError`` if replicas cannot share so many slots evenly."""
+        """Raise a ``UserError`` if replicas cannot share so many slots evenly."""
         data = 1 if self.mesh is None else self.mesh.shape["data"]
         if slots != "auto" and slots % data:
             raise UserError(
@@ -364,7 +364,7 @@ def load(
     dtype: str = "",
     mesh: MeshConfig | None = None,
 ) -> LanguageModel:
-    """Loads a model that ``python -m jroute.convert`` wrote.
+    """Load a model that ``python -m jroute.convert`` wrote.
 
     Args:
         directory: The model directory.

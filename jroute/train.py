@@ -33,7 +33,7 @@ class Options:
 
 @door
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, trains, prints."""
+    """Parse, trains, prints."""
     experiment, options = parse(
         Experiment, argv, prog="python -m jroute.train", description=__doc__ or "", extra=Options
     )

@@ -37,7 +37,7 @@ GOAL_RATIO = 4.0
 
 
 def bench(source: Path, work: Path, repeats: int) -> dict[str, Any]:
-    """Copies and converts a checkpoint in turn.
+    """Copy and converts a checkpoint in turn.
 
     Args:
         source: A folder in Hugging Face layout.
@@ -121,7 +121,7 @@ def _make_source(like: Path, source: Path, layers: int | None) -> None:
 
 
 def _timed(command: Sequence[str], out: Path, *, keep: bool = False) -> dict[str, Any]:
-    """Runs a command with ``sync`` after it; its time, and the peaks of its memory."""
+    """Run a command with ``sync`` after it; its time, and the peaks of its memory."""
     os.sync()
     anonymous = resident = 0
     start = time.perf_counter()
@@ -166,7 +166,7 @@ def _file_system(folder: Path) -> str:
 
 @door
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, measures, prints, writes."""
+    """Parse, measures, prints, writes."""
     parser = argparse.ArgumentParser(
         prog="python scripts/bench_convert.py",
         description=__doc__,

@@ -124,7 +124,7 @@ def measure(
 
 @door
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, measures, prints, writes."""
+    """Parse, measures, prints, writes."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

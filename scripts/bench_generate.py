@@ -132,7 +132,7 @@ RUN = {
 def start(
     args: argparse.Namespace, models: tuple[Path, Path], shape: Shape, stack: ExitStack
 ) -> Bench:
-    """Starts every side's worker and lets it load; one that cannot is reported as not measured."""
+    """Start every side's worker and lets it load; one that cannot is reported as not measured."""
     bench = Bench(args, models, shape, stack)
     for name in (OURS, *args.peers):
         python = Path(sys.executable)
@@ -199,7 +199,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def settle(args: argparse.Namespace) -> None:
-    """Fills in the shape's defaults and refuses what cannot be.
+    """Fill in the shape's defaults and refuses what cannot be.
 
     Raises:
         UserError: An unknown part or peer, or a number that is not positive.
@@ -233,7 +233,7 @@ def settle(args: argparse.Namespace) -> None:
 
 @door
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, measures part by part, prints, writes."""
+    """Parse, measures part by part, prints, writes."""
     args = parser().parse_args(argv)
     settle(args)
     if args.make_environments:

@@ -344,7 +344,7 @@ def _numbers(option: str, text: str, separator: str) -> list[int]:
 
 @door
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, measures, prints, writes."""
+    """Parse, measures, prints, writes."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -324,7 +324,7 @@ def parser() -> argparse.ArgumentParser:
 
 @door
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, measures, prints, writes."""
+    """Parse, measures, prints, writes."""
     args = parser().parse_args(argv)
     cores = len(os.sched_getaffinity(0))
     threads = args.threads or sorted({1, cores})

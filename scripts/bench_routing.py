@@ -79,7 +79,7 @@ def measure(
     repeats: int,
     widths: Sequence[int] = WIDTHS,
 ) -> dict[str, Any]:
-    """Times and sizes of every routing, as ratios to the plain model of the same round."""
+    """Time and sizes of every routing, as ratios to the plain model of the same round."""
     rng = np.random.default_rng(0)
     tokens = jnp.asarray(rng.integers(0, config.vocab_size, (batch, prompt)), jnp.int32)
     lengths, layers = jnp.full(batch, prompt), config.num_hidden_layers
@@ -179,7 +179,7 @@ def _widths(text: str) -> tuple[int, ...]:
 
 @door
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, measures, prints, writes."""
+    """Parse, measures, prints, writes."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -159,7 +159,7 @@ def pretrain(
 
 
 def export(directory: Path, params, config: Qwen3Config, tokenizer) -> None:
-    """Writes the model in Hugging Face layout, its routing beside it."""
+    """Write the model in Hugging Face layout, its routing beside it."""
     ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>")]
     write_hf(directory, params, config, {"eos_token_id": ends[0], "pad_token_id": ends[1]})
     tokenizer.save_pretrained(directory)
@@ -250,7 +250,7 @@ def measure(params, config: Qwen3Config, routing: Routing, tokenizer) -> dict:
 
 @door
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, trains or loads, exports, measures."""
+    """Parse, trains or loads, exports, measures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -63,7 +63,7 @@ def write_random(
     plain_chatml: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Path]:
-    """Writes the folder; it appears under its name when it is complete.
+    """Write the folder; it appears under its name when it is complete.
 
     Args:
         like: Folder whose ``config.json``, and ``generation_config.json`` if there is one, to take.
@@ -146,7 +146,7 @@ def _copy_tokenizer(source: Path, to: Path, *, plain_chatml: bool) -> None:
 
 @door
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, writes, prints."""
+    """Parse, writes, prints."""
     parser = argparse.ArgumentParser(
         prog="python scripts/random_qwen3.py",
         description=__doc__,

@@ -72,7 +72,7 @@ def steps(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, list[
 
 
 def take(command: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
-    """Runs one step, showing what it prints, and reports on it.
+    """Run one step, showing what it prints, and reports on it.
 
     Raises:
         UserError: It failed.
@@ -101,7 +101,7 @@ def take(command: Sequence[str], environment: Mapping[str, str]) -> dict[str, An
 
 @door
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, runs, reports."""
+    """Parse, runs, reports."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -30,7 +30,7 @@ class Options:
 
 @door
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, measures, prints."""
+    """Parse, measures, prints."""
     argv = sys.argv[1:] if argv is None else argv
     grid, options = parse(
         Ablation, argv, prog="python -m jroute.ablate", description=__doc__ or "", extra=Options

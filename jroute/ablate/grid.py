@@ -238,7 +238,7 @@ class Laboratory:
         return self.run.directory / "cells" / f"{semantic_fingerprint(what)[:16]}.json"
 
     def fill(self, progress: Callable[[int, int], None]) -> int:
-        """Makes the cells that are missing; returns how many.
+        """Make the cells that are missing; returns how many.
 
         Args:
             progress: Called with the number of cells that are there and of all of them.

@@ -125,7 +125,7 @@ def write_tree(folder: Path, paths: Iterable[str]) -> None:
 def create(
     folder: Path, path: str, shape: tuple[int, ...], dtype: np.dtype, cut: Tiling
 ) -> ts.TensorStore:
-    """Creates one array of the tree."""
+    """Create one array of the tree."""
     little = {"name": "bytes", "configuration": {"endian": "little"}}
     tiles = {
         "chunk_shape": cut.tile,
@@ -143,7 +143,7 @@ def create(
 
 
 def open_array(folder: Path, path: str) -> ts.TensorStore:
-    """Opens one array of the tree for reading; a part that is missing raises."""
+    """Open one array of the tree for reading; a part that is missing raises."""
     return ts.open({**_spec(folder, path), "fill_missing_data_reads": False}, open=True).result()
 
 
@@ -157,7 +157,7 @@ class Future(Protocol):
     """What the executors of Python and of tensorstore give for work in the background."""
 
     def result(self) -> Any:
-        """Waits for the work."""
+        """Wait for the work."""
 
 
 class Pipeline:
@@ -169,18 +169,18 @@ class Pipeline:
         self._tasks: deque[tuple[Future, Callable[[Any], None] | None]] = deque()
 
     def add(self, future: Future, then: Callable[[Any], None] | None = None) -> None:
-        """Adds a task; if there are too many, waits for the oldest and calls its ``then``."""
+        """Add a task; if there are too many, waits for the oldest and calls its ``then``."""
         self._tasks.append((future, then))
         while len(self._tasks) > self._limit:
             self._finish_one()
 
     def drain(self) -> None:
-        """Waits for all."""
+        """Wait for all."""
         while self._tasks:
             self._finish_one()
 
     def abandon(self) -> None:
-        """Waits until nothing runs any more, whatever comes of it."""
+        """Wait until nothing runs any more, whatever comes of it."""
         while self._tasks:
             future, _ = self._tasks.popleft()
             with suppress(Exception):  # the first error is the one to tell
@@ -196,7 +196,7 @@ class Pipeline:
 def read_array(
     store: ts.TensorStore, sharding: Sharding | None, dtype: np.dtype | None = None
 ) -> jax.Array:
-    """Reads an array straight to its devices, and waits until it is there.
+    """Read an array straight to its devices, and wait until it is there.
 
     The host holds what the devices of this process hold of it, each part once, and a few pieces.
 
@@ -220,7 +220,7 @@ def read_array(
 
 
 def _read_part(store: ts.TensorStore, index: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
-    """Reads a part of an array piece by piece, so that the decoder never holds all of it."""
+    """Read a part of an array piece by piece, so that the decoder never holds all of it."""
     wanted = [
         range(*(index[axis] if index else slice(None)).indices(size))
         for axis, size in enumerate(store.shape)
@@ -252,7 +252,7 @@ def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Turns a write that the system refuses into a ``UserError``.
+    """Turn a write that the system refuses into a ``UserError``.
 
     Args:
         folder: On the disk that is written to.

@@ -63,7 +63,7 @@ class Source(NamedTuple):
 
 
 def open_source(folder: Path, dtype: Dtype | None = None) -> Source:
-    """Opens a checkpoint folder and checks it whole, without reading a weight.
+    """Open a checkpoint folder and check it whole, without reading a weight.
 
     Args:
         folder: A folder in Hugging Face layout.
@@ -93,7 +93,7 @@ def convert(
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Conversion:
-    """Converts a checkpoint; converting the same one to the same place again changes nothing.
+    """Convert a checkpoint; converting the same one to the same place again changes nothing.
 
     Args:
         source: A local folder or a Hugging Face hub id.

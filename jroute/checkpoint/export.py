@@ -32,7 +32,7 @@ class StoredTensors:
     """
 
     def __init__(self, directory: Path):
-        """Opens the model directory.
+        """Open the model directory.
 
         Raises:
             UserError: It is missing, unfinished, not a model, or damaged.
@@ -58,7 +58,7 @@ class StoredTensors:
         }
 
     def read(self, name: str) -> np.ndarray:
-        """Reads one tensor as Hugging Face orients it.
+        """Read one tensor as Hugging Face orients it.
 
         Raises:
             UserError: A part of it is missing, or cannot be read.
@@ -82,7 +82,7 @@ def export(
     out: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Path]:
-    """Writes a model directory as a folder that transformers loads.
+    """Write a model directory as a folder that transformers loads.
 
     The tensors have the bits that the conversion stored; the files that came with the weights are
     copied, and ``config.json`` differs from the source's only where the conversion changed the
@@ -140,7 +140,7 @@ def export(
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Gives a temporary folder beside ``out`` that takes its name when the block succeeds.
+    """Give a temporary folder beside ``out`` that takes its name when the block succeeds.
 
     Raises:
         UserError: ``out`` is there and not an empty folder, or cannot be written.
@@ -192,7 +192,7 @@ def write_shards(
     read: Callable[[Sequence[str]], Mapping[str, np.ndarray]],
     limit: int,
 ) -> list[Path]:
-    """Writes weights in the published layout: one file, or numbered shards with an index.
+    """Write weights in the published layout: one file, or numbered shards with an index.
 
     Args:
         folder: Where to.

@@ -93,7 +93,7 @@ def load_model(
     dtype: DTypeLike | None = None,
     shardings: Sharding | Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], Qwen3Config]:
-    """Reads a model directory.
+    """Read a model directory.
 
     Args:
         directory: A finished model directory.
@@ -144,7 +144,7 @@ def model_fingerprint(directory: str | os.PathLike[str]) -> str:
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """Reads the manifest of a model directory, and sees that no part of the weights is missing.
+    """Read the manifest of a model directory, and see that no part of the weights is missing.
 
     Raises:
         UserError: The directory is missing, unfinished, not a model, or damaged.

@@ -32,7 +32,7 @@ class Staging:
         self.partial = directory.with_name(f"{_prefix(directory)}{os.getpid()}")
 
     def begin(self) -> None:
-        """Makes the temporary folder.
+        """Make the temporary folder.
 
         Raises:
             UserError: It cannot be made.
@@ -45,7 +45,7 @@ class Staging:
             ) from None
 
     def publish(self) -> None:
-        """Gives the temporary folder its name; what stood there goes. All of it is on disk then."""
+        """Give the temporary folder its name; what stood there goes. All of it is on disk then."""
         replaced = None
         if self.directory.exists():
             replaced = self.partial.with_name(self.partial.name + _REPLACED)
@@ -56,12 +56,12 @@ class Staging:
             shutil.rmtree(replaced)
 
     def discard(self) -> None:
-        """Removes the temporary folder, if it is still there."""
+        """Remove the temporary folder, if it is still there."""
         shutil.rmtree(self.partial, ignore_errors=True)
 
 
 def recover(directory: Path) -> None:
-    """Cleans up behind processes of this machine that were killed on their way to ``directory``."""
+    """Clean up behind processes of this machine that were killed on their way to ``directory``."""
     for leftover in _beside(directory, prefix := _prefix(directory)):
         process = leftover.name.removeprefix(prefix).removesuffix(_REPLACED)
         ours = process == str(os.getpid())  # of an earlier process with our number
@@ -91,7 +91,7 @@ def _beside(directory: Path, prefix: str) -> list[Path]:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file or the names in a folder are on disk."""
+    """Wait until a file or the names in a folder are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -100,7 +100,7 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Waits until a folder is on disk with all that is in it."""
+    """Wait until a folder is on disk with all that is in it."""
     for path in [*folder.rglob("*"), folder]:
         sync(path)
 

@@ -19,7 +19,7 @@ _NUMBERS: Mapping[str, type] = {kind.__name__: kind for kind in (bool, int, floa
 
 
 def save_state(directory: str | os.PathLike[str], step: int, state: Any, *, keep: int = 2) -> None:
-    """Saves the state of a learner under its step, and drops all but the newest ``keep``.
+    """Save the state of a learner under its step, and drop all but the newest ``keep``.
 
     Args:
         directory: Folder of the checkpoints; made if it is missing.
@@ -50,7 +50,7 @@ def save_state(directory: str | os.PathLike[str], step: int, state: Any, *, keep
 def load_state(
     directory: str | os.PathLike[str], like: Any = None, *, step: int | None = None
 ) -> tuple[int, Any]:
-    """Loads the state of a learner, exact to the bit.
+    """Load the state of a learner, exact to the bit.
 
     Args:
         directory: Folder of the checkpoints.
@@ -101,7 +101,7 @@ def latest_step(directory: str | os.PathLike[str]) -> int | None:
 def _manager(
     directory: str | os.PathLike[str], *, keep: int | None = None
 ) -> ocp.CheckpointManager:
-    """Keeps ``keep`` steps and may make the folder, or only reads if ``keep`` is left out."""
+    """Keep ``keep`` steps and may make the folder, or only reads if ``keep`` is left out."""
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, create=keep is not None, enable_async_checkpointing=False
     )
@@ -166,7 +166,7 @@ def _sharding(leaf: np.ndarray | jax.Array) -> Sharding | None:
 def _refuse_other_structure(
     saved: Mapping[str, Mapping[str, Any]], here: Mapping[str, Mapping[str, Any]], where: str
 ) -> None:
-    """Raises a ``UserError`` that names the first leaf in which two descriptions differ."""
+    """Raise a ``UserError`` that names the first leaf in which two descriptions differ."""
 
     def say(leaf: Mapping[str, Any] | None) -> str:
         return "absent" if leaf is None else f"{leaf['dtype']}{leaf['shape']}"

@@ -64,7 +64,7 @@ def verify(
     prompts: Sequence[str],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Verification:
-    """Compares a model directory with the folder that it was converted from.
+    """Compare a model directory with the folder that it was converted from.
 
     Args:
         source: The folder in Hugging Face layout.
@@ -117,7 +117,7 @@ def differing_tensors(
 
 
 def compare_logits(source: Path, directory: Path, prompts: Sequence[str]) -> LogitComparison:
-    """Runs prompts through transformers, then, with that model gone, through jroute.
+    """Run prompts through transformers, then, with that model gone, through jroute.
 
     Both compute in the type in which the model directory is stored. Needs torch.
 

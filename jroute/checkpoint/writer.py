@@ -55,7 +55,7 @@ class ModelWriter:
         overwrite: bool = False,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ):
-        """Prepares to write, and cleans up behind killed writers of the same directory.
+        """Prepare to write, and cleans up behind killed writers of the same directory.
 
         Args:
             directory: Where the finished model is to stand.
@@ -101,7 +101,7 @@ class ModelWriter:
         return self
 
     def add(self, path: str, read: Callable[[str], np.ndarray]) -> None:
-        """Writes one array of the nested dictionary, and takes the digests of its tensors.
+        """Write one array of the nested dictionary, and take the digests of its tensors.
 
         Args:
             path: Where in the nested dictionary.
@@ -202,7 +202,7 @@ def save_model(
     source: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Writes a model directory from parameters in memory and returns its manifest.
+    """Write a model directory from parameters in memory and return its manifest.
 
     Args:
         directory: Where the finished model is to stand.
@@ -239,7 +239,7 @@ def save_model(
 
 
 def refuse_to_replace(directory: Path, *, overwrite: bool) -> None:
-    """Raises a ``UserError`` if ``directory`` may not become a model directory.
+    """Raise a ``UserError`` if ``directory`` may not become a model directory.
 
     An empty folder may; with ``overwrite`` so may an earlier model. Foreign files never.
     """
@@ -277,7 +277,7 @@ def disk_bytes(config: Qwen3Config, dtype: DTypeLike, files: Sequence[Path] = ()
 
 
 def refuse_without_room(directory: Path, needed: int) -> None:
-    """Raises a ``UserError`` if the disk on which ``directory`` is to stand lacks the room."""
+    """Raise a ``UserError`` if the disk on which ``directory`` is to stand lacks the room."""
     free = free_bytes(directory)
     if free < needed:
         raise UserError(

@@ -145,7 +145,7 @@ def raw_features(
     texts: Sequence[str] | None = None,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> RawFeatures:
-    """Reads the features of prompts, ``slots`` at a time, padded to the engine's buckets.
+    """Read the features of prompts, ``slots`` at a time, padded to the engine's buckets.
 
     The last batch of a bucket is filled up, so a prompt's features do not depend on how many
     others are asked for with it.

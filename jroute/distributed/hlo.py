@@ -74,7 +74,7 @@ class Traffic(NamedTuple):
 
 
 def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
-    """Lists the collectives of a program in the order of its text.
+    """List the collectives of a program in the order of its text.
 
     Collectives among single devices, which send nothing, are left out.
 
@@ -106,7 +106,7 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
 
 
 def summary(found: Iterable[Collective]) -> dict[str, Traffic]:
-    """Adds collectives up by kind, each counted as often as it runs (see ``Collective.times``)."""
+    """Add collectives up by kind, each counted as often as it runs (see ``Collective.times``)."""
     total: dict[str, Traffic] = {}
     for one in found:
         calls, size = total.get(one.kind, Traffic(0, 0))
@@ -117,7 +117,7 @@ def summary(found: Iterable[Collective]) -> dict[str, Traffic]:
 def gathered_parameters(
     found: Iterable[Collective], params: Mapping[str, Any]
 ) -> list[tuple[str, Collective]]:
-    """Finds all-gathers that put a parameter together which the mesh has cut.
+    """Find all-gathers that put a parameter together which the mesh has cut.
 
     A result is recognised by its shape, whatever the order of its axes and whichever of them are
     merged or split at a cut; stacked blocks are recognised whole and by the layer. A parameter of
@@ -249,7 +249,7 @@ def _iota(shape: str, order: str, turned: str | None) -> np.ndarray:
 
 
 def _mesh_groups(text: str) -> list[list[int]]:
-    """Groups written as axes of a mesh: ``mesh['x'=2,'y'=4] {'y':(2)2}`` (half of ``y``).
+    """Group written as axes of a mesh: ``mesh['x'=2,'y'=4] {'y':(2)2}`` (half of ``y``).
 
     The mesh may be laid out otherwise than in order: ``, device_ids=([4,2]T(1,0))``.
     """

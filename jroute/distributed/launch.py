@@ -38,7 +38,7 @@ class Death(NamedTuple):
 
 @door
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, starts, waits; leaves with the status of the first process that failed."""
+    """Parse, starts, waits; leaves with the status of the first process that failed."""
     parser = argparse.ArgumentParser(
         prog="python -m jroute.launch",
         description=__doc__,
@@ -118,7 +118,7 @@ def run(
     timeout: float,
     died: Callable[[Death], None],
 ) -> Death | None:
-    """Runs one process per environment until all have succeeded or one has not.
+    """Run one process per environment until all have succeeded or one has not.
 
     When one fails, or this process is interrupted, the others are asked to end, and after
     ``timeout`` seconds made to. When this process is killed, so are they.
@@ -209,7 +209,7 @@ def _write(to: IO[str], lines: list[bytes]) -> None:
 
 
 def _end(children: Sequence[subprocess.Popen[bytes]], timeout: float) -> None:
-    """Ends processes and what they started; a second interrupt ends them at once."""
+    """End processes and what they started; a second interrupt ends them at once."""
     try:
         for child in children:
             _signal(child, signal.SIGTERM)

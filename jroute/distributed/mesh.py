@@ -68,7 +68,7 @@ class MeshConfig:
 
     @classmethod
     def parse(cls, text: str) -> "MeshConfig":
-        """Reads ``data,fsdp,tensor``.
+        """Read ``data,fsdp,tensor``.
 
         Raises:
             UserError: It is not three numbers.
@@ -159,7 +159,7 @@ def shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
 
 
 def constrain(x: jax.Array, axes: tuple[str, ...], name: str = "an activation") -> jax.Array:
-    """Keeps an array inside a jitted program where the table says; ``x`` itself without a mesh.
+    """Keep an array inside a jitted program where the table says; ``x`` itself without a mesh.
 
     Raises:
         UserError: An unknown axis; the array does not fit the mesh (see ``spec``).
@@ -172,7 +172,7 @@ def constrain(x: jax.Array, axes: tuple[str, ...], name: str = "an activation") 
 
 
 def place(array: Any, axes: tuple[str, ...], name: str = "an input") -> Any:
-    """Puts a host array on the mesh that is set; ``array`` itself without a mesh.
+    """Put a host array on the mesh that is set; ``array`` itself without a mesh.
 
     With several processes each of them gives the same whole array, and only their own parts are
     copied to their devices.
@@ -189,7 +189,7 @@ def place(array: Any, axes: tuple[str, ...], name: str = "an input") -> Any:
 
 
 def replicate(tree: Any) -> Any:
-    """Puts whole host arrays on every device of the mesh; ``tree`` itself without a mesh."""
+    """Put whole host arrays on every device of the mesh; ``tree`` itself without a mesh."""
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return tree
@@ -235,7 +235,7 @@ def started_as_several() -> bool:
 
 
 def start() -> None:
-    """Joins the other processes of this program, if a launcher or Slurm started several.
+    """Join the other processes of this program, if a launcher or Slurm started several.
 
     Call it before anything else touches a device. ``$JROUTE_TIMEOUT`` (seconds, default 30) bounds
     how long a process that has died goes unnoticed by the others, which then end too.

@@ -135,7 +135,7 @@ def known_rate(setting: Setting) -> Rate | None:
 
 
 def trial(setting: Setting, some: Sequence[Cell]) -> Rate:
-    """Makes one batch of cells twice and throws it away; the first time compiles."""
+    """Make one batch of cells twice and throws it away; the first time compiles."""
     every = max(len(some) // setting.experiment.engine.batch, 1)
     batch = some[::every][: setting.experiment.engine.batch]
     cells.generate(setting, batch)

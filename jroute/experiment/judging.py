@@ -278,7 +278,7 @@ def plan_live(
 def judge_live(
     run: Run, split: Split, names: Sequence[str] = (), *, problems: int | None = None
 ) -> dict[str, Any]:
-    """Generates arms anew, prompt to gate to completion, and compares them with what is stored.
+    """Generate arms anew, prompt to gate to completion, and compare them with what is stored.
 
     Args:
         run: A finished run.

@@ -137,7 +137,7 @@ def refuse_inert(run: Run) -> None:
 def fill_outcomes(
     run: Run, split: Split, *, gates: Sequence[float] = (), problems: int | None = None
 ) -> int:
-    """Generates the cells of a split that the table lacks; returns how many it had to make.
+    """Generate the cells of a split that the table lacks; returns how many it had to make.
 
     Args:
         run: The run whose table is filled.

@@ -61,7 +61,7 @@ class Run(Setting):
 
     @classmethod
     def start(cls, experiment: Experiment, *, keep: bool = True) -> "Run":
-        """Opens the run folder of an experiment, making it if there is none.
+        """Open the run folder of an experiment, making it if there is none.
 
         A folder in which nothing was made yet takes any experiment. Model and problems are read
         first, so that a wrong path leaves nothing behind.
@@ -301,7 +301,7 @@ def _without_devices(experiment: Experiment) -> Experiment:
 
 
 def load_run(directory: str | Path, *, mesh: MeshConfig | None = None) -> Run:
-    """Opens a finished run.
+    """Open a finished run.
 
     Args:
         directory: The run folder.

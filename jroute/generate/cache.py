@@ -73,7 +73,7 @@ def allocate(
 
 
 def from_prefill(kv: KeyValue, length: int, *, stacked: bool = False) -> Cache:
-    """Makes the cache of a prefill, with room for ``length`` positions.
+    """Make the cache of a prefill, with room for ``length`` positions.
 
     Args:
         kv: Keys and values ``[layers, batch, seq, kv_heads, head_dim]`` of right-padded prompts; or
@@ -132,7 +132,7 @@ def grow(cache: KeyValue, length: int) -> KeyValue:
 
 
 def insert(cache: Cache, rows: Cache, at: Int[Array, " rows"]) -> Cache:
-    """Puts rows into slots; see ``put_rows``. The cache of the rows may be shorter."""
+    """Put rows into slots; see ``put_rows``. The cache of the rows may be shorter."""
     if isinstance(cache, KeyValue) and isinstance(rows, KeyValue):
         return _insert(cache, rows, at, jax.vmap(put_rows, in_axes=(0, 0, None)))
     return tuple(_insert(*pair, at, put_rows) for pair in zip(cache, rows, strict=True))
@@ -153,7 +153,7 @@ def _insert(cache: KeyValue, rows: KeyValue, at: Array, put: Callable[..., Array
 def put_rows(
     old: Shaped[Array, "slots *old"], new: Shaped[Array, "rows *new"], at: Int[Array, " rows"]
 ) -> Shaped[Array, "slots *old"]:
-    """Overwrites slots ``at`` with rows, which may be shorter along any other axis.
+    """Overwrite slots ``at`` with rows, which may be shorter along any other axis.
 
     On a mesh a row stays with its replica, so that nothing travels: each of the ``data`` parts of
     ``new`` goes into the same part of ``old``, and ``at`` counts within the part. A row whose slot

@@ -367,7 +367,7 @@ class _Run:
         return kv
 
     def _ensure_capacity(self, steps: int) -> None:
-        """Makes the cache longer if a row could come to its end within so many steps."""
+        """Make the cache longer if a row could come to its end within so many steps."""
         unread = steps + sum(item.steps for item in self._unread)
         needed = max(
             (row.length + min(row.limit, len(row.ids) + unread) for row in self._rows.values()),
@@ -399,7 +399,7 @@ class _Run:
     # What the device did ----------------------------------------------------------------------
 
     def read(self) -> None:
-        """Reads what was dispatched, but for the last steps, which run meanwhile."""
+        """Read what was dispatched, but for the last steps, which run meanwhile."""
         while len(self._unread) > bool(self._engine.shape.ahead):
             self._take(self._unread.popleft())
 

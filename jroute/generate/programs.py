@@ -117,7 +117,7 @@ def prefill(
     room: int = 0,
     unroll: bool = True,
 ) -> tuple[DecodeState, Chunk]:
-    """Reads prompts and chooses each row's first token.
+    """Read prompts and choose each row's first token.
 
     Only the last hidden state of a row is unembedded.
 
@@ -206,7 +206,7 @@ def empty(
 
 @partial(jax.jit, donate_argnames=("state",))
 def insert(state: DecodeState, rows: DecodeState, at: Int[Array, " rows"]) -> DecodeState:
-    """Puts the rows that ``prefill`` left into slots.
+    """Put the rows that ``prefill`` left into slots.
 
     Args:
         state: Where to put them.

@@ -71,7 +71,7 @@ class Slots:
         self._free[slot // self._each].append(slot % self._each)
 
     def refill(self) -> Refill | None:
-        """Takes the next requests into free slots, if there are enough of either."""
+        """Take the next requests into free slots, if there are enough of either."""
         needed = self.needed
         if needed is None or sum(map(len, self._free)) < needed:
             return None

@@ -123,7 +123,7 @@ def values(
 def agree(
     task: str, first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]
 ) -> list[Agreement]:
-    """Compares two sets of samples, for each filter and metric that both have.
+    """Compare two sets of samples, for each filter and metric that both have.
 
     Raises:
         UserError: They are of other documents under the same numbers, or share no metric.

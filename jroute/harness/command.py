@@ -205,7 +205,7 @@ def _names(text: str) -> list[str]:
 
 @door
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, evaluates arm by arm, prints."""
+    """Parse, evaluates arm by arm, prints."""
     args = parse_args(argv)
     data = {} if args.data is None else {"JROUTE_DATA": str(args.data.absolute())}
     with mock.patch.dict(os.environ, data), quiet(loud=args.verbosity is not None):
@@ -213,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def judge(args: argparse.Namespace) -> None:
-    """Evaluates arm by arm and prints."""
+    """Evaluate arm by arm and print."""
     subject = open_subject(args)
     own: list[Split] = [split for split in OWN if split in args.tasks and subject.run]
     official = [name for name in args.tasks if name not in own]
@@ -250,7 +250,7 @@ def judge(args: argparse.Namespace) -> None:
 
 
 def open_subject(args: argparse.Namespace) -> Subject:
-    """Opens the run or the model."""
+    """Open the run or the model."""
     mesh = MeshConfig.parse(args.mesh)
     if args.run is not None:
         run = load_run(args.run, mesh=mesh)
@@ -260,7 +260,7 @@ def open_subject(args: argparse.Namespace) -> Subject:
 
 
 def own_suite(run: Run, splits: Sequence[Split], args: argparse.Namespace, folder: Path) -> Suite:
-    """Splits of the run as tasks, asked and decoded as in training."""
+    """Split of the run as tasks, asked and decoded as in training."""
     prompt, decoding = run.experiment.prompt, run.experiment.decoding
     generation_kwargs = {
         "until": list(decoding.stop),
@@ -332,7 +332,7 @@ def evaluate_arm(
     out: Path,
     name: str,
 ) -> dict[str, Judged]:
-    """Runs every suite under one arm and files what lm-eval and the adapter have to say."""
+    """Run every suite under one arm and file what lm-eval and the adapter have to say."""
     judged: dict[str, Judged] = {}
     folder = folder_name(policy.name)
     with tempfile.TemporaryDirectory(dir=out, prefix=f".{folder}-") as scratch:
@@ -373,7 +373,7 @@ def make_model(
 def compare(
     run: Run, split: Split, rows: Sequence[Mapping[str, Any]], records: Sequence[Record]
 ) -> tuple[int | None, str]:
-    """Holds every item against what training recorded for its problem and gate.
+    """Hold every item against what training recorded for its problem and gate.
 
     Returns:
         The number of items, all found equal; or ``None`` and why they cannot be compared.

@@ -85,7 +85,7 @@ class Judged:
 def check_same(
     first: str, theirs: Mapping[str, Judged], arm: str, ours: Mapping[str, Judged]
 ) -> None:
-    """Makes sure that two arms were asked the same.
+    """Make sure that two arms were asked the same.
 
     Raises:
         UserError: Prompts, targets, decoding, template or versions differ.

@@ -19,7 +19,7 @@ class Generated(str):
 
     @classmethod
     def of(cls, text: str, truncated: bool) -> "Generated":
-        """Marks a text."""
+        """Mark a text."""
         generated = cls(text)
         generated.truncated = truncated
         return generated
@@ -51,7 +51,7 @@ class Plan(NamedTuple):
         default_limit: int,
         context: int,
     ) -> "Plan":
-        """Translates generation arguments.
+        """Translate generation arguments.
 
         Args:
             arguments: As lm-eval has them.

@@ -79,7 +79,7 @@ class JaxLM(TemplateLM):
         enable_thinking: bool = False,
         force_template: bool = False,
     ):
-        """Wraps a model.
+        """Wrap a model.
 
         Args:
             lm: The model.
@@ -127,14 +127,14 @@ class JaxLM(TemplateLM):
     def create_from_arg_string(
         cls, arg_string: str, additional_config: dict[str, Any] | None = None
     ) -> "JaxLM":
-        """Builds the model that lm-eval's ``--model_args`` describe, from a folder."""
+        """Build the model that lm-eval's ``--model_args`` describe, from a folder."""
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     @classmethod
     def create_from_arg_obj(
         cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
     ) -> "JaxLM":
-        """Builds the model from a folder.
+        """Build the model from a folder.
 
         Args:
             arg_dict: A folder, an arm, and keyword arguments of the constructor; see
@@ -189,7 +189,7 @@ class JaxLM(TemplateLM):
         return name_of(self.lm, arm=self._identity, seed=self._seed, limits=limits)
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """Takes lm-eval's cache of answers, if they are this model's under this arm.
+        """Take lm-eval's cache of answers, if they are this model's under this arm.
 
         lm-eval files answers by the request alone, so it would give one arm the other's.
 
@@ -234,7 +234,7 @@ class JaxLM(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """Renders a conversation; without a generation prompt the last message is left open.
+        """Render a conversation; without a generation prompt the last message is left open.
 
         A template that refuses the system role gets the conversation without it.
         """
@@ -415,7 +415,7 @@ class JaxLM(TemplateLM):
         return totals
 
     def _in_batches(self, requests: Sequence[Instance]) -> Iterator[list[tuple[Instance, list]]]:
-        """Requests with their windows of tokens, a batch of windows or a little more at a time."""
+        """Request with their windows of tokens, a batch of windows or a little more at a time."""
         some: list[tuple[Instance, list]] = []
         for request in requests:
             rolled = get_rolling_token_windows(

@@ -19,7 +19,7 @@ def taken_by(cls: type) -> set[str]:
 def constructor_arguments(
     given: Mapping[str, Any], additional: Mapping[str, Any] | None, *, known: Collection[str]
 ) -> dict[str, Any]:
-    """Opens a folder and says what the adapter is to be made with.
+    """Open a folder and say what the adapter is to be made with.
 
     Args:
         given: ``run``, a run folder, with ``arm``; or ``model_dir``, a model directory, with

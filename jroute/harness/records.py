@@ -76,7 +76,7 @@ def truncation_rate(records: Iterable[Record]) -> float | None:
 
 
 def totals(records: Iterable[Record]) -> dict[str, Any]:
-    """Counts for a results file."""
+    """Count for a results file."""
     records = list(records)
     generated = [record for record in records if record.kind == "generate_until"]
     return {

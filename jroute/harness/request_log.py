@@ -29,7 +29,7 @@ class Ledger:
         self._stored: MutableMapping[str, Any] | None = None
 
     def store(self, stored: Any, owner: str) -> None:
-        """Takes the database of lm-eval's cache.
+        """Take the database of lm-eval's cache.
 
         Args:
             stored: The database, or ``None``.

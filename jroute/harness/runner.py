@@ -176,7 +176,7 @@ def asked_of(
 
 
 def publish(scratch: Path, target: Path) -> None:
-    """Moves complete files to where they stay.
+    """Move complete files to where they stay.
 
     Raises:
         UserError: lm-eval could not write its results (it only logs that).

@@ -32,7 +32,7 @@ def apply_rope(
     cos: Float[Array, "batch seq head_dim"],
     sin: Float[Array, "batch seq head_dim"],
 ) -> Float[Array, "batch seq heads head_dim"]:
-    """Turns every head by its position's angles."""
+    """Turn every head by its position's angles."""
     return x * cos[:, :, None, :] + rotate_half(x) * sin[:, :, None, :]
 
 
@@ -76,7 +76,7 @@ def _by_queries(
     query: Float[Array, "batch seq heads head_dim"],
     other: Shaped[Array, "batch seq *rest"],
 ) -> Float[Array, "batch seq heads head_dim"]:
-    """Runs ``block`` on ``QUERY_BLOCK`` queries at a time, with what belongs to them."""
+    """Run ``block`` on ``QUERY_BLOCK`` queries at a time, with what belongs to them."""
     batch, seq = query.shape[:2]
     if seq <= QUERY_BLOCK:
         return block(query, other)

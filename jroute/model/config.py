@@ -53,7 +53,7 @@ class Qwen3Config:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], *, where: str = "config.json") -> "Qwen3Config":
-        """Reads the dictionary of a ``config.json``.
+        """Read the dictionary of a ``config.json``.
 
         ``rope_theta`` is taken from the file, never assumed: it is 1e6 for Qwen3-4B and 5e6 for
         Qwen3-4B-Instruct-2507. Transformers 5 writes it under ``rope_parameters``,

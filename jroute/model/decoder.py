@@ -132,7 +132,7 @@ class Attention(nnx.Module):
         self.eps = config.rms_norm_eps
 
     def __call__(self, x, cos, sin, positions, past: KeyValue | None):
-        """Returns the update of ``x``, its queries, and the keys and values they attended to.
+        """Return the update of ``x``, its queries, and the keys and values they attended to.
 
         ``past`` is the layer's part of the cache, to which this call's keys are added.
         """
@@ -210,7 +210,7 @@ def in_cache(new: KeyValue) -> KeyValue:
 
 
 def write(past: KeyValue, new: KeyValue, positions: Int[Array, "batch seq"]) -> KeyValue:
-    """Adds a call's keys and values to one layer of a cache, each at its position.
+    """Add a call's keys and values to one layer of a cache, each at its position.
 
     What does not fit and padding (position -1) is left out.
     """
@@ -309,7 +309,7 @@ def forward(
     tap: Callable[[BlockTrace], Any] | None = None,
     rematerialise: bool = False,
 ) -> ForwardOutput:
-    """Runs the decoder.
+    """Run the decoder.
 
     Args:
         params: Parameters, with ``blocks`` stacked or unstacked.

@@ -50,7 +50,7 @@ class GenerationBar:
         self._bar.close()
 
     def __call__(self, now: Any) -> None:
-        """Shows a ``jroute.generate.engine.Progress``."""
+        """Show a ``jroute.generate.engine.Progress``."""
         if now.finished < self._last or not now.tokens:  # another run begins
             self._before, self._last = self._before + self._last, 0
             self._tokens, self._started = 0, time.perf_counter()

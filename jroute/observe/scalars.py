@@ -55,7 +55,7 @@ class Scalars:
         track: Track = "",
         config: Mapping[str, Any] | None = None,
     ):
-        """Opens the folder; curves from ``purge_step`` on are written anew after a resume.
+        """Open the folder; curves from ``purge_step`` on are written anew after a resume.
 
         Args:
             folder: Where curves go.
@@ -80,7 +80,7 @@ class Scalars:
                 chunk.unlink()
 
     def write(self, named: Mapping[str, np.ndarray], first_step: int) -> None:
-        """Writes ``[seeds, updates]`` arrays; update i stands at step ``first_step + i``."""
+        """Write ``[seeds, updates]`` arrays; update i stands at step ``first_step + i``."""
         by_seed = {name: np.atleast_2d(values) for name, values in named.items()}
         with replacing(self._seeds / f"{first_step:08d}.npz") as partial, partial.open("wb") as out:
             rounded: dict[str, Any] = {k: v.astype(np.float32) for k, v in by_seed.items()}
@@ -122,7 +122,7 @@ class Scalars:
         )
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Write what is left."""
         self._writer.close()
         if self._tracked is not None:
             self._tracked.close()
@@ -182,7 +182,7 @@ class _WandB:
         self._try(lambda: self._run.log(shown, step=step))
 
     def close(self) -> None:
-        """Ends the run."""
+        """End the run."""
         if self._run is not None:
             self._try(self._run.finish)
 

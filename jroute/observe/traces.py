@@ -167,7 +167,7 @@ class Sink(Protocol):
     """Somewhere spans go; any exception means that they did not arrive."""
 
     def send(self, spans: Sequence[Span]) -> None:
-        """Takes some spans."""
+        """Take some spans."""
         ...
 
     def close(self) -> None:
@@ -191,7 +191,7 @@ class Traces:
         name: str,
         common: Mapping[str, Any] | None = None,
     ):
-        """Opens the places.
+        """Open the places.
 
         Args:
             config: Which ones.
@@ -230,14 +230,14 @@ class Traces:
         self.close()
 
     def write(self, episodes: Iterable[Episode]) -> None:
-        """Takes episodes; they may be sent later."""
+        """Take episodes; they may be sent later."""
         for episode in episodes:
             self._waiting.append(span(episode, self._common))
             if len(self._waiting) >= BATCH:
                 self._flush()
 
     def close(self) -> None:
-        """Sends what is left."""
+        """Send what is left."""
         self._flush()
         for place, sink in list(self._sinks.items()):
             try:
@@ -278,7 +278,7 @@ class _File:
         file.parent.mkdir(parents=True, exist_ok=True)
 
     def send(self, spans: Sequence[Span]) -> None:
-        """Keeps them as rows: one column for every attribute, an event's under its own name."""
+        """Keep them as rows: one column for every attribute, an event's under its own name."""
         self.rows += [
             {
                 "trace_id": f"{s.trace_id:032x}",
@@ -293,7 +293,7 @@ class _File:
         ]
 
     def close(self) -> None:
-        """Writes the file."""
+        """Write the file."""
         with replacing(self.file) as partial:
             if self.file.suffix == ".parquet":
                 columns = dict.fromkeys(name for row in self.rows for name in row)

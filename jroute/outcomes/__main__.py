@@ -106,7 +106,7 @@ def _lists(argv: Sequence[str]) -> list[str]:
 
 @door
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, generates, prints."""
+    """Parse, generates, prints."""
     experiment, part = parse(
         Experiment,
         _lists(sys.argv[1:] if argv is None else argv),

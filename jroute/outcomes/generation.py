@@ -68,7 +68,7 @@ def generate(
     finished: Callable[[list[Outcome]], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> list[Outcome]:
-    """Generates and judges cells; they are paid for exact match.
+    """Generate and judge cells; they are paid for exact match.
 
     Args:
         run: Whose model, prompts and decoding.
@@ -170,7 +170,7 @@ def missing(run: Setting, cells: Sequence[Cell]) -> list[Cell]:
 
 
 def fill(run: Setting, cells: Sequence[Cell], title: str) -> int:
-    """Generates the cells that the table lacks; returns how many it had to make."""
+    """Generate the cells that the table lacks; returns how many it had to make."""
     rest = missing(run, cells)
     if rest:
         with GenerationBar(len(rest), title, "cell", quiet=not is_first()) as progress:
@@ -185,7 +185,7 @@ def other_width(slots: int, replicas: int) -> int:
 
 
 def replicate(run: Setting, cells: Sequence[Cell], count: int) -> NoiseFloor | None:
-    """Makes a sample of the table's cells once more, in another order and width.
+    """Make a sample of the table's cells once more, in another order and width.
 
     Cells that were replicated before count, so an interrupted or repeated command goes on.
 

@@ -22,7 +22,7 @@ class Flips:
 
     @classmethod
     def count(cls, differs: Iterable[bool]) -> "Flips":
-        """Counts them; there must be at least one cell."""
+        """Count them; there must be at least one cell."""
         found = list(differs)
         ends = np.asarray(proportion_confint(sum(found), len(found), method="wilson"))
         low, high = ends.tolist()
@@ -55,7 +55,7 @@ class NoiseFloor:
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[Outcome, Outcome]]) -> "NoiseFloor | None":
-        """Compares cells with their replicates (`OutcomeTable.replicates`); ``None`` of none."""
+        """Compare cells with their replicates (`OutcomeTable.replicates`); ``None`` of none."""
         pairs = list(pairs)
         if not pairs:
             return None

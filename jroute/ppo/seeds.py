@@ -32,7 +32,7 @@ def on_each(
     hyper: Hyperparameters,
     *others: Any,
 ) -> Any:
-    """Calls a function for every state, and for what goes with it.
+    """Call a function for every state, and for what goes with it.
 
     Args:
         function: Of ``(state, hyper, *others)`` of one seed.

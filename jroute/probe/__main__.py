@@ -38,7 +38,7 @@ class Options:
 
 @door
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, measures, prints."""
+    """Parse, measures, prints."""
     experiment, options = parse(
         Experiment, argv, prog="python -m jroute.probe", description=__doc__ or "", extra=Options
     )

@@ -234,7 +234,7 @@ def learn_by_search(
     progress: Progress,
     save: Save,
 ) -> Progress:
-    """Adds to and takes from one number after the other, and keeps what raises the score.
+    """Add to and take from one number after the other, and keep what raises the score.
 
     Args:
         score: Accuracy with given raw weights.
@@ -271,7 +271,7 @@ def learn_by_search(
 
 
 def save_progress(file: Path, about: Mapping[str, Any], progress: Progress, steps: int) -> None:
-    """Writes the file; what only goes on from here needs is left out at the end."""
+    """Write the file; what only goes on from here needs is left out at the end."""
     content = {
         "about": about,
         "step": progress.step,
@@ -287,7 +287,7 @@ def save_progress(file: Path, about: Mapping[str, Any], progress: Progress, step
 def load_progress(
     file: Path, about: Mapping[str, Any], shape: tuple[int, ...]
 ) -> tuple[Progress, bool]:
-    """Reads a file of mixing weights, and whether learning has finished.
+    """Read a file of mixing weights, and whether learning has finished.
 
     Args:
         file: The file.

@@ -40,7 +40,7 @@ class Report:
 
 
 def show(directory: Path, results: Mapping[str, Any]) -> None:
-    """Prints every judged split."""
+    """Print every judged split."""
     print(f"\n{table(results, results['split'])}")
     for split, found in results["other_splits"].items():
         print(f"\n{table(found, split)}")
@@ -48,7 +48,7 @@ def show(directory: Path, results: Mapping[str, Any]) -> None:
 
 
 def export(material: "Material", config: TraceConfig, folder: Path) -> None:
-    """Writes every judged episode as a span."""
+    """Write every judged episode as a span."""
     from jroute.observe.traces import Traces
     from jroute.report.episodes import episodes, shared
 
@@ -65,7 +65,7 @@ def export(material: "Material", config: TraceConfig, folder: Path) -> None:
 
 @door
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, reads, writes, prints."""
+    """Parse, reads, writes, prints."""
     report = parse(
         Report, argv, prog="python -m jroute.report", description=__doc__ or "", files=False
     )

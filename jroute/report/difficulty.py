@@ -68,7 +68,7 @@ def measures(judged: Judged) -> list[Measure]:
 
 
 def groups(values: Float[np.ndarray, " items"]) -> tuple[Int[np.ndarray, " items"], list[str]]:
-    """Puts items into at most ``BINS`` groups of neighbouring values, of about equal size.
+    """Put items into at most ``BINS`` groups of neighbouring values, of about equal size.
 
     Returns:
         The group of every item, and what values each group has.

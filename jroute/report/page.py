@@ -22,7 +22,7 @@ def write(
     folder: Path,
     progress: Callable[[Sequence[Figure]], Iterable[Figure]] = lambda found: found,
 ) -> list[Path]:
-    """Writes ``report.html`` and, beside it, ``figures`` as PNG and SVG.
+    """Write ``report.html`` and, beside it, ``figures`` as PNG and SVG.
 
     Args:
         material: What there is to show.

@@ -28,7 +28,7 @@ Choices = dict[str, Float[np.ndarray, "seeds problems parts"]]
 
 
 def gather(directory: str | Path) -> Material:
-    """Reads a finished run.
+    """Read a finished run.
 
     What is missing beside ``results.json`` leaves its place empty.
 

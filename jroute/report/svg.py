@@ -169,7 +169,7 @@ def _drawing(figure: Figure, colours: Look, *, titled: bool = False) -> Iterator
 
 
 def end_label(axes: Any, x: float, y: float, text: str, colour: str) -> None:
-    """Writes what ends at a point to its right."""
+    """Write what ends at a point to its right."""
     axes.annotate(
         text, (x, y), xytext=(5, 0), textcoords="offset points", va="center", color=colour
     )

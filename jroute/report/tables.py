@@ -31,7 +31,7 @@ def p_value(value: float | None) -> str:
 
 
 def scale(rows: Sequence[Interval], zero: bool) -> tuple[float, float, list[float]]:
-    """Ends of an axis that holds all rows, and a few round numbers on it."""
+    """End of an axis that holds all rows, and a few round numbers on it."""
     from matplotlib.ticker import MaxNLocator
 
     ends = [end for row in rows for end in (row.ci95 or (row.value, row.value))]

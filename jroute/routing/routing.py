@@ -470,7 +470,7 @@ def preset_names() -> list[str]:
 
 
 def routing_file(name_or_path: str) -> Path:
-    """Finds a routing preset by name, or a YAML file by path.
+    """Find a routing preset by name, or a YAML file by path.
 
     Raises:
         UserError: Neither exists.

@@ -100,7 +100,7 @@ def receive(
 
 
 def remember(kinds: Sequence[str], carried: Sequence[Array], trunk: State) -> tuple[Array, ...]:
-    """Shows the trunk after a block and its mixing to the streams that remember it."""
+    """Show the trunk after a block and its mixing to the streams that remember it."""
     after = []
     for kind, s in zip(kinds, carried, strict=True):
         if delay(kind):
@@ -114,6 +114,6 @@ def remember(kinds: Sequence[str], carried: Sequence[Array], trunk: State) -> tu
 def write(
     kinds: Sequence[str], carried: Sequence[Array], mixed: Sequence[State | None]
 ) -> tuple[Array, ...]:
-    """Puts back the side streams that their own rows of M have changed."""
+    """Put back the side streams that their own rows of M have changed."""
     pairs = zip(kinds, carried, mixed, strict=True)
     return tuple(new if kind in OWN_ROWS and new is not None else s for kind, s, new in pairs)

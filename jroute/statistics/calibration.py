@@ -265,7 +265,7 @@ def allowed(permutations: int, level: float = 0.05) -> int:
 
 
 def sum_up_null(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts and means over all permutations, with what the rule's headroom ought to be: 0."""
+    """Count and means over all permutations, with what the rule's headroom ought to be: 0."""
     learnable = np.array([one["learnable"] for one in found])
     gain = np.array([one["difference"] for one in found])
     alarms = sum(one["declared"] for one in found)

@@ -9,7 +9,7 @@ from jroute.utils.errors import UserError
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerFast:
-    """Loads a tokenizer from a model's folder.
+    """Load a tokenizer from a model's folder.
 
     It is read from ``tokenizer.json``, or, in a folder that has none, built from the
     ``vocab.json`` and ``merges.txt`` that Qwen's releases hold as well; both give the same ids.

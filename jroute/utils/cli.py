@@ -12,7 +12,7 @@ from jroute.utils.errors import UserError
 
 
 def door(main: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
-    """Turns the body of a command into its entry point.
+    """Turn the body of a command into its entry point.
 
     The wrapped function returns the exit status: 0, or 2 after a ``UserError``, whose sentence
     it prints on standard error. Every other exception passes through.
@@ -33,7 +33,7 @@ def door(main: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
 
 
 def enter(main: Callable[[], int], interrupted: str) -> NoReturn:
-    """Runs a command and leaves the process with its status.
+    """Run a command and leave the process with its status.
 
     Ctrl-C and SIGTERM unwind the command, so that it cleans up behind itself, and end it with
     status 130.

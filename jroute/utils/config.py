@@ -60,7 +60,7 @@ def parse(
     extra: type[Any] | None = None,
     files: bool = True,
 ) -> Any:
-    """Builds a configuration from a command line.
+    """Build a configuration from a command line.
 
     ``--config FILE`` may be given several times; later files win over earlier ones, and options
     win over files wherever they stand. ``--help`` prints every field and exits; after a
@@ -97,7 +97,7 @@ def parse(
 
 
 def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
-    """Reads a configuration file.
+    """Read a configuration file.
 
     Args:
         cls: A frozen dataclass; nested dataclasses are sections.
@@ -111,7 +111,7 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
 
 
 def dump(config: Any) -> str:
-    """Writes a configuration as YAML that ``load`` turns back into an equal instance."""
+    """Write a configuration as YAML that ``load`` turns back into an equal instance."""
     return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
 
 
@@ -158,7 +158,7 @@ class _Schema:
         return cls(fields, frozenset(sections), frozenset(required))
 
     def nearest(self, key: str) -> str:
-        """Finds the known name most like ``key``, as a whole or in its last part alone."""
+        """Find the known name most like ``key``, as a whole or in its last part alone."""
 
         def likeness(known: str) -> tuple[float, float]:
             ends = key.rpartition(".")[2], known.rpartition(".")[2]
@@ -236,7 +236,7 @@ def _read_yaml(path: str) -> Mapping[Any, Any]:
 def _read_options(
     argv: Sequence[str], schema: _Schema, files: bool
 ) -> tuple[list[tuple[str, str]], list[str], bool]:
-    """Splits a command line into (key, text) pairs, configuration files, and a wish for help.
+    """Split a command line into (key, text) pairs, configuration files, and a wish for help.
 
     Every option takes exactly one value, so the next argument is it, whatever it starts with; only
     one that is true or false may stand alone, which is true.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """Gives a temporary name beside ``file`` that takes its place when the block succeeds."""
+    """Give a temporary name beside ``file`` that takes its place when the block succeeds."""
     partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
     try:
         yield partial
@@ -18,6 +18,6 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Writes a text whole or not at all."""
+    """Write a text whole or not at all."""
     with replacing(file) as partial:
         partial.write_text(text, encoding="utf-8")

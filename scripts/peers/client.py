@@ -117,7 +117,7 @@ class Worker:
         return self._log.read_text(errors="replace")[-2000:].strip()
 
     def close(self) -> None:
-        """Ends the process, whatever it is doing."""
+        """End the process, whatever it is doing."""
         with contextlib.suppress(BrokenPipeError):
             for pipe in (self._process.stdin, self._process.stdout):
                 if pipe is not None:
@@ -141,7 +141,7 @@ def interpreter(environment: Path) -> Path:
 
 
 def make_environment(folder: Path, requirements: Sequence[str], pythons: Sequence[str]) -> None:
-    """Makes a virtual environment and installs into it; one that is complete is left alone.
+    """Make a virtual environment and installs into it; one that is complete is left alone.
 
     Args:
         folder: Where it is to stand.

@@ -46,7 +46,7 @@ class Numbers:
 
 
 def load(model: str, dtype: str, threads: int) -> dict[str, Any]:
-    """Reads the model."""
+    """Read the model."""
     c = json.loads((Path(model) / "config.json").read_text())
     config = qwen3.ModelConfig(
         num_layers=c["num_hidden_layers"],

@@ -19,7 +19,7 @@ PAGE = 32
 
 
 def load(model: str, dtype: str, threads: int) -> dict[str, Any]:
-    """Reads the model onto the GPU if there is one."""
+    """Read the model onto the GPU if there is one."""
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     lm: Any = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))

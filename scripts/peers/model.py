@@ -40,7 +40,7 @@ def make_model(config: Qwen3Config, dtype: Dtype, folder: Path) -> tuple[Path, P
 
 
 def _python(*arguments: str | Path) -> None:
-    """Runs a command in a process of its own, so that no memory of it stays with the caller."""
+    """Run a command in a process of its own, so that no memory of it stays with the caller."""
     command = [sys.executable, *map(str, arguments)]
     if subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL).returncode:
         raise UserError(f"{' '.join(command)} failed; see above")

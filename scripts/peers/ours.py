@@ -16,7 +16,7 @@ engines: dict[str, Engine] = {}
 
 
 def load(model: str, dtype: str, threads: int) -> dict[str, Any]:
-    """Reads the converted model."""
+    """Read the converted model."""
     loaded["lm"] = jroute.load(model, dtype=dtype)
     return {
         "versions": versions("jroute", "jax", "jaxlib", "flax", "numpy"),
@@ -104,7 +104,7 @@ def floor(repeats: int = 5) -> dict[str, Any]:
 
 
 def forget() -> dict[str, Any]:
-    """Drops the engines made so far."""
+    """Drop the engines made so far."""
     engines.clear()
     return {}
 

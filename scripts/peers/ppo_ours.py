@@ -70,7 +70,7 @@ class Jroute:
         self.states[seeds] = jax.block_until_ready(init(seeds)(jax.random.key(seed)))
 
     def program(self, seeds: int, updates: int) -> None:
-        """Makes ready to train so many updates a call."""
+        """Make ready to train so many updates a call."""
         self.programs[seeds, updates] = learner.compile_train(config(seeds), updates)
 
     def run(self, seeds: int, updates: int) -> None:
@@ -85,7 +85,7 @@ class Jroute:
         return worth(act(self.states[seeds].params, self.env.observations)[..., 0])
 
     def prepare(self) -> None:
-        """Makes ready to learn from given rollouts."""
+        """Make ready to learn from given rollouts."""
         given = rollout()
         given["actions"] = given["actions"][:, None]
         self.batch = learner.Batch(**{name: jnp.asarray(x) for name, x in given.items()})

@@ -100,7 +100,7 @@ class Rejax:
         self.states[seeds] = jax.block_until_ready(init(seeds)(key))
 
     def program(self, seeds: int, updates: int) -> None:
-        """Makes ready to train so many updates a call."""
+        """Make ready to train so many updates a call."""
         made = algorithm(updates)
 
         def train(state: Any) -> Any:

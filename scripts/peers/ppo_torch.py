@@ -46,7 +46,7 @@ class Torch:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
 
     def prepare(self) -> None:
-        """Makes ready to learn from given rollouts."""
+        """Make ready to learn from given rollouts."""
         self.actor, self.critic = mlp(GATES, 0.01), mlp(1, 1.0)
         self.parameters = [*self.actor.parameters(), *self.critic.parameters()]
         self.adam = torch.optim.Adam(self.parameters, lr=RATE, eps=EPS)

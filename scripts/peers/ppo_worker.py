@@ -40,12 +40,12 @@ def answer(make: Callable[[], Any], *packages: str) -> None:
     sides: list[Any] = []
 
     def load() -> dict[str, Any]:
-        """Makes the side."""
+        """Make the side."""
         sides.append(make())
         return {"versions": versions(*packages)}
 
     def compile(seeds: int, updates: int) -> dict[str, Any]:
-        """Times of the first state, and of the first and the second call of a program."""
+        """Time of the first state, and of the first and the second call of a program."""
         side = sides[0]
         first_state, _ = timed(lambda: side.start(seeds, 0))
 

@@ -52,7 +52,7 @@ class Bench:
         self._workers: dict[str, Worker] = {}
 
     def open(self, name: str, python: Path) -> None:
-        """Starts a side's worker and lets it load the model.
+        """Start a side's worker and lets it load the model.
 
         Raises:
             SideFailed: It could not.
@@ -90,7 +90,7 @@ class Bench:
     def measure(
         self, sides: Sequence[Contestant], work: Workload, batch: int, rounds: int
     ) -> dict[str, Any]:
-        """Times all sides on the same work, turn by turn.
+        """Time all sides on the same work, turn by turn.
 
         The first turn of each warms up: it compiles every program that the timed turns will run.
         A side that compiles nothing is warm after a few tokens of each row.

@@ -20,7 +20,7 @@ loaded: dict[str, Any] = {}
 
 
 def load(model: str, dtype: str, threads: int) -> dict[str, Any]:
-    """Reads the model."""
+    """Read the model."""
     config = Qwen3Config(
         AutoConfig.from_pretrained(model),
         max_lora_adapters=1,

@@ -67,7 +67,7 @@ def timed(
 
 
 def static_groups(prompts: Rows, rows: int) -> list[list[int]]:
-    """Groups of ``rows`` prompts, the longest first.
+    """Group of ``rows`` prompts, the longest first.
 
     Neighbours in length share a group, which is the least padding a static batch can have. How
     long a completion will be is not known before it is there, so that cannot be sorted by.

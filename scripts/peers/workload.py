@@ -21,7 +21,7 @@ class Workload(NamedTuple):
     new: list[int]
 
     def describe(self) -> dict[str, float]:
-        """Counts and mean lengths."""
+        """Count and mean lengths."""
         lengths = [len(row) for row in self.prompts]
         return {
             "requests": len(self.new),

@@ -124,7 +124,7 @@ def load_tasks(manager: TaskManager, specs: Sequence[Any]) -> list[Any]:
 
 @contextlib.contextmanager
 def local_data(root: Path | None, folder: Path) -> Iterator[None]:
-    """Puts local data where ``datasets`` looks before it asks the hub: ``./<owner>/<name>``.
+    """Put local data where ``datasets`` looks before it asks the hub: ``./<owner>/<name>``.
 
     Within the context the working directory is ``folder``.
 

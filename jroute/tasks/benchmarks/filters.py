@@ -21,7 +21,7 @@ class AnswerFilter(Filter):
     """Reads answers as training does: canonical numbers, ``[invalid]`` where there is none."""
 
     def apply(self, resps: Iterable[Any], docs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-        """Replaces every response of every document by its answer."""
+        """Replace every response of every document by its answer."""
         return [[self._answer(text) for text in texts] for texts in resps]
 
     @staticmethod
@@ -35,5 +35,5 @@ class BoxedFilter(Filter):
     r"""Reads the last balanced ``\boxed{}``: its number if it has one, else what stands in it."""
 
     def apply(self, resps: Iterable[Any], docs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-        """Replaces every response of every document by the content of its last box."""
+        """Replace every response of every document by the content of its last box."""
         return [[boxed_answer(str(text)) or INVALID for text in texts] for texts in resps]

@@ -20,7 +20,7 @@ def write_split(
     generation_kwargs: Mapping[str, Any],
     folder: Path,
 ) -> Path:
-    """Writes problems as a task, ``<name>.jsonl`` and ``<name>.yaml``; returns the latter.
+    """Write problems as a task, ``<name>.jsonl`` and ``<name>.yaml``; returns the latter.
 
     Args:
         name: Of the task.
