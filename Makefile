@@ -37,6 +37,7 @@ test: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	ruff check
 	ruff format --check
+	lint-imports
 
 types: $(VENV)/.installed-dev
 	pyright
