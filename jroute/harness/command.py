@@ -37,15 +37,14 @@ from jroute.distributed.mesh import MeshConfig
 from jroute.experiment.run import Run, load_run
 from jroute.harness import comparison
 from jroute.harness import policy as gating
+from jroute.harness.cache_names import PROMPT_OPTIONS, folder_name
 from jroute.harness.comparison import Judged
 from jroute.harness.model import DEFAULT_SLOTS, JaxLM
 from jroute.harness.records import Record, gate_name
 from jroute.harness.runner import (
-    PROMPTING,
     Suite,
     asked_of,
     execute,
-    folder_name,
     publish,
     quiet,
     records_of,
@@ -88,7 +87,7 @@ class Subject:
 
     def all_arms(self) -> list[str]:
         """Every arm there is."""
-        return gating.arms_of(self.run) if self.run else list(gating.MODEL_ARMS)
+        return gating.available_arms(self.run) if self.run else list(gating.MODEL_ARMS)
 
 
 # The command line ---------------------------------------------------------------------------------
@@ -217,9 +216,9 @@ def judge(args: argparse.Namespace) -> None:
     subject = open_subject(args)
     own: list[Split] = [split for split in OWN if split in args.tasks and subject.run]
     official = [name for name in args.tasks if name not in own]
-    if not official and any(getattr(args, name, None) is not None for name in PROMPTING):
+    if not official and any(getattr(args, name, None) is not None for name in PROMPT_OPTIONS):
         raise UserError(
-            f"--{', --'.join(PROMPTING)} are for tasks of lm-eval only; the run's own "
+            f"--{', --'.join(PROMPT_OPTIONS)} are for tasks of lm-eval only; the run's own "
             "splits are prompted and decoded as in training"
         )
     arms = subject.all_arms() if args.arm == ["all"] else args.arm
@@ -278,7 +277,7 @@ def own_suite(run: Run, splits: Sequence[Split], args: argparse.Namespace, folde
         if prompt.benchmark:  # examples in turns of their own: lm-eval gets the prompt as a whole
             messages = run.prompts(split)
         files.append(str(write_split(split, problems, messages, generation_kwargs, folder)))
-    options = {key: value for key, value in settled(args).items() if key not in PROMPTING}
+    options = {key: value for key, value in settled(args).items() if key not in PROMPT_OPTIONS}
     if prompt.chat and not prompt.benchmark:
         options |= {"apply_chat_template": True, "system_instruction": prompt.system or None}
     manager = TaskManager(include_defaults=False)

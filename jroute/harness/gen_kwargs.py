@@ -12,20 +12,20 @@ from jroute.utils.errors import UserError
 _OPTIONS = {"until", "do_sample", "temperature", "top_k", "top_p", "min_p", "max_gen_toks"}
 
 
-class Generated(str):
+class GeneratedText(str):
     """A generated text that knows whether it was cut off by its token limit."""
 
     truncated: bool = False
 
     @classmethod
-    def of(cls, text: str, truncated: bool) -> "Generated":
+    def of(cls, text: str, truncated: bool) -> "GeneratedText":
         """Mark a text."""
         generated = cls(text)
         generated.truncated = truncated
         return generated
 
 
-class Plan(NamedTuple):
+class GenerationArguments(NamedTuple):
     """How to generate under one set of generation arguments.
 
     Attributes:
@@ -50,7 +50,7 @@ class Plan(NamedTuple):
         eos: int,
         default_limit: int,
         context: int,
-    ) -> "Plan":
+    ) -> "GenerationArguments":
         """Translate generation arguments.
 
         Args:
@@ -92,7 +92,7 @@ class Plan(NamedTuple):
         text = str(tokenizer.decode([eos]))
         return cls(decoding, tuple(dict.fromkeys([*until, text])), tuple(ids), tuple(special))
 
-    def cut(self, completion: Completion, tokenizer: PreTrainedTokenizerFast) -> Generated:
+    def cut(self, completion: Completion, tokenizer: PreTrainedTokenizerFast) -> GeneratedText:
         """The text of a completion before its first stop."""
         text, truncated = completion.text, completion.stop_reason == "length"
         whole = str(tokenizer.decode(list(completion.tokens))) if self.special else ""
@@ -101,7 +101,7 @@ class Plan(NamedTuple):
             text, truncated = whole[: min(stops)], False
             text = without(tokenizer.all_special_tokens, text)
         cut = postprocess_generated_text(text, list(self.until), None)
-        return Generated.of(cut, truncated and len(cut) == len(text))
+        return GeneratedText.of(cut, truncated and len(cut) == len(text))
 
 
 def without(names: Collection[str], text: str) -> str:

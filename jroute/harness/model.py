@@ -36,11 +36,12 @@ from lm_eval.utils import (
 from jroute.generate.decoding import Completion
 from jroute.generate.sampling import hash_text
 from jroute.harness import policy as gating
-from jroute.harness.gen_kwargs import Generated, Plan
+from jroute.harness.cache_names import answer_cache_name
+from jroute.harness.gen_kwargs import GeneratedText, GenerationArguments
 from jroute.harness.model_args import constructor_arguments, taken_by
 from jroute.harness.policy import ArmPolicy, GatePolicy, Gates
 from jroute.harness.records import Record, totals
-from jroute.harness.request_log import Ledger, name_of
+from jroute.harness.request_log import RequestLog
 from jroute.lm import LanguageModel
 from jroute.observe.progress import GenerationBar, progress_bar
 from jroute.tasks.prompts import render_chat
@@ -121,7 +122,7 @@ class JaxLM(TemplateLM):
         self._enable_thinking = enable_thinking
         self._force_template = force_template
         self._foreign: set[str] = set()
-        self._ledger = Ledger()
+        self._log = RequestLog()
 
     @classmethod
     def create_from_arg_string(
@@ -186,7 +187,7 @@ class JaxLM(TemplateLM):
     def namespace(self) -> str:
         """Tells apart whatever could answer a request otherwise: model, routing, arm, settings."""
         limits = (self.max_length, self.max_gen_toks)
-        return name_of(self.lm, arm=self._identity, seed=self._seed, limits=limits)
+        return answer_cache_name(self.lm, arm=self._identity, seed=self._seed, limits=limits)
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Take lm-eval's cache of answers, if they are this model's under this arm.
@@ -197,7 +198,7 @@ class JaxLM(TemplateLM):
             UserError: They are not.
         """
         super().set_cache_hook(cache_hook)
-        self._ledger.store(cache_hook.dbdict, self.namespace)
+        self._log.store(cache_hook.dbdict, self.namespace)
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval files with the results; it asks after the run, so counts are complete.
@@ -269,11 +270,11 @@ class JaxLM(TemplateLM):
         """
         self._check_template(requests)
         repeats: Counter[str] = Counter()
-        groups: dict[Plan, list[int]] = {}
+        groups: dict[GenerationArguments, list[int]] = {}
         samples, seeds = [], []
         for i, request in enumerate(requests):
             context, arguments = cast(tuple[str, dict[str, Any]], request.args)
-            plan = Plan.of(
+            plan = GenerationArguments.of(
                 arguments,
                 self.tokenizer,
                 eos=self.eot_token_id,
@@ -285,7 +286,7 @@ class JaxLM(TemplateLM):
             samples.append(repeats[key])
             seeds.append(hash_text(f"{self._seed}/{repeats[key]}/{context}"))
             repeats[key] += 1
-        texts: dict[int, Generated] = {}
+        texts: dict[int, GeneratedText] = {}
         records: dict[int, Record] = {}
         title = self._label("generate")
         with self._timed(), GenerationBar(len(requests), title, quiet=disable_tqdm) as progress:
@@ -299,7 +300,7 @@ class JaxLM(TemplateLM):
                     rows: list[int],
                     completions: list[Completion],
                     *,
-                    plan: Plan = plan,
+                    plan: GenerationArguments = plan,
                     members: list[int] = members,
                     encoded: list[list[int]] = encoded,
                     room: int = room,
@@ -347,7 +348,7 @@ class JaxLM(TemplateLM):
         with self._timed():
             results = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         for request in requests:
-            self.records += self._ledger.records_of([request], repeats=1)
+            self.records += self._log.records_of([request], repeats=1)
         return results
 
     def _loglikelihood_tokens(
@@ -431,7 +432,7 @@ class JaxLM(TemplateLM):
 
     def records_of(self, instances: Sequence[Instance]) -> list[Record]:
         """What was done for requests, by this process or by the one that cached their answers."""
-        return self._ledger.records_of(instances)
+        return self._log.records_of(instances)
 
     def _check_template(self, requests: Sequence[Instance]) -> None:
         """Refuses prompts made otherwise than those the arm learnt from, unless forced."""
@@ -460,7 +461,7 @@ class JaxLM(TemplateLM):
             text = text[1:]
         return text
 
-    def _ending(self, plan: Plan) -> LanguageModel:
+    def _ending(self, plan: GenerationArguments) -> LanguageModel:
         """The model, which ends at a plan's special tokens as well."""
         if set(plan.ends) <= set(self.lm.end_token_ids):
             return self.lm
@@ -477,7 +478,7 @@ class JaxLM(TemplateLM):
 
     def _keep(self, kind: str, args: Any, answer: Any, record: Record) -> None:
         """Files an answer with lm-eval's cache, and before it what was done for it."""
-        self._ledger.keep(args, record)
+        self._log.keep(args, record)
         self.cache_hook.add_partial(kind, args, answer)
 
     @contextmanager

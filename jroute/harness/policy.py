@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 from jroute.arms import supervised
+from jroute.harness.cache_names import array_digest
 from jroute.harness.records import Gate
 from jroute.utils.errors import UserError
 
@@ -71,9 +71,9 @@ def run_policy(run: Any, arm: str) -> ArmPolicy:
     run.gates(arm, run.prompts(run.experiment.judged[0])[:1])  # complain now of a wrong arm
     about: dict[str, Any] = {"gates": run.gate_values, "seed": run.experiment.seed}
     if arm != "random":
-        about["controller"] = digest(run.controller)
+        about["controller"] = array_digest(run.controller)
     if arm in supervised.FROM_CONTROLS:
-        about["controls"] = digest(run.controls)
+        about["controls"] = array_digest(run.controls)
     return ArmPolicy(
         arm,
         lambda prompts: run.gates(arm, prompts),
@@ -99,7 +99,7 @@ def constant(gate: float) -> GatePolicy:
     return lambda prompts: np.full(len(prompts), gate)
 
 
-def arms_of(run: Any) -> list[str]:
+def available_arms(run: Any) -> list[str]:
     """The arms that a run has; of those it has not, a warning says why."""
     found = []
     for arm in RUN_ARMS:
@@ -110,16 +110,6 @@ def arms_of(run: Any) -> list[str]:
             continue
         found.append(arm)
     return found
-
-
-def digest(tree: Any) -> str:
-    """A fingerprint of arrays."""
-    found = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(jax.device_get(leaf))
-        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()
 
 
 def is_foreign(context: str, doc: Any, render: Callable[[str], str]) -> bool:

@@ -5,23 +5,19 @@ many tokens it took is read from here.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import MutableMapping, Sequence
 from typing import Any
 
-import jax
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import hash_args
 
-from jroute.harness.policy import digest
 from jroute.harness.records import Record
-from jroute.lm import LanguageModel
 from jroute.utils.errors import UserError
 
 _OWNER = "jroute: whose answers these are"
 
 
-class Ledger:
+class RequestLog:
     """Records by request, in memory and in lm-eval's cache, if there is one."""
 
     def __init__(self) -> None:
@@ -72,18 +68,6 @@ class Ledger:
                     about = (request.task_name, request.doc_id, request.idx)
                     found.append(record.about(*about))
         return found
-
-
-def name_of(lm: LanguageModel, **settings: Any) -> str:
-    """A name for whatever could answer a request otherwise: model, routing, and other settings."""
-    about = {
-        "model": lm.fingerprint,
-        "dtype": str(jax.tree.leaves(dict(lm.params))[0].dtype),
-        "routing": [dataclasses.asdict(lm.routing.config), digest(lm.routing)],
-        "ends": lm.end_token_ids,
-        **settings,
-    }
-    return hashlib.sha256(repr(about).encode()).hexdigest()[:20]
 
 
 def _key(kind: str, args: Any, sample: int) -> str:

@@ -26,18 +26,10 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 
+from jroute.harness.cache_names import answer_cache_path, prompt_cache_name
 from jroute.harness.model import JaxLM
 from jroute.harness.records import Record, totals
 from jroute.utils.errors import UserError
-
-PROMPTING = (
-    "num_fewshot",
-    "gen_kwargs",
-    "apply_chat_template",
-    "fewshot_as_multiturn",
-    "system_instruction",
-)
-"""Options that say how tasks are asked."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +90,11 @@ def execute(suite: Suite, model: JaxLM, source: Path, scratch: Path) -> Executed
     options.model, options.log_samples, options.output_path = "jroute", True, str(scratch)
     options.model_args = {"pretrained": str(source), "arm": model.arm}
     if suite.options.get("use_cache"):
-        options.use_cache = f"{options.use_cache}-{folder_name(model.arm)}-{model.namespace}"
+        options.use_cache = answer_cache_path(options.use_cache, model.arm, model.namespace)
     cache, printed = Path(lm_eval.caching.cache.PATH), io.StringIO()
     if suite.options.get("cache_requests"):
-        cache = cache / f"jroute-{requests_key(suite, model)}"
+        name = prompt_cache_name(leaves(suite.tasks), suite.options, model.tokenizer_name)
+        cache = cache / f"jroute-{name}"
     with (
         mock.patch.object(lm_eval, "simple_evaluate", evaluate, create=True),
         mock.patch.object(EvaluatorConfig, "process_tasks", lambda *_: suite.manager),
@@ -112,27 +105,6 @@ def execute(suite: Suite, model: JaxLM, source: Path, scratch: Path) -> Executed
     if suite.options.get("show_config") or suite.options.get("write_out"):
         print(printed.getvalue())
     return Executed(**found)
-
-
-def requests_key(suite: Suite, model: JaxLM) -> str:
-    """Names everything that decides the prompts lm-eval makes, for its cache of them.
-
-    lm-eval leaves out the template of raw prompts, generation arguments, seeds, and the data.
-    """
-    decisive = ("seed", "limit", "samples", "gen_kwargs", "num_fewshot", "metadata", *PROMPTING)
-    about = {
-        "lm_eval": lm_eval.__version__,
-        "tokenizer": model.tokenizer_name,
-        "options": [(name, suite.options.get(name)) for name in decisive],
-        "tasks": {
-            task.config.task: [
-                repr(task.dump_config()),
-                {split: getattr(docs, "_fingerprint", "") for split, docs in task.dataset.items()},
-            ]
-            for task in leaves(suite.tasks)
-        },
-    }
-    return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 
 
 def leaves(tasks: Sequence[Any]) -> list[Any]:
@@ -187,11 +159,6 @@ def publish(scratch: Path, target: Path) -> None:
     target.mkdir(exist_ok=True)
     for file in files:
         os.replace(file, target / file.name)
-
-
-def folder_name(arm: str) -> str:
-    """An arm's name as a folder's."""
-    return arm.replace(":", "_")
 
 
 @contextlib.contextmanager

@@ -160,10 +160,12 @@ def render(question: str, config: PromptConfig, tokenizer: ChatTokenizer) -> str
             ) from error
 
     if config.benchmark:
-        from jroute.tasks.benchmarks.prompting import asking  # brings lm-eval, which takes seconds
+        from jroute.tasks.benchmarks.prompting import (
+            benchmark_prompt,
+        )  # brings lm-eval, which takes seconds
 
         shots = None if config.num_fewshot < 0 else config.num_fewshot
-        return asking(config.benchmark, shots)(
+        return benchmark_prompt(config.benchmark, shots)(
             question,
             system=config.system,
             chat=chat if config.chat else None,

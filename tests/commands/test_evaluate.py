@@ -71,7 +71,7 @@ def test_arms_that_judging_trains_choose_from_prompts_as_from_the_table(
     grid, columns = np.asarray(run.gate_values), judging.columns_of(run, "test")
     for arm in supervised.FROM_CONTROLS:
         np.testing.assert_array_equal(run.gates(arm, run.prompts("test")), grid[columns[arm]])
-    assert policy.arms_of(run) == list(policy.RUN_ARMS)
+    assert policy.available_arms(run) == list(policy.RUN_ARMS)
     known = {arm: policy.run_policy(run, arm).identity for arm in supervised.LOOKING}
     assert len(set(known.values())) == len(known)
     trained = jax.tree.map(lambda leaf: leaf + 1, run.controls)
@@ -82,7 +82,7 @@ def test_arms_that_judging_trains_choose_from_prompts_as_from_the_table(
     monkeypatch.setattr(type(run), "controls_folder", tmp_path / "none")
     with pytest.raises(UserError, match=r"has no supervised_features .* jroute\.evaluate"):
         unjudged.gates("supervised_features", unjudged.prompts("test"))
-    assert set(policy.RUN_ARMS) - set(policy.arms_of(unjudged)) == set(supervised.FROM_CONTROLS)
+    assert set(policy.RUN_ARMS) - set(policy.available_arms(unjudged)) == set(supervised.FROM_CONTROLS)
 
 
 def test_a_run_without_a_table_is_refused(judged, monkeypatch) -> None:

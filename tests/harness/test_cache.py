@@ -11,7 +11,7 @@ from jroute.lm import LanguageModel
 from jroute.observe.progress import GenerationBar
 from jroute.tasks.synthetic import problems
 from jroute.utils.errors import UserError
-from tests.harness.asking import chat, generate, requests
+from tests.harness.lm_eval_requests import chat, generate, requests
 
 SLOTS = 4
 QUESTIONS = [problem.question for problem in problems("test", 6, 0)]

@@ -301,8 +301,7 @@ def test_a_killed_run_goes_on_from_its_cache(tiny_directory, tmp_path) -> None:
     killed = judge_model(tiny_directory, tmp_path / "killed", *arms, *cache)
     code = f"""{BLOCK_TORCH}
 import os
-from jroute.evaluation.harness import JaxLM
-from jroute.evaluation.report import JudgeConfig
+from jroute.harness.model import JaxLM
 from scripts.lm_eval_jax import main
 keep, kept = JaxLM._keep, []
 def die(self, *facts):

@@ -23,7 +23,7 @@ from jroute.lm import LanguageModel
 from jroute.tasks.synthetic import problems
 from jroute.tasks.tokenizer import load_tokenizer
 from jroute.utils.errors import UserError
-from tests.harness.asking import chat, generate, requests
+from tests.harness.lm_eval_requests import chat, generate, requests
 from tests.model.tiny import ASSET
 
 SLOTS = 4

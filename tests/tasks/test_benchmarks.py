@@ -11,7 +11,7 @@ from lm_eval.filters import build_filter_ensemble
 from jroute.tasks import TaskConfig, load_problems, synthetic
 from jroute.tasks.benchmarks import find_tasks, load_tasks, local_data
 from jroute.tasks.benchmarks.filters import BoxedFilter
-from jroute.tasks.benchmarks.prompting import asking
+from jroute.tasks.benchmarks.prompting import benchmark_prompt
 from jroute.tasks.prompts import PLACEHOLDER, PromptConfig, meaning, render, render_chat
 from jroute.tasks.tokenizer import load_tokenizer
 from jroute.utils.errors import UserError
@@ -161,7 +161,7 @@ def test_drawn_examples_of_other_questions_are_their_own(tasks) -> None:
     config = PromptConfig(benchmark="gsm8k", chat=False)
     train = load_problems(TaskConfig(name="gsm8k", limit=3), "train")
     first = [render(p.question, config, TOKENIZER) for p in train]
-    asking.cache_clear()
+    benchmark_prompt.cache_clear()
     for problem, prompt in reversed(list(zip(train, first, strict=True))):
         assert render(problem.question, config, TOKENIZER) == prompt  # whatever was asked before
         assert prompt.endswith(f"\n\nQuestion: {problem.question}\nAnswer:")
@@ -178,11 +178,11 @@ def test_another_wording_is_another_meaning(monkeypatch) -> None:
     data_dir()
     before = meaning(config, TOKENIZER)
     assert before[0] == config and PLACEHOLDER in before[1]
-    asking.cache_clear()
-    asked = asking("gsm8k_cot_llama", 0)
+    benchmark_prompt.cache_clear()
+    asked = benchmark_prompt("gsm8k_cot_llama", 0)
     monkeypatch.setattr(asked.task.config, "doc_to_text", "Now: {{question}}")
     assert meaning(config, TOKENIZER) != before
-    asking.cache_clear()
+    benchmark_prompt.cache_clear()
 
 
 def test_benchmarks_that_cannot_be_asked_are_told(monkeypatch, tmp_path) -> None:
@@ -204,6 +204,6 @@ def test_benchmarks_that_cannot_be_asked_are_told(monkeypatch, tmp_path) -> None
     with pytest.raises(UserError, match="must name a task whose documents have a field 'question'"):
         render("1?", PromptConfig(benchmark=str(tmp_path / "odd.yaml")), TOKENIZER)
     monkeypatch.setitem(os.environ, "JROUTE_DATA", "")
-    asking.cache_clear()
+    benchmark_prompt.cache_clear()
     with pytest.raises(UserError, match=r"task gsm8k_cot_llama cannot be loaded .*\$JROUTE_DATA"):
         render("1?", PromptConfig(benchmark="gsm8k_cot_llama"), TOKENIZER)

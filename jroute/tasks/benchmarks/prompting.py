@@ -29,7 +29,7 @@ Chat = Callable[..., str]
 """Renders messages; takes ``add_generation_prompt`` as well."""
 
 
-class Asking:
+class BenchmarkPrompt:
     """How a task of lm-eval asks a question.
 
     Examples are the same for all questions, or drawn: for the task's own test documents exactly as
@@ -155,9 +155,9 @@ class _Given:
 
 
 @lru_cache(maxsize=8)
-def asking(name: str, num_fewshot: int | None) -> Asking:
-    """The one ``Asking`` of a task."""
-    return Asking(name, num_fewshot)
+def benchmark_prompt(name: str, num_fewshot: int | None) -> BenchmarkPrompt:
+    """The one ``BenchmarkPrompt`` of a task."""
+    return BenchmarkPrompt(name, num_fewshot)
 
 
 def _load(name: str) -> Any:
