@@ -143,7 +143,7 @@ def init(
 
 def apply(
     params: Params, observations: Float[Array, "batch features"]
-) -> tuple[Float[Array, "batch parts choices"], Float[Array, " batch"]]:
+) -> tuple[Float[Array, "batch gate_dims choices"], Float[Array, " batch"]]:
     """Logits of every choice and the expected reward, for a batch of observations."""
     module = nnx.merge(_actor_critic(*_sizes(params["actor"])), params)
     return module.actor(observations), module.critic(observations)[:, 0]
@@ -151,12 +151,14 @@ def apply(
 
 def policy(
     params: Params, observations: Float[Array, "batch features"]
-) -> Float[Array, "batch parts choices"]:
+) -> Float[Array, "batch gate_dims choices"]:
     """Probability of every choice."""
     return jax.nn.softmax(apply(params, observations)[0], axis=-1)
 
 
-def act(params: Params, observations: Float[Array, "batch features"]) -> Int[Array, "batch parts"]:
+def act(
+    params: Params, observations: Float[Array, "batch features"]
+) -> Int[Array, "batch gate_dims"]:
     """Index of the most probable choice of each part; the first of equals."""
     return jnp.argmax(apply(params, observations)[0], axis=-1)
 

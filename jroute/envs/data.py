@@ -29,8 +29,8 @@ class EnvData:
         feature_names: Name of each feature, beginning with `LEADING_FEATURES`.
         gates: The grid of gates: the gate of each action, or of each choice of its parts.
         backend: Says what a gate gives on a problem.
-        parts: Numbers that a decision has: 1 is one gate for the whole depth (``Discrete``), more
-            are one each for its bands or mixing sites (``MultiDiscrete``).
+        num_gate_dims: Numbers in one decision: 1 is a single gate for the whole depth
+            (``Discrete``); more are one for each band or mixing site (``MultiDiscrete``).
 
     Raises:
         UserError: If the parts do not fit together.
@@ -42,7 +42,7 @@ class EnvData:
     feature_names: Sequence[str]
     gates: Sequence[float]
     backend: OutcomeBackend = field(repr=False)
-    parts: int = 1
+    num_gate_dims: int = 1
     rows: Mapping[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -67,8 +67,8 @@ class EnvData:
             )
         if not self.gates or len(set(self.gates)) != len(self.gates):
             raise UserError(f"an environment needs gates that differ, got {tuple(self.gates)}")
-        if self.parts < 1:
-            raise UserError(f"a decision needs at least one part, got {self.parts}")
+        if self.num_gate_dims < 1:
+            raise UserError(f"a decision needs at least one dimension, got {self.num_gate_dims}")
         rows = {problem.id: row for row, problem in enumerate(self.problems)}
         if len(rows) != problems:
             raise UserError("two problems of an environment have the same id: make ids unique")
@@ -105,8 +105,8 @@ class EnvData:
         choices = len(self.gates)
         return (
             spaces.Discrete(choices)
-            if self.parts == 1
-            else spaces.MultiDiscrete(np.full(self.parts, choices))
+            if self.num_gate_dims == 1
+            else spaces.MultiDiscrete(np.full(self.num_gate_dims, choices))
         )
 
     def chosen(self, actions: Any, count: int) -> list[Gate]:
@@ -116,7 +116,7 @@ class EnvData:
             InvalidAction: Unless the actions are indices of gates, ``count`` rows of them.
         """
         actions = np.asarray(actions)
-        shape = (count,) if self.parts == 1 else (count, self.parts)
+        shape = (count,) if self.num_gate_dims == 1 else (count, self.num_gate_dims)
         if actions.shape != shape or actions.dtype.kind not in "iu":
             raise InvalidAction(
                 f"actions must be integers of shape {shape}, got an array of shape {actions.shape} "
@@ -124,7 +124,7 @@ class EnvData:
             )
         if np.any((actions < 0) | (actions >= len(self.gates))):
             raise InvalidAction(f"{actions} are not all gates, there are {len(self.gates)}")
-        if self.parts == 1:
+        if self.num_gate_dims == 1:
             return [self.gates[i] for i in actions]
         return [tuple(self.gates[i] for i in row) for row in actions]
 

@@ -163,7 +163,7 @@ class LiveEnv:
             InvalidAction: An action is no gate.
         """
         rows, data = np.asarray(problems), self.data
-        shape = (rows.size,) if data.parts == 1 else (rows.size, data.parts)
+        shape = (rows.size,) if data.num_gate_dims == 1 else (rows.size, data.num_gate_dims)
         gates = data.chosen(np.asarray(actions).reshape(shape), rows.size)
         outcomes = data.backend.outcomes([data.problems[row] for row in rows.flat], gates)
         paid = np.array([outcome.reward for outcome in outcomes], np.float32)

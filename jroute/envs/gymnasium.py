@@ -5,9 +5,7 @@ part of the depth), the reward comes from an `OutcomeBackend`, and the episode i
 in ``info``.
 """
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,33 +23,26 @@ from jroute.utils.errors import UserError
 
 ROUTING_ID = "jroute/Routing-v0"
 
+SplitData = EnvData | Mapping[str, EnvData] | Callable[[str], EnvData]
+"""The data of one split, of several splits by name, or a loader from a split's name to its data."""
+
 
 class _Splits:
-    """The data of an environment by split; a run folder's are read when they are first asked for.
+    """The data of an environment by split; a loader reads each split when it is first needed.
 
     Attributes:
-        first: The split that episodes are drawn from if no other is asked for.
+        first: The split that episodes are drawn from by default.
     """
 
-    def __init__(
-        self,
-        data: EnvData | Mapping[str, EnvData] | None,
-        run: str | Path | None,
-        split: str,
-        live: bool,
-    ) -> None:
-        if (data is None) == (run is None):
-            raise UserError(
-                "a routing environment is made either of data=EnvData(...) or of run='<run "
-                "folder>', give exactly one"
-            )
-        self._read: Callable[[str], EnvData] | None = None
-        self._data = {split: data} if isinstance(data, EnvData) else dict(data or {})
-        if run is not None:
-            # Run folders belong to a floor above, which imports this one; so by name.
-            opened = importlib.import_module("jroute.experiment.run")
-            folder = opened.load_run(run)
-            self._read = lambda name: opened.environment_data(folder, name, live=live)
+    def __init__(self, data: SplitData, split: str) -> None:
+        self._load: Callable[[str], EnvData] | None = None
+        self._data: dict[str, EnvData] = {}
+        if isinstance(data, EnvData):
+            self._data[split] = data
+        elif isinstance(data, Mapping):
+            self._data.update(data)
+        else:
+            self._load = data
         self.first = split
         self.data(split)
 
@@ -62,16 +53,16 @@ class _Splits:
             UserError: There is no such split, or its observations or actions are of other sizes.
         """
         if split not in self._data:
-            if self._read is None:
+            if self._load is None:
                 raise UserError(
                     f"no split {split!r} in this environment, it has {', '.join(self._data)}"
                 )
-            self._data[split] = self._read(split)
+            self._data[split] = self._load(split)
         found, first = self._data[split], self._data.get(self.first, self._data[split])
-        if (found.feature_names, found.gates, found.parts) != (
+        if (found.feature_names, found.gates, found.num_gate_dims) != (
             first.feature_names,
             first.gates,
-            first.parts,
+            first.num_gate_dims,
         ):
             raise UserError(
                 f"split {split!r} has other features or gates than split {self.first!r}: an "
@@ -118,24 +109,20 @@ class RoutingEnv(Env[np.ndarray, Any]):
 
     def __init__(
         self,
-        data: EnvData | Mapping[str, EnvData] | None = None,
+        data: SplitData,
         *,
-        run: str | Path | None = None,
         split: str = "test",
-        live: bool = False,
     ) -> None:
-        """Make the environment from data in hand (of one split, or by split), or from a run folder.
+        """Make the environment.
 
         Args:
-            data: What it is made of.
-            run: A run folder.
-            split: The split to draw from.
-            live: Whether a run's outcomes are generated and not looked up.
+            data: One split, splits by name, or a loader of splits.
+            split: The split to draw problems from.
 
         Raises:
-            UserError: Unless exactly one of ``data`` and ``run`` is given; no such split.
+            UserError: There is no such split.
         """
-        self._splits = _Splits(data, run, split, live)
+        self._splits = _Splits(data, split)
         self.data = self._splits.data(split)
         self.observation_space = self.data.observation_space()
         self.action_space = self.data.action_space()
@@ -196,26 +183,22 @@ class RoutingVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     def __init__(
         self,
-        num_envs: int = 1,
-        data: EnvData | Mapping[str, EnvData] | None = None,
+        num_envs: int,
+        data: SplitData,
         *,
-        run: str | Path | None = None,
         split: str = "test",
-        live: bool = False,
     ) -> None:
-        """Make the environment from data in hand (of one split, or by split), or from a run folder.
+        """Make the environment.
 
         Args:
             num_envs: Rows of the batch.
-            data: What it is made of.
-            run: A run folder.
-            split: The split to draw from.
-            live: Whether a run's outcomes are generated and not looked up.
+            data: One split, splits by name, or a loader of splits.
+            split: The split to draw problems from.
 
         Raises:
-            UserError: Unless exactly one of ``data`` and ``run`` is given; no such split.
+            UserError: There is no such split.
         """
-        self._splits = _Splits(data, run, split, live)
+        self._splits = _Splits(data, split)
         first = self._splits.data(split)
         self.num_envs = num_envs
         self.single_observation_space = first.observation_space()
@@ -364,10 +347,14 @@ class RoutingVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
 
 def register_environments() -> None:
-    """Make the ids known to ``gymnasium.make`` and ``gymnasium.make_vec``; harmless if repeated."""
+    """Register the id with ``gymnasium.make`` and ``gymnasium.make_vec``; harmless if repeated.
+
+    The entry points are strings that Gymnasium imports when an environment is made, because they
+    also open run folders, which belong to a layer above this package.
+    """
     if ROUTING_ID not in registry:
         register(
             id=ROUTING_ID,
-            entry_point="jroute.envs.gymnasium:RoutingEnv",
-            vector_entry_point="jroute.envs.gymnasium:RoutingVectorEnv",
+            entry_point="jroute.experiment.environments:make_env",
+            vector_entry_point="jroute.experiment.environments:make_vector_env",
         )

@@ -182,7 +182,7 @@ def plan_train(setting: Setting) -> str:
         return f"{plan_outcomes(setting, wanted)}\n{plan_ppo(setting)}"
     setting, first = before_mixing(setting)
     episodes, seeds = e.ppo.updates * e.ppo.batch_size * e.ppo.seeds, e.ppo.seeds
-    most = min(episodes, len(setting.problems("train")) * len(e.gates) ** setting.parts)
+    most = min(episodes, len(setting.problems("train")) * len(e.gates) ** setting.num_gate_dims)
     # Every seed chooses on validation and is judged, and so are the baseline and gate 0.5.
     after = seeds * len(setting.problems("validation"))
     after += (seeds + 2) * sum(len(setting.problems(split)) for split in e.judged)
@@ -190,7 +190,7 @@ def plan_train(setting: Setting) -> str:
     some = [
         Cell(problem, gate)
         for problem in setting.problems("train")[: e.engine.batch]
-        for gate in setting.gates_of(np.full((1, setting.parts), len(e.gates) - 1))
+        for gate in setting.gates_of(np.full((1, setting.num_gate_dims), len(e.gates) - 1))
     ]
     rate = trial(setting, some)
     seconds = (most + after) * rate.seconds

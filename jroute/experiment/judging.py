@@ -186,7 +186,7 @@ def _item_rows(
     told: dict[str, list[Any]] = {name: [] for name in names}
     for arm, scored in values.items():
         seeds = np.atleast_2d(scored)
-        several = () if run.parts == 1 else (run.parts,)
+        several = () if run.num_gate_dims == 1 else (run.num_gate_dims,)
         gates = grid[columns[arm]].reshape(-1, *several).tolist() if arm in columns else None
         told["arm"] += [arm] * seeds.size
         told["seed"] += np.repeat(np.arange(len(seeds)), len(ids)).tolist()
@@ -194,7 +194,7 @@ def _item_rows(
         told["gate"] += gates or [None] * seeds.size
         told["value"] += seeds.ravel().tolist()
     told["split"] = [split] * len(told["arm"])
-    kind = pa.float64() if run.parts == 1 else pa.list_(pa.float64())
+    kind = pa.float64() if run.num_gate_dims == 1 else pa.list_(pa.float64())
     return pa.table({**told, "gate": pa.array(told["gate"], kind)})
 
 
@@ -202,8 +202,8 @@ def gates_of(run: Run, arm: str, prompts: Sequence[str]) -> list[Gate]:
     """The gate a final arm gives to each prompt, from the prompt alone, features read anew."""
     fixed = supervised.fixed_gate(arm)
     if fixed is not None:
-        return [fixed if run.parts == 1 else (fixed,) * run.parts] * len(prompts)
-    if run.parts > 1:
+        return [fixed if run.num_gate_dims == 1 else (fixed,) * run.num_gate_dims] * len(prompts)
+    if run.num_gate_dims > 1:
         observations = run.featurizer(run.read_features(prompts)).astype(np.float32)
         return run.gates_of(
             np.asarray(networks.act(run.controller["rl"], jnp.asarray(observations)))
@@ -260,9 +260,9 @@ def plan_live(
     """
     names = final_arms(run, names)
     asked, e, mesh = run.problems(split)[:problems], run.experiment, run.lm.mesh
-    each = min(len(names), len(run.gate_values)) if run.parts == 1 else len(names)
+    each = min(len(names), len(run.gate_values)) if run.num_gate_dims == 1 else len(names)
     lengths = [len(run.lm.encode(run.render(problem.question))) for problem in asked]
-    rows = np.repeat(np.arange(len(run.gate_values))[:, None], run.parts, axis=1)
+    rows = np.repeat(np.arange(len(run.gate_values))[:, None], run.num_gate_dims, axis=1)
     grid = [Cell(problem, gate) for gate in run.gates_of(rows) for problem in asked]
     return Plan(
         cells={split: (each * len(asked), 0)},
@@ -318,13 +318,13 @@ def judge_live(
 
 def decisions_of(
     params: Any, observations: Float[np.ndarray, "problems features"]
-) -> Int[np.ndarray, "seeds problems parts"]:
+) -> Int[np.ndarray, "seeds problems gate_dims"]:
     """The most probable decision of every seed's controller."""
     return np.asarray(jax.vmap(networks.act, in_axes=(0, None))(params, jnp.asarray(observations)))
 
 
 def correct_of(
-    run: Run, split: Split, decisions: Int[np.ndarray, "seeds problems parts"]
+    run: Run, split: Split, decisions: Int[np.ndarray, "seeds problems gate_dims"]
 ) -> Float[np.ndarray, "seeds problems"]:
     """Whether decisions solve the problems of a split: looked up, or generated with live rollouts.
 
@@ -394,7 +394,7 @@ def judge_without_table(run: Run) -> dict[str, Any]:
         "other_splits": {split: found for split, found in splits.items() if split != primary},
         "gates": list(e.gates),
         "gate_per": e.gate_per,
-        "parts": run.parts,
+        "parts": run.num_gate_dims,
         "seeds": e.ppo.seeds,
         "selected_seed": int(controller["selected"]),
         "cells_generated": len(run.memo),

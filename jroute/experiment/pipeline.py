@@ -166,10 +166,10 @@ def train_ppo(run: Run, env: TableEnv | LiveEnv) -> learner.LearnerState:
     live = isinstance(env, LiveEnv)
     observations = env.questions.observations if live else env.observations
     key = jax.random.fold_in(jax.random.key(run.experiment.seed), hash_text("ppo"))
-    num_cells = len(observations) * len(gates) ** run.parts
+    num_cells = len(observations) * len(gates) ** run.num_gate_dims
     if live:
         num_cells = min(num_cells, learner.COUNTED)
-    nvec = (len(gates),) * run.parts
+    nvec = (len(gates),) * run.num_gate_dims
     state = learner.init_seeds(config, observations.shape[1], nvec, key, num_cells=num_cells)
     done = latest_step(folder) or 0
     if done:

@@ -31,12 +31,10 @@ from jroute.checkpoint import latest_step, load_state
 from jroute.controller import networks
 from jroute.controller.features import Featurizer, RawFeatures
 from jroute.distributed.mesh import MeshConfig
-from jroute.envs.data import EnvData
 from jroute.experiment.config import Experiment
 from jroute.experiment.setting import Setting
 from jroute.generate.decoding import Completion
 from jroute.generate.shapes import check_context
-from jroute.tasks import Split
 from jroute.utils.config import dump
 from jroute.utils.config import load as load_config
 from jroute.utils.errors import UserError
@@ -91,7 +89,7 @@ class Run(Setting):
                     "choose another folder with --run, or remove that one"
                 )
         run.base.check_slots(experiment.engine.slots)
-        run.parts  # noqa: B018 (refuses bands that the routing does not have)
+        run.num_gate_dims  # noqa: B018 (refuses bands that the routing does not have)
         for split in experiment.splits:
             for problem, prompt in zip(run.problems(split), run.prompts(split), strict=True):
                 try:
@@ -190,8 +188,10 @@ class Run(Setting):
                 run was not judged yet, which trains ``supervised_features`` and ``exact_gradient``.
         """
         self._check_learnt(arm)
-        if self.parts > 1:
-            raise UserError(f"a decision of this run has {self.parts} parts; ask for its gates")
+        if self.num_gate_dims > 1:
+            raise UserError(
+                f"a decision of this run has {self.num_gate_dims} dimensions; ask for its gates"
+            )
         observations = self.featurizer(raw or self.read_features(prompts))
         if arm == "supervised":
             return supervised.choices_of_regressor(
@@ -209,7 +209,7 @@ class Run(Setting):
                 "no such table; choose baseline, fixed:G, random or rl"
             )
 
-    def gates(self, arm: str, prompts: Sequence[str]) -> Float[np.ndarray, "prompts *parts"]:
+    def gates(self, arm: str, prompts: Sequence[str]) -> Float[np.ndarray, "prompts *gate_dims"]:
         """The gate an arm gives to each prompt, from the prompt alone.
 
         Gates per band are ``[prompts, bands]``, and per layer ``[prompts, layers]``.
@@ -230,7 +230,7 @@ class Run(Setting):
             return np.full(len(prompts), grid[int(self.controller["best_fixed"])])
         if arm == "random":
             return grid[supervised.random_choices(prompts, len(grid), self.experiment.seed)]
-        if arm == "rl" and self.parts > 1:
+        if arm == "rl" and self.num_gate_dims > 1:
             observations = jnp.asarray(self.featurizer(self.read_features(prompts)))
             decisions = np.asarray(networks.act(self.controller["rl"], observations))
             return self.spread(self.gates_of(decisions))
@@ -279,9 +279,9 @@ class Run(Setting):
         chosen = [self.gate_values[i] for i in shares.argmax(axis=-1)]
         return {
             "features": dict(zip(self.featurizer.names, observations[0].tolist(), strict=True)),
-            "probabilities": told[0] if self.parts == 1 else told,
+            "probabilities": told[0] if self.num_gate_dims == 1 else told,
             "value": float(value[0]),
-            "gate": chosen[0] if self.parts == 1 else chosen,
+            "gate": chosen[0] if self.num_gate_dims == 1 else chosen,
         }
 
     @property
@@ -318,15 +318,3 @@ def load_run(directory: str | Path, *, mesh: MeshConfig | None = None) -> Run:
         )
     stored = load_config(Experiment, path)
     return Run(directory, dataclasses.replace(stored, mesh=mesh or MeshConfig()))
-
-
-def environment_data(run: str | Path | Run, split: Split, *, live: bool = False) -> EnvData:
-    """A split of a run as the Gymnasium environments take it.
-
-    Args:
-        run: The run folder, or the opened run.
-        split: Of the problems.
-        live: Whether outcomes are generated; otherwise the table or the memo must hold them.
-    """
-    opened = run if isinstance(run, Run) else load_run(run)
-    return opened.env_data(split, opened.featurizer, live=live)

@@ -166,7 +166,7 @@ class Setting:
         they are so few that reading them again costs less than a program of its own, and for gates
         of several parts: they are read once for each gate, and hardly two prompts have the same.
         """
-        if self.parts > 1:
+        if self.num_gate_dims > 1:
             return 0
         rows = [self.base.encode(self.render(question)) for question in ("A", "1", "\n", "(")]
         same = 0
@@ -184,7 +184,7 @@ class Setting:
     # Outcomes and features --------------------------------------------------------------------
 
     @cached_property
-    def parts(self) -> int:
+    def num_gate_dims(self) -> int:
         """Numbers that a decision has: 1, or one for each band or mixing site.
 
         Raises:
@@ -202,7 +202,7 @@ class Setting:
             )
         return routing.config.bands
 
-    def spread(self, gates: Sequence[Gate]) -> Float[np.ndarray, "prompts *parts"]:
+    def spread(self, gates: Sequence[Gate]) -> Float[np.ndarray, "prompts *gate_dims"]:
         """Gates of prompts as the model takes them: a gate per site becomes one per layer."""
         values = np.asarray(gates, np.float64)
         if values.ndim == 1 or self.experiment.gate_per != "layer":
@@ -212,10 +212,10 @@ class Setting:
         layers[:, sites] = values
         return layers
 
-    def gates_of(self, decisions: Int[np.ndarray, "prompts parts"]) -> list[Gate]:
+    def gates_of(self, decisions: Int[np.ndarray, "prompts gate_dims"]) -> list[Gate]:
         """The gates that indices into the grid stand for."""
         grid = self.experiment.gates
-        if self.parts == 1:
+        if self.num_gate_dims == 1:
             return [grid[row[0]] for row in decisions]
         return [tuple(grid[i] for i in row) for row in decisions]
 
@@ -228,7 +228,7 @@ class Setting:
             feature_names=featurizer.names,
             gates=self.experiment.gates,
             backend=self.backend(live=live),
-            parts=self.parts,
+            num_gate_dims=self.num_gate_dims,
         )
 
     @cached_property
@@ -263,11 +263,13 @@ class Setting:
     @cached_property
     def memo(self) -> OutcomeTable:
         """What was generated live: the table itself, or that of gates per band or layer."""
-        if self.parts == 1:
+        if self.num_gate_dims == 1:
             return self.table
         about = {**self.described, "gate_per": self.experiment.gate_per}
         root = self.directory / "memo"
-        return OutcomeTable(root, semantic_fingerprint(about), about, parts=self.parts)
+        return OutcomeTable(
+            root, semantic_fingerprint(about), about, num_gate_dims=self.num_gate_dims
+        )
 
     def backend(self, *, live: bool = False) -> OutcomeBackend:
         """Who says what gates give, paid as the experiment pays: the table, or the model."""

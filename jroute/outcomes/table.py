@@ -36,11 +36,15 @@ _FINGERPRINT_KEY = b"jroute_fingerprint"
 _Cell = tuple[str, Gate, int]
 
 
-def _schema(parts: int) -> pa.Schema:
+def _schema(num_gate_dims: int) -> pa.Schema:
     def needed(name: str, kind: pa.DataType) -> pa.Field:
         return pa.field(name, kind, nullable=False)
 
-    gate = pa.float64() if parts == 1 else pa.list_(needed("part", pa.float64()), parts)
+    gate = (
+        pa.float64()
+        if num_gate_dims == 1
+        else pa.list_(needed("part", pa.float64()), num_gate_dims)
+    )
     return pa.schema(
         [
             needed("problem_id", pa.string()),
@@ -77,11 +81,16 @@ class OutcomeTable:
         folder: Where the table lies.
         fingerprint: Name of the experiment whose cells these are.
         description: What was fingerprinted, for people; as first written.
-        parts: Numbers that a gate has; 1 for a gate that is a number.
+        num_gate_dims: Numbers that a gate has; 1 for a gate that is a number.
     """
 
     def __init__(
-        self, root: str | Path, fingerprint: str, description: Mapping[str, Any], *, parts: int = 1
+        self,
+        root: str | Path,
+        fingerprint: str,
+        description: Mapping[str, Any],
+        *,
+        num_gate_dims: int = 1,
     ):
         """Open the table of a fingerprint; there need not be one yet.
 
@@ -89,7 +98,7 @@ class OutcomeTable:
             root: Folder that holds tables, one folder each.
             fingerprint: See `semantic_fingerprint`.
             description: Written to ``_table.json`` when the table is new.
-            parts: Numbers that a gate has.
+            num_gate_dims: Numbers that a gate has.
 
         Raises:
             UserError: If the folder belongs to another fingerprint or a file cannot be read.
@@ -98,8 +107,8 @@ class OutcomeTable:
         self.folder = Path(root) / fingerprint
         self.fingerprint = fingerprint
         self.description: dict[str, Any] = canonical(description)
-        self.parts = parts
-        self._schema = _schema(parts)
+        self.num_gate_dims = num_gate_dims
+        self._schema = _schema(num_gate_dims)
         self._cells: dict[_Cell, Outcome] = {}
         self._read: set[str] = set()
         if self.folder.is_dir():
@@ -119,8 +128,8 @@ class OutcomeTable:
         card = folder / CARD
         if not card.is_file():
             raise UserError(f"{folder} is no outcome table, it has no {CARD}: check the path")
-        _, description, parts = _read_card(card)
-        return cls(folder.parent, folder.name, description, parts=parts)
+        _, description, num_gate_dims = _read_card(card)
+        return cls(folder.parent, folder.name, description, num_gate_dims=num_gate_dims)
 
     def __len__(self) -> int:
         """Number of cells."""
@@ -163,7 +172,7 @@ class OutcomeTable:
 
         Raises:
             ConflictingOutcome: If a cell has another outcome already; nothing is written then.
-            ValueError: If a number is not finite or a gate has the wrong number of parts.
+            ValueError: If a number is not finite or a gate has the wrong number of dimensions.
         """
         fresh: dict[_Cell, Outcome] = {}
         for outcome in outcomes:
@@ -244,23 +253,24 @@ class OutcomeTable:
 
     def _check(self, outcome: Outcome) -> None:
         numbers = (*np.ravel(outcome.gate), outcome.reward)
-        if not all(map(math.isfinite, numbers)) or len(numbers) != self.parts + 1:
+        if not all(map(math.isfinite, numbers)) or len(numbers) != self.num_gate_dims + 1:
             raise ValueError(
-                f"an outcome of this table needs a finite reward and a gate of {self.parts} finite "
-                f"numbers: {outcome}"
+                f"an outcome of this table needs a finite reward and a gate of "
+                f"{self.num_gate_dims} finite numbers: {outcome}"
             )
 
     def _check_card(self) -> None:
         card = self.folder / CARD
-        stored, self.description, parts = _read_card(card)
+        stored, self.description, num_gate_dims = _read_card(card)
         if stored != self.fingerprint:
             raise UserError(
                 f"{card} is the outcome table of fingerprint {stored}, not of {self.fingerprint}: "
                 "move that folder back to its own name, outcomes of two experiments never mix"
             )
-        if parts != self.parts:
+        if num_gate_dims != self.num_gate_dims:
             raise UserError(
-                f"{card} is of gates with {parts} parts, not {self.parts}: check the path"
+                f"{card} is of gates with {num_gate_dims} dimensions, not {self.num_gate_dims}: "
+                "check the path"
             )
 
     def _write_part(self, folder: Path, outcomes: Sequence[Outcome]) -> str:
@@ -269,7 +279,7 @@ class OutcomeTable:
         if not card.exists():
             content = {
                 "fingerprint": self.fingerprint,
-                "parts": self.parts,
+                "parts": self.num_gate_dims,
                 "description": self.description,
             }
             _write(card, lambda file: file.write(json.dumps(content, indent=2).encode()))

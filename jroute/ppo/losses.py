@@ -15,7 +15,7 @@ Number = float | Float[Array, ""]
 
 
 def log_prob(
-    logits: Float[Array, "batch parts choices"], actions: Int[Array, "batch parts"]
+    logits: Float[Array, "batch gate_dims choices"], actions: Int[Array, "batch parts"]
 ) -> Float[Array, " batch"]:
     """Log-probability of a whole decision: the sum over its independent parts."""
     log_probs = jax.nn.log_softmax(logits, axis=-1)
@@ -23,7 +23,7 @@ def log_prob(
     return chosen.sum(axis=-1)
 
 
-def entropy(logits: Float[Array, "batch parts choices"]) -> Float[Array, " batch"]:
+def entropy(logits: Float[Array, "batch gate_dims choices"]) -> Float[Array, " batch"]:
     """Entropy in nats of a whole decision: the sum over its independent parts."""
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     return -(jnp.exp(log_probs) * log_probs).sum(axis=(-2, -1))

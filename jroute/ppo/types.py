@@ -55,12 +55,12 @@ class Decisions(NamedTuple):
     states: Any
     """What ``reset`` gave beside the observations."""
     observations: Float[Array, "batch features"]
-    actions: Int[Array, "batch parts"]
+    actions: Int[Array, "batch gate_dims"]
     log_probs: Float[Array, " batch"]
     values: Float[Array, " batch"]
 
     @property
-    def choices(self) -> Int[Array, "batch *parts"]:
+    def choices(self) -> Int[Array, "batch *gate_dims"]:
         """Actions as environments take them: one index each if a decision has one part."""
         return self.actions[..., 0] if self.actions.shape[-1] == 1 else self.actions
 
@@ -69,7 +69,7 @@ class Batch(NamedTuple):
     """One-step episodes, and what the policy that made them thought of them."""
 
     observations: Float[Array, "batch features"]
-    actions: Int[Array, "batch parts"]
+    actions: Int[Array, "batch gate_dims"]
     log_probs: Float[Array, " batch"]
     values: Float[Array, " batch"]
     rewards: Float[Array, " batch"]

@@ -127,7 +127,7 @@ def test_over_a_backend_a_batch_goes_the_same_way(data, table):
 
 
 def test_rewards_of_several_parts_and_axes(make_data, live, generator):
-    env = LiveEnv(make_data(live, parts=2))
+    env = LiveEnv(make_data(live, num_gate_dims=2))
     problems, actions = np.array([[0, 1, 2], [3, 4, 5]]), np.ones((2, 3, 2), int)
     rewards = env.rewards(problems, actions)
     assert rewards.shape == (2, 3) and rewards.dtype == np.float32

@@ -2,8 +2,6 @@
 
 import copy
 import dataclasses
-import sys
-import types
 
 import gymnasium
 import numpy as np
@@ -22,6 +20,7 @@ from jroute.envs.gymnasium import (
     RoutingVectorEnv,
     register_environments,
 )
+from jroute.experiment import environments
 from jroute.outcomes.backends import TableBackend
 from jroute.outcomes.table import MissingOutcome, OutcomeTable
 from jroute.utils.errors import UserError
@@ -53,7 +52,7 @@ def make_batch(data: EnvData, count: int) -> RoutingVectorEnv:
 @pytest.fixture
 def parted(make_data, live) -> EnvData:
     """Decisions of two parts, answered live."""
-    return make_data(live, parts=2)
+    return make_data(live, num_gate_dims=2)
 
 
 def test_check_env_passes(data, parted):
@@ -399,18 +398,40 @@ def test_the_data_is_shared_not_copied(make_data, table):
     register_environments()  # a second time warns of nothing
 
 
+def test_a_loader_reads_a_split_when_it_is_first_needed(data):
+    loaded = []
+
+    def load(split: str) -> EnvData:
+        loaded.append(split)
+        return data
+
+    env = RoutingEnv(load, split="validation")
+    assert env.data is data and loaded == ["validation"]
+    env.reset(options={"split": "train"})
+    env.reset(options={"split": "train"})
+    assert loaded == ["validation", "train"]
+    RoutingVectorEnv(2, load)
+    assert loaded == ["validation", "train", "test"]
+
+
 def test_a_run_folder_is_opened_by_name(data, monkeypatch):
-    asked = []
-    runs = types.ModuleType("jroute.experiment.run")
-    runs.load_run = lambda run: run  # pyright: ignore[reportAttributeAccessIssue]
-    runs.environment_data = (  # pyright: ignore[reportAttributeAccessIssue]
-        lambda run, split, live: asked.append((run, split, live)) or data
-    )
-    monkeypatch.setitem(sys.modules, "jroute.experiment.run", runs)
+    loaded = []
+
+    class OpenedRun:
+        def __init__(self, folder):
+            self.folder = folder
+
+    def environment_data(run, split, live):
+        loaded.append((run.folder, split, live))
+        return data
+
+    monkeypatch.setattr(environments, "load_run", OpenedRun)
+    monkeypatch.setattr(environments, "environment_data", environment_data)
     env = gymnasium.make(ROUTING_ID, run="runs/demo", split="validation").unwrapped
     assert isinstance(env, RoutingEnv) and env.data is data
-    gymnasium.make_vec(ROUTING_ID, num_envs=2, run="runs/demo", live=True)
-    assert asked == [("runs/demo", "validation", False), ("runs/demo", "test", True)]
+    envs = gymnasium.make_vec(ROUTING_ID, num_envs=2, run="runs/demo", live=True)
+    assert isinstance(envs, RoutingVectorEnv)
+    assert loaded == [("runs/demo", "validation", False), ("runs/demo", "test", True)]
     for arguments in ({}, {"data": data, "run": "runs/demo"}):
         with pytest.raises(UserError, match="exactly one"):
             gymnasium.make(ROUTING_ID, **arguments)

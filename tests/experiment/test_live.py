@@ -19,7 +19,8 @@ from jroute.envs.functional import LiveEnv, TableEnv
 from jroute.evaluate import main as evaluate
 from jroute.experiment.config import Experiment
 from jroute.experiment.pipeline import fill_outcomes, train_ppo
-from jroute.experiment.run import Run, environment_data
+from jroute.experiment.environments import environment_data
+from jroute.experiment.run import Run
 from jroute.observe.scalars import read_curves
 from jroute.outcomes.generation import Cell, generate
 from jroute.train import main as train
@@ -56,7 +57,7 @@ def per_layer(tiny_directory, tmp_path_factory) -> Path:
 def test_a_gate_per_layer_is_trained_end_to_end(per_layer, capsys, tmp_path):
     run = jroute.load_run(per_layer.parent / "run")
     results = run.results
-    assert run.parts == 6 and results["parts"] == 6 and results["n"] == 12
+    assert run.num_gate_dims == 6 and results["parts"] == 6 and results["n"] == 12
     assert set(results["arms"]) == {"rl", "rl_selected", "baseline", "fixed:0.5"}
     assert set(results["not_available"]) >= {"oracle", "best_fixed"}
     assert [c["b"] for c in results["contrasts"]] == ["fixed:0.5", "baseline"]
@@ -176,7 +177,7 @@ def test_gates_per_band(tiny_directory, tmp_path, capsys):
     routing.write_text(yaml.safe_dump({**stored, "bands": 2}))
     config = write_config(tmp_path, tiny_directory, gate_per="band", routing=str(routing))
     run = Run.start(load_config(Experiment, config))
-    assert run.parts == 2
+    assert run.num_gate_dims == 2
     problems = run.problems("test")[:6]
     backend = run.backend(live=True)
     low, high, both = (

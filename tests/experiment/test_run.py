@@ -22,7 +22,8 @@ from jroute.checkpoint import latest_step, load_state
 from jroute.convert import main as convert
 from jroute.envs.gymnasium import RoutingVectorEnv
 from jroute.experiment.config import Experiment
-from jroute.experiment.run import Run, environment_data
+from jroute.experiment.environments import environment_data
+from jroute.experiment.run import Run
 from jroute.experiment.setting import Setting
 from jroute.outcomes.backends import LiveBackend
 from jroute.report.__main__ import main as report

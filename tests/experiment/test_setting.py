@@ -78,15 +78,18 @@ def test_a_gate_per_layer_is_one_for_each_mixing_site(tiny_lm, tmp_path) -> None
     """``soft_skip`` mixes after blocks 2 and 3 of six."""
     skipping = routed(tiny_lm, "soft_skip")
     per_layer = setting(skipping, tmp_path, gate_per="layer", rollouts="live")
-    assert per_layer.parts == 2
+    assert per_layer.num_gate_dims == 2
     gates = per_layer.gates_of(np.array([[2, 4], [1, 0]]))
     assert gates == [(0.5, 1.0), (0.25, 0.0)]
     np.testing.assert_array_equal(
         per_layer.spread(gates), [[0, 0, 0.5, 1, 0, 0], [0, 0, 0.25, 0, 0, 0]]
     )
-    assert per_layer.memo.fingerprint != per_layer.table.fingerprint and per_layer.memo.parts == 2
+    assert (
+        per_layer.memo.fingerprint != per_layer.table.fingerprint
+        and per_layer.memo.num_gate_dims == 2
+    )
     one = setting(skipping, tmp_path)
-    assert one.parts == 1 and one.memo is one.table
+    assert one.num_gate_dims == 1 and one.memo is one.table
     np.testing.assert_array_equal(one.spread(one.gates_of(np.array([[2], [4]]))), [0.5, 1])
 
 

@@ -105,7 +105,7 @@ def test_shaping_is_paid_when_outcomes_are_read(problems, table):
 
 
 def test_a_memo_generates_every_cell_once(tmp_path, problems, generator):
-    memo = OutcomeTable(tmp_path, FINGERPRINT, DESCRIPTION, parts=2)
+    memo = OutcomeTable(tmp_path, FINGERPRINT, DESCRIPTION, num_gate_dims=2)
     live = LiveBackend(generator, memo=memo)
     asked = [problems[0], problems[1], problems[0], problems[0]]
     gates = [(0.0, 0.5), (0.0, 0.5), (0.0, 0.5), (1.0, 0.5)]

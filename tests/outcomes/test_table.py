@@ -243,10 +243,10 @@ def test_the_folder_as_it_stands_is_a_parquet_dataset(empty):
 
 
 def test_gates_with_several_parts(tmp_path):
-    table = OutcomeTable(tmp_path, FINGERPRINT, DESCRIPTION, parts=3)
+    table = OutcomeTable(tmp_path, FINGERPRINT, DESCRIPTION, num_gate_dims=3)
     table.append([cell("a", (0.0, 0.5, 1.0)), cell("a", (0.0, 0.5, 0.0), tokens=2)])
     again = OutcomeTable.open(table.folder)
-    assert again.parts == 3
+    assert again.num_gate_dims == 3
     assert again.outcome("a", (0.0, 0.5, 0.0)).tokens == 2
     assert again.missing(["a"], [(1.0, 1.0, 1.0), (0.0, 0.5, 1.0)]) == [("a", (1.0, 1.0, 1.0))]
     with pytest.raises(MissingOutcome, match=r"gate 1,1,0\.5 "):
@@ -254,7 +254,7 @@ def test_gates_with_several_parts(tmp_path):
     for gate in (0.5, (0.5, 1.0)):
         with pytest.raises(ValueError, match="3 finite numbers"):
             again.append([cell("b", gate)])
-    with pytest.raises(UserError, match="gates with 3 parts, not 1"):
+    with pytest.raises(UserError, match="gates with 3 dimensions, not 1"):
         OutcomeTable(tmp_path, FINGERPRINT, DESCRIPTION)
 
 
