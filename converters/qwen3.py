@@ -17,7 +17,7 @@ from converters.safetensors import DTYPES, WEIGHTS, Checkpoint, write
 from jroute.model.config import Qwen3Config
 from jroute.model.decoder import abstract_params, logical_axes
 from jroute.utils.errors import UserError
-from jroute.utils.files import replacing
+from jroute.utils.files import atomic_write
 
 
 class Rule(NamedTuple):
@@ -274,7 +274,7 @@ def write_hf(
     write(directory / WEIGHTS, tensors)
     dtype = str(tensors["model.embed_tokens.weight"].dtype)
     content = {**config.to_hf(), "torch_dtype": dtype, **(extra or {})}
-    with replacing(directory / "config.json") as partial:
+    with atomic_write(directory / "config.json") as partial:
         partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jroute.utils.errors import UserError
-from jroute.utils.files import replacing
+from jroute.utils.files import atomic_write
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -205,6 +205,6 @@ def fetch(source: str, revision: str | None = None) -> Found:
 
 def write(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Write a safetensors file as transformers does (metadata ``format: pt``), atomically."""
-    with replacing(file) as partial:
+    with atomic_write(file) as partial:
         contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
         save_file(contiguous, partial, metadata={"format": "pt"})

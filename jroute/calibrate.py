@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jroute.utils.cli import door, enter
+from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -331,7 +331,7 @@ def show(found: dict[str, Any]) -> None:
             )
 
 
-@door
+@command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, calibrates, prints."""
     parser = argparse.ArgumentParser(
@@ -399,4 +399,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    enter(main, "give the same command again to go on from here")
+    run_command(main, "give the same command again to go on from here")

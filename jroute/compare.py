@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from jroute.utils.cli import door, enter
+from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
 
 GAIN = "gain"
@@ -135,7 +135,7 @@ def _holds_samples(where: Path) -> bool:
     return where.is_file() or any(where.rglob("samples_*.jsonl"))
 
 
-@door
+@command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, reads, compares, prints."""
     parser = argparse.ArgumentParser(
@@ -191,4 +191,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    enter(main, "nothing was changed")
+    run_command(main, "nothing was changed")

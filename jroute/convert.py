@@ -21,7 +21,7 @@ from jroute.checkpoint.conversion import (
     plan,
 )
 from jroute.observe.progress import progress_bar
-from jroute.utils.cli import door, enter
+from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
 
 __all__ = ["Conversion", "Dtype", "Source", "convert", "main", "open_source"]
@@ -36,7 +36,7 @@ PROMPTS = (
 """What ``--verify`` asks a model and its source if it is not told."""
 
 
-@door
+@command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, converts, prints."""
     arguments = vars(_parser().parse_args(argv))
@@ -198,4 +198,4 @@ class _ProgressBar:
 
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")  # an accelerator has no part in a conversion
-    enter(main, "nothing half-written stays behind")
+    run_command(main, "nothing half-written stays behind")

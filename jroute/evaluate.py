@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jroute.utils.cli import door, enter
+from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def more_than_noise(differing: int, cells: int, flips: int, replicates: int) -> 
     return float(found.pvalue)
 
 
-@door
+@command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, judges, prints."""
     parser = argparse.ArgumentParser(
@@ -112,4 +112,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    enter(main, "nothing was changed")
+    run_command(main, "nothing was changed")

@@ -1,7 +1,7 @@
 """Starts one program as several processes; see ``jroute.distributed.launch``."""
 
 from jroute.distributed.launch import main
-from jroute.utils.cli import enter
+from jroute.utils.cli import run_command
 
 if __name__ == "__main__":
-    enter(main, "all processes were ended")
+    run_command(main, "all processes were ended")

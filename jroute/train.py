@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from jroute.distributed.mesh import started_as_several
 from jroute.experiment.config import Experiment
 from jroute.observe.scalars import check_tracker
-from jroute.utils.cli import door, enter
+from jroute.utils.cli import command, run_command
 from jroute.utils.config import parse
 from jroute.utils.errors import UserError
 
@@ -31,7 +31,7 @@ class Options:
     plan: bool = False
 
 
-@door
+@command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, trains, prints."""
     experiment, options = parse(
@@ -63,4 +63,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    enter(main, "give the same command again to go on from here")
+    run_command(main, "give the same command again to go on from here")

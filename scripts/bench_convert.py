@@ -27,7 +27,7 @@ from typing import Any
 from converters import qwen3
 from jroute.checkpoint import read_manifest
 from jroute.checkpoint.conversion import open_source
-from jroute.utils.cli import door, enter
+from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text
 from jroute.utils.machine import describe_machine
@@ -164,7 +164,7 @@ def _file_system(folder: Path) -> str:
     )[1]
 
 
-@door
+@command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, measures, prints, writes."""
     parser = argparse.ArgumentParser(
@@ -220,4 +220,4 @@ def _table(results: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    enter(main, "nothing was written")
+    run_command(main, "nothing was written")

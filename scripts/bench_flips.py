@@ -29,7 +29,7 @@ from jroute.generate.decoding import NEAR_TIE, Completion
 from jroute.lm import LanguageModel
 from jroute.tasks.prompts import PromptConfig, render
 from jroute.tasks.synthetic import problems
-from jroute.utils.cli import door, enter
+from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text
 from jroute.utils.machine import describe_machine
@@ -122,7 +122,7 @@ def measure(
     }
 
 
-@door
+@command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, measures, prints, writes."""
     parser = argparse.ArgumentParser(
@@ -169,4 +169,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    enter(main, "nothing was written")
+    run_command(main, "nothing was written")

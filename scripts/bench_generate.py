@@ -26,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jroute.utils.cli import door, enter
+from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text
 from jroute.utils.machine import describe_machine
@@ -231,7 +231,7 @@ def settle(args: argparse.Namespace) -> None:
         )
 
 
-@door
+@command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, measures part by part, prints, writes."""
     args = parser().parse_args(argv)
@@ -276,4 +276,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    enter(main, "the parts that were finished stand in --out")
+    run_command(main, "the parts that were finished stand in --out")

@@ -38,7 +38,7 @@ from jroute.generate.scoring import token_scores
 from jroute.model.config import Qwen3Config
 from jroute.model.decoder import abstract_params, logical_axes, unstack_blocks
 from jroute.routing.routing import Routing, RoutingConfig
-from jroute.utils.cli import door, enter
+from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text
 from jroute.utils.machine import describe_machine
@@ -342,7 +342,7 @@ def _numbers(option: str, text: str, separator: str) -> list[int]:
     return numbers
 
 
-@door
+@command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, measures, prints, writes."""
     parser = argparse.ArgumentParser(
@@ -417,4 +417,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    enter(main, "nothing was written")
+    run_command(main, "nothing was written")

@@ -26,7 +26,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jroute.utils.cli import door, enter
+from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text
 from jroute.utils.machine import describe_machine
@@ -322,7 +322,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-@door
+@command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, measures, prints, writes."""
     args = parser().parse_args(argv)
@@ -367,4 +367,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    enter(main, "the races that were finished stand in --out")
+    run_command(main, "the races that were finished stand in --out")

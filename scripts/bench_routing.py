@@ -29,7 +29,7 @@ from jroute.generate.programs import Rows, decode, prefill
 from jroute.model.config import Qwen3Config
 from jroute.model.decoder import unstack_blocks
 from jroute.routing.routing import LARGEST, Routing, RoutingConfig, preset_names, routing_file
-from jroute.utils.cli import door, enter
+from jroute.utils.cli import command, run_command
 from jroute.utils.config import load
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text
@@ -177,7 +177,7 @@ def _widths(text: str) -> tuple[int, ...]:
     return widths
 
 
-@door
+@command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, measures, prints, writes."""
     parser = argparse.ArgumentParser(
@@ -218,4 +218,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    enter(main, "nothing was written")
+    run_command(main, "nothing was written")

@@ -1,7 +1,7 @@
 """Judges arms with lm-evaluation-harness; see ``jroute.harness.command``."""
 
 from jroute.harness.command import main
-from jroute.utils.cli import enter
+from jroute.utils.cli import run_command
 
 if __name__ == "__main__":
-    enter(main, "the arm at work left nothing")
+    run_command(main, "the arm at work left nothing")

@@ -44,7 +44,7 @@ from jroute.tasks.problem import Problem
 from jroute.tasks.prompts import PromptConfig, render
 from jroute.tasks.synthetic import CLASSES, pretraining_problems, problems
 from jroute.tasks.tokenizer import load_tokenizer
-from jroute.utils.cli import door, enter
+from jroute.utils.cli import command, run_command
 from jroute.utils.config import load as load_config
 
 GATES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -248,7 +248,7 @@ def measure(params, config: Qwen3Config, routing: Routing, tokenizer) -> dict:
     }
 
 
-@door
+@command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, trains or loads, exports, measures."""
     parser = argparse.ArgumentParser(
@@ -309,4 +309,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    enter(main, "nothing was written")
+    run_command(main, "nothing was written")

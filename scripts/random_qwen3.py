@@ -25,7 +25,7 @@ from jroute.checkpoint import has_tokenizer
 from jroute.checkpoint.export import new_folder, published_order, write_shards
 from jroute.convert import Dtype
 from jroute.model.config import Qwen3Config
-from jroute.utils.cli import door, enter
+from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
 
 TOKENIZER_FILES = (
@@ -144,7 +144,7 @@ def _copy_tokenizer(source: Path, to: Path, *, plain_chatml: bool) -> None:
         (to / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
-@door
+@command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, writes, prints."""
     parser = argparse.ArgumentParser(
@@ -180,4 +180,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    enter(main, "nothing was written")
+    run_command(main, "nothing was written")

@@ -25,7 +25,7 @@ from typing import Any
 
 from jroute.checkpoint import has_tokenizer
 from jroute.experiment.config import Experiment
-from jroute.utils.cli import door, enter
+from jroute.utils.cli import command, run_command
 from jroute.utils.config import load
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text
@@ -99,7 +99,7 @@ def take(command: Sequence[str], environment: Mapping[str, str]) -> dict[str, An
     }
 
 
-@door
+@command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, runs, reports."""
     parser = argparse.ArgumentParser(
@@ -153,4 +153,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    enter(main, "what it had written was removed, unless --keep was given")
+    run_command(main, "what it had written was removed, unless --keep was given")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jroute.ablate.grid import Ablation, Laboratory, table
-from jroute.utils.cli import door, enter
+from jroute.utils.cli import command, run_command
 from jroute.utils.config import parse
 
 
@@ -28,7 +28,7 @@ class Options:
     plan: bool = False
 
 
-@door
+@command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, measures, prints."""
     argv = sys.argv[1:] if argv is None else argv
@@ -74,4 +74,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    enter(main, "give the same command again to go on from here")
+    run_command(main, "give the same command again to go on from here")

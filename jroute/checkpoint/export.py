@@ -14,9 +14,10 @@ from converters import qwen3
 from converters.safetensors import INDEX, WEIGHTS, read_json, write
 from jroute.checkpoint.arrays import disk_errors, open_array, reason
 from jroute.checkpoint.model import digest, read_manifest
-from jroute.checkpoint.staging import Staging, is_free, recover, sync_tree
+from jroute.checkpoint.staging import Staging, is_free, recover
 from jroute.model.config import Qwen3Config
 from jroute.utils.errors import UserError
+from jroute.utils.files import sync_tree
 
 SHARD_BYTES = 2**30
 """Weight files are at most this large, unless a single tensor is larger."""

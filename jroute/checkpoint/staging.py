@@ -11,6 +11,8 @@ import socket
 from pathlib import Path
 
 from jroute.utils.errors import UserError
+from jroute.utils.files import sync
+from jroute.utils.processes import is_running
 
 MANIFEST = "manifest.json"
 """A folder that has this file is complete."""
@@ -65,7 +67,7 @@ def recover(directory: Path) -> None:
     for leftover in _beside(directory, prefix := _prefix(directory)):
         process = leftover.name.removeprefix(prefix).removesuffix(_REPLACED)
         ours = process == str(os.getpid())  # of an earlier process with our number
-        if not process.isdecimal() or (not ours and _is_running(int(process))):
+        if not process.isdecimal() or (not ours and is_running(int(process))):
             continue
         if not leftover.name.endswith(_REPLACED) or (directory / MANIFEST).exists():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -90,30 +92,5 @@ def _beside(directory: Path, prefix: str) -> list[Path]:
     return sorted(p for p in directory.parent.iterdir() if p.name.startswith(prefix))
 
 
-def sync(path: Path) -> None:
-    """Wait until a file or the names in a folder are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_tree(folder: Path) -> None:
-    """Wait until a folder is on disk with all that is in it."""
-    for path in [*folder.rglob("*"), folder]:
-        sync(path)
-
-
 def _prefix(directory: Path) -> str:
     return f"{directory.name}.partial-{socket.gethostname()}-"
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)  # signal 0 only asks
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -1,6 +1,5 @@
 """Writing model directories."""
 
-import json
 import math
 import os
 import shutil
@@ -21,6 +20,7 @@ from jroute.checkpoint.model import FORMAT, companion_digests, companions, diges
 from jroute.checkpoint.staging import MANIFEST
 from jroute.model.config import Qwen3Config
 from jroute.utils.errors import UserError
+from jroute.utils.files import sync, sync_tree, write_json
 
 _PACKAGES = (
     "jroute",
@@ -170,7 +170,7 @@ class ModelWriter:
         for file in self._files:
             shutil.copyfile(file, partial / file.name)
         if not (partial / "config.json").exists():
-            _write_json(partial / "config.json", self.config.to_hf())
+            write_json(partial / "config.json", self.config.to_hf())
         files = sorted(file for file in self._params.rglob("*") if file.is_file())
         self.manifest = {
             "format": FORMAT,
@@ -185,10 +185,9 @@ class ModelWriter:
             "stored": {file.relative_to(partial).as_posix(): file.stat().st_size for file in files},
             "versions": {name: _version(name) for name in _PACKAGES},
         }
-        staging.sync_tree(partial)
-        _write_json(partial / MANIFEST, self.manifest)
-        staging.sync(partial / MANIFEST)
-        staging.sync(partial)
+        sync_tree(partial)
+        write_json(partial / MANIFEST, self.manifest)
+        sync(partial)
         refuse_to_replace(self.directory, overwrite=self._overwrite)  # another was faster
         self._staging.publish()
 
@@ -299,7 +298,3 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

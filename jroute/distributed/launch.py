@@ -24,7 +24,7 @@ from contextlib import suppress
 from typing import IO, NamedTuple
 
 from jroute.distributed.mesh import COORDINATOR, DEFAULT_TIMEOUT, PROCESS, PROCESSES, TIMEOUT
-from jroute.utils.cli import door
+from jroute.utils.cli import command
 from jroute.utils.errors import UserError
 
 
@@ -36,7 +36,7 @@ class Death(NamedTuple):
     status: int
 
 
-@door
+@command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, starts, waits; leaves with the status of the first process that failed."""
     parser = argparse.ArgumentParser(

@@ -32,7 +32,7 @@ from jroute.statistics import results as report
 from jroute.statistics.headroom import headroom, sampled
 from jroute.tasks import Split
 from jroute.utils.errors import UserError
-from jroute.utils.files import replacing, write_text
+from jroute.utils.files import atomic_write, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ def judge(run: Run) -> dict[str, Any]:
 
 
 def _write(run: Run, results: Mapping[str, Any], items: Sequence[pa.Table]) -> None:
-    with replacing(run.directory / ITEMS) as partial:
+    with atomic_write(run.directory / ITEMS) as partial:
         pq.write_table(pa.concat_tables(items), partial)
     write_text(run.directory / "results.json", json.dumps(results, indent=2) + "\n")
 

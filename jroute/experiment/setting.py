@@ -24,7 +24,7 @@ from jroute.probe import mixing
 from jroute.tasks import Problem, Split, load_problems
 from jroute.tasks.prompts import meaning, render
 from jroute.utils.errors import UserError
-from jroute.utils.files import replacing
+from jroute.utils.files import atomic_write
 from jroute.utils.fingerprint import semantic_fingerprint
 
 SHARED_AT_LEAST = 64
@@ -386,7 +386,7 @@ class Setting:
         path = self.directory / "features" / f"{name}.npz"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as partial, partial.open("wb") as file:
+            with atomic_write(path) as partial, partial.open("wb") as file:
                 np.savez(file, **make())
         with np.load(path) as stored:
             return dict(stored)

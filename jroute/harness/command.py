@@ -53,7 +53,7 @@ from jroute.lm import LanguageModel
 from jroute.tasks import Split, benchmarks
 from jroute.tasks.benchmarks.splits import write_split
 from jroute.tasks.prompts import user_message
-from jroute.utils.cli import door
+from jroute.utils.cli import command
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text
 
@@ -202,7 +202,7 @@ def _names(text: str) -> list[str]:
     return list(names)
 
 
-@door
+@command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, evaluates arm by arm, prints."""
     args = parse_args(argv)

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jroute.utils.errors import UserError
-from jroute.utils.files import replacing, write_text
+from jroute.utils.files import atomic_write, write_text
 
 LOG = logging.getLogger("jroute")
 
@@ -82,7 +82,10 @@ class Scalars:
     def write(self, named: Mapping[str, np.ndarray], first_step: int) -> None:
         """Write ``[seeds, updates]`` arrays; update i stands at step ``first_step + i``."""
         by_seed = {name: np.atleast_2d(values) for name, values in named.items()}
-        with replacing(self._seeds / f"{first_step:08d}.npz") as partial, partial.open("wb") as out:
+        with (
+            atomic_write(self._seeds / f"{first_step:08d}.npz") as partial,
+            partial.open("wb") as out,
+        ):
             rounded: dict[str, Any] = {k: v.astype(np.float32) for k, v in by_seed.items()}
             np.savez_compressed(out, **rounded)
         means = {name: np.ma.masked_invalid(v).mean(axis=0) for name, v in by_seed.items()}

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jroute.utils.errors import UserError
-from jroute.utils.files import replacing
+from jroute.utils.files import atomic_write
 
 LOG = logging.getLogger("jroute")
 
@@ -294,7 +294,7 @@ class _File:
 
     def close(self) -> None:
         """Write the file."""
-        with replacing(self.file) as partial:
+        with atomic_write(self.file) as partial:
             if self.file.suffix == ".parquet":
                 columns = dict.fromkeys(name for row in self.rows for name in row)
                 table = pa.table({c: [row.get(c) for row in self.rows] for c in columns})

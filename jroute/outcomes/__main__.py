@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from jroute.distributed import mesh
 from jroute.experiment.config import Experiment
 from jroute.tasks import Split
-from jroute.utils.cli import door, enter
+from jroute.utils.cli import command, run_command
 from jroute.utils.config import parse
 from jroute.utils.errors import UserError
 
@@ -104,7 +104,7 @@ def _lists(argv: Sequence[str]) -> list[str]:
     return words
 
 
-@door
+@command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, generates, prints."""
     experiment, part = parse(
@@ -167,4 +167,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    enter(main, "give the same command again to go on from here")
+    run_command(main, "give the same command again to go on from here")

@@ -4,10 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
-import platform
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +15,7 @@ from jaxtyping import Float
 
 from jroute.outcomes.outcome import MEANING, Gate, Outcome, Provenance, gate_text
 from jroute.utils.errors import UserError
+from jroute.utils.files import atomic_write, remove_abandoned, write_text
 from jroute.utils.fingerprint import canonical
 
 CARD, REPLICATES = "_table.json", "_replicates"
@@ -112,7 +110,8 @@ class OutcomeTable:
         self._cells: dict[_Cell, Outcome] = {}
         self._read: set[str] = set()
         if self.folder.is_dir():
-            _remove_abandoned(self.folder)
+            remove_abandoned(self.folder)
+            remove_abandoned(self.folder / REPLICATES)
             if (self.folder / CARD).exists():
                 self._check_card()
         self.refresh()
@@ -282,17 +281,15 @@ class OutcomeTable:
                 "parts": self.num_gate_dims,
                 "description": self.description,
             }
-            _write(card, lambda file: file.write(json.dumps(content, indent=2).encode()))
+            write_text(card, json.dumps(content, indent=2))
         schema = self._schema.with_metadata({_FINGERPRINT_KEY: self.fingerprint.encode()})
         columns = pa.Table.from_pylist([_row(outcome) for outcome in outcomes], schema=schema)
         # Named by what the cells say: processes that made them together write one file.
         meaning = [[getattr(outcome, name) for name in MEANING] for outcome in outcomes]
         digest = hashlib.sha256(json.dumps(meaning).encode()).hexdigest()[:16]
         name = f"part-{digest}.parquet"
-        _write(
-            folder / name,
-            lambda file: pq.write_table(columns, file, write_page_checksum=True),
-        )
+        with atomic_write(folder / name) as temporary, temporary.open("wb") as file:
+            pq.write_table(columns, file, write_page_checksum=True)
         return name
 
     def _merge(self, outcomes: Iterable[Outcome], source: str) -> None:
@@ -357,36 +354,3 @@ def _read_part(part: Path, fingerprint: str, schema: pa.Schema) -> list[Outcome]
             f"{fingerprint}: move it out, outcomes of two experiments never mix"
         )
     return [_outcome(row) for row in rows]
-
-
-def _write(path: Path, write: Callable[[Any], object]) -> None:
-    """Write a file so that its name only ever stands for the whole content."""
-    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            # The rename may reach the disk before the data does.
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Remove what killed processes of this machine left; a living writer's file is its own."""
-    ours = re.compile(rf"\..+\.{re.escape(platform.node())}\.(\d+)\.tmp")
-    for path in (*folder.glob(".*.tmp"), *(folder / REPLICATES).glob(".*.tmp")):
-        match = ours.fullmatch(path.name)
-        if match and not _is_alive(int(match[1])):
-            path.unlink(missing_ok=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

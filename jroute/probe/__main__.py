@@ -14,7 +14,7 @@ from pathlib import Path
 
 from jroute.experiment.config import Experiment
 from jroute.tasks import Split
-from jroute.utils.cli import door, enter
+from jroute.utils.cli import command, run_command
 from jroute.utils.config import parse
 from jroute.utils.errors import UserError
 
@@ -36,7 +36,7 @@ class Options:
     calibrate_sinks: bool = False
 
 
-@door
+@command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, measures, prints."""
     experiment, options = parse(
@@ -79,4 +79,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    enter(main, "nothing was changed")
+    run_command(main, "nothing was changed")

@@ -10,7 +10,7 @@ import numpy as np
 from jroute.probe.effects import DESTRUCTIVE_ABOVE, INERT_BELOW, STRONG_ABOVE, Probe, readers
 from jroute.routing.composition import sources
 from jroute.routing.routing import Routing
-from jroute.utils.files import replacing
+from jroute.utils.files import atomic_write
 
 STYLE = {
     "axes.grid": True,
@@ -37,7 +37,7 @@ def _figure(
         figure = Figure((width, height), layout="constrained", dpi=140)
         FigureCanvasAgg(figure)
         yield figure.subplots(rows, columns, squeeze=False, **options)
-        with replacing(file) as partial:
+        with atomic_write(file) as partial:
             figure.savefig(partial, format=file.suffix.removeprefix("."))
 
 

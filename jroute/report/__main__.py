@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from jroute.observe.progress import progress_bar
 from jroute.observe.traces import TraceConfig
 from jroute.statistics.results import table
-from jroute.utils.cli import door, enter
+from jroute.utils.cli import command, run_command
 from jroute.utils.config import parse
 from jroute.utils.errors import UserError
 
@@ -63,7 +63,7 @@ def export(material: "Material", config: TraceConfig, folder: Path) -> None:
             print(f"{place}: {total - lost:,} of {total:,} episodes of {judged.name}")
 
 
-@door
+@command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, reads, writes, prints."""
     report = parse(
@@ -92,4 +92,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    enter(main, "nothing was changed")
+    run_command(main, "nothing was changed")

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from jroute.utils.files import replacing
+from jroute.utils.files import atomic_write
 
 INK = ("ink", "muted", "faint", "accent", "paper")
 LIGHT = dict(zip(INK, ("#1b1f24", "#5b636d", "#dfe3e8", "#3350c4", "#ffffff"), strict=True))
@@ -140,7 +140,7 @@ def save(figure: Figure, gates: int, folder: Path) -> list[Path]:
     with _drawing(figure, look(gates), titled=True) as canvas:
         for file in files:
             kind = file.suffix.removeprefix(".")
-            with replacing(file) as partial:
+            with atomic_write(file) as partial:
                 canvas.savefig(
                     partial, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else {}
                 )

@@ -1,4 +1,4 @@
-"""What all commands share: how they end when the input is wrong or when they are interrupted."""
+"""How every command starts and ends: its exit status, interrupts, error messages and logging."""
 
 import functools
 import logging
@@ -11,17 +11,17 @@ from typing import NoReturn
 from jroute.utils.errors import UserError
 
 
-def door(main: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
-    """Turn the body of a command into its entry point.
+def command(main: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
+    """Turn the body of a command into a function that returns its exit status.
 
-    The wrapped function returns the exit status: 0, or 2 after a ``UserError``, whose sentence
-    it prints on standard error. Every other exception passes through.
+    The status is 0, or 2 after a ``UserError``, whose message goes to standard error. Every other
+    exception propagates.
 
-    Use it as ``@door def main(argv): ...`` and ``enter(main)``.
+    Use it as ``@command def main(argv): ...`` together with ``run_command(main, ...)``.
     """
 
     @functools.wraps(main)
-    def inside(argv: Sequence[str] | None = None) -> int:
+    def main_with_status(argv: Sequence[str] | None = None) -> int:
         try:
             main(argv)
         except UserError as error:
@@ -29,42 +29,43 @@ def door(main: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
             return 2
         return 0
 
-    return inside
+    return main_with_status
 
 
-def enter(main: Callable[[], int], interrupted: str) -> NoReturn:
-    """Run a command and leave the process with its status.
+def run_command(main: Callable[[], int], when_interrupted: str) -> NoReturn:
+    """Run a command and exit the process with its status.
 
-    Ctrl-C and SIGTERM unwind the command, so that it cleans up behind itself, and end it with
-    status 130.
+    Ctrl-C and SIGTERM unwind the command, so that its ``finally`` blocks run, and end the process
+    with status 130.
 
     Args:
-        main: What ``door`` made.
-        interrupted: What to tell a user who interrupted it.
+        main: A function decorated with ``command``.
+        when_interrupted: What to tell the user after an interrupt: what was kept, what to do next.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
-    _log()
+    signal.signal(signal.SIGTERM, _raise_keyboard_interrupt)
+    _log_to_stderr()
     try:
         status = main()
         if status and "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+            # A normal exit would wait for the other processes, which may never end.
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(status)  # the other processes would be waited for
+            os._exit(status)
         sys.exit(status)
     except KeyboardInterrupt:
-        print(f"error: interrupted; {interrupted}", file=sys.stderr, flush=True)
-        os._exit(130)  # a program may still run on the device, and leaving under it crashes
+        print(f"error: interrupted; {when_interrupted}", file=sys.stderr, flush=True)
+        os._exit(130)  # a normal exit crashes while a program still runs on the device
 
 
-def _log() -> None:
-    """What jroute has to tell while it works: one line per event, with its time."""
-    lines = logging.StreamHandler()
-    lines.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+def _log_to_stderr() -> None:
+    """Log the events of jroute to standard error, one line each, with the time."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("jroute")
-    logger.addHandler(lines)
+    logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
 
 
-def _interrupt(*_: object) -> None:
+def _raise_keyboard_interrupt(*_: object) -> None:
     raise KeyboardInterrupt

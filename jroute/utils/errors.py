@@ -1,9 +1,9 @@
-"""The one exception that a user is meant to read."""
+"""The one exception whose message is meant for users."""
 
 
 class UserError(Exception):
-    """Bad input, told in one sentence: what is wrong, where, and what to do.
+    """Invalid input. The message says in one sentence what is wrong, where, and what to do.
 
-    The command lines print it as ``error: ...`` and exit with status 2; anything else that is
-    raised is a defect of jroute and keeps its traceback.
+    Commands print it as ``error: ...`` and exit with status 2. Any other exception is a defect of
+    jroute and keeps its traceback.
     """

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from converters.safetensors import INDEX, Checkpoint, fetch, read_json, write
 from jroute.utils.errors import UserError
-from jroute.utils.files import replacing
+from jroute.utils.files import atomic_write
 from tests.converters.tiny import CONFIG, random_tensors, write_source
 
 
@@ -157,7 +157,7 @@ def test_write_keeps_values_of_views_and_leaves_nothing_when_it_fails(tmp_path: 
     before = (tmp_path / "model.safetensors").read_bytes()
     with (
         pytest.raises(RuntimeError),
-        replacing(tmp_path / "model.safetensors") as partial,
+        atomic_write(tmp_path / "model.safetensors") as partial,
     ):
         partial.write_bytes(b"half")
         raise RuntimeError

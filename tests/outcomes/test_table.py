@@ -350,7 +350,7 @@ def test_a_part_appears_whole(empty, monkeypatch):
             renamed.append(pq.read_table(source).num_rows)
         rename(source, target)
 
-    monkeypatch.setattr(module.os, "replace", watch)
+    monkeypatch.setattr(os, "replace", watch)
     empty.append([cell("a"), cell("b")])
     empty.append([cell("c")])
     assert renamed == [2, 1]
@@ -383,7 +383,7 @@ def test_only_files_of_the_dead_are_removed(empty):
 
 WRITER = """
 import io, json, sys, time
-from jroute.envs import table as module
+from jroute.outcomes import table as module
 
 root, fingerprint, stall_at, parts = json.load(sys.stdin)
 write, count = module.pq.write_table, 0

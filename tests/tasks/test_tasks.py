@@ -1,4 +1,4 @@
-"""The door of the tasks: splits, limits, errors, and what is imported."""
+"""The public face of the tasks: splits, limits, errors, and what is imported."""
 
 import subprocess
 import sys

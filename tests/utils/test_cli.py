@@ -6,26 +6,26 @@ import sys
 
 import pytest
 
-from jroute.utils.cli import door
+from jroute.utils.cli import command
 from jroute.utils.errors import UserError
 
 SLEEPER = """
 import signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it ignored
-from jroute.door import door, enter
-@door
+from jroute.utils.cli import command, run_command
+@command
 def main(argv):
     try:
         print("inside", flush=True)
         time.sleep(60)
     finally:
         print("cleaned up", flush=True)
-enter(main, "nothing was written")
+run_command(main, "nothing was written")
 """
 
 
 def test_bad_input_is_one_sentence_and_status_two(capsys):
-    @door
+    @command
     def main(argv):
         raise UserError("no such thing; take another")
 
@@ -34,7 +34,7 @@ def test_bad_input_is_one_sentence_and_status_two(capsys):
 
 
 def test_a_defect_keeps_its_traceback():
-    @door
+    @command
     def main(argv):
         raise ValueError("a bug")
 

@@ -22,7 +22,7 @@ from lm_eval.tasks import TaskManager
 
 from jroute.tasks.benchmarks import filters as filters  # registers them
 from jroute.utils.errors import UserError
-from jroute.utils.files import replacing, write_text
+from jroute.utils.files import atomic_write, write_text
 
 LOCAL_DATA = {"gsm8k": "openai/gsm8k"}
 """Folders of local data, and the hub's name for what is in them."""
@@ -151,7 +151,7 @@ def local_data(root: Path | None, folder: Path) -> Iterator[None]:
             continue
         place.mkdir(parents=True, exist_ok=True)
         for source in sources:
-            with replacing(place / source.name) as temporary:
+            with atomic_write(place / source.name) as temporary:
                 shutil.copy2(source, temporary)  # with its time: datasets keeps what it made of it
         write_text(place / "README.md", _README)
     with contextlib.chdir(folder):
