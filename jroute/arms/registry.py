@@ -1,0 +1,340 @@
+"""The registry of arms: the rules from a prompt to a gate that are compared on the same problems.
+
+``ARMS`` is the one list of them, in the order in which tables and commands name them. Everything
+that depends on the kind of an arm (what it needs, who trains it, which tests it enters) is a field
+of its entry or a query of this module; no other module spells out a list of arms.
+
+``baseline``, ``fixed:G`` and ``random`` learn nothing. ``best_fixed``, ``supervised``,
+``supervised_features`` and ``exact_gradient`` learn from every cell of train, PPO from the cells
+that it samples; validation chooses hyperparameters, stopping times and the selected seed. Only
+``oracle`` reads the cells that it is judged on.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from jroute.utils.errors import UserError
+
+Group = Literal["subject", "declared", "rival", "control", "ceiling", "bound"]
+"""The part an arm plays in an experiment.
+
+``subject`` is RL itself; ``declared`` arms are those that RL was declared beforehand to be compared
+with; a ``rival`` chooses by the prompt without RL; a ``control`` must gain nothing from the prompt;
+``ceiling`` is what PPO estimates, without sampling; ``bound`` is no rule, but an upper bound.
+"""
+
+Need = Literal["table", "training", "controls", "features"]
+"""What an arm needs to choose a gate.
+
+``table``: it learns from the rewards of all gates, so a run with live rollouts has no such arm.
+``training``: what ``jroute.train`` saves. ``controls``: what judging trains. ``features``: the
+features of the prompt.
+"""
+
+Trainer = Literal["nobody", "training", "judging"]
+"""Who trains an arm: nobody, ``jroute.train``, or judging (``jroute.evaluate``)."""
+
+Seeds = Literal["none", "own", "rl"]
+"""The seeds of an arm: none, seeds of its own, or those of RL, which pair up with RL's."""
+
+FIXED = "fixed:"
+"""Prefix of the arms that give one gate to every prompt: ``fixed:0.5``."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An arm and what follows from its kind.
+
+    Attributes:
+        name: Name in commands, configurations and results.
+        label: Name to read, in figures and tables.
+        description: What it does, in one line.
+        groups: The parts it plays.
+        needs: What it needs to choose a gate.
+        trained_by: Who trains it.
+        gate: The gate it gives to every prompt; ``None`` if the arm decides.
+        gate_per_prompt: Whether it gives one gate to a prompt, so that it can be generated live and
+            evaluated by lm-eval; ``rl`` then stands for the selected seed.
+        seeds: Where its seeds come from.
+        expectation: Whether a table judges it by its exact expectation instead of a draw.
+        headline: Whether ``jroute.compare`` lists it by default.
+        unavailable_live: What it would need a table for; empty for an arm that runs with live
+            rollouts have.
+    """
+
+    name: str
+    label: str
+    description: str
+    groups: frozenset[Group] = frozenset()
+    needs: frozenset[Need] = frozenset()
+    trained_by: Trainer = "nobody"
+    gate: float | None = None
+    gate_per_prompt: bool = True
+    seeds: Seeds = "none"
+    expectation: bool = False
+    headline: bool = False
+    unavailable_live: str = ""
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether it scores 0 or 1 on a problem: one gate per prompt, no seeds, no expectation."""
+        return self.gate_per_prompt and self.seeds == "none" and not self.expectation
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether it looks at the prompt to choose its gate."""
+        return "features" in self.needs
+
+
+def fixed_name(gate: float) -> str:
+    """Return the name of the arm that gives a gate to every prompt: ``fixed:0.5``."""
+    return f"{FIXED}{gate:g}"
+
+
+def fixed(gate: float, name: str = "") -> Arm:
+    """Return the arm that gives one gate to every prompt.
+
+    Args:
+        gate: The gate.
+        name: As the user spelled it; by default ``fixed_name(gate)``.
+    """
+    name = name or fixed_name(gate)
+    return Arm(
+        name,
+        label=name.replace(FIXED, "fixed "),
+        description=f"gate {gate:g} for every prompt",
+        gate=gate,
+    )
+
+
+_REWARDS = "the rewards of all gates on all train problems"
+
+_ENTRIES = (
+    Arm(
+        "baseline",
+        label="baseline",
+        description="the plain model, gate 0",
+        groups=frozenset({"declared"}),
+        gate=0.0,
+        headline=True,
+    ),
+    dataclasses.replace(fixed(0.5), groups=frozenset({"declared"})),
+    Arm(
+        "best_fixed",
+        label="best fixed",
+        description="the fixed gate that was best on train",
+        groups=frozenset({"declared"}),
+        needs=frozenset({"table", "training"}),
+        trained_by="training",
+        headline=True,
+        unavailable_live="the best gate on all train problems",
+    ),
+    Arm(
+        "random",
+        label="random",
+        description="a gate drawn evenly, in expectation",
+        groups=frozenset({"control"}),
+        expectation=True,
+        unavailable_live="the expectation over all gates of every problem",
+    ),
+    Arm(
+        "supervised",
+        label="supervised",
+        description="predicts every gate's reward from prompt length",
+        groups=frozenset({"declared", "rival"}),
+        needs=frozenset({"table", "training", "features"}),
+        trained_by="training",
+        unavailable_live=_REWARDS,
+    ),
+    Arm(
+        "supervised_features",
+        label="supervised features",
+        description="predicts every gate's reward from all that PPO sees",
+        groups=frozenset({"rival"}),
+        needs=frozenset({"table", "training", "controls", "features"}),
+        trained_by="judging",
+        headline=True,
+        unavailable_live=_REWARDS,
+    ),
+    Arm(
+        "exact_gradient",
+        label="exact gradient",
+        description="exact gradient on the table: PPO's ceiling",
+        groups=frozenset({"ceiling"}),
+        needs=frozenset({"table", "training", "controls", "features"}),
+        trained_by="judging",
+        unavailable_live=_REWARDS,
+    ),
+    Arm(
+        "rl",
+        label="RL",
+        description="PPO controller, mean over seeds",
+        groups=frozenset({"subject"}),
+        needs=frozenset({"training", "features"}),
+        trained_by="training",
+        seeds="rl",
+        headline=True,
+    ),
+    Arm(
+        "rl_selected",
+        label="RL, one seed",
+        description="the seed that was best on validation",
+        groups=frozenset({"subject"}),
+        needs=frozenset({"training", "features"}),
+        trained_by="training",
+        gate_per_prompt=False,  # under the name of rl
+        seeds="rl",
+    ),
+    Arm(
+        "rl_modal",
+        label="RL's modal gate",
+        description="the gate PPO chooses most often, for every prompt",
+        groups=frozenset({"control"}),
+        needs=frozenset({"table", "training", "controls"}),
+        trained_by="judging",
+        gate_per_prompt=False,
+        seeds="rl",
+    ),
+    Arm(
+        "random_reward",
+        label="random reward",
+        description="PPO trained on rewards dealt to cells at random",
+        groups=frozenset({"control"}),
+        needs=frozenset({"table", "training", "controls", "features"}),
+        trained_by="judging",
+        gate_per_prompt=False,
+        seeds="own",
+    ),
+    Arm(
+        "shuffled_prompt",
+        label="shuffled prompt",
+        description="RL's gates dealt out to other prompts, in expectation",
+        groups=frozenset({"control"}),
+        needs=frozenset({"table", "training"}),
+        trained_by="training",
+        gate_per_prompt=False,
+        seeds="rl",
+        expectation=True,
+    ),
+    Arm(
+        "oracle",
+        label="oracle",
+        description="best gate of each problem in hindsight: a bound, no rule",
+        groups=frozenset({"bound"}),
+        needs=frozenset({"table"}),
+        gate_per_prompt=False,
+        unavailable_live="the best gate of every problem in hindsight",
+    ),
+)
+
+ARMS: Mapping[str, Arm] = MappingProxyType({arm.name: arm for arm in _ENTRIES})
+"""Every arm by name, in the order of tables and commands; of the fixed gates only the declared one,
+see ``parse_arm``."""
+
+SUBJECT, SELECTED = "rl", "rl_selected"
+"""RL with all its seeds, and the seed of it that was best on validation."""
+
+DECLARED = ("fixed:0.5", "supervised", "baseline", "best_fixed")
+"""The declared arms in the order of the contrasts in ``results.json``."""
+
+PAGE_ORDER = (
+    "rl",
+    "rl_selected",
+    "rl_modal",
+    "exact_gradient",
+    "supervised",
+    "supervised_features",
+    "shuffled_prompt",
+    "random_reward",
+    "random",
+    "baseline",
+    "best_fixed",
+    "oracle",
+)
+"""The order of the report's page; ``fixed:G`` stand before ``best_fixed``."""
+
+
+def parse_arm(name: str) -> Arm:
+    """Return the arm of a name; ``fixed:G`` takes any gate.
+
+    Raises:
+        UserError: No arm has this name, or ``fixed:`` has no number behind it.
+    """
+    if name in ARMS:
+        return ARMS[name]
+    if not name.startswith(FIXED):
+        raise UserError(f"no arm is named {name!r}; arms are {', '.join(choices())}")
+    try:
+        gate = float(name.removeprefix(FIXED))
+    except ValueError:
+        raise UserError(
+            f"arm {name!r} has no number after 'fixed:'; write e.g. fixed:0.5"
+        ) from None
+    return fixed(gate, name)
+
+
+def names(condition: Callable[[Arm], bool]) -> tuple[str, ...]:
+    """Return the names of the arms that meet a condition, in the order of ``ARMS``."""
+    return tuple(arm.name for arm in ARMS.values() if condition(arm))
+
+
+def choices() -> tuple[str, ...]:
+    """Return the names a user may give: ``baseline``, ``fixed:G``, ``best_fixed`` and so on."""
+    generable = names(lambda arm: arm.gate_per_prompt)
+    return tuple(f"{FIXED}G" if name.startswith(FIXED) else name for name in generable)
+
+
+def generable(*, live: bool = False) -> tuple[str, ...]:
+    """Return the arms that give one gate to a prompt, so that they can be generated.
+
+    Args:
+        live: Only those that are judged in runs with live rollouts.
+    """
+    return names(lambda arm: arm.gate_per_prompt and not (live and arm.unavailable_live))
+
+
+def reading() -> tuple[str, ...]:
+    """Return the arms that read the prompt to give it its gate."""
+    return names(lambda arm: arm.gate_per_prompt and arm.reads_prompt)
+
+
+def from_controls() -> tuple[str, ...]:
+    """Return the arms that give one gate to a prompt and are trained by judging."""
+    return names(lambda arm: arm.gate_per_prompt and arm.trained_by == "judging")
+
+
+def deterministic() -> tuple[str, ...]:
+    """Return the arms that McNemar's test is defined against; every ``fixed:G`` is another."""
+    return names(lambda arm: arm.deterministic)
+
+
+def same_seeds() -> tuple[str, ...]:
+    """Return the arms made of RL's seeds, which are compared with RL seed by seed."""
+    return names(lambda arm: arm.seeds == "rl" and "subject" not in arm.groups)
+
+
+def rivals() -> tuple[str, ...]:
+    """Return the arms that choose by the prompt without RL."""
+    return names(lambda arm: "rival" in arm.groups)
+
+
+def choosing() -> tuple[str, ...]:
+    """Return the arms whose gates are drawn side by side: RL first, the weakest rival last."""
+    subjects = names(lambda arm: arm.reads_prompt and "subject" in arm.groups)
+    others = names(lambda arm: arm.reads_prompt and arm.deterministic)
+    return (*subjects, *reversed(others))
+
+
+def headline() -> tuple[str, ...]:
+    """Return the arms that ``jroute.compare`` lists by default."""
+    return names(lambda arm: arm.headline)
+
+
+def unavailable_live() -> dict[str, str]:
+    """Return the arms that live rollouts do not have and what a table would give them."""
+    missing = [arm for arm in ARMS.values() if arm.unavailable_live]
+    missing.sort(key=lambda arm: "bound" not in arm.groups)  # results.json names bounds first
+    return {arm.name: arm.unavailable_live for arm in missing}

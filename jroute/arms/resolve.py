@@ -1,0 +1,149 @@
+"""From an arm to gates: the one resolution that tables, live judging and lm-eval share."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from jroute.arms import controls, supervised
+from jroute.arms.columns import arm_columns
+from jroute.arms.registry import Arm, choices, from_controls
+from jroute.controller import networks
+from jroute.utils.errors import UserError
+
+REGRESSORS = ("supervised", *from_controls())
+"""Arms that predict a value of every gate and take the largest."""
+
+
+@dataclass(frozen=True)
+class ArmInputs:
+    """What arms choose gates from; nothing is read before an arm needs it.
+
+    Attributes:
+        grid: The gates that a decision chooses among.
+        seed: Seed of the experiment, which the ``random`` arm draws by.
+        num_gate_dims: Numbers in one decision: 1, or one for each band or mixing site.
+        has_table: Whether training saw the rewards of all gates; not so with live rollouts.
+        observe: Prompts to the features that controllers see, ``[prompts, features]``.
+        controller: Returns what training saved: ``best_fixed``, ``supervised``, ``rl``, ``seeds``,
+            ``selected``. Raises ``UserError`` before training.
+        controls: Returns what judging trained; see ``jroute.arms.controls.fit_controls``. Raises
+            ``UserError`` before judging, or trains.
+    """
+
+    grid: Sequence[float]
+    seed: int
+    num_gate_dims: int
+    has_table: bool
+    observe: Callable[[Sequence[str]], Float[np.ndarray, "prompts features"]]
+    controller: Callable[[], Mapping[str, Any]]
+    controls: Callable[[], Mapping[str, Any]]
+
+
+def resolve(
+    arm: Arm, prompts: Sequence[str], inputs: ArmInputs
+) -> Float[np.ndarray, "prompts *dims"]:
+    """Return the gate an arm gives to each prompt, from the prompt alone.
+
+    Args:
+        arm: An arm with one gate per prompt; see ``jroute.arms.registry.parse_arm``.
+        prompts: Texts as the model reads them.
+        inputs: What the arm chooses from.
+
+    Returns:
+        ``[prompts]``; ``[prompts, dims]`` where RL decides on several numbers (one per band or
+        mixing site, not yet spread over layers). One number holds for all bands and layers.
+
+    Raises:
+        UserError: The run has no such arm, or not yet.
+    """
+    check_available(arm, has_table=inputs.has_table)
+    if arm.gate is not None:
+        return np.full(len(prompts), arm.gate)
+    grid = np.asarray(inputs.grid, np.float64)
+    return grid[decide(arm, prompts, inputs)]
+
+
+def decide(arm: Arm, prompts: Sequence[str], inputs: ArmInputs) -> Int[np.ndarray, "prompts *dims"]:
+    """Return the index in the grid of the gate that an arm gives to each prompt.
+
+    Args:
+        arm: An arm that decides, of those with one gate per prompt.
+        prompts: Texts as the model reads them.
+        inputs: What the arm chooses from.
+
+    Raises:
+        UserError: The run has no such arm, or not yet.
+    """
+    check_available(arm, has_table=inputs.has_table)
+    if arm.name == "random":
+        return supervised.random_choices(prompts, len(inputs.grid), inputs.seed)
+    if arm.name == "best_fixed":
+        return np.full(len(prompts), int(inputs.controller()["best_fixed"]))
+    if arm.name == "rl":
+        controller = inputs.controller()["rl"]
+        decisions = np.asarray(networks.act(controller, jnp.asarray(inputs.observe(prompts))))
+        return decisions if inputs.num_gate_dims > 1 else decisions[:, 0]
+    if inputs.num_gate_dims > 1:
+        raise UserError(
+            f"arm {arm.name} chooses one gate for a prompt, and a decision of this run has "
+            f"{inputs.num_gate_dims} numbers; choose baseline, fixed:G, random or rl"
+        )
+    return _regressor_choices(arm.name, inputs.observe(prompts), inputs)
+
+
+def table_columns(
+    observations: Float[np.ndarray, "problems features"], inputs: ArmInputs
+) -> dict[str, Int[np.ndarray, "..."]]:
+    """Return the column of the outcome table that each deciding arm gives to each problem.
+
+    Args:
+        observations: Features of the problems, as controllers see them.
+        inputs: What the arms choose from; ``observe`` is not called.
+
+    Returns:
+        Columns by arm, ``[problems]``, or ``[seeds, problems]`` for arms with several seeds. Arms
+        known by their expectation, and the oracle, decide nothing.
+    """
+    x = np.asarray(observations, np.float32)
+    controller, trained = inputs.controller(), inputs.controls()
+    return arm_columns(
+        len(x),
+        inputs.grid,
+        best_fixed=int(controller["best_fixed"]),
+        selected=int(controller["selected"]),
+        rl=supervised.choices_of_seeds(controller["seeds"], x),
+        rl_modal=np.asarray(trained["rl_modal"]),
+        random_reward=supervised.choices_of_seeds(trained["random_reward"], x),
+        **{name: _regressor_choices(name, x, inputs) for name in REGRESSORS},  # type: ignore[arg-type]
+    )
+
+
+def check_available(arm: Arm, *, has_table: bool) -> None:
+    """Refuse an arm that gives no single gate to a prompt, or that a run without a table lacks.
+
+    Raises:
+        UserError: With a sentence that says which arms there are.
+    """
+    if not arm.gate_per_prompt:
+        raise UserError(
+            f"arm {arm.name} does not give one gate to a prompt; choose of {', '.join(choices())}"
+        )
+    if "table" in arm.needs and not has_table:
+        raise UserError(
+            f"arm {arm.name} learns from the rewards of all gates, and a run with live rollouts "
+            "has no such table; choose baseline, fixed:G, random or rl"
+        )
+
+
+def _regressor_choices(
+    name: str, observations: Float[np.ndarray, "prompts features"], inputs: ArmInputs
+) -> Int[np.ndarray, " prompts"]:
+    if name == "supervised":
+        x, params = observations[:, controls.LENGTH], inputs.controller()[name]
+    else:
+        x, params = observations, inputs.controls()[name]
+    return supervised.choices_of_regressor(params, x)
