@@ -52,10 +52,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(plan_train(run))
         return
     from jroute.experiment.pipeline import train, written
-    from jroute.report.__main__ import show
+    from jroute.report.text import print_results
 
     results = train(run)
-    show(run.directory, results)
+    print_results(results)
     if missing := results.get("not_available"):
         print("not available without a table:")
         print("\n".join(f"  {arm}: needs {what}" for arm, what in missing.items()) + "\n")

@@ -8,20 +8,20 @@ in the run folder, its figures as PNG and SVG to ``figures``. Traces (off by def
 judged episode: see ``jroute.observe.traces``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jroute.observe.progress import progress_bar
 from jroute.observe.traces import TraceConfig
-from jroute.statistics.results import table
+from jroute.report.text import print_results
 from jroute.utils.cli import command, run_command
 from jroute.utils.config import parse
 from jroute.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from jroute.report.report_data import Material
+    from jroute.report.report_data import ReportData
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,7 @@ class Report:
     traces: TraceConfig = field(default_factory=TraceConfig)
 
 
-def show(directory: Path, results: Mapping[str, Any]) -> None:
-    """Print every judged split."""
-    print(f"\n{table(results, results['split'])}")
-    for split, found in results["other_splits"].items():
-        print(f"\n{table(found, split)}")
-    print()
-
-
-def export(material: "Material", config: TraceConfig, folder: Path) -> None:
+def export(material: "ReportData", config: TraceConfig, folder: Path) -> None:
     """Write every judged episode as a span."""
     from jroute.observe.traces import Traces
     from jroute.report.episodes import episodes, shared
@@ -76,10 +68,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     from jroute.experiment.pipeline import written
     from jroute.report import page
-    from jroute.report.run_reader import gather
+    from jroute.report.run_reader import read_run
 
-    material = gather(directory)
-    show(directory, material.results)
+    material = read_run(directory)
+    print_results(material.results)
     folder = Path(report.out) if report.out else directory
     if report.traces.on:
         export(material, report.traces, folder)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from jroute.report.report_data import Judged, Row, steps
+from jroute.report.report_data import ProblemRow, SplitReport, steps
 
 BINS = 6
 """Most groups of problems in a figure."""
@@ -19,7 +19,7 @@ class Measure:
     short: str
     title: str
     axis: str
-    of: Callable[[Row], float]
+    of: Callable[[ProblemRow], float]
 
 
 MEASURES = (
@@ -40,7 +40,7 @@ MEASURES = (
 
 
 @dataclass(frozen=True)
-class Shares:
+class GateShares:
     """What all seeds chose in groups of problems.
 
     Attributes:
@@ -62,7 +62,7 @@ class Shares:
     scale: tuple[float, float]
 
 
-def measures(judged: Judged) -> list[Measure]:
+def measures(judged: SplitReport) -> list[Measure]:
     """Measures that tell the problems of a split apart."""
     return [m for m in MEASURES if len({m.of(row) for row in judged.rows}) > 1]
 
@@ -89,7 +89,7 @@ def groups(values: Float[np.ndarray, " items"]) -> tuple[Int[np.ndarray, " items
     return placed, labels
 
 
-def by_difficulty(judged: Judged, measure: Measure) -> Shares | None:
+def by_difficulty(judged: SplitReport, measure: Measure) -> GateShares | None:
     """Gates in groups of problems; ``None`` without a choice of any controller."""
     if not judged.gates.size:
         return None
@@ -100,7 +100,7 @@ def by_difficulty(judged: Judged, measure: Measure) -> Shares | None:
     )
     used = [gate for gate in known if (judged.gates == gate).any()]
     inside = [judged.gates[:, placed == group] for group in range(len(labels))]
-    return Shares(
+    return GateShares(
         labels=labels,
         gates=used,
         colours=[known.index(gate) for gate in used],

@@ -1,13 +1,13 @@
-"""Judged problems as episodes for traces: one for every problem and gate."""
+"""SplitReport problems as episodes for traces: one for every problem and gate."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jroute.observe.traces import Episode
-from jroute.report.report_data import Cell, Judged, Material, Row
+from jroute.report.report_data import Cell, ProblemRow, ReportData, SplitReport
 
 
-def episodes(judged: Judged, material: Material) -> Iterator[Episode]:
+def episodes(judged: SplitReport, material: ReportData) -> Iterator[Episode]:
     """Every cell of a split; arms that choose the same gate share an episode, and are named."""
     outcomes = material.results.get("outcomes", "")
     for row in judged.rows:
@@ -34,7 +34,7 @@ def episodes(judged: Judged, material: Material) -> Iterator[Episode]:
             )
 
 
-def _arms(row: Row, cell: Cell) -> list[str]:
+def _arms(row: ProblemRow, cell: Cell) -> list[str]:
     named = [name for name, gate in row.arms.items() if gate == cell.gate]
     constant = f"fixed:{cell.gate[0]:g}"
     if len(set(cell.gate)) == 1 and constant not in named:
@@ -42,7 +42,7 @@ def _arms(row: Row, cell: Cell) -> list[str]:
     return named
 
 
-def shared(material: Material) -> Mapping[str, Any]:
+def shared(material: ReportData) -> Mapping[str, Any]:
     """What all episodes of a run share, under OpenTelemetry's names."""
     decoding = material.decoding
     known = {

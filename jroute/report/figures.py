@@ -9,12 +9,12 @@ from scipy.optimize import isotonic_regression
 
 from jroute.observe.scalars import GATE_SHARE
 from jroute.report import gate_figures
-from jroute.report.report_data import Gate, Judged, Material
-from jroute.report.rows import Interval, arms, contrasts, headroom
-from jroute.report.svg import Figure, Look, end_label
+from jroute.report.report_data import Gate, ReportData, SplitReport
+from jroute.report.result_rows import ResultRow, arms, contrasts, headroom
+from jroute.report.svg import Figure, Theme, end_label
 
 
-def figures(material: Material) -> list[Figure]:
+def figures(material: ReportData) -> list[Figure]:
     """Every figure that the material has the data for."""
     found: list[Figure] = []
     for judged in material.splits:
@@ -30,7 +30,7 @@ def figures(material: Material) -> list[Figure]:
     return found
 
 
-def grid(material: Material) -> list[Gate]:
+def grid(material: ReportData) -> list[Gate]:
     """Gates in order of their colours: all that were chosen or tried, the smallest first."""
     listed = {(float(gate),) for gate in material.results.get("gates", ())}
     chosen = {
@@ -39,7 +39,7 @@ def grid(material: Material) -> list[Gate]:
     return sorted(listed | chosen)
 
 
-def _of_results(judged: Judged, results: Any) -> list[Figure]:
+def _of_results(judged: SplitReport, results: Any) -> list[Figure]:
     drawn = []
     for name, title, rows, unit in (
         ("arms", "Accuracy of every arm, %", arms(judged.results), ""),
@@ -61,7 +61,7 @@ def _of_results(judged: Judged, results: Any) -> list[Figure]:
     return drawn
 
 
-def _intervals(axes: Any, c: Look, rows: Sequence[Interval], unit: str) -> None:
+def _intervals(axes: Any, c: Theme, rows: Sequence[ResultRow], unit: str) -> None:
     """Dots with whiskers, a row each, and the number at the right."""
     for i, row in enumerate(rows):
         colour = c.accent if row.bold else c.ink
@@ -84,7 +84,7 @@ def _intervals(axes: Any, c: Look, rows: Sequence[Interval], unit: str) -> None:
     axes.set_axisbelow(True)
 
 
-def _of_training(material: Material) -> list[Figure]:
+def _of_training(material: ReportData) -> list[Figure]:
     curves, drawn = material.curves, []
     names = {
         "charts/episodic_return": ("return", "Return", "Mean reward of the sampled gates"),
@@ -133,7 +133,7 @@ def _tail(values: Float[np.ndarray, "seeds updates"]) -> float:
     return float(np.nanmean(values[:, -1]))
 
 
-def _curve(axes: Any, c: Look, values: Float[np.ndarray, "seeds updates"], short: str) -> None:
+def _curve(axes: Any, c: Theme, values: Float[np.ndarray, "seeds updates"], short: str) -> None:
     """The mean over seeds within the band that 90 % of the seeds are in."""
     updates = np.arange(1, values.shape[1] + 1)
     if np.isnan(values).all():
@@ -161,7 +161,7 @@ def _filled(values: Float[np.ndarray, "seeds updates"]) -> Float[np.ndarray, "se
 
 def _stacked(
     axes: Any,
-    c: Look,
+    c: Theme,
     stacked: Float[np.ndarray, "gates updates"],
     order: Sequence[float],
     places: Sequence[int],
@@ -177,7 +177,7 @@ def _stacked(
     axes.set_yticks([0, 0.5, 1], ["0", "50", "100 %"])
 
 
-def _consumed(material: Material) -> Figure:
+def _consumed(material: ReportData) -> Figure:
     """Accuracy against what it cost: the learner's own curve, and the arms' prices."""
     curves, results = material.curves, material.results
     earned = np.nanmean(curves["charts/episodic_return"], axis=0)
@@ -195,7 +195,7 @@ def _consumed(material: Material) -> Figure:
         known = (*named, ("best_fixed", "best fixed"))
         dots += [(name, label, float(table)) for name, label in known if name in found]
 
-    def draw(axes: Any, c: Look) -> None:
+    def draw(axes: Any, c: Theme) -> None:
         from matplotlib.ticker import LogLocator, NullLocator
 
         axes.set_xscale("log")

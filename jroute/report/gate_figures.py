@@ -5,20 +5,19 @@ from typing import Any
 
 import numpy as np
 
-from jroute.report import difficulty as shares
-from jroute.report import rows
-from jroute.report.report_data import Judged
-from jroute.report.svg import Figure, Look, end_label
+from jroute.report import difficulty, result_rows
+from jroute.report.report_data import SplitReport
+from jroute.report.svg import Figure, Theme, end_label
 
 CHOOSING = ("rl", "rl_selected", "exact_gradient", "supervised_features", "supervised")
 """Arms that choose by the prompt, and are shown beside each other."""
 
 
-def of_difficulty(judged: Judged) -> list[Figure]:
+def of_difficulty(judged: SplitReport) -> list[Figure]:
     """Gates in groups of problems, and where a gate has several parts each of them."""
     drawn = []
-    for measure in shares.measures(judged):
-        found = shares.by_difficulty(judged, measure)
+    for measure in difficulty.measures(judged):
+        found = difficulty.by_difficulty(judged, measure)
         if found is None:
             continue
         said = "; ".join(
@@ -51,7 +50,7 @@ def of_arms(results: Mapping[str, Any]) -> Figure:
     counts = results["gates_chosen"]
     chosen = {name: np.array(counts[name], float) for name in CHOOSING if name in counts}
     bars: list[tuple[str, np.ndarray]] = [
-        (rows.words(name), each.sum(axis=0) / each.sum()) for name, each in chosen.items()
+        (result_rows.words(name), each.sum(axis=0) / each.sum()) for name, each in chosen.items()
     ]
     gates = np.array(results["gates"], float)
     order = np.argsort(gates)
@@ -59,7 +58,7 @@ def of_arms(results: Mapping[str, Any]) -> Figure:
     # Seeds that choose alike stand together.
     fan = seeds[np.argsort(seeds @ gates)] / np.maximum(seeds.sum(axis=1, keepdims=True), 1)
 
-    def draw(axes: Any, c: Look) -> None:
+    def draw(axes: Any, c: Theme) -> None:
         def stack(place: float, height: float, share: np.ndarray) -> None:
             left = 0.0
             for colour, gate in enumerate(order):
@@ -110,7 +109,7 @@ def of_arms(results: Mapping[str, Any]) -> Figure:
     return Figure("gates-arms", "Gates that every arm chose", "; ".join(ends), draw, height, 520)
 
 
-def _shares(axes: Any, c: Look, found: shares.Shares, axis: str) -> None:
+def _shares(axes: Any, c: Theme, found: difficulty.GateShares, axis: str) -> None:
     places = np.arange(len(found.labels))
     bottom = np.zeros(len(places))
     for i, share in enumerate(found.share):
@@ -129,7 +128,7 @@ def _shares(axes: Any, c: Look, found: shares.Shares, axis: str) -> None:
     axes.tick_params(axis="x", length=0)
 
 
-def _parts(axes: Any, c: Look, found: shares.Shares, axis: str) -> None:
+def _parts(axes: Any, c: Theme, found: difficulty.GateShares, axis: str) -> None:
     """Mean gates as shades between the smallest gate's colour and the largest one's."""
     from matplotlib.patches import Rectangle
 
@@ -171,10 +170,10 @@ def of_streams(probe: Mapping[str, Any]) -> list[Figure]:
     streams = probe["streams"] if len(probe["streams"]) == len(dominance) else None
     names = streams or ["trunk", *(f"stream {i}" for i in range(1, len(dominance)))]
 
-    def ramp(c: Look, count: int) -> list[str]:
+    def ramp(c: Theme, count: int) -> list[str]:
         return [c.colours[f"gate{round(step)}"] for step in np.linspace(0, c.gates - 1, count)]
 
-    def draw_dominance(axes: Any, c: Look) -> None:
+    def draw_dominance(axes: Any, c: Theme) -> None:
         bottom = np.zeros(len(sites))
         places = np.arange(len(sites))
         for share, colour in zip(dominance, ramp(c, len(dominance)), strict=True):
@@ -191,7 +190,7 @@ def of_streams(probe: Mapping[str, Any]) -> list[Figure]:
         axes.spines["bottom"].set_visible(False)
         axes.tick_params(axis="x", length=0)
 
-    def draw_diversity(axes: Any, c: Look) -> None:
+    def draw_diversity(axes: Any, c: Theme) -> None:
         for values, colour in zip(diversity, ramp(c, len(effects)), strict=True):
             axes.plot(sites, values, "o-", color=colour, linewidth=1.6, markersize=3)
         for effect, values in ((effects[0], diversity[0]), (effects[-1], diversity[-1])):

@@ -7,18 +7,18 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 
-from jroute.report import svg as canvas
+from jroute.report import svg
 from jroute.report.figures import figures, grid
-from jroute.report.head import head
+from jroute.report.header import header
 from jroute.report.problem_table import for_script, pack
-from jroute.report.report_data import Material
+from jroute.report.report_data import ReportData
 from jroute.report.sections import sections
 from jroute.report.svg import Figure
 from jroute.utils.files import write_text
 
 
 def write(
-    material: Material,
+    material: ReportData,
     folder: Path,
     progress: Callable[[Sequence[Figure]], Iterable[Figure]] = lambda found: found,
 ) -> list[Path]:
@@ -36,16 +36,16 @@ def write(
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     page = folder / "report.html"
     write_text(page, render(material, found))
-    files = [canvas.save(figure, count, folder / "figures") for figure in progress(found)]
+    files = [svg.save(figure, count, folder / "figures") for figure in progress(found)]
     return [page, *(file for pair in files for file in pair)]
 
 
-def render(material: Material, drawn: Sequence[Figure]) -> str:
+def render(material: ReportData, drawn: Sequence[Figure]) -> str:
     """The whole page."""
     found = {figure.name: figure for figure in drawn}
     gates = grid(material)
     inside = {
-        name: canvas.inline(figure, len(gates))
+        name: svg.inline(figure, len(gates))
         for name, figure in found.items()
         if not name.startswith(("arms-", "contrasts-", "headroom-"))
     }
@@ -59,7 +59,7 @@ def render(material: Material, drawn: Sequence[Figure]) -> str:
 
     def panels(*names: str) -> str:
         html = "".join(
-            f"<figure{' class=wide' if found[name].width > canvas.WIDTH else ''}>"
+            f"<figure{' class=wide' if found[name].width > svg.WIDTH else ''}>"
             f"<figcaption>{escape(found[name].title)}</figcaption>{inside[name]}</figure>"
             for name in names
             if name in inside
@@ -80,7 +80,7 @@ def render(material: Material, drawn: Sequence[Figure]) -> str:
 </style>
 </head>
 <body>
-{head(material)}
+{header(material)}
 <main>
 {sections(material, panels)}
 </main>
@@ -99,7 +99,7 @@ def _variables(count: int) -> str:
     """Every colour of the page, for light and for dark."""
 
     def block(mode: str) -> str:
-        return "".join(f"--{n}:{c};" for n, c in canvas.look(count, mode).colours.items())
+        return "".join(f"--{n}:{c};" for n, c in svg.theme(count, mode).colours.items())
 
     return (
         f":root{{{block('light')}}}\n@media (prefers-color-scheme:dark){{:root{{{block('dark')}}}}}"

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from jroute.report.report_data import Gate, Judged, steps
-from jroute.report.rows import words
+from jroute.report.report_data import Gate, SplitReport, steps
+from jroute.report.result_rows import words
 
 
-def pack(splits: Sequence[Judged], grid: Sequence[Gate]) -> dict[str, Any]:
+def pack(splits: Sequence[SplitReport], grid: Sequence[Gate]) -> dict[str, Any]:
     """Every problem of every split with all that is known of it.
 
     Texts stand in ``texts`` once and are numbers elsewhere: under greedy decoding many gates give
@@ -34,7 +34,7 @@ def pack(splits: Sequence[Judged], grid: Sequence[Gate]) -> dict[str, Any]:
     }
 
 
-def _split(judged: Judged, grid: Sequence[Gate], number: Any) -> dict[str, Any]:
+def _split(judged: SplitReport, grid: Sequence[Gate], number: Any) -> dict[str, Any]:
     right = judged.right.mean(axis=0) if judged.gates.size else np.full(len(judged.rows), np.nan)
     names = list(judged.rows[0].features)
     arms = [name for name in judged.rows[0].arms if not name.startswith("fixed:")]

@@ -28,7 +28,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class ProblemRow:
     """One problem and every answer to it that is known.
 
     Attributes:
@@ -51,7 +51,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Judged:
+class SplitReport:
     """One judged split.
 
     Attributes:
@@ -64,7 +64,7 @@ class Judged:
 
     name: str
     results: Mapping[str, Any]
-    rows: tuple[Row, ...] = ()
+    rows: tuple[ProblemRow, ...] = ()
     gates: Float[np.ndarray, "seeds problems parts"] = field(
         default_factory=lambda: np.zeros((0, 0, 1))
     )
@@ -84,7 +84,7 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Material:
+class ReportData:
     """Everything a report shows.
 
     Attributes:
@@ -101,7 +101,7 @@ class Material:
 
     name: str
     results: Mapping[str, Any]
-    splits: tuple[Judged, ...]
+    splits: tuple[SplitReport, ...]
     curves: Mapping[str, Float[np.ndarray, "seeds updates"]] = field(default_factory=dict)
     banded: bool = False
     batch: int = 1

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from jroute.controller.features import SCALARS, RawFeatures
 from jroute.experiment.config import Experiment
 from jroute.observe.scalars import read_curves
-from jroute.report.report_data import Cell, Gate, Judged, Material, Row
+from jroute.report.report_data import Cell, Gate, ProblemRow, ReportData, SplitReport
 from jroute.tasks import Problem, Split, load_problems
 from jroute.utils.config import load as load_config
 from jroute.utils.errors import UserError
@@ -27,7 +27,7 @@ Choices = dict[str, Float[np.ndarray, "seeds problems parts"]]
 """Gates by arm; those without seeds have one."""
 
 
-def gather(directory: str | Path) -> Material:
+def read_run(directory: str | Path) -> ReportData:
     """Read a finished run.
 
     What is missing beside ``results.json`` leaves its place empty.
@@ -47,7 +47,7 @@ def gather(directory: str | Path) -> Material:
     named = {results["split"]: results, **results.get("other_splits", {})}
     curves, banded = read_curves(directory / "tensorboard")
     probe = directory / "probe" / "probe.json"
-    return Material(
+    return ReportData(
         name=directory.absolute().name,
         results=results,
         splits=tuple(
@@ -68,7 +68,7 @@ def _judged(
     results: Mapping[str, Any],
     split: Split,
     part: Mapping[str, Any],
-) -> Judged:
+) -> SplitReport:
     try:
         problems = load_problems(experiment.task, split)
         folder = _table(directory, experiment, str(results.get("outcomes", "")))
@@ -79,8 +79,8 @@ def _judged(
             chosen = _acted(directory, results, raw, experiment.gates)
         rows = _rows(problems, _prompts(directory, experiment, problems), features, cells, chosen)
     except UserError as error:
-        return Judged(split, part, absent=f"The problems cannot be shown: {error}.")
-    return Judged(split, part, rows, chosen["rl"])
+        return SplitReport(split, part, absent=f"The problems cannot be shown: {error}.")
+    return SplitReport(split, part, rows, chosen["rl"])
 
 
 def _rows(
@@ -89,7 +89,7 @@ def _rows(
     features: Sequence[Mapping[str, float]],
     cells: Mapping[str, Mapping[Gate, Cell]],
     chosen: Choices,
-) -> tuple[Row, ...]:
+) -> tuple[ProblemRow, ...]:
     alone = {name: gates[0].tolist() for name, gates in chosen.items() if len(gates) == 1}
     plain = (0.0,) * chosen["rl"].shape[-1]
     rows = []
@@ -102,7 +102,7 @@ def _rows(
         order = sorted(known)
         base, rl = (order.index(gate) for gate in (plain, arms["rl_selected"]))
         found = tuple(known[gate] for gate in order)
-        rows.append(Row(problem, prompts[i], features[i], found, base, rl, arms))
+        rows.append(ProblemRow(problem, prompts[i], features[i], found, base, rl, arms))
     return tuple(rows)
 
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from html import escape
 from typing import Any
 
-from jroute.report import rows as numbers
-from jroute.report.report_data import Judged, Material
+from jroute.report import result_rows
+from jroute.report.report_data import ReportData, SplitReport
 from jroute.report.tables import dots, fixed, p_value
 
 TRAINING = ("return", "entropy", "explained-variance")
@@ -15,7 +15,7 @@ Panels = Callable[..., str]
 """Figures by their names, as HTML; nothing where none of them exists."""
 
 
-def sections(material: Material, panels: Panels) -> str:
+def sections(material: ReportData, panels: Panels) -> str:
     """Everything below the top of the page."""
     found = (
         ("arms", "Arms", _arms(material)),
@@ -41,7 +41,7 @@ def _note(sentence: str) -> str:
     return f'<p class="note">{escape(sentence)}</p>'
 
 
-def _each(material: Material, of_split: Callable[[Judged], str]) -> str:
+def _each(material: ReportData, of_split: Callable[[SplitReport], str]) -> str:
     """The same for every split, each under its own name."""
     return "".join(
         f"<h3>{escape(judged.name)} <small>{judged.results['n']:,} problems</small></h3>"
@@ -59,15 +59,15 @@ def _share(told: Mapping[str, Any]) -> str:
 # Tables -----------------------------------------------------------------------------------------
 
 
-def _arms(material: Material) -> str:
+def _arms(material: ReportData) -> str:
     said = _note(
         "Share of problems solved, all arms on the same problems. One deterministic arm has "
         "Wilson's interval; an arm of several seeds has that of resampled seeds and problems."
     )
-    every = [row for judged in material.splits for row in numbers.arms(judged.results)]
+    every = [row for judged in material.splits for row in result_rows.arms(judged.results)]
 
-    def table(judged: Judged) -> str:
-        rows = numbers.arms(judged.results)
+    def table(judged: SplitReport) -> str:
+        rows = result_rows.arms(judged.results)
         if not rows:
             return _missing("This run stores no arms.")
         found = dots(rows, "Accuracy", zero=False, beside=every)
@@ -77,7 +77,7 @@ def _arms(material: Material) -> str:
                 "not."
             )
         if lacking := judged.results.get("not_available"):
-            wants = "; ".join(f"{numbers.words(arm)} ({what})" for arm, what in lacking.items())
+            wants = "; ".join(f"{result_rows.words(arm)} ({what})" for arm, what in lacking.items())
             found += _missing(
                 f"This run rolled out live and has no table of all gates, which these arms need: "
                 f"{wants}."
@@ -87,12 +87,12 @@ def _arms(material: Material) -> str:
     return said + _each(material, table)
 
 
-def _contrasts(material: Material) -> str:
-    every = [row for judged in material.splits for row in numbers.contrasts(judged.results)]
+def _contrasts(material: ReportData) -> str:
+    every = [row for judged in material.splits for row in result_rows.contrasts(judged.results)]
 
-    def table(judged: Judged) -> str:
-        declared = numbers.contrasts(judged.results, declared=True)
-        others = numbers.contrasts(judged.results, declared=False)
+    def table(judged: SplitReport) -> str:
+        declared = result_rows.contrasts(judged.results, declared=True)
+        others = result_rows.contrasts(judged.results, declared=False)
         if not declared + others:
             return _missing("This run stores no contrasts.")
         found = dots([*declared, *others], "Points", zero=True, p=True, beside=every)
@@ -123,7 +123,7 @@ def _one_seed(tests: Any) -> str:
     if not tests:
         return ""
     rows = "".join(
-        f'<tr><th scope="row">{escape(numbers.words(one["b"]))}</th>'
+        f'<tr><th scope="row">{escape(result_rows.words(one["b"]))}</th>'
         f'<td class="n">{one["only_a"]:,}</td><td class="n">{one["only_b"]:,}</td>'
         f'<td class="n">{p_value(one["p"])}</td></tr>'
         for one in tests
@@ -136,17 +136,17 @@ def _one_seed(tests: Any) -> str:
     )
 
 
-def _headroom(material: Material) -> str:
-    every = [row for judged in material.splits for row in numbers.headroom(judged.results)]
+def _headroom(material: ReportData) -> str:
+    every = [row for judged in material.splits for row in result_rows.headroom(judged.results)]
 
-    def table(judged: Judged) -> str:
-        rows = numbers.headroom(judged.results)
+    def table(judged: SplitReport) -> str:
+        rows = result_rows.headroom(judged.results)
         if not rows:
             return _missing("This run stores neither a best fixed gate nor the oracle.")
         named = {row.name for row in rows}
         found = dots(rows, "Points", zero=True, beside=every)
         reached = [
-            f"{numbers.words(arm)} {_share(told)}"
+            f"{result_rows.words(arm)} {_share(told)}"
             for arm, told in judged.results.get("shares", {}).items()
             if None not in told["ci95"]
         ]
@@ -179,7 +179,7 @@ def _headroom(material: Material) -> str:
 # Figures ----------------------------------------------------------------------------------------
 
 
-def _training(material: Material, panels: Panels) -> str:
+def _training(material: ReportData, panels: Panels) -> str:
     drawn = panels(*TRAINING)
     if not drawn:
         return _missing(
@@ -200,7 +200,7 @@ def _training(material: Material, panels: Panels) -> str:
     return _note(band) + drawn + (_note(cost) if "consumed" in rest else "") + rest
 
 
-def _gates(material: Material, panels: Panels) -> str:
+def _gates(material: ReportData, panels: Panels) -> str:
     judged = material.splits[0]
     of_arms = panels("gates-arms")
     if judged.absent:
@@ -231,7 +231,7 @@ def _gates(material: Material, panels: Panels) -> str:
     return of_arms + said + drawn + parts + "".join(map(_missing, missing))
 
 
-def _streams(material: Material, panels: Panels) -> str:
+def _streams(material: ReportData, panels: Panels) -> str:
     drawn = panels("dominance", "diversity")
     if not drawn:
         return _missing(
@@ -251,7 +251,7 @@ def _streams(material: Material, panels: Panels) -> str:
 # Problems and settings --------------------------------------------------------------------------
 
 
-def _problems(material: Material) -> str:
+def _problems(material: ReportData) -> str:
     absent = "".join(_missing(judged.absent) for judged in material.splits if judged.absent)
     if not any(judged.rows for judged in material.splits):
         return absent or _missing("This run has no judged problems.")
@@ -283,7 +283,7 @@ def _problems(material: Material) -> str:
     )
 
 
-def _settings(material: Material) -> str:
+def _settings(material: ReportData) -> str:
     results = material.results
     facts = {
         "model": results.get("model"),

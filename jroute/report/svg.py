@@ -48,7 +48,7 @@ _STYLE = {
 
 
 @dataclass(frozen=True)
-class Look:
+class Theme:
     """Colours of a drawing, by name."""
 
     colours: dict[str, str]
@@ -81,7 +81,7 @@ class Figure:
     name: str
     title: str
     said: str
-    draw: Callable[[Any, Look], None]
+    draw: Callable[[Any, Theme], None]
     height: int = 220
     width: int = WIDTH
 
@@ -94,10 +94,10 @@ def gate_ramp(count: int, mode: str) -> list[str]:
     return ["#" + "".join(f"{round(v):02x}" for v in c) for c in (first, *grown.T)][:count]
 
 
-def look(count: int, mode: str = "light") -> Look:
+def theme(count: int, mode: str = "light") -> Theme:
     """Plain colours."""
     ramp = {f"gate{i}": colour for i, colour in enumerate(gate_ramp(count, mode))}
-    return Look({**(LIGHT if mode == "light" else DARK), **ramp})
+    return Theme({**(LIGHT if mode == "light" else DARK), **ramp})
 
 
 def _placeholders(count: int) -> dict[str, str]:
@@ -110,7 +110,7 @@ def inline(figure: Figure, gates: int) -> str:
     """A figure as an ``<svg>`` whose colours are the page's CSS variables."""
     named = _placeholders(gates)
     drawn = io.StringIO()
-    with _drawing(figure, Look(named)) as canvas:
+    with _drawing(figure, Theme(named)) as canvas:
         canvas.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
     text = drawn.getvalue()
     text = text[text.index("<svg") :]
@@ -137,7 +137,7 @@ def inline(figure: Figure, gates: int) -> str:
 def save(figure: Figure, gates: int, folder: Path) -> list[Path]:
     """A figure as PNG and SVG files."""
     files = [folder / f"{figure.name}.{kind}" for kind in ("png", "svg")]
-    with _drawing(figure, look(gates), titled=True) as canvas:
+    with _drawing(figure, theme(gates), titled=True) as canvas:
         for file in files:
             kind = file.suffix.removeprefix(".")
             with atomic_write(file) as partial:
@@ -148,7 +148,7 @@ def save(figure: Figure, gates: int, folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _drawing(figure: Figure, colours: Look, *, titled: bool = False) -> Iterator[Any]:
+def _drawing(figure: Figure, colours: Theme, *, titled: bool = False) -> Iterator[Any]:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from html import escape
 
-from jroute.report.rows import Interval
+from jroute.report.result_rows import ResultRow
 
 
 def fixed(value: float) -> str:
@@ -16,7 +16,7 @@ def signed(value: float) -> str:
     return f"{value:+.1f}".replace("-", "−")
 
 
-def interval(row: Interval, form: Callable[[float], str] = fixed) -> str:
+def interval(row: ResultRow, form: Callable[[float], str] = fixed) -> str:
     """An interval's ends, if it has any."""
     if row.ci95 is None:
         return ""
@@ -30,7 +30,7 @@ def p_value(value: float | None) -> str:
     return "&lt;0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def scale(rows: Sequence[Interval], zero: bool) -> tuple[float, float, list[float]]:
+def scale(rows: Sequence[ResultRow], zero: bool) -> tuple[float, float, list[float]]:
     """End of an axis that holds all rows, and a few round numbers on it."""
     from matplotlib.ticker import MaxNLocator
 
@@ -43,12 +43,12 @@ def scale(rows: Sequence[Interval], zero: bool) -> tuple[float, float, list[floa
 
 
 def dots(
-    rows: Sequence[Interval],
+    rows: Sequence[ResultRow],
     what: str,
     *,
     zero: bool,
     p: bool = False,
-    beside: Sequence[Interval] = (),
+    beside: Sequence[ResultRow] = (),
 ) -> str:
     """A table whose last column is the interval drawn to scale.
 
@@ -76,7 +76,7 @@ def dots(
     extra = '<th class="n">p</th><th class="n">Holm</th>' if p else ""
     form = signed if zero else fixed
 
-    def line(row: Interval) -> str:
+    def line(row: ResultRow) -> str:
         whisker = (
             f'<line class="ci" x1="{at(row.ci95[0])}" x2="{at(row.ci95[1])}" y1="50%" y2="50%"/>'
             if row.ci95

@@ -1,8 +1,8 @@
-"""Material for a report: hostile, larger than a screen, and with a known answer everywhere."""
+"""ReportData for a report: hostile, larger than a screen, and with a known answer everywhere."""
 
 import numpy as np
 
-from jroute.report.report_data import Cell, Judged, Material, Row
+from jroute.report.report_data import Cell, ProblemRow, ReportData, SplitReport
 from jroute.tasks import Problem
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -46,7 +46,7 @@ def results(n: int = 8) -> dict:
     }
 
 
-def rows(n: int, *, hostile: bool = False) -> tuple[Row, ...]:
+def rows(n: int, *, hostile: bool = False) -> tuple[ProblemRow, ...]:
     """Problem i has i % 5 steps; its best gate is i % 5 in the grid, and RL finds it if i % 3."""
     made = []
     for i in range(n):
@@ -74,11 +74,11 @@ def rows(n: int, *, hostile: bool = False) -> tuple[Row, ...]:
         features = {"prompt_length": 10.0 + i % 17, "first_token_entropy": i / 1000}
         rl = best if i % 3 else (best + 1) % 5
         arms = {"baseline": (GRID[0],), "fixed:0.5": (0.5,), "rl_selected": (GRID[rl],)}
-        made.append(Row(problem, f"<|user|>{i}{bad}", features, cells, 0, rl, arms))
+        made.append(ProblemRow(problem, f"<|user|>{i}{bad}", features, cells, 0, rl, arms))
     return tuple(made)
 
 
-def material(n: int = 40, *, hostile: bool = False, **changes) -> Material:
+def material(n: int = 40, *, hostile: bool = False, **changes) -> ReportData:
     found = rows(n, hostile=hostile)
     chosen = np.array([[GRID[row.rl] for row in found], [GRID[0]] * n, [GRID[4]] * n])
     updates = np.linspace(0, 1, 30)
@@ -89,13 +89,13 @@ def material(n: int = 40, *, hostile: bool = False, **changes) -> Material:
     kept = {
         "name": f"run{SCRIPT}" if hostile else "run",
         "results": results(n),
-        "splits": (Judged("test", results(n), found, chosen[..., None]),),
+        "splits": (SplitReport("test", results(n), found, chosen[..., None]),),
         "curves": curves,
         "banded": True,
         "batch": 64,
         "settings": f"run: {SCRIPT}" if hostile else "run: x",
     }
-    return Material(**{**kept, **changes})
+    return ReportData(**{**kept, **changes})
 
 
 def probe() -> dict:

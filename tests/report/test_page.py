@@ -10,12 +10,17 @@ from html import unescape
 import numpy as np
 import pytest
 
-from jroute.report import difficulty as shares
-from jroute.report import figures, gate_figures, head, page
-from jroute.report import problem_table as problems
-from jroute.report import rows as numbers
-from jroute.report import svg as canvas
-from jroute.report.report_data import Judged
+from jroute.report import (
+    difficulty,
+    figures,
+    gate_figures,
+    header,
+    page,
+    problem_table,
+    result_rows,
+    svg,
+)
+from jroute.report.report_data import SplitReport
 from tests.report import reports
 
 
@@ -54,7 +59,7 @@ def test_the_verdict_stands_first_and_the_numbers_follow(whole) -> None:
     ids=["mapping", "text"],
 )
 def test_a_stored_verdict_is_quoted(stored, headline, sentence) -> None:
-    assert head.verdict({**reports.results(), "verdict": stored}) == (headline, sentence)
+    assert header.verdict({**reports.results(), "verdict": stored}) == (headline, sentence)
 
 
 @pytest.mark.parametrize(
@@ -71,25 +76,25 @@ def test_without_a_verdict_only_the_contrasts_speak(changes, headline) -> None:
     results = reports.results()
     for contrast in results["contrasts"][:4]:
         contrast |= changes
-    assert head.verdict(results)[0] == headline
+    assert header.verdict(results)[0] == headline
 
 
 def test_rows_are_in_per_cent_and_points() -> None:
-    arms = numbers.arms(reports.results())
+    arms = result_rows.arms(reports.results())
     assert [row.name for row in arms] == [
         *("RL", "supervised", "baseline", "fixed 0.5", "best fixed", "oracle")
     ]
     assert arms[0].value == 75.0 and arms[0].ci95 == pytest.approx((65.0, 85.0))
-    found = {row.name: row for row in numbers.contrasts(reports.results())}
+    found = {row.name: row for row in result_rows.contrasts(reports.results())}
     assert found["RL − baseline"].value == 25.0 and found["RL − baseline"].p_holm == 0.002
     assert found["RL − oracle"].p_holm is None and not found["RL − oracle"].bold
-    room = {row.name: row.value for row in numbers.headroom(reports.results())}
+    room = {row.name: row.value for row in result_rows.headroom(reports.results())}
     assert room == pytest.approx({"RL": 25.0, "hindsight": 40.0})
     stored = {"learnable": {"value": 0.3, "ci95": [0.2, 0.4]}, "noise_floor": {"value": 0.01}}
-    room = {r.name: r for r in numbers.headroom({**reports.results(), "headroom": stored})}
+    room = {r.name: r for r in result_rows.headroom({**reports.results(), "headroom": stored})}
     assert list(room) == ["RL", "learnable", "hindsight", "noise floor"]
     unknown = {**reports.results(), "arms": {"rl": {"accuracy": 0.5, "ci95": [None, None]}}}
-    assert numbers.arms(unknown)[0].ci95 is None
+    assert result_rows.arms(unknown)[0].ci95 is None
     assert (
         room["learnable"].value == 30.0
         and room["learnable"].ci95 == (20.0, 40.0)
@@ -109,22 +114,22 @@ def test_every_row_of_a_table_is_drawn_where_its_number_is(whole) -> None:
 
 
 def test_groups_are_neighbours_of_about_equal_size() -> None:
-    placed, labels = shares.groups(np.array([3.0, 1.0, 1.0, 7.0]))
+    placed, labels = difficulty.groups(np.array([3.0, 1.0, 1.0, 7.0]))
     assert placed.tolist() == [1, 0, 0, 2] and labels == ["1", "3", "7"]
     values = np.random.default_rng(0).permutation(600).astype(float)
-    placed, labels = shares.groups(values)
-    assert len(labels) == shares.BINS and np.ptp(np.bincount(placed)) <= 2
+    placed, labels = difficulty.groups(values)
+    assert len(labels) == difficulty.BINS and np.ptp(np.bincount(placed)) <= 2
     for group in range(5):
         assert values[placed == group].max() < values[placed == group + 1].min()
     assert labels[0].startswith("0–") and labels[-1].endswith("–599")
-    placed, labels = shares.groups(np.array([0.0] * 90 + list(range(1, 11))))
+    placed, labels = difficulty.groups(np.array([0.0] * 90 + list(range(1, 11))))
     assert labels == ["0", "1–10"] and np.bincount(placed).tolist() == [90, 10]
 
 
 def test_shares_are_of_all_seeds() -> None:
     judged = reports.material(30).splits[0]
-    steps = next(m for m in shares.measures(judged) if m.short == "steps")
-    found = shares.by_difficulty(judged, steps)
+    steps = next(m for m in difficulty.measures(judged) if m.short == "steps")
+    found = difficulty.by_difficulty(judged, steps)
     assert found is not None and found.labels == ["0", "1", "2", "3", "4"]
     np.testing.assert_allclose(found.share.sum(axis=0), 1)
     # Of problems with no steps the best gate is 0: seed 1 of 3 chooses it in 2 of 3, seed 2 always.
@@ -132,7 +137,7 @@ def test_shares_are_of_all_seeds() -> None:
     assert chosen == pytest.approx({0.0: 5 / 9, 0.25: 1 / 9, 0.5: 0, 0.75: 0, 1.0: 3 / 9})
     assert found.mean[0] == pytest.approx((1 / 9) * 0.25 + 3 / 9)
     judged = dataclasses.replace(judged, gates=np.zeros((0, 30, 1)))
-    assert shares.by_difficulty(judged, steps) is None
+    assert difficulty.by_difficulty(judged, steps) is None
 
 
 def test_gates_of_several_parts_get_a_heatmap() -> None:
@@ -144,10 +149,10 @@ def test_gates_of_several_parts_get_a_heatmap() -> None:
     found = figures.figures(dataclasses.replace(whole, splits=(judged,)))
     names = [figure.name for figure in found]
     assert {"parts-steps", "parts-answer-length", "parts-prompt-length"} <= set(names)
-    steps = next(m for m in shares.measures(judged) if m.short == "steps")
-    means = shares.by_difficulty(judged, steps).parts
+    steps = next(m for m in difficulty.measures(judged) if m.short == "steps")
+    means = difficulty.by_difficulty(judged, steps).parts
     np.testing.assert_allclose(means[0] + means[1], 1)
-    drawn = canvas.inline(found[names.index("parts-steps")], 5)
+    drawn = svg.inline(found[names.index("parts-steps")], 5)
     depths = [float(d) for d in re.findall(r"fill: var\(--gate4\); opacity: ([\d.]+)", drawn)]
     np.testing.assert_allclose(depths, means.ravel(), atol=1e-5)  # the grid is 0 to 1
 
@@ -176,14 +181,14 @@ def test_figures_in_the_page_take_its_colours_and_names(whole) -> None:
 
 def test_ramps_run_from_grey_away_from_the_ground() -> None:
     for mode in ("light", "dark"):
-        ramp = canvas.gate_ramp(5, mode)
+        ramp = svg.gate_ramp(5, mode)
         luminance = [
             np.dot([int(c[i : i + 2], 16) for i in (1, 3, 5)], [0.21, 0.72, 0.07]) for c in ramp
         ]
         assert len(set(ramp)) == 5
         rising = np.diff(luminance[1:])
         assert (rising < -12).all() if mode == "light" else (rising > 12).all()
-    assert [len(canvas.gate_ramp(n, "light")) for n in (1, 2, 9)] == [1, 2, 9]
+    assert [len(svg.gate_ramp(n, "light")) for n in (1, 2, 9)] == [1, 2, 9]
 
 
 def test_the_same_figures_are_files(tmp_path) -> None:
@@ -204,19 +209,23 @@ ABSENT = {
     "noise floor": ({}, "No noise floor was measured"),
     "learnable": ({}, "Learnable headroom is not stored"),
     "problems": (
-        {"splits": (Judged("test", reports.results(), absent="The problems cannot be shown: x."),)},
+        {
+            "splits": (
+                SplitReport("test", reports.results(), absent="The problems cannot be shown: x."),
+            )
+        },
         "The problems cannot be shown: x.",
     ),
     "contrasts": (
-        {"splits": (Judged("test", {**reports.results(), "contrasts": []}, absent="a"),)},
+        {"splits": (SplitReport("test", {**reports.results(), "contrasts": []}, absent="a"),)},
         "This run stores no contrasts.",
     ),
     "arms": (
-        {"splits": (Judged("test", {**reports.results(), "arms": {}}, absent="a"),)},
+        {"splits": (SplitReport("test", {**reports.results(), "arms": {}}, absent="a"),)},
         "This run stores no arms.",
     ),
     "oracle": (
-        {"splits": (Judged("test", {**reports.results(), "arms": {}}, absent="a"),)},
+        {"splits": (SplitReport("test", {**reports.results(), "arms": {}}, absent="a"),)},
         "stores neither a best fixed gate nor the oracle",
     ),
 }
@@ -234,12 +243,12 @@ def test_what_is_absent_is_said() -> None:
 
 def test_nothing_in_the_data_can_end_the_script() -> None:
     content = {"text": reports.SCRIPT + reports.BREAKOUT + "\ud800 &amp; ü"}
-    packed = problems.for_script(content)
+    packed = problem_table.for_script(content)
     assert not set("<>&\u2028\u2029") & set(packed)
     assert json.loads(packed) == content
     packed.encode()
     with pytest.raises(ValueError, match="JSON"):
-        problems.for_script({"x": float("nan")})
+        problem_table.for_script({"x": float("nan")})
 
 
 def test_a_hostile_run_leaves_the_page_as_it_is(whole) -> None:
@@ -280,7 +289,9 @@ def test_all_that_judging_stores_is_said() -> None:
     judged = {**reports.results(), **stored}
     whole = {**judged, "noise_floor": {"text": floor, "correct": {**floor, "share": 0.004}}}
     html = rendered(
-        reports.material(6, results=whole, curves={}, splits=(Judged("test", judged, absent="a"),))
+        reports.material(
+            6, results=whole, curves={}, splits=(SplitReport("test", judged, absent="a"),)
+        )
     )
     seen = text_of(html)
     for sentence in (
@@ -308,7 +319,7 @@ def test_every_arm_and_every_seed_has_its_bar_of_gates() -> None:
     }
     figure = gate_figures.of_arms(results)
     assert figure.said == "RL: 0 53%, 1 47%; supervised: 0 80%, 1 20%"
-    drawn = canvas.inline(figure, 2)
+    drawn = svg.inline(figure, 2)
     widths = {}
     for path, colour in re.findall(r'<path d="([^"]+)"[^>]*style="fill: var\(--(gate\d)\)', drawn):
         x = [float(v) for v in re.findall(r"[ML] ([\d.]+) ", path)]
@@ -330,7 +341,7 @@ def test_labels_stand_apart_in_the_order_of_their_values() -> None:
 
 def test_texts_of_the_table_stand_once() -> None:
     material = reports.material(10)
-    packed = problems.pack(material.splits, figures.grid(material))
+    packed = problem_table.pack(material.splits, figures.grid(material))
     assert len(packed["texts"]) == len(set(packed["texts"]))
     row, made = packed["splits"][0]["rows"][7], material.splits[0].rows[7]
     assert [packed["texts"][cell[3]] for cell in row["cells"]] == [c.completion for c in made.cells]

@@ -20,7 +20,7 @@ from jroute.report import figures
 from jroute.report.__main__ import main as report
 from jroute.report.episodes import episodes, shared
 from jroute.report.problem_table import pack
-from jroute.report.run_reader import gather
+from jroute.report.run_reader import read_run
 from jroute.tasks.synthetic import problems
 from jroute.utils.errors import UserError
 from tests.report import reports
@@ -91,7 +91,7 @@ def run(tmp_path_factory):
 
 def test_a_run_is_read_without_its_model(run) -> None:
     folder, asked, raw, chosen = run
-    found = gather(folder)
+    found = read_run(folder)
     judged = found.splits[0]
     assert found.name == "toy" and [s.name for s in found.splits] == ["test"] and not judged.absent
     assert [row.problem for row in judged.rows] == asked
@@ -112,7 +112,7 @@ def test_a_run_is_read_without_its_model(run) -> None:
 
 def test_every_cell_is_an_episode_that_names_its_arms(run) -> None:
     folder, asked, _, chosen = run
-    found = gather(folder)
+    found = read_run(folder)
     made = list(episodes(found.splits[0], found))
     assert len(made) == COUNT * len(GATES) == len({episode.key for episode in made})
     for i, episode in enumerate(made):
@@ -148,9 +148,9 @@ def test_what_is_missing_is_named(run, tmp_path, capsys) -> None:
     part.mkdir()
     (part / "config.yaml").write_text((folder / "config.yaml").read_text())
     with pytest.raises(UserError, match=r"has no results\.json"):
-        gather(part)
+        read_run(part)
     (part / "results.json").write_text((folder / "results.json").read_text())
-    found = gather(part).splits[0]
+    found = read_run(part).splits[0]
     assert not found.rows and "The problems cannot be shown: " in found.absent
     assert "no outcome table ab12" in found.absent
 
@@ -174,7 +174,7 @@ def test_what_judging_wrote_down_is_taken_before_controllers_are_asked(run, tmp_
     columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
     columns |= {"seed": list(map(int, columns["seed"]))}
     pq.write_table(pa.table(columns), copy / "items.parquet")
-    (judged,) = gather(copy).splits
+    (judged,) = read_run(copy).splits
     assert not judged.absent and judged.gates.shape == (3, COUNT, 1)
     stored = {(a, seed, p): g for s, a, seed, p, g in rows if s == "test"}
     for i, (row, problem) in enumerate(zip(judged.rows, asked, strict=True)):
@@ -188,7 +188,7 @@ def test_what_judging_wrote_down_is_taken_before_controllers_are_asked(run, tmp_
         assert judged.gates[:, i, 0].tolist() == [stored["rl", s, problem.id] for s in range(3)]
     half = {name: values[: len(rows) // 2] for name, values in columns.items()}
     pq.write_table(pa.table(half), copy / "items.parquet")
-    assert "judge the run again" in gather(copy).splits[0].absent
+    assert "judge the run again" in read_run(copy).splits[0].absent
 
 
 def test_gates_of_several_parts_are_read_from_the_memo(run, tmp_path) -> None:
@@ -207,11 +207,11 @@ def test_gates_of_several_parts_are_read_from_the_memo(run, tmp_path) -> None:
     expected = [tuple(GATES[part] for part in row) for row in decided]
     assert len(set(expected)) > 1
     write_cells(copy / "memo" / "ab12", asked, [[0.0, 0.0], *map(list, dict.fromkeys(expected))])
-    (judged,) = gather(copy).splits
+    (judged,) = read_run(copy).splits
     assert not judged.absent and judged.gates.shape == (1, COUNT, 2)
     assert [row.cells[row.rl].gate for row in judged.rows] == expected
     assert {row.cells[row.base].gate for row in judged.rows} == {(0.0, 0.0)}
-    material = dataclasses.replace(gather(copy), splits=(judged,))
+    material = dataclasses.replace(read_run(copy), splits=(judged,))
     packed = pack(material.splits, figures.grid(material))["splits"][0]["rows"][0]
     label, colours, *_ = packed["cells"][packed["rl"]]
     assert label == " ".join(f"{part:g}" for part in expected[0])

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from jroute.report import rows as numbers
-from jroute.report.report_data import Material
+from jroute.report import result_rows
+from jroute.report.report_data import ReportData
 from jroute.report.tables import fixed, interval, signed
 
 LINKS = (
@@ -26,7 +26,7 @@ def verdict(results: Mapping[str, Any]) -> tuple[str, str]:
         return _capital(str(stored.get("name", ""))), _sentence(str(stored.get("sentence", "")))
     if stored:
         return _capital(str(stored)), ""
-    declared = numbers.contrasts(results, declared=True)
+    declared = result_rows.contrasts(results, declared=True)
     if not declared:
         return "No verdict", "This run declared no contrasts, so nothing can be said of RL."
     clear = [c for c in declared if c.p_holm is not None and c.p_holm < 0.05]
@@ -59,7 +59,7 @@ def _sentence(text: str) -> str:
     return _capital(text) + ("" if text[-1:] in ("", ".", "!", "?") else ".")
 
 
-def head(material: Material) -> str:
+def header(material: ReportData) -> str:
     """The header element."""
     results = material.results
     headline, sentence = verdict(results)
@@ -87,11 +87,11 @@ def head(material: Material) -> str:
 
 def _tiles(results: Mapping[str, Any]) -> str:
     """The three numbers that matter most."""
-    differences = numbers.contrasts(results)
+    differences = result_rows.contrasts(results)
     against = next(
         (c for c in differences if c.name == "RL − best fixed"), next(iter(differences), None)
     )
-    shown = {row.name: row for row in numbers.arms(results)}
+    shown = {row.name: row for row in result_rows.arms(results)}
     tiles = [
         (fixed(row.value), "%", f"{name} accuracy", interval(row))
         for name in ("RL", "baseline")

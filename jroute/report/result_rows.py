@@ -22,7 +22,7 @@ ARMS = {
 
 
 @dataclass(frozen=True)
-class Interval:
+class ResultRow:
     """One number with its 95 % interval.
 
     Attributes:
@@ -57,7 +57,7 @@ def words(name: str) -> str:
     )
 
 
-def arms(results: Mapping[str, Any]) -> list[Interval]:
+def arms(results: Mapping[str, Any]) -> list[ResultRow]:
     """Accuracies of all arms in per cent, RL first."""
     known = list(ARMS)
     fixed = known.index("best_fixed")
@@ -69,7 +69,7 @@ def arms(results: Mapping[str, Any]) -> list[Interval]:
 
     found = results.get("arms", {})
     return [
-        Interval(
+        ResultRow(
             words(name),
             100 * found[name]["accuracy"],
             _percent(found[name].get("ci95")),
@@ -80,7 +80,7 @@ def arms(results: Mapping[str, Any]) -> list[Interval]:
     ]
 
 
-def contrasts(results: Mapping[str, Any], *, declared: bool | None = None) -> list[Interval]:
+def contrasts(results: Mapping[str, Any], *, declared: bool | None = None) -> list[ResultRow]:
     """Differences in points; those declared beforehand have a p adjusted by Holm.
 
     Args:
@@ -88,7 +88,7 @@ def contrasts(results: Mapping[str, Any], *, declared: bool | None = None) -> li
         declared: Only the declared ones, only the others, or all.
     """
     return [
-        Interval(
+        ResultRow(
             f"{words(c['a'])} − {words(c['b'])}",
             100 * c["difference"],
             _percent(c.get("ci95")),
@@ -111,7 +111,7 @@ HEADROOM = {
 """What is known of headroom, in the order it is shown."""
 
 
-def headroom(results: Mapping[str, Any]) -> list[Interval]:
+def headroom(results: Mapping[str, Any]) -> list[ResultRow]:
     """Gains over the best fixed gate in points: what RL took, what can be learnt, what there is."""
     found = results.get("arms", {})
     if not {"best_fixed", "oracle"} <= found.keys():
@@ -124,16 +124,16 @@ def headroom(results: Mapping[str, Any]) -> list[Interval]:
     if "rl" in found:
         gain = 100 * (found["rl"]["accuracy"] - base)
         ends = _percent(against.get("ci95")) if against else None
-        rows.append(Interval("RL", gain, ends, "what the controllers gained", bold=True))
+        rows.append(ResultRow("RL", gain, ends, "what the controllers gained", bold=True))
     stored = results.get("headroom", {})
     for key, about in HEADROOM.items():
         if isinstance(stored.get(key), Mapping):
             one = stored[key]
             if key == "learnable" and one.get("upper95") is not None:
                 about += f"; at most {100 * one['upper95']:+.1f} (one-sided 95 %)"
-            rows.append(Interval(words(key), 100 * one["value"], _percent(one.get("ci95")), about))
+            rows.append(ResultRow(words(key), 100 * one["value"], _percent(one.get("ci95")), about))
         elif key == "hindsight":
-            rows.append(Interval(key, 100 * (found["oracle"]["accuracy"] - base), None, about))
+            rows.append(ResultRow(key, 100 * (found["oracle"]["accuracy"] - base), None, about))
     return rows
 
 
