@@ -12,7 +12,7 @@ from converters.safetensors import Checkpoint
 from jroute import convert
 from jroute.checkpoint import load_model, read_manifest
 from jroute.checkpoint.conversion import plan
-from scripts import bench_convert
+from scripts.bench import bench_convert
 from tests.converters.tiny import COMPANIONS, CONFIG, TIED, random_tensors, write_source
 from tests.model.tiny import ASSET
 

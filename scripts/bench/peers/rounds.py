@@ -8,12 +8,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scripts.peers.client import SideFailed, Worker
-from scripts.peers.compare import different, speedup, spread, verdict
-from scripts.peers.model import ROOT
-from scripts.peers.shapes import Shape
-from scripts.peers.sides import OURS, SIDES
-from scripts.peers.workload import Workload
+from scripts.bench.peers.client import SideFailed, Worker
+from scripts.bench.peers.compare import different, speedup, spread, verdict
+from scripts.bench.peers.model import ROOT
+from scripts.bench.peers.shapes import Shape
+from scripts.bench.peers.sides import OURS, SIDES
+from scripts.bench.peers.workload import Workload
 
 REFERENCE = "transformers"
 

@@ -1,25 +1,15 @@
 """The routing benchmark: what it compares, and what it tells of programs above the goal."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import pytest
 
 from jroute.routing.routing import LARGEST, preset_names
 from jroute.utils.errors import UserError
-from scripts import bench_model
+from scripts.bench import bench_routing as bench
 
 
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(Path(bench_model.__file__).parent))
-    from scripts import bench_routing
-
-    return bench_routing
-
-
-def test_any_number_of_streams_may_be_compared(bench) -> None:
+def test_any_number_of_streams_may_be_compared() -> None:
     assert bench._widths("1,2,3,4,5,6,7,8") == tuple(range(1, LARGEST + 1))
     for text in ("", "0", "9", "2,", "four"):
         with pytest.raises(UserError, match=r"give numbers from 1 to 8"):
@@ -31,7 +21,7 @@ def test_any_number_of_streams_may_be_compared(bench) -> None:
     assert sizes == [1, *(n for n in range(2, 9) for _ in range(2))]
 
 
-def test_what_is_slower_than_the_goal_shows_its_operations_and_bytes(bench) -> None:
+def test_what_is_slower_than_the_goal_shows_its_operations_and_bytes() -> None:
     x = jnp.ones((64, 64))
     programs = {"plain": lambda x: x @ x, "slow": lambda x: (x @ x).T @ x + 1}
     found = {

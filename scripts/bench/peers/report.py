@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from scripts.peers.sides import OURS, SIDES
+from scripts.bench.peers.sides import OURS, SIDES
 
 Found = Mapping[str, Any]
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scripts import bench_generate
-from scripts.peers import client, compare, model, report, rounds, sides, worker, workload
-from scripts.peers.client import SideFailed, Worker
-from scripts.peers.shapes import SHAPES
+from scripts.bench import bench_generate
+from scripts.bench.peers import client, compare, model, report, rounds, sides, worker, workload
+from scripts.bench.peers.client import SideFailed, Worker
+from scripts.bench.peers.shapes import SHAPES
 
 TINY = SHAPES["tiny"]
 

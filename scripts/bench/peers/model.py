@@ -12,7 +12,7 @@ from jroute.convert import Dtype
 from jroute.model.config import Qwen3Config
 from jroute.utils.errors import UserError
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 TOKENIZER = ROOT / "jroute" / "assets" / "tiny-gated"
 
 SHARPNESS = 3.0

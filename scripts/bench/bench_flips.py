@@ -1,7 +1,7 @@
 """How often greedy completions change with the execution shape alone: the noise floor of a model.
 
-    python scripts/bench_flips.py --model runs/demo/model --out scripts/results/flips_tiny.json
-    python scripts/bench_flips.py --model … --prompts prompts.jsonl --dtypes bfloat16 --shapes 8,64
+    python scripts/bench/bench_flips.py --model runs/demo/model --out scripts/results/flips_tiny.json
+    python scripts/bench/bench_flips.py --model … --prompts prompts.jsonl --dtypes bfloat16 --shapes 8,64
 
 Every prompt is completed greedily by the same weights in several shapes: numbers of slots, and
 slots spread over all devices if there are several. A row flips if its tokens differ from those in

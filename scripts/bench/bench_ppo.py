@@ -1,7 +1,7 @@
 """Races the PPO learner against its peers on one bandit, and writes what it found.
 
-    python scripts/bench_ppo.py --make-environments
-    python scripts/bench_ppo.py --out scripts/results/ppo_cpu.json
+    python scripts/bench/bench_ppo.py --make-environments
+    python scripts/bench/bench_ppo.py --out scripts/results/ppo_cpu.json
 
 2,000 prompts with 8 features, 5 gates, rewards from a table; networks of 64-64 tanh units; batches
 of 512 episodes, 4 epochs of 4 minibatches: the same for stable-baselines3 (torch), rejax (JAX) and
@@ -30,10 +30,10 @@ from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text
 from jroute.utils.machine import describe_machine
-from scripts.peers.client import SideFailed, Worker, interpreter, make_environment
-from scripts.peers.compare import speedup, spread
-from scripts.peers.model import ROOT
-from scripts.peers.ppo_bandit import (
+from scripts.bench.peers.client import SideFailed, Worker, interpreter, make_environment
+from scripts.bench.peers.compare import speedup, spread
+from scripts.bench.peers.model import ROOT
+from scripts.bench.peers.ppo_bandit import (
     BATCH,
     CHUNK,
     EPOCHS,
@@ -339,7 +339,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     report: dict[str, Any] = {
         "machine": describe_machine(),
-        "command": " ".join(["python scripts/bench_ppo.py", *(argv or sys.argv[1:])]),
+        "command": " ".join(["python scripts/bench/bench_ppo.py", *(argv or sys.argv[1:])]),
         "settings": {
             "prompts": PROMPTS,
             "features": FEATURES,

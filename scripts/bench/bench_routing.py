@@ -1,8 +1,8 @@
 """Measures what streams cost: time and memory of every preset beside the plain model.
 
-    python scripts/bench_routing.py --out scripts/results/routing_cpu.json
-    python scripts/bench_routing.py --streams 1,2,3,4,5,6,7,8
-    python scripts/bench_routing.py --like DIR --out scripts/results/routing_h200.json
+    python scripts/bench/bench_routing.py --out scripts/results/routing_cpu.json
+    python scripts/bench/bench_routing.py --streams 1,2,3,4,5,6,7,8
+    python scripts/bench/bench_routing.py --like DIR --out scripts/results/routing_h200.json
 
 Prefill and decoding are run by the plain model and by every routing in turn, again and again, and
 compared pair by pair. ``gate`` is 1 everywhere. Sizes and operations are those of the compiled
@@ -22,7 +22,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bench_model import SMALL, random_params, spread, timed
 
 from converters.safetensors import read_json
 from jroute.generate.programs import Rows, decode, prefill
@@ -34,6 +33,7 @@ from jroute.utils.config import load
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text
 from jroute.utils.machine import describe_machine
+from scripts.bench.bench_model import SMALL, random_params, spread, timed
 
 WIDTHS = (1, 2, 4, 8)
 """Numbers of streams that are compared beside the presets."""

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scripts import profile_step as profile
-from scripts.bench_model import random_params
-from scripts.peers.shapes import SHAPES
+from scripts.bench import profile_step as profile
+from scripts.bench.bench_model import random_params
+from scripts.bench.peers.shapes import SHAPES
 
 CONFIG = SHAPES["tiny"].config
 

@@ -1,8 +1,8 @@
 """Measures the decoder: memory, prefill, and decode steps against the memory-bandwidth floor.
 
-    python scripts/bench_model.py --out scripts/results/model_cpu.json
-    python scripts/bench_model.py --like runs/models/qwen3-4b --out scripts/results/model_h200.json
-    python scripts/bench_model.py --batches 1,16,64 --prompt 128 --before earlier.json
+    python scripts/bench/bench_model.py --out scripts/results/model_cpu.json
+    python scripts/bench/bench_model.py --like runs/models/qwen3-4b --out scripts/results/model_h200.json
+    python scripts/bench/bench_model.py --batches 1,16,64 --prompt 128 --before earlier.json
 
 Weights are random: speed does not depend on their values. Every decode step has to read all weights
 and the live part of the key-value cache once, which bounds it from below at ``bytes / bandwidth``;

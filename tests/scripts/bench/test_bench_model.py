@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jroute.model.config import Qwen3Config
-from scripts import bench_model
+from scripts.bench import bench_model
 
 TINY = dataclasses.replace(
     bench_model.SMALL,

@@ -1,19 +1,13 @@
 """The command that measures how often completions change with the execution shape."""
 
 import dataclasses
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
 from jroute.generate.decoding import Completion
-
-FILE = Path(__file__).parent.parent.parent / "scripts" / "bench_flips.py"
-spec = importlib.util.spec_from_file_location("bench_flips", FILE)
-assert spec is not None and spec.loader is not None
-bench = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(bench)
+from scripts.bench import bench_flips as bench
 
 
 def test_flips_are_counted_and_near_ties_told_apart() -> None:

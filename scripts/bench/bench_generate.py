@@ -1,8 +1,8 @@
 """Measures generation beside what people would otherwise use: the same model, prompts and tokens.
 
-    python scripts/bench_generate.py --make-environments
-    python scripts/bench_generate.py --out scripts/results/generate_cpu.json
-    python scripts/bench_generate.py --shape 4b --peers transformers --out generate_gpu.json
+    python scripts/bench/bench_generate.py --make-environments
+    python scripts/bench/bench_generate.py --out scripts/results/generate_cpu.json
+    python scripts/bench/bench_generate.py --shape 4b --peers transformers --out generate_gpu.json
 
 Every side runs in a process of its own, loads the same random Qwen3, warms up with the very work it
 will be timed on, and then waits for its turn: sides alternate round by round, and only one computes
@@ -30,13 +30,13 @@ from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text
 from jroute.utils.machine import describe_machine
-from scripts.peers.client import SideFailed, interpreter, make_environment
-from scripts.peers.model import make_model
-from scripts.peers.report import goals, table
-from scripts.peers.rounds import Bench, Contestant
-from scripts.peers.shapes import SHAPES, Shape
-from scripts.peers.sides import OURS, SIDES
-from scripts.peers.workload import equal, ragged
+from scripts.bench.peers.client import SideFailed, interpreter, make_environment
+from scripts.bench.peers.model import make_model
+from scripts.bench.peers.report import goals, table
+from scripts.bench.peers.rounds import Bench, Contestant
+from scripts.bench.peers.shapes import SHAPES, Shape
+from scripts.bench.peers.sides import OURS, SIDES
+from scripts.bench.peers.workload import equal, ragged
 
 PARTS = ("equal", "ragged", "first", "theta", "floor", "ablations")
 
@@ -244,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {name: getattr(args, name) for name in (*same, "slots", "ragged_rounds", "threads")}
     result: dict[str, Any] = {
         "machine": describe_machine(),
-        "command": " ".join(["python scripts/bench_generate.py", *(argv or sys.argv[1:])]),
+        "command": " ".join(["python scripts/bench/bench_generate.py", *(argv or sys.argv[1:])]),
         "settings": settings,
         "config": vars(shape.config),
         "parts": {},

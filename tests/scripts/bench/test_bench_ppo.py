@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scripts import bench_ppo
-from scripts.bench_ppo import TURNS
-from scripts.peers import ppo_bandit
-from scripts.peers.client import Worker
+from scripts.bench import bench_ppo
+from scripts.bench.bench_ppo import TURNS
+from scripts.bench.peers import ppo_bandit
+from scripts.bench.peers.client import Worker
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Where the time of a decode step goes: the whole step, its matrix products, its attention.
 
-    python scripts/profile_step.py --out scripts/results/profile_cpu.json
-    python scripts/profile_step.py --shape 4b --dtype bfloat16 --rows 1,8,64,128 --context 512
+    python scripts/bench/profile_step.py --out scripts/results/profile_cpu.json
+    python scripts/bench/profile_step.py --shape 4b --dtype bfloat16 --rows 1,8,64,128 --context 512
 
 ``products`` multiplies rows of one token by every weight of the model, in the order of the blocks,
 and does nothing else: no engine takes less time with this runtime. ``attention`` reads a cache of
@@ -31,8 +31,8 @@ from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text
 from jroute.utils.machine import describe_machine
-from scripts.bench_model import random_params
-from scripts.peers.shapes import SHAPES
+from scripts.bench.bench_model import random_params
+from scripts.bench.peers.shapes import SHAPES
 
 STEPS = 16
 """Steps of one measurement."""

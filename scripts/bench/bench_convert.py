@@ -1,7 +1,7 @@
 """Measures a conversion: its memory, and its time beside ``cp`` and ``sync`` of the same files.
 
-    python scripts/bench_convert.py --like DIR_WITH_config.json --out results.json
-    python scripts/bench_convert.py --source CHECKPOINT --out results.json
+    python scripts/bench/bench_convert.py --like DIR_WITH_config.json --out results.json
+    python scripts/bench/bench_convert.py --source CHECKPOINT --out results.json
 
 With ``--like`` it makes random weights of that shape first. Copies and conversions alternate, so
 that both meet the same machine; every one starts with its output removed and the disk idle, has
@@ -112,7 +112,7 @@ def bench(source: Path, work: Path, repeats: int) -> dict[str, Any]:
 
 
 def _make_source(like: Path, source: Path, layers: int | None) -> None:
-    script = Path(__file__).with_name("random_qwen3.py")
+    script = Path(__file__).parents[1] / "random_qwen3.py"
     command = [sys.executable, str(script), "--like", str(like), "--out", str(source)]
     command += ["--layers", str(layers)] if layers else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -168,7 +168,7 @@ def _file_system(folder: Path) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, measures, prints, writes."""
     parser = argparse.ArgumentParser(
-        prog="python scripts/bench_convert.py",
+        prog="python scripts/bench/bench_convert.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
