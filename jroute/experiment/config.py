@@ -16,8 +16,8 @@ from jroute.ppo.learner import PPOConfig
 from jroute.probe.mixing import MixingConfig
 from jroute.statistics.results import JudgeConfig
 from jroute.tasks import Split, TaskConfig
-from jroute.tasks.answers import RewardConfig
 from jroute.tasks.prompts import PromptConfig
+from jroute.tasks.rewards import RewardConfig
 from jroute.utils.errors import UserError
 
 

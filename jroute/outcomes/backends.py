@@ -10,8 +10,10 @@ from jaxtyping import Float
 
 from jroute.outcomes.outcome import Gate, Outcome
 from jroute.outcomes.table import OutcomeTable
-from jroute.tasks.answers import ParsedAnswer, RewardConfig, parse_number, reward
+from jroute.tasks.answers import ParsedAnswer
+from jroute.tasks.numbers import parse_number
 from jroute.tasks.problem import Problem
+from jroute.tasks.rewards import RewardConfig, reward
 
 
 @runtime_checkable

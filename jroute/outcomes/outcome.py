@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from jroute.tasks.answers import RewardConfig, is_correct, parse_answer, reward
+from jroute.tasks.answers import is_correct, parse_answer
 from jroute.tasks.problem import Problem
+from jroute.tasks.rewards import RewardConfig, reward
 
 Gate = float | tuple[float, ...]
 """One number for the whole depth, or one for each part of it (bands, or the sites of a routing)."""

@@ -8,7 +8,7 @@ file, so a held-out row is called ``gsm8k/train/...`` whatever the size of the v
 import re
 from typing import Literal
 
-from jroute.tasks.answers import canonical, parse_number
+from jroute.tasks.numbers import canonical, parse_number
 from jroute.tasks.problem import Problem
 from jroute.tasks.sources import held_out, locate, read_hub, read_json, split_file, text_field
 from jroute.utils.errors import UserError

@@ -8,7 +8,7 @@ file or of an edited line.
 import hashlib
 from typing import Any, Literal
 
-from jroute.tasks.answers import canonical, parse_number
+from jroute.tasks.numbers import canonical, parse_number
 from jroute.tasks.problem import Problem
 from jroute.tasks.sources import (
     field,

@@ -8,7 +8,7 @@ and 300; both parts are read, and problems are named after and ordered by the nu
 import re
 from pathlib import Path
 
-from jroute.tasks.answers import canonical, parse_number
+from jroute.tasks.numbers import canonical, parse_number
 from jroute.tasks.problem import Problem
 from jroute.tasks.sources import field, locate, read_hub, read_json, text_field
 from jroute.utils.errors import UserError

@@ -6,7 +6,7 @@ import pytest
 
 from jroute.experiment.config import Experiment
 from jroute.lm import resolve_routing
-from jroute.tasks.answers import RewardConfig
+from jroute.tasks.rewards import RewardConfig
 from jroute.utils.config import load
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"

@@ -18,8 +18,8 @@ from jroute.generate.shapes import EngineConfig
 from jroute.lm import LanguageModel, resolve_routing
 from jroute.ppo.learner import PPOConfig
 from jroute.tasks import TaskConfig
-from jroute.tasks.answers import RewardConfig
 from jroute.tasks.prompts import PromptConfig
+from jroute.tasks.rewards import RewardConfig
 
 TASK = TaskConfig(name="synthetic", train=4, validation=4, test=4)
 

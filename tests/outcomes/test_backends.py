@@ -9,8 +9,8 @@ import pytest
 from jroute.outcomes.backends import LiveBackend, OutcomeBackend, Shaping, TableBackend
 from jroute.outcomes.outcome import Outcome, judge
 from jroute.outcomes.table import MissingOutcome, OutcomeTable
-from jroute.tasks.answers import RewardConfig
 from jroute.tasks.problem import Problem
+from jroute.tasks.rewards import RewardConfig
 from jroute.utils.fingerprint import semantic_fingerprint
 
 DESCRIPTION = {"model": "abc"}

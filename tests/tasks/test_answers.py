@@ -1,4 +1,4 @@
-"""The answer parser against a table of texts, its limits, and the reward."""
+"""The answer parser against a table of texts, and its limits."""
 
 import time
 from fractions import Fraction
@@ -9,14 +9,10 @@ from hypothesis import strategies as st
 
 from jroute.tasks.answers import (
     ParsedAnswer,
-    RewardConfig,
-    canonical,
     is_correct,
     parse_answer,
-    parse_number,
-    reward,
 )
-from jroute.utils.errors import UserError
+from jroute.tasks.numbers import canonical, parse_number
 
 # (completion, canonical answer); None: no answer.
 TABLE = [
@@ -318,30 +314,6 @@ def test_long_repetitive_texts_take_linear_time(unit):
     assert seconds(30_000) < 40 * max(seconds(3_000), 0.002)
 
 
-def test_numbers():
-    good = {"1,000": 1000, "$2.50": Fraction(5, 2), "-3/4": Fraction(-3, 4), "25%": 25, " 18. ": 18}
-    for text, value in good.items():
-        assert parse_number(text) == value
-    for text in ("", "eighteen", "18 apples", "1 2", "1,00", "nan", "inf", "True", "1/0", "0x12"):
-        assert parse_number(text) is None, text
-
-
-def test_canonical_form():
-    pairs = {
-        Fraction(18): "18",
-        Fraction(-1000): "-1000",
-        Fraction(0): "0",
-        Fraction("2.50"): "2.5",
-        Fraction("0.001"): "0.001",
-        Fraction(-1, 8): "-0.125",
-        Fraction(1, 3): "1/3",
-        Fraction(10**30): "1" + "0" * 30,
-        Fraction(1, 10**30): "0." + "0" * 29 + "1",
-    }
-    for value, text in pairs.items():
-        assert canonical(value) == text
-
-
 def test_correct_is_exact_equality():
     assert is_correct(parse_answer("#### 36/2"), "18")
     assert is_correct(parse_answer("#### 0.5"), "1/2")
@@ -351,34 +323,3 @@ def test_correct_is_exact_equality():
     assert not is_correct(parse_answer("eighteen"), "18")
     with pytest.raises(ValueError, match="eighteen"):
         is_correct(parse_answer("#### 18"), "eighteen")
-
-
-RIGHT, WRONG = parse_answer("#### 18"), parse_answer("#### 17")
-NONE, CUT_OFF = parse_answer("none"), parse_answer("The sum is 18", truncated=True)
-
-
-def test_reward_without_shaping_is_exact_match():
-    rewards = [
-        reward(parsed, "18", tokens=7, max_tokens=10, config=RewardConfig())
-        for parsed in (RIGHT, WRONG, NONE, CUT_OFF)
-    ]
-    assert rewards == [1.0, 0.0, 0.0, 0.0]
-
-
-def test_reward_with_shaping():
-    config = RewardConfig(parseable_bonus=0.05, length_penalty=0.01)
-    rewards = [
-        reward(parsed, "18", tokens=tokens, max_tokens=10, config=config)
-        for parsed, tokens in ((RIGHT, 5), (WRONG, 5), (NONE, 1), (CUT_OFF, 10))
-    ]
-    assert rewards == pytest.approx([1.045, 0.045, -0.001, -0.01], abs=1e-12)
-
-
-def test_reward_refuses_impossible_input():
-    for tokens, limit in ((11, 10), (-1, 10), (0, 0)):
-        with pytest.raises(ValueError, match="tokens"):
-            reward(RIGHT, "18", tokens=tokens, max_tokens=limit, config=RewardConfig())
-    with pytest.raises(UserError, match=r"reward\.length_penalty is -0\.01"):
-        RewardConfig(length_penalty=-0.01)
-    with pytest.raises(UserError, match=r"reward\.parseable_bonus is nan"):
-        RewardConfig(parseable_bonus=float("nan"))

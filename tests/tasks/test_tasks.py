@@ -44,7 +44,7 @@ def test_the_modules_of_this_package_import_neither_jax_nor_datasets():
         "root = types.ModuleType('jroute'); root.__path__ = [sys.argv[1]]\n"
         "sys.modules['jroute'] = root\n"
         "import jroute.tasks, jroute.tasks.answers, jroute.tasks.prompts, jroute.tasks.sources\n"
-        "import jroute.tasks.gsm8k, jroute.tasks.svamp, jroute.tasks.jsonl\n"
+        "import jroute.tasks.gsm8k, jroute.tasks.svamp, jroute.tasks.jsonl, jroute.tasks.rewards\n"
         "jroute.tasks.load_problems(jroute.tasks.TaskConfig(test=2), 'test')\n"
         "print([m for m in ('jax', 'torch', 'datasets', 'transformers') if m in sys.modules])\n"
     )
