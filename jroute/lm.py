@@ -25,13 +25,11 @@ from jroute.generate.shapes import EngineConfig, bucket, check_context
 from jroute.model.config import Qwen3Config
 from jroute.model.decoder import Params, abstract_params, forward, logical_axes, unembed
 from jroute.routing.diagnostics import StreamMetrics
+from jroute.routing.gate import GateLike
 from jroute.routing.routing import Routing, RoutingConfig, routing_file
 from jroute.tasks.tokenizer import load_tokenizer
 from jroute.utils.config import load as load_config
 from jroute.utils.errors import UserError
-
-Gate = Any
-"""``None`` (the plain model), a number, one number per prompt, or ``[batch, layers]``."""
 
 
 @partial(jax.jit, static_argnames=("config", "metrics"))
@@ -114,7 +112,7 @@ class LanguageModel:
         """Token ids of a text as it stands; special tokens in it are recognised, none is added."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
 
-    def gates(self, gate: Gate, batch: int) -> Float[Array, "batch layers"] | None:
+    def gates(self, gate: GateLike, batch: int) -> Float[Array, "batch layers"] | None:
         """Spreads a gate over the batch and the layers; ``None`` stays ``None``."""
         return None if gate is None else self.routing.gates(gate, batch)
 
@@ -127,7 +125,7 @@ class LanguageModel:
                     )
 
     def logits(
-        self, token_ids: Any, gate: Gate = None, *, metrics: bool = False
+        self, token_ids: Any, gate: GateLike = None, *, metrics: bool = False
     ) -> Float[Array, "batch seq vocab"] | tuple[Float[Array, "batch seq vocab"], StreamMetrics]:
         """Next-token logits at every position.
 
@@ -181,7 +179,7 @@ class LanguageModel:
     def generate(
         self,
         prompts: str | Sequence[str] | Sequence[Sequence[int]],
-        gate: Gate = None,
+        gate: GateLike = None,
         *,
         max_new_tokens: int = 64,
         temperature: float = 0.0,
@@ -274,7 +272,7 @@ class LanguageModel:
     def loglikelihood(
         self,
         pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
-        gate: Gate = None,
+        gate: GateLike = None,
         *,
         slots: int = 16,
     ) -> list[tuple[float, bool]]:

@@ -10,7 +10,8 @@ from gymnasium.error import InvalidAction
 from jaxtyping import Float
 
 from jroute.outcomes.backends import OutcomeBackend
-from jroute.outcomes.outcome import Gate, Outcome
+from jroute.outcomes.outcome import Outcome
+from jroute.routing.gate import Gate
 from jroute.tasks.problem import Problem
 from jroute.utils.errors import UserError
 

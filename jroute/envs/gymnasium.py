@@ -18,7 +18,8 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float32, Float64, Int
 
 from jroute.envs.data import EnvData
-from jroute.outcomes.outcome import Gate, Outcome
+from jroute.outcomes.outcome import Outcome
+from jroute.routing.gate import Gate
 from jroute.utils.errors import UserError
 
 ROUTING_ID = "jroute/Routing-v0"

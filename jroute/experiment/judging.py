@@ -26,7 +26,7 @@ from jroute.harness.policy import RUN_ARMS
 from jroute.observe.progress import progress_bar
 from jroute.outcomes import generation
 from jroute.outcomes.generation import Cell, generate
-from jroute.outcomes.outcome import Gate
+from jroute.routing.gate import Gate
 from jroute.statistics import contrasts
 from jroute.statistics import results as report
 from jroute.statistics.headroom import headroom, sampled

@@ -17,10 +17,11 @@ from jroute.experiment.config import Experiment
 from jroute.lm import LanguageModel, load
 from jroute.observe.progress import progress_bar
 from jroute.outcomes.backends import LiveBackend, OutcomeBackend, Shaping, TableBackend
-from jroute.outcomes.outcome import Gate, Outcome
+from jroute.outcomes.outcome import Outcome
 from jroute.outcomes.replicates import NoiseFloor
 from jroute.outcomes.table import OutcomeTable
 from jroute.probe import mixing
+from jroute.routing.gate import Gate
 from jroute.tasks import Problem, Split, load_problems
 from jroute.tasks.prompts import meaning, render
 from jroute.utils.errors import UserError

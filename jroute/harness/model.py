@@ -44,6 +44,7 @@ from jroute.harness.records import Record, totals
 from jroute.harness.request_log import RequestLog
 from jroute.lm import LanguageModel
 from jroute.observe.progress import GenerationBar, progress_bar
+from jroute.routing.gate import Gate
 from jroute.tasks.prompts import render_chat
 from jroute.utils.errors import UserError
 
@@ -470,7 +471,7 @@ class JaxLM(TemplateLM):
         return lm
 
     def _record(
-        self, request: Instance, sample: int, gate: gating.Gate, tokens: int, **facts: Any
+        self, request: Instance, sample: int, gate: Gate | None, tokens: int, **facts: Any
     ) -> Record:
         identity = (request.task_name, request.doc_id, request.idx, sample, request.request_type)
         foreign = request.args[0] in self._foreign

@@ -11,7 +11,7 @@ import numpy as np
 
 from jroute.arms import supervised
 from jroute.harness.cache_names import array_digest
-from jroute.harness.records import Gate
+from jroute.routing.gate import Gate
 from jroute.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -147,9 +147,9 @@ class Gates:
 
     def __init__(self, policy: GatePolicy | None):
         self.policy = policy
-        self._known: dict[str, Gate] = {}
+        self._known: dict[str, Gate | None] = {}
 
-    def __getitem__(self, context: str) -> Gate:
+    def __getitem__(self, context: str) -> Gate | None:
         """The gate chosen for a context; 0 for the empty one."""
         if self.policy is None:
             return None

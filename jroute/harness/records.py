@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-Gate = float | tuple[float, ...] | None
-"""One gate, one for each band or layer, or ``None`` for the model without routing."""
+from jroute.routing.gate import Gate
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Record:
     index: int
     sample: int
     kind: str
-    gate: Gate
+    gate: Gate | None
     tokens: int
     prompt_tokens: int = 0
     prompt_cut: bool = False
@@ -58,7 +57,7 @@ def gate_histogram(records: Iterable[Record]) -> dict[str, int]:
     return {gate_name(gate): counts[gate] for gate in gates}
 
 
-def gate_name(gate: Gate) -> str:
+def gate_name(gate: Gate | None) -> str:
     """A gate as text."""
     return ",".join(f"{part:g}" for part in _parts(gate)) or "none"
 
@@ -91,7 +90,7 @@ def totals(records: Iterable[Record]) -> dict[str, Any]:
     }
 
 
-def _parts(gate: Gate) -> tuple[float, ...]:
+def _parts(gate: Gate | None) -> tuple[float, ...]:
     if gate is None:
         return ()
     return gate if isinstance(gate, tuple) else (gate,)

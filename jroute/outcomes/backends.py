@@ -8,8 +8,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from jroute.outcomes.outcome import Gate, Outcome
+from jroute.outcomes.outcome import Outcome
 from jroute.outcomes.table import OutcomeTable
+from jroute.routing.gate import Gate
 from jroute.tasks.answers import ParsedAnswer
 from jroute.tasks.numbers import parse_number
 from jroute.tasks.problem import Problem

@@ -16,8 +16,9 @@ from jroute.generate.engine import Progress
 from jroute.generate.sampling import hash_text
 from jroute.generate.shapes import EngineConfig
 from jroute.observe.progress import GenerationBar
-from jroute.outcomes.outcome import Gate, Outcome, Provenance, judge
+from jroute.outcomes.outcome import Outcome, Provenance, judge
 from jroute.outcomes.replicates import NoiseFloor
+from jroute.routing.gate import Gate
 from jroute.tasks import Problem, Split
 from jroute.utils.errors import UserError
 from jroute.utils.machine import describe_machine

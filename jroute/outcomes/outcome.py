@@ -11,12 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from jroute.routing.gate import Gate, as_gate
 from jroute.tasks.answers import is_correct, parse_answer
 from jroute.tasks.problem import Problem
 from jroute.tasks.rewards import RewardConfig, reward
-
-Gate = float | tuple[float, ...]
-"""One number for the whole depth, or one for each part of it (bands, or the sites of a routing)."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +75,6 @@ MEANING = tuple(item.name for item in dataclasses.fields(Outcome) if item.compar
 """Fields of an outcome that say what came out; the others say how."""
 
 
-def gate_text(gate: Gate) -> str:
-    """A gate as text: ``0.5``, or ``0,0.5,1``."""
-    return f"{gate:g}" if isinstance(gate, float | int) else ",".join(f"{part:g}" for part in gate)
-
-
 @runtime_checkable
 class GeneratedText(Protocol):
     """What judging needs of a completion."""
@@ -140,7 +133,7 @@ def judge(
     )
     return Outcome(
         problem_id=problem.id,
-        gate=float(gate) if isinstance(gate, float | int) else tuple(map(float, gate)),
+        gate=as_gate(gate),
         sample=sample,
         completion=completion.text,
         tokens=tokens,

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
-from jroute.outcomes.outcome import MEANING, Gate, Outcome, Provenance, gate_text
+from jroute.outcomes.outcome import MEANING, Outcome, Provenance
+from jroute.routing.gate import Gate, gate_text
 from jroute.utils.errors import UserError
 from jroute.utils.files import atomic_write, remove_abandoned, write_text
 from jroute.utils.fingerprint import canonical

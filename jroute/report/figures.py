@@ -9,9 +9,10 @@ from scipy.optimize import isotonic_regression
 
 from jroute.observe.scalars import GATE_SHARE
 from jroute.report import gate_figures
-from jroute.report.report_data import Gate, ReportData, SplitReport
+from jroute.report.report_data import ReportData, SplitReport
 from jroute.report.result_rows import ResultRow, arms, contrasts, headroom
 from jroute.report.svg import Figure, Theme, end_label
+from jroute.routing.gate import Gate
 
 
 def figures(material: ReportData) -> list[Figure]:

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from jroute.report.report_data import Gate, SplitReport, steps
+from jroute.report.report_data import SplitReport, steps
 from jroute.report.result_rows import words
+from jroute.routing.gate import Gate
 
 
 def pack(splits: Sequence[SplitReport], grid: Sequence[Gate]) -> dict[str, Any]:

@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from jroute.routing.gate import Gate
 from jroute.tasks import Problem
-
-Gate = tuple[float, ...]
-"""A gate as its parts: one number, or one for every band or layer."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from jroute.controller.features import SCALARS, RawFeatures
 from jroute.experiment.config import Experiment
 from jroute.observe.scalars import read_curves
-from jroute.report.report_data import Cell, Gate, ProblemRow, ReportData, SplitReport
+from jroute.report.report_data import Cell, ProblemRow, ReportData, SplitReport
+from jroute.routing.gate import Gate
 from jroute.tasks import Problem, Split, load_problems
 from jroute.utils.config import load as load_config
 from jroute.utils.errors import UserError

@@ -9,8 +9,9 @@ import pytest
 
 from jroute.envs.data import EnvData
 from jroute.outcomes.backends import LiveBackend, TableBackend
-from jroute.outcomes.outcome import Gate, Outcome, judge
+from jroute.outcomes.outcome import Outcome, judge
 from jroute.outcomes.table import OutcomeTable
+from jroute.routing.gate import Gate
 from jroute.tasks.problem import Problem
 from jroute.utils.fingerprint import semantic_fingerprint
 
