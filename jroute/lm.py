@@ -17,11 +17,13 @@ from transformers import PreTrainedTokenizerFast
 
 from jroute.checkpoint import load_model, model_fingerprint, read_manifest
 from jroute.distributed.mesh import MeshConfig, fetch, place, replicate, shardings
+from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Completion, Decoding
-from jroute.generate.engine import Engine, Progress, Request
+from jroute.generate.engine import Engine
+from jroute.generate.requests import Progress, Request
 from jroute.generate.sampling import Logprobs
 from jroute.generate.scoring import token_scores
-from jroute.generate.shapes import EngineConfig, bucket, check_context
+from jroute.generate.shapes import bucket, check_context
 from jroute.model.config import Qwen3Config
 from jroute.model.decoder import Params, abstract_params, forward, logical_axes, unembed
 from jroute.routing.diagnostics import StreamMetrics

@@ -12,7 +12,7 @@ says what it would take and stops. With ``--track wandb`` its curves go to Weigh
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jroute.distributed.mesh import started_as_several
+from jroute.distributed.processes import started_as_several
 from jroute.experiment.config import Experiment
 from jroute.observe.scalars import check_tracker
 from jroute.utils.cli import command, run_command

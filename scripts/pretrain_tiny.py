@@ -33,9 +33,10 @@ from transformers import PreTrainedTokenizerFast
 from converters.qwen3 import from_hf, write_hf
 from converters.safetensors import read_json
 from jroute.controller.features import FeatureConfig, Featurizer, raw_features
+from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Decoding
-from jroute.generate.engine import Engine, Request
-from jroute.generate.shapes import EngineConfig
+from jroute.generate.engine import Engine
+from jroute.generate.requests import Request
 from jroute.model.config import Qwen3Config
 from jroute.model.decoder import forward, init_params, unembed
 from jroute.routing.routing import Routing, RoutingConfig, routing_file

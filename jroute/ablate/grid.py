@@ -19,8 +19,8 @@ import numpy as np
 from jroute.distributed.mesh import MeshConfig
 from jroute.experiment.config import Experiment
 from jroute.experiment.run import Run
+from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Decoding
-from jroute.generate.shapes import EngineConfig
 from jroute.lm import resolve_routing
 from jroute.outcomes.outcome import judge
 from jroute.probe import effects

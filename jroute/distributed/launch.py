@@ -3,9 +3,10 @@
     python -m jroute.launch --processes 2 -- python -m jroute.outcomes --config FILE --mesh.data 2
 
 Every process runs the same command and finds the others through
-``jroute.distributed.mesh.start``. What they print is passed on behind their number. On several
-machines give the same command on each of them, with ``--coordinator``, ``--nodes`` and another
-``--node-rank``; under Slurm let ``srun`` start the processes instead (see ``configs/launch``).
+``jroute.distributed.processes.join_processes``. Each line of output is prefixed with the number of
+its process. On several machines give the same command on each of them, with ``--coordinator``,
+``--nodes`` and another ``--node-rank``; under Slurm let ``srun`` start the processes instead (see
+``configs/launch``).
 """
 
 import argparse
@@ -23,7 +24,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import IO, NamedTuple
 
-from jroute.distributed.mesh import COORDINATOR, DEFAULT_TIMEOUT, PROCESS, PROCESSES, TIMEOUT
+from jroute.distributed.processes import COORDINATOR, DEFAULT_TIMEOUT, PROCESS, PROCESSES, TIMEOUT
 from jroute.utils.cli import command
 from jroute.utils.errors import UserError
 

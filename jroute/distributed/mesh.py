@@ -7,14 +7,8 @@ its inputs are put there (``place``); without a mesh both hand their array back 
 The batch is cut along ``data``. ``fsdp`` cuts the embedding axis of parameters *and* activations:
 a product with a weight sums small partial activations over ``fsdp`` and never gathers the weight.
 ``tensor`` cuts heads, the MLP's inner axis and the vocabulary.
-
-Several processes: ``start`` joins those that ``python -m jroute.launch`` or Slurm started; after it
-``jax.devices()`` are the devices of all, and every process runs the same program.
 """
 
-import atexit
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -215,73 +209,7 @@ def fetch(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
-def is_first() -> bool:
-    """Whether this process is the one that prints."""
-    return jax.process_index() == 0
-
-
-COORDINATOR, PROCESSES, PROCESS, TIMEOUT = (
-    f"JROUTE_{name}" for name in ("COORDINATOR", "PROCESSES", "PROCESS", "TIMEOUT")
-)
-"""What the launcher tells its processes, in their environment."""
-
-DEFAULT_TIMEOUT = 30
-
-
-def started_as_several() -> bool:
-    """Whether a launcher or Slurm started several processes of this program."""
-    in_slurm = "SLURM_STEP_NODELIST" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
-    return COORDINATOR in os.environ or in_slurm
-
-
-def start() -> None:
-    """Join the other processes of this program, if a launcher or Slurm started several.
-
-    Call it before anything else touches a device. ``$JROUTE_TIMEOUT`` (seconds, default 30) bounds
-    how long a process that has died goes unnoticed by the others, which then end too.
-
-    Raises:
-        UserError: The launcher's variables are incomplete or no numbers, or the others could not
-            be reached.
-    """
-    if jax.distributed.is_initialized():
-        return
-    try:
-        timeout = int(os.environ.get(TIMEOUT, DEFAULT_TIMEOUT))
-        arguments: dict[str, Any] = {}
-        if COORDINATOR in os.environ:
-            arguments = {
-                "coordinator_address": os.environ[COORDINATOR],
-                "num_processes": int(os.environ[PROCESSES]),
-                "process_id": int(os.environ[PROCESS]),
-                "cluster_detection_method": "deactivate",
-            }
-    except (KeyError, ValueError) as error:
-        raise UserError(
-            f"the environment of several processes is incomplete or wrong ({error}); start them "
-            "with python -m jroute.launch"
-        ) from None
-    if not started_as_several():
-        return
-    # It would take SIGTERM away from the command, which cleans up and ends on it.
-    jax.config.update("jax_enable_preemption_service", False)
-    try:
-        jax.distributed.initialize(
-            **arguments,
-            heartbeat_timeout_seconds=timeout,
-            shutdown_timeout_seconds=timeout,
-        )
-    except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"the processes of this program did not find each other ({error}); is the "
-            "coordinator's address reachable from every machine, and its port free?"
-        ) from None
-    atexit.register(_leave_at_once_if_failed)
-
-
-def _leave_at_once_if_failed() -> None:
-    """After an uncaught exception, spares the others the wait for this process at the end."""
-    if hasattr(sys, "last_value"):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
+def num_replicas(mesh: Mesh | None = None) -> int:
+    """Return the size of the ``data`` axis of a mesh, by default of the one that is set."""
+    mesh = jax.sharding.get_mesh() if mesh is None else mesh
+    return 1 if mesh.empty else mesh.shape["data"]

@@ -9,8 +9,8 @@ from typing import Literal
 from jroute.arms.supervised import SupervisedConfig
 from jroute.controller.features import FeatureConfig
 from jroute.distributed.mesh import MeshConfig
+from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Decoding
-from jroute.generate.shapes import EngineConfig
 from jroute.observe.scalars import Track
 from jroute.ppo.learner import PPOConfig
 from jroute.probe.mixing import MixingConfig

@@ -12,7 +12,7 @@ import numpy as np
 from jroute.ablate.grid import Laboratory
 from jroute.experiment.cost import Memory, Plan, Rate, duration
 from jroute.experiment.setting import Setting
-from jroute.generate import shapes as generation
+from jroute.generate.memory import plan_batch
 from jroute.outcomes import generation as cells
 from jroute.outcomes.generation import Cell
 from jroute.ppo import learner
@@ -98,24 +98,17 @@ def plan_ablation(laboratory: Laboratory) -> Plan:
 def memory(setting: Setting, lengths: Iterable[int]) -> Memory:
     """What generation keeps on one device for prompts of so many tokens, by the engine's rules."""
     e, lm = setting.experiment, setting.lm
-    limit, common = e.decoding.max_new_tokens, setting.shared_tokens
-    prompts = [(length, min(common, length - 1), limit) for length in lengths]
+    longest, common = e.decoding.max_new_tokens, setting.shared_tokens
+    prompts = [(length, min(common, length - 1), longest) for length in lengths]
     with lm.devices():
-        replicas, free = generation.replicas_of_mesh(), generation.free_memory()
-
-        def needed(slots: int) -> generation.Memory:
-            plan = generation.Plan.make(prompts, e.engine, slots, replicas)
-            streams = lm.routing.config.size
-            return generation.memory_of(lm.params, lm.config, plan, e.engine, free, streams)
-
-        slots = e.engine.slots
-        if slots == "auto":
-            slots = generation.choose_slots(needed, len(prompts), replicas)
-        told = needed(slots)
+        plan, estimate = plan_batch(
+            prompts, e.engine, lm.params, lm.config, routed_streams=lm.routing.config.size
+        )
     leaves = jax.tree.leaves(lm.params)
     weights = sum(prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
-    room = 0 if free is None else weights + free  # they are there while this is asked
-    return Memory(weights, round(told.slot * slots), told.fixed, room)
+    # The weights are on the device already.
+    limit = 0 if estimate.free is None else weights + estimate.free
+    return Memory(weights, round(estimate.slot * plan.slots), estimate.fixed, limit)
 
 
 def known_rate(setting: Setting) -> Rate | None:

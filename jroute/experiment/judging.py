@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from jroute.arms import controls, supervised
 from jroute.checkpoint import latest_step, save_state
 from jroute.controller import networks
-from jroute.distributed.mesh import is_first
+from jroute.distributed.processes import is_first_process
 from jroute.experiment import estimate
 from jroute.experiment.cost import Plan
 from jroute.experiment.run import Run
@@ -133,7 +133,7 @@ def judge(run: Run) -> dict[str, Any]:
     e, controller = run.experiment, run.controller
     splits: dict[str, Any] = {}
     items = []
-    for split in progress_bar(e.judged, "judge", unit="split", disable=not is_first()):
+    for split in progress_bar(e.judged, "judge", unit="split", disable=not is_first_process()):
         splits[split], rows = judge_split(run, split)
         items.append(rows)
     primary = e.judged[0]
@@ -357,7 +357,7 @@ def judge_without_table(run: Run) -> dict[str, Any]:
     sampling: dict[str, Any] = {"replicates": e.judge.replicates, "seed": e.judge.seed}
     splits: dict[str, Any] = {}
     items = []
-    for split in progress_bar(e.judged, "judge", unit="split", disable=not is_first()):
+    for split in progress_bar(e.judged, "judge", unit="split", disable=not is_first_process()):
         decided = decisions_of(controller["seeds"], features_of(run, split))
         chosen = np.stack([(decided == i).sum(axis=1) for i in range(len(e.gates))], axis=-1)
         rl = correct_of(run, split, decided)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jroute.controller.features import Featurizer, RawFeatures, raw_features, trunk_change
-from jroute.distributed.mesh import is_first
+from jroute.distributed.processes import is_first_process
 from jroute.envs.data import EnvData
 from jroute.experiment.config import Experiment
 from jroute.lm import LanguageModel, load
@@ -374,7 +374,11 @@ class Setting:
 
         def read() -> Mapping[str, np.ndarray]:
             prompts = self.prompts(split)
-            told = {"desc": f"features {split}", "unit": "prompt", "disable": not is_first()}
+            told = {
+                "desc": f"features {split}",
+                "unit": "prompt",
+                "disable": not is_first_process(),
+            }
             with progress_bar(total=len(prompts), **told) as bar:
                 return self.read_features(prompts, progress=bar.update)._asdict()
 

@@ -44,7 +44,7 @@ def block_sizes(length: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def whole(length: int) -> int:
+def capacity_for(length: int) -> int:
     """Capacity of a cache with room for ``length`` positions."""
     return sum(block_sizes(length))
 

@@ -16,13 +16,15 @@ import jax
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from jroute.distributed.mesh import place, replicate
-from jroute.generate import programs, shapes
+from jroute.distributed.mesh import num_replicas, place, replicate
+from jroute.generate import programs
+from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Completion, Decoding, StopReason
+from jroute.generate.memory import check_memory, plan_batch
 from jroute.generate.programs import Chunk, DecodeState, Rows
 from jroute.generate.requests import Progress, Request
 from jroute.generate.sampling import Choice, Logprobs
-from jroute.generate.shapes import EngineConfig, Memory, Plan, Program, Width, check_context
+from jroute.generate.shapes import BatchPlan, Program, Width, check_context
 from jroute.generate.slots import Kind, Refill, Slots
 from jroute.generate.stopping import Stops, Watch
 from jroute.model.config import Qwen3Config
@@ -77,7 +79,7 @@ class Engine:
         """Leading tokens read once for many; the last token of a prompt is always its own."""
         return min(request.shared, len(request.tokens) - 1)
 
-    def plan(self, requests: Sequence[Request]) -> Plan:
+    def plan(self, requests: Sequence[Request]) -> BatchPlan:
         """The shapes of a run.
 
         Raises:
@@ -98,7 +100,7 @@ class Engine:
                 raise UserError(
                     "a gate was given, but no routing: load the model with one to use a gate"
                 )
-        replicas, slots = shapes.replicas_of_mesh(), self.shape.slots
+        replicas, slots = num_replicas(), self.shape.slots
         if slots != "auto" and slots % replicas:
             raise UserError(
                 f"engine.slots is {slots}, which the {replicas} replicas of mesh.data do not "
@@ -106,16 +108,11 @@ class Engine:
             )
         prompts = [(len(r.tokens), self.shared(r), self.limit(r)) for r in requests]
         streams = self.routing.config.size if self.routing and _routed(requests) else 0
-        free = shapes.free_memory()
-
-        def memory(slots: int) -> Memory:
-            plan = Plan.make(prompts, self.shape, slots, replicas)
-            return shapes.memory_of(self.params, self.config, plan, self.shape, free, streams)
-
-        if slots == "auto":
-            slots = shapes.choose_slots(memory, len(requests), replicas)
-        shapes.check_memory(memory(slots), slots)
-        return Plan.make(prompts, self.shape, slots, replicas)
+        plan, estimate = plan_batch(
+            prompts, self.shape, self.params, self.config, routed_streams=streams
+        )
+        check_memory(estimate, plan.slots)
+        return plan
 
     def programs(self, requests: Sequence[Request]) -> tuple[Program, ...]:
         """Every program that completing these requests may compile.
@@ -182,7 +179,7 @@ class Engine:
     def _finishing(
         self,
         requests: Sequence[Request],
-        plan: Plan | None,
+        plan: BatchPlan | None,
         progress: Callable[[Progress], None] | None,
     ) -> Generator[list[tuple[int, Completion]], None, None]:
         if plan is None:
@@ -191,20 +188,20 @@ class Engine:
         try:
             if progress:
                 progress(run.progress)
-            while run.going:
+            while run.unfinished:
                 run.dispatch()
                 run.read()
                 if progress:
                     progress(run.progress)
-                yield from run.told()
+                yield from run.take_finished()
         except GeneratorExit:
             raise
         except BaseException:
-            run.free()
-            yield from run.told()  # what had finished before
+            run.release()
+            yield from run.take_finished()  # what had finished before
             raise
         finally:
-            run.free()
+            run.release()
 
 
 def _routed(requests: Sequence[Request]) -> bool:
@@ -241,10 +238,10 @@ class _Run:
     alone, never from a clock, so several processes come to the same ones.
     """
 
-    def __init__(self, engine: Engine, requests: Sequence[Request], plan: Plan):
+    def __init__(self, engine: Engine, requests: Sequence[Request], plan: BatchPlan):
         self._engine, self._requests, self._plan = engine, requests, plan
         shape, config = engine.shape, engine.config
-        replicas = shapes.replicas_of_mesh()
+        replicas = num_replicas()
         self._slots = Slots(plan, [self._kind(request) for request in requests], replicas)
         self._replicas = replicas
         self._rows: dict[int, _Row] = {}
@@ -257,7 +254,7 @@ class _Run:
         self._static: dict[str, Any] = {"config": config, "choice": engine.choice}
         self._prefix: tuple[Hashable, KeyValue | None] = (None, None)
         self.finished: list[tuple[int, Completion]] = []
-        self._counts = np.zeros(4, np.int64)  # finished, tokens, steps, live
+        self._counts = np.zeros(4, np.int64)  # finished, tokens, steps, active_steps
         self._listed = plan.programs(chunk=shape.chunk, unroll=shape.unroll)
         self._capacity = plan.capacities[0]
         self._weights = engine.params
@@ -270,7 +267,7 @@ class _Run:
             unroll=shape.unroll,
         )
         if shape.unroll:
-            self._weights = programs.separate(engine.params)
+            self._weights = programs.unstack(engine.params)
 
     def _kind(self, request: Request) -> Kind:
         shared = self._engine.shared(request)
@@ -281,16 +278,16 @@ class _Run:
         return Kind(width, (tuple(request.tokens[:shared]), gate))
 
     @property
-    def going(self) -> bool:
+    def unfinished(self) -> bool:
         """Whether a request waits or runs."""
         return bool(self._rows) or self._slots.needed is not None
 
     @property
     def progress(self) -> Progress:
         """Counts so far."""
-        done, tokens, steps, live = map(int, self._counts)
+        done, tokens, steps, active_steps = map(int, self._counts)
         total = len(self._requests)
-        return Progress(done, total, tokens, steps, live, self._plan.slots, self._listed)
+        return Progress(done, total, tokens, steps, active_steps, self._plan.slots, self._listed)
 
     # Work for the device ----------------------------------------------------------------------
 
@@ -378,7 +375,7 @@ class _Run:
             assert self._state is not None
             self._state = programs.with_capacity(self._state, self._capacity)
 
-    def _decode(self, steps: int, enough: int) -> None:
+    def _decode(self, steps: int, stop_when_free: int) -> None:
         stopped = np.zeros(self._plan.slots, bool)
         stopped[list(self._stopped)] = True
         self._stopped.clear()
@@ -389,7 +386,7 @@ class _Run:
             self._routing,
             place(stopped, ("slots",)),
             steps,
-            enough,
+            stop_when_free,
             **self._static,
             chunk=self._engine.shape.chunk,
         )
@@ -421,7 +418,7 @@ class _Run:
             if counts[at]:
                 touched.append((owner, bool(chunk.done[at])))
         if item.decodes:
-            self._counts[2:] += int(chunk.steps), int(chunk.live)
+            self._counts[2:] += int(chunk.steps), int(chunk.active_steps)
         self._finish(touched)
 
     def _finish(self, touched: Sequence[tuple[int, bool]]) -> None:
@@ -450,13 +447,13 @@ class _Run:
             self.finished.append((i, Completion(tuple(ids), text, reason, logprobs, margin)))
         self._counts[0] += len(ended)
 
-    def told(self) -> Iterator[list[tuple[int, Completion]]]:
+    def take_finished(self) -> Iterator[list[tuple[int, Completion]]]:
         """Hands over what has finished and was not told yet."""
         some, self.finished = self.finished, []
         if some:
             yield some
 
-    def free(self) -> None:
+    def release(self) -> None:
         """Lets go of everything that lies on the device, also where a traceback keeps the run."""
         self._state, self._prefix, self._weights = None, (None, None), self._engine.params
         self._unread.clear()

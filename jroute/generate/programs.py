@@ -73,7 +73,7 @@ class Chunk(NamedTuple):
         logprobs: Of the tokens, if asked for.
         margins: Of the tokens, if asked for.
         steps: Columns that were filled.
-        live: Over all steps, how many rows were not finished.
+        active_steps: Unfinished rows, summed over the steps.
     """
 
     tokens: Int[Array, "slots steps"]
@@ -81,7 +81,7 @@ class Chunk(NamedTuple):
     logprobs: Float[Array, "slots steps"] | None
     margins: Float[Array, "slots steps"] | None
     steps: Int[Array, ""]
-    live: Int[Array, ""]
+    active_steps: Int[Array, ""]
 
 
 def _on_mesh(state: DecodeState) -> DecodeState:
@@ -94,7 +94,7 @@ def _on_mesh(state: DecodeState) -> DecodeState:
 PER_ROW = ("last", "lengths", "generated", "done", "seeds", "limits")
 
 
-def _told(x: Array) -> Array:
+def _for_host(x: Array) -> Array:
     """A part of a ``Chunk``, where every process can read it."""
     if jax.process_count() > 1:
         mesh = jax.sharding.get_abstract_mesh()
@@ -157,14 +157,14 @@ def prefill(
         cache = caches.from_prefill(out.kv, seq + room, stacked=not unroll)
     else:
         cache = caches.from_prefill(out.kv, caches.capacity(out.kv), stacked=not unroll)
-    done = dummy | _ends(chosen.token, ends) | (rows.limits <= 1)
+    done = dummy | _is_end(chosen.token, ends) | (rows.limits <= 1)
     state = DecodeState(
         cache, chosen.token, lengths, nothing + 1, done, rows.seeds, rows.limits, rows.gate
     )
     columns = (jnp.where(dummy, -1, chosen.token), chosen.logprob, chosen.margin)
-    tokens, logprobs, margins = jax.tree.map(lambda x: _told(x[:, None]), columns)
+    tokens, logprobs, margins = jax.tree.map(lambda x: _for_host(x[:, None]), columns)
     live = jnp.sum(~dummy, dtype=jnp.int32)
-    return _on_mesh(state), Chunk(tokens, _told(done), logprobs, margins, jnp.int32(1), live)
+    return _on_mesh(state), Chunk(tokens, _for_host(done), logprobs, margins, jnp.int32(1), live)
 
 
 @partial(jax.jit, static_argnames=("config",))
@@ -236,11 +236,11 @@ def with_capacity(state: DecodeState, length: int) -> DecodeState:
     return state._replace(cache=tuple(layers))
 
 
-separate = jax.jit(unstack_blocks)
+unstack = jax.jit(unstack_blocks)
 """Slices the blocks apart, once for many calls of ``decode``."""
 
 
-def _ends(tokens: Int[Array, " slots"], ends: Int[Array, " ends"]) -> Bool[Array, " slots"]:
+def _is_end(tokens: Int[Array, " slots"], ends: Int[Array, " ends"]) -> Bool[Array, " slots"]:
     return jnp.any(tokens[:, None] == ends[None], axis=1)
 
 
@@ -252,7 +252,7 @@ def decode(
     routing: Routing | None = None,
     stopped: Bool[Array, " slots"] | None = None,
     steps: Int[Array, ""] | int | None = None,
-    enough: Int[Array, ""] | int | None = None,
+    stop_when_free: Int[Array, ""] | int | None = None,
     *,
     config: Qwen3Config,
     choice: Choice | None = None,
@@ -260,7 +260,7 @@ def decode(
 ) -> tuple[DecodeState, Chunk]:
     """A chunk of decode steps on the device.
 
-    With a cache per layer ``params`` are best unstacked already (``separate``): otherwise every
+    With a cache per layer ``params`` are best unstacked already (``unstack``): otherwise every
     call slices them anew.
 
     Args:
@@ -270,7 +270,7 @@ def decode(
         routing: Streams, or ``None`` for the plain model.
         stopped: Rows that the host has ended meanwhile.
         steps: Steps to run at most; by default all of the chunk.
-        enough: Stop as soon as so many slots are free; by default when all are.
+        stop_when_free: Stop as soon as so many slots are free; by default when all are.
         config: Shape of the model.
         choice: How tokens are chosen; greedily by default.
         chunk: Columns of the ``Chunk`` that is told, and most steps that can run.
@@ -281,7 +281,7 @@ def decode(
     if stopped is not None:
         state = state._replace(done=state.done | stopped)
     most = chunk if steps is None else jnp.minimum(steps, chunk)
-    enough = slots if enough is None else jnp.minimum(enough, slots)
+    stop_when_free = slots if stop_when_free is None else jnp.minimum(stop_when_free, slots)
     unknown = jnp.zeros((slots, chunk), jnp.float32)
     told = (
         jnp.full((slots, chunk), -1, jnp.int32),
@@ -307,7 +307,7 @@ def decode(
             last=jnp.where(s.done, s.last, chosen.token),
             lengths=jnp.where(s.done, s.lengths, lengths),
             generated=count,
-            done=s.done | _ends(chosen.token, ends) | (count >= s.limits),
+            done=s.done | _is_end(chosen.token, ends) | (count >= s.limits),
         )
         column = (jnp.where(s.done, -1, chosen.token), chosen.logprob, chosen.margin)
         told = jax.tree.map(
@@ -318,9 +318,9 @@ def decode(
 
     def unfinished(carry: Any) -> Array:
         i, now_free, *_ = carry
-        return (i < most) & (now_free < enough)
+        return (i < most) & (now_free < stop_when_free)
 
     start = (jnp.int32(0), free(state), jnp.int32(0), state, told)
     ran, _, live, state, told = jax.lax.while_loop(unfinished, step, start)
-    tokens, logprobs, margins = jax.tree.map(_told, told)
-    return state, Chunk(tokens, _told(state.done), logprobs, margins, ran, live)
+    tokens, logprobs, margins = jax.tree.map(_for_host, told)
+    return state, Chunk(tokens, _for_host(state.done), logprobs, margins, ran, live)

@@ -49,7 +49,7 @@ class Progress(NamedTuple):
         total: Requests.
         tokens: Tokens generated.
         steps: Decode steps run.
-        live: Over all steps, how many rows were unfinished.
+        active_steps: Unfinished rows, summed over the steps.
         slots: Rows of a step.
         programs: What is compiled at most.
     """
@@ -58,11 +58,11 @@ class Progress(NamedTuple):
     total: int
     tokens: int
     steps: int
-    live: int
+    active_steps: int
     slots: int
     programs: tuple[Program, ...]
 
     @property
     def occupancy(self) -> float:
         """Share of the slots' steps that generated a token."""
-        return self.live / (self.slots * self.steps) if self.steps else 0.0
+        return self.active_steps / (self.slots * self.steps) if self.steps else 0.0

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from jroute.generate.shapes import Plan, Width
+from jroute.generate.shapes import BatchPlan, Width
 
 
 class Kind(NamedTuple):
@@ -40,7 +40,7 @@ class Slots:
     only where a group ends. Slots of one replica are neighbours, as are the rows of a prefill.
     """
 
-    def __init__(self, plan: Plan, kinds: Sequence[Kind], replicas: int):
+    def __init__(self, plan: BatchPlan, kinds: Sequence[Kind], replicas: int):
         self._plan = plan
         self._replicas = replicas
         self._each = plan.slots // replicas

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jroute.distributed import mesh
+from jroute.distributed.processes import is_first_process, join_processes
 from jroute.experiment.config import Experiment
 from jroute.tasks import Split
 from jroute.utils.cli import command, run_command
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"split {unused[0]!r} is not used by the experiment, which has "
             f"{', '.join(experiment.splits)}; name it in judged"
         )
-    mesh.start()
+    join_processes()
     from jroute.experiment.estimate import plan_outcomes
     from jroute.experiment.pipeline import inert, learn_mixing
     from jroute.experiment.run import Run
@@ -147,22 +147,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     if part.plan:
         plan = plan_outcomes(run, wanted)
-        if mesh.is_first():
+        if is_first_process():
             print(plan)
         return
     asked = any(cell.gate for some in wanted.values() for cell in generation.missing(run, some))
-    if asked and not experiment.allow_inert and (reason := inert(run)) and mesh.is_first():
+    if asked and not experiment.allow_inert and (reason := inert(run)) and is_first_process():
         print(f"warning: {reason}; cells of all gates will be alike", file=sys.stderr)
     for split, some in wanted.items():
         made = generation.fill(run, some, f"outcomes {split}")
-        if mesh.is_first():
+        if is_first_process():
             print(f"{summarise(run, split, some)}\n{made} cells made now\n")
     if part.replicate:
         every = [cell for some in wanted.values() for cell in some]
         floor = generation.replicate(run, every, part.replicate)
-        if mesh.is_first():
+        if is_first_process():
             print(f"{floor}\n")
-    if mesh.is_first():
+    if is_first_process():
         print(f"{run.table.folder}: outcome table (Parquet)")
 
 

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import jax
 
-from jroute.distributed.mesh import is_first
+from jroute.distributed.processes import is_first_process
 from jroute.experiment.setting import Setting
+from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Completion
-from jroute.generate.engine import Progress
+from jroute.generate.requests import Progress
 from jroute.generate.sampling import hash_text
-from jroute.generate.shapes import EngineConfig
 from jroute.observe.progress import GenerationBar
 from jroute.outcomes.outcome import Outcome, Provenance, judge
 from jroute.outcomes.replicates import NoiseFloor
@@ -174,7 +174,7 @@ def fill(run: Setting, cells: Sequence[Cell], title: str) -> int:
     """Generate the cells that the table lacks; returns how many it had to make."""
     rest = missing(run, cells)
     if rest:
-        with GenerationBar(len(rest), title, "cell", quiet=not is_first()) as progress:
+        with GenerationBar(len(rest), title, "cell", quiet=not is_first_process()) as progress:
             generate(run, rest, finished=run.table.append, progress=progress)
     return len(rest)
 
@@ -207,6 +207,6 @@ def replicate(run: Setting, cells: Sequence[Cell], count: int) -> NoiseFloor | N
     shape = run.experiment.engine
     replicas = 1 if run.base.mesh is None else run.base.mesh.shape["data"]
     shape = dataclasses.replace(shape, slots=other_width(shape.batch, replicas))
-    with GenerationBar(len(rest), "replicates", "cell", quiet=not is_first()) as progress:
+    with GenerationBar(len(rest), "replicates", "cell", quiet=not is_first_process()) as progress:
         generate(run, rest, shape=shape, finished=run.table.add_replicates, progress=progress)
     return NoiseFloor.of(run.table.replicates())

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jroute.generate.programs import DecodeState, decode, empty, separate
+from jroute.generate.programs import DecodeState, decode, empty, unstack
 from jroute.model.attention import attend_cached
 from jroute.model.config import Qwen3Config
 from jroute.model.decoder import Params, unembed
@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"give --context over {STEPS + 1} and --rounds of at least 1")
     shape = SHAPES[args.shape]
     dtype = args.dtype or shape.dtype
-    params = separate(random_params(shape.config, dtype, None))
+    params = unstack(random_params(shape.config, dtype, None))
     result: dict[str, Any] = {
         "machine": describe_machine(),
         "threads": len(os.sched_getaffinity(0)),

@@ -145,7 +145,7 @@ def test_a_command_that_does_not_exist_is_told() -> None:
 
 
 def test_variables_that_make_no_sense_are_told() -> None:
-    program = "from jroute.distributed.mesh import start; start()"
+    program = "from jroute.distributed.processes import join_processes; join_processes()"
     found = subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, "JROUTE_COORDINATOR": "127.0.0.1:1", "JROUTE_PROCESSES": "two"},
@@ -200,7 +200,7 @@ def test_two_processes_compute_what_one_does_and_one_that_is_killed_ends_both(
 
 def test_one_that_raises_does_not_wait_for_the_others_at_the_end() -> None:
     program = (
-        "import jax; from jroute.distributed.mesh import start; start()\n"
+        "import jax; from jroute.distributed.processes import join_processes; join_processes()\n"
         "if jax.process_index() == 1: raise ValueError('no such thing')\n"
         "from jax.experimental.multihost_utils import sync_global_devices as wait; wait('ever')"
     )
@@ -217,7 +217,8 @@ def test_processes_that_slurm_started_find_each_other() -> None:
         job for job in range(os.getpid(), os.getpid() + 4096) if _is_free(61440 + job % 4096)
     )
     program = (
-        "import jax; from jroute.distributed.mesh import start; start(); start();"
+        "import jax; from jroute.distributed.processes import join_processes; "
+        "join_processes(); join_processes(); "
         "print(jax.process_index(), jax.process_count(), jax.device_count())"
     )
     slurm = {

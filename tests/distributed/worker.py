@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from jroute.checkpoint import load_model
-from jroute.distributed.mesh import make_mesh, shardings, start
+from jroute.distributed.mesh import make_mesh, shardings
+from jroute.distributed.processes import join_processes
 from jroute.model.config import Qwen3Config
 from jroute.model.decoder import abstract_params, logical_axes
 from tests.distributed.decoder import CONFIG, LARGE, greedy, logits
@@ -34,7 +35,7 @@ def restore(model: Path, config: Qwen3Config) -> tuple[dict[str, Any], int]:
 
 
 def main(model: Path, large: Path, out: Path) -> None:
-    start()
+    join_processes()
     params, _ = restore(model, CONFIG)
     found: dict[str, Any] = {"devices": len(jax.devices()), "read": restore(large, LARGE)[1]}
     mesh = make_mesh(1, 4, 2)

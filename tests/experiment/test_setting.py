@@ -13,8 +13,8 @@ from jroute.controller.features import FeatureConfig
 from jroute.distributed.mesh import MeshConfig
 from jroute.experiment.config import Experiment
 from jroute.experiment.setting import Setting
+from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Decoding
-from jroute.generate.shapes import EngineConfig
 from jroute.lm import LanguageModel, resolve_routing
 from jroute.ppo.learner import PPOConfig
 from jroute.tasks import TaskConfig

@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Decoding
-from jroute.generate.engine import Engine, Request
-from jroute.generate.shapes import EngineConfig
+from jroute.generate.engine import Engine
+from jroute.generate.requests import Request
 from jroute.model.config import Qwen3Config
 from jroute.model.decoder import init_params
 from jroute.routing.routing import Routing, RoutingConfig

@@ -25,7 +25,7 @@ def test_blocks_end_where_they_end_in_every_longer_cache() -> None:
     for length in LENGTHS:
         sizes = caches.block_sizes(length)
         assert sizes == longest[: len(sizes)]
-        assert caches.whole(length) == sum(sizes) >= length
+        assert caches.capacity_for(length) == sum(sizes) >= length
         assert sum(sizes[:-1]) < max(length, 65), "a block too many"
         assert sum(sizes) <= max(128, 64 * -(-length // 64), 1.5 * length)
     assert len(longest) < 25

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 
+from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Completion, Decoding
-from jroute.generate.engine import Engine, Request
+from jroute.generate.engine import Engine
 from jroute.generate.programs import DecodeState, Rows, decode, prefill
+from jroute.generate.requests import Request
 from jroute.generate.sampling import Choice, choose
-from jroute.generate.shapes import EngineConfig, bucket, check_context
+from jroute.generate.shapes import bucket, check_context
 from jroute.lm import LanguageModel
 from jroute.model.decoder import KeyValue, forward, unembed
 from jroute.utils.errors import UserError

@@ -10,11 +10,12 @@ import pytest
 
 from jroute.distributed.mesh import make_mesh, replicate
 from jroute.generate import shapes
+from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import NEAR_TIE, Completion, Decoding
-from jroute.generate.engine import Engine, Request
+from jroute.generate.engine import Engine
 from jroute.generate.programs import DecodeState, Rows, decode, empty, insert, prefill
+from jroute.generate.requests import Request
 from jroute.generate.sampling import Choice, choose
-from jroute.generate.shapes import EngineConfig
 from jroute.lm import LanguageModel
 from jroute.model.decoder import forward, unembed
 from jroute.routing.routing import Routing

@@ -8,9 +8,10 @@ import jax
 import pytest
 
 from jroute.generate import shapes
+from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Decoding
-from jroute.generate.engine import Request
-from jroute.generate.shapes import EngineConfig, Plan, Width
+from jroute.generate.requests import Request
+from jroute.generate.shapes import BatchPlan, Width
 from tests.generate import dummy
 
 # Shapes that no other test has, so that everything is compiled here.
@@ -68,7 +69,7 @@ def test_a_run_compiles_what_it_lists_and_another_run_nothing(
 
 def test_every_program_is_listed_once() -> None:
     asked = [(length, 0, 1000) for length in range(1, 200)]
-    plan = Plan.make(asked, EngineConfig(), slots=64, replicas=1)
+    plan = BatchPlan.make(asked, EngineConfig(), slots=64, replicas=1)
     widths = [256, 192, 128, 96, 64, 48, 32, 16]
     assert [width.rest for width in plan.widths] == widths
     assert plan.rows == {Width(0, width): min(8, 512 // width) for width in widths}

@@ -4,11 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from jroute.generate import programs, shapes
-from jroute.generate.cache import whole
+from jroute.generate import memory, programs
+from jroute.generate.cache import capacity_for
+from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Decoding
-from jroute.generate.engine import Request
-from jroute.generate.shapes import EngineConfig, Memory, Plan, Width
+from jroute.generate.memory import MemoryEstimate
+from jroute.generate.requests import Request
+from jroute.generate.shapes import BatchPlan, Width
 from jroute.generate.slots import Kind, Slots
 from jroute.utils.errors import UserError
 from tests.generate import dummy
@@ -24,24 +26,24 @@ GIB = 2**30
         (10 * GIB, 1, 1, 1),
         (10 * GIB, 5, 4, 8),
         (10 * GIB, 10**6, 8, 64),
-        (None, 10**6, 1, shapes.MOST_SLOTS),
-        (1000 * GIB, 10**6, 1, shapes.MOST_SLOTS),
+        (None, 10**6, 1, memory.MAX_AUTO_SLOTS),
+        (1000 * GIB, 10**6, 1, memory.MAX_AUTO_SLOTS),
         (1.35 * GIB, 10**6, 1, 2),
     ],
     ids=str,
 )
 def test_auto_takes_what_fits_and_no_more_than_there_is(free, prompts, replicas, slots) -> None:
-    memory = Memory(slot=0.1 * GIB, fixed=GIB, free=None if free is None else int(free))
-    assert shapes.choose_slots(lambda _: memory, prompts, replicas) == slots
+    estimate = MemoryEstimate(slot=0.1 * GIB, fixed=GIB, free=None if free is None else int(free))
+    assert memory.choose_slots(lambda _: estimate, prompts, replicas) == slots
 
 
 def test_what_does_not_fit_is_refused_with_the_numbers(tiny_lm, monkeypatch) -> None:
     asked = [Request([5] * 30, None)] * 3
     roomy = dummy.engine(tiny_lm.tokenizer, shape=EngineConfig(slots=64))
     of = roomy.params, roomy.config
-    memory = shapes.memory_of(*of, roomy.plan(asked), roomy.shape, None)
-    free = int((memory.fixed + 40.5 * memory.slot) / shapes.SHARE)
-    monkeypatch.setattr(shapes, "free_memory", lambda: free)
+    estimate = memory.estimate_memory(*of, roomy.plan(asked), roomy.shape, None)
+    free = int((estimate.fixed + 40.5 * estimate.slot) / memory.MEMORY_SHARE)
+    monkeypatch.setattr(memory, "free_memory", lambda: free)
     before = len(jax.live_arrays())
     with pytest.raises(
         UserError, match=r"64 slots needs 0\.\d+ GiB .* 90% may be used; .* at most 40, or to auto"
@@ -52,7 +54,7 @@ def test_what_does_not_fit_is_refused_with_the_numbers(tiny_lm, monkeypatch) -> 
     auto = dummy.engine(tiny_lm.tokenizer, shape=EngineConfig(slots="auto"))
     assert auto.plan(asked).slots == 3
     assert auto.plan(asked * 100).slots == 32
-    monkeypatch.setattr(shapes, "free_memory", lambda: 1000)
+    monkeypatch.setattr(memory, "free_memory", lambda: 1000)
     with pytest.raises(UserError, match=r"engine\.unroll to false, shorten prompts"):
         auto.run(asked)
 
@@ -61,7 +63,7 @@ def test_what_does_not_fit_is_refused_with_the_numbers(tiny_lm, monkeypatch) -> 
 def test_the_cache_takes_what_was_planned(unroll: bool) -> None:
     params, config = dummy.parameters(), dummy.CONFIG
     shape = EngineConfig(slots=6, unroll=unroll)
-    plan = Plan.make([(40, 0, 400), (20, 0, 10)], shape, slots=6, replicas=1)
+    plan = BatchPlan.make([(40, 0, 400), (20, 0, 10)], shape, slots=6, replicas=1)
     assert len(plan.capacities) > 1
     state = programs.empty(
         params, config=config, slots=6, capacity=plan.capacities[0], routed=True, unroll=unroll
@@ -70,24 +72,24 @@ def test_the_cache_takes_what_was_planned(unroll: bool) -> None:
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(state.cache))
     exact = 6 * plan.capacities[-1] * config.num_key_value_heads * config.head_dim * 2 * 4
     assert held == exact
-    planned = shapes.memory_of(params, config, plan, shape, None).slot * 6
+    planned = memory.estimate_memory(params, config, plan, shape, None).slot * 6
     logits = 6 * 4 * 4 * config.vocab_size
     assert exact < planned - logits <= 2 * exact  # the longest, and while it grows the one before
 
 
 def test_free_memory_is_known() -> None:
-    free = shapes.free_memory()
+    free = memory.free_memory()
     assert free is not None and 2**20 < free < 2**50
 
 
 def test_the_cache_grows_to_what_the_longest_row_needs() -> None:
     shape = EngineConfig()
-    short = Plan.make([(30, 0, 20)], shape, 4, 1)
-    assert short.capacities == (whole(50),)
-    plan = Plan.make([(30, 0, 20), (500, 0, 1000)], shape, 4, 1)
+    short = BatchPlan.make([(30, 0, 20)], shape, 4, 1)
+    assert short.capacities == (capacity_for(50),)
+    plan = BatchPlan.make([(30, 0, 20), (500, 0, 1000)], shape, 4, 1)
     assert plan.capacities[-1] >= 1500 and plan.capacities[0] >= 512
     assert all(b >= 1.5 * a for a, b in zip(plan.capacities, plan.capacities[1:], strict=False))
-    with_prefix = Plan.make([(90, 60, 10)], shape, 4, 1)
+    with_prefix = BatchPlan.make([(90, 60, 10)], shape, 4, 1)
     assert with_prefix.widths == (Width(64, 32),)
     assert with_prefix.capacities[0] >= 96
 
@@ -100,7 +102,7 @@ def test_every_request_gets_one_slot_of_its_replica(slots: int, replicas: int) -
     rng = np.random.default_rng(slots + replicas)
     shape = EngineConfig(slots=slots, prefill_tokens=128)
     lengths = rng.integers(1, 90, 100)
-    plan = Plan.make([(int(n), 0, 20) for n in lengths], shape, slots, replicas)
+    plan = BatchPlan.make([(int(n), 0, 20) for n in lengths], shape, slots, replicas)
     kinds = [Kind(Width.of(int(n), 0), None) for n in lengths]
     table, seen, dummies = Slots(plan, kinds, replicas), [], 0
     each = slots // replicas

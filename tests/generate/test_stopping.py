@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jroute.generate.decoding import Decoding
-from jroute.generate.engine import Request
+from jroute.generate.requests import Request
 from jroute.generate.stopping import Stops, Watch
 from jroute.lm import LanguageModel
 from tests.generate import dummy

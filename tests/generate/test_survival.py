@@ -6,9 +6,10 @@ import signal
 import jax
 import pytest
 
+from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Decoding
-from jroute.generate.engine import Engine, Progress, Request
-from jroute.generate.shapes import EngineConfig
+from jroute.generate.engine import Engine
+from jroute.generate.requests import Progress, Request
 from tests.generate import dummy
 
 COUNT = 30
@@ -105,8 +106,8 @@ def test_what_progress_says_adds_up(engine, requests, whole) -> None:
     assert (last.finished, last.total, last.slots) == (COUNT, COUNT, 4)
     assert last.tokens == sum(len(completion.tokens) for completion in whole)
     # A prefill makes the first token of a row, every live step of a slot one more.
-    assert last.live == last.tokens - COUNT
-    assert 0.5 < last.occupancy == last.live / (4 * last.steps) < 1
+    assert last.active_steps == last.tokens - COUNT
+    assert 0.5 < last.occupancy == last.active_steps / (4 * last.steps) < 1
     assert [now.finished for now in seen] == sorted(now.finished for now in seen)
     assert last.programs == engine.programs(requests)
 
@@ -122,4 +123,4 @@ def test_a_row_that_met_its_stop_string_does_not_run_on(tiny_lm) -> None:
     assert short.stop_reason == "stop_string" and len(long.tokens) == 120
     generated = len(short.tokens) + len(long.tokens)
     # Until the host has looked it runs on: a chunk, and the steps ahead of it, twice.
-    assert generated - 2 <= seen[-1].live <= generated + 2 * (4 + 1)
+    assert generated - 2 <= seen[-1].active_steps <= generated + 2 * (4 + 1)

@@ -23,8 +23,8 @@ from jroute.controller.features import FeatureConfig
 from jroute.experiment.config import Experiment
 from jroute.experiment.pipeline import fill_outcomes, train
 from jroute.experiment.run import Run
+from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Decoding
-from jroute.generate.shapes import EngineConfig
 from jroute.harness import command as lm_eval_jax
 from jroute.harness import policy as gating
 from jroute.harness.agreement import compare_samples

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from jroute.generate.engine import Progress
+from jroute.generate.requests import Progress
 from jroute.generate.shapes import Program
 from jroute.observe import progress as module
 from jroute.observe.progress import GenerationBar

@@ -19,8 +19,10 @@ from jroute.distributed.mesh import MeshConfig
 from jroute.experiment.config import Experiment
 from jroute.experiment.estimate import known_rate, memory, plan_outcomes
 from jroute.experiment.run import Run, load_run
-from jroute.generate.engine import Engine, Request
-from jroute.generate.shapes import EngineConfig, memory_of
+from jroute.generate.config import EngineConfig
+from jroute.generate.engine import Engine
+from jroute.generate.memory import estimate_memory
+from jroute.generate.requests import Request
 from jroute.outcomes.__main__ import main
 from jroute.outcomes.generation import fill, wanted
 from jroute.utils.config import load as load_config
@@ -217,7 +219,7 @@ def test_a_plan_is_made_before_anything_is(
         lm.params, lm.config, lm.tokenizer, e.decoding, **ends, routing=lm.routing, shape=shape
     )
     streams = lm.routing.config.size
-    told = memory_of(lm.params, lm.config, engine.plan(asked), shape, 10**9, streams)
+    told = estimate_memory(lm.params, lm.config, engine.plan(asked), shape, 10**9, streams)
     assert found.memory.weights == 4 * sum(leaf.size for leaf in jax.tree.leaves(lm.params))
     assert (found.memory.cache, found.memory.working) == (16 * told.slot, told.fixed)
     assert found.memory.limit > found.memory.total > found.memory.weights

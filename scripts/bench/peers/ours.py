@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from worker import Rows, serve, static_groups, timed, versions
 
 import jroute
+from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Decoding
-from jroute.generate.engine import Engine, EngineConfig, Progress, Request
+from jroute.generate.engine import Engine
+from jroute.generate.requests import Progress, Request
 
 loaded: dict[str, Any] = {}
 engines: dict[str, Engine] = {}
@@ -68,7 +70,7 @@ def generate(
         seen: list[Progress] = []
         requests = [Request(row, None, limit=n) for row, n in zip(rows, wanted, strict=True)]
         completions = made.run(requests, progress=seen.append)
-        steps, live = steps + seen[-1].steps, live + seen[-1].live
+        steps, live = steps + seen[-1].steps, live + seen[-1].active_steps
         return [list(completion.tokens) for completion in completions]
 
     groups = static_groups(prompts, batch) if waves else [list(range(len(prompts)))]

@@ -32,7 +32,7 @@ def test_every_side_runs_and_is_told(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_the_products_are_those_of_the_model() -> None:
     """As many multiplications as there are weights that a token meets, and nothing left out."""
-    params = profile.separate(random_params(CONFIG, "float32", None))
+    params = profile.unstack(random_params(CONFIG, "float32", None))
     x = jax.ShapeDtypeStruct((4, CONFIG.hidden_size), jnp.float32)
     text = profile.products.lower(params, x, config=CONFIG).as_text()
     dots = [line for line in text.splitlines() if "dot_general" in line]

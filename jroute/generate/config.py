@@ -1,0 +1,46 @@
+"""The execution shape of generation."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jroute.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Execution shape of generation; part of how a cell was made, not of what it means.
+
+    Attributes:
+        slots: Rows that run at a time, a multiple of the mesh's ``data`` axis; ``auto`` takes what
+            the device's free memory holds, and no more than there are prompts.
+        chunk: Decode steps between two looks at stop strings, at most.
+        unroll: Decode over separate layers, which is faster but holds the weights of the blocks
+            twice; otherwise scan over the stacked ones.
+        prefill_tokens: Prompt tokens to read at a time: as many prompts of equal padded width as
+            fit, but no more than an eighth of the slots.
+        ahead: Steps that the device runs on while the host refills slots; 0 lets it wait.
+    """
+
+    slots: int | Literal["auto"] = 64
+    chunk: int = 16
+    unroll: bool = True
+    prefill_tokens: int = 512
+    ahead: int = 2
+
+    def __post_init__(self) -> None:
+        if (self.slots != "auto" and self.slots < 1) or self.chunk < 1:
+            raise UserError("engine.slots and engine.chunk must be at least 1")
+        if self.prefill_tokens < 1 or self.ahead < 0:
+            raise UserError(
+                "engine.prefill_tokens must be at least 1, and engine.ahead must not be negative"
+            )
+
+    @property
+    def batch(self) -> int:
+        """Rows of what is no generation, and so needs little memory: the slots, if they are set."""
+        return 64 if self.slots == "auto" else self.slots
+
+    def rows(self, width: int, slots: int, replicas: int) -> int:
+        """Prompts of a padded width that are read together; always so many, whoever waits."""
+        fit = max(1, min(self.prefill_tokens // width, slots // 8))
+        return max(1, fit // replicas) * replicas
