@@ -82,7 +82,7 @@ class Bench(NamedTuple):
     @property
     def capacity(self) -> int:
         """Positions that a row has in the cache."""
-        return caches.whole(max(self.keys, self.prompt + self.new))
+        return caches.capacity_for(max(self.keys, self.prompt + self.new))
 
 
 def random_params(config: Qwen3Config, dtype: str, mesh: jax.sharding.Mesh | None) -> Any:
