@@ -291,16 +291,16 @@ def _deciding(config: "CalibrationConfig", *names: str) -> dict[str, Any]:
 
 def show(found: dict[str, Any]) -> None:
     """Print one table per part."""
-    from jroute.statistics.results import table
+    from jroute.report.text import results_text
 
     for one in found.get("positive", []):
         for split, results in one["splits"].items():
-            print(f"\npositive, {one['source']}, {table(results, split)}")
+            print(f"\npositive, {one['source']}, {results_text(results, split)}")
             for name, passed in one["passes"][split].items():
                 print(f"  {'yes' if passed else 'NO '}  {name.replace('_', ' ')}")
     for one in found.get("plain", []):
         for split, results in one["splits"].items():
-            print(f"\nplain, {one['source']}, {table(results, split)}")
+            print(f"\nplain, {one['source']}, {results_text(results, split)}")
     if null := found.get("null"):
         low, high = (100 * end for end in null["rl_minus_best_fixed_range95"])
         room_low, room_high = (100 * end for end in null["learnable_range95"])

@@ -73,7 +73,9 @@ def compare(
         replicates: Bootstrap resamples.
         seed: Of the resampling.
     """
-    from jroute.statistics import contrasts
+    from jroute.statistics.contrasts import linear_contrast
+    from jroute.statistics.holm import holm
+    from jroute.statistics.intervals import accuracy
 
     sampling = {"replicates": replicates, "seed": seed}
     first = next(iter(runs))
@@ -85,7 +87,7 @@ def compare(
 
     def contrast(parts: list[tuple[np.ndarray, float]]) -> dict[str, Any]:
         values, weights = zip(*parts, strict=True)
-        return dataclasses.asdict(contrasts.linear_contrast(values, weights, **sampling))
+        return dataclasses.asdict(linear_contrast(values, weights, **sampling))
 
     found = []
     for name in names:
@@ -97,13 +99,13 @@ def compare(
                 row["gain"] = contrast(terms(run, name, 1.0))
             else:
                 row["accuracy"] = dataclasses.asdict(
-                    contrasts.accuracy(runs[run][name], **sampling)  # type: ignore[arg-type]
+                    accuracy(runs[run][name], **sampling)  # type: ignore[arg-type]
                 )
             if run != first:
                 row["minus_first"] = contrast(terms(run, name, 1.0) + terms(first, name, -1.0))
             found.append(row)
     differences = [row["minus_first"] for row in found if "minus_first" in row]
-    adjusted = contrasts.holm([one["p"] for one in differences])
+    adjusted = holm([one["p"] for one in differences])
     for one, p in zip(differences, adjusted, strict=True):
         one["p_holm"] = p
     return found

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--problems is {args.problems}; an interval needs at least 2")
     from jroute.experiment import judging
     from jroute.experiment.run import load_run
-    from jroute.statistics.results import table
+    from jroute.report.text import results_text
 
     run = load_run(args.run)
     judged = run.experiment.judged
@@ -82,10 +82,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if not args.live:
         rollouts = run.experiment.rollouts
-        results = judging.judge(run) if rollouts == "table" else judging.judge_without_table(run)
+        results = (
+            judging.judge(run) if rollouts == "table" else judging.judge_without_results_text(run)
+        )
         for split in splits:
             found = results if split == results["split"] else results["other_splits"][split]
-            print(f"{table(found, split)}\n")
+            print(f"{results_text(found, split)}\n")
         print(f"{args.run / 'results.json'}: arms, contrasts, verdict")
         print(f"{args.run / judging.ITEMS}: what every arm scored on every problem (Parquet)")
         return

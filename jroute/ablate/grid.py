@@ -25,7 +25,7 @@ from jroute.lm import resolve_routing
 from jroute.outcomes.outcome import judge
 from jroute.probe import effects
 from jroute.routing.routing import RoutingConfig
-from jroute.statistics import contrasts
+from jroute.statistics.intervals import accuracy
 from jroute.tasks import Split, TaskConfig
 from jroute.tasks.prompts import PromptConfig
 from jroute.utils.errors import UserError
@@ -285,7 +285,7 @@ class Laboratory:
             try:
                 cell = json.loads(file.read_text())
                 right = np.array(cell["correct"])
-                found = contrasts.accuracy(right)
+                found = accuracy(right)
                 listed.append(
                     {
                         "preset": variant.preset,

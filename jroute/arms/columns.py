@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from jroute.arms.controls import shuffled_values
 from jroute.arms.registry import fixed_name
-from jroute.arms.supervised import shuffled_values
 
 
 def arm_columns(

@@ -1,109 +1,87 @@
-"""Training the arms that stand beside RL, and what every learnt arm chooses.
+"""The controls that judging needs: arms that must gain nothing from the prompt, and the rivals.
 
-All of it is arrays in, arrays out; ``jroute.experiment.judging`` keeps the results in a run folder.
+Arrays in, arrays out; ``jroute.experiment`` keeps the results in a run folder.
 """
 
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from jroute.arms import supervised as arms
+from jroute.arms.exact_gradient import fit_exact_gradient
+from jroute.arms.rl import choices_of_seeds, train_rl
+from jroute.arms.supervised import Cells, SupervisedConfig, fit_supervised
 from jroute.controller import networks
-from jroute.envs.functional import TableEnv
 from jroute.ppo import learner
-
-LENGTH = slice(0, 1)
-"""Columns of the features that the length-only arm sees."""
-
-
-def train_rl(cells: arms.Cells, config: learner.PPOConfig, key: Key[Array, ""]) -> networks.Params:
-    """Trains ``config.seeds`` PPO controllers; their parameters, ``[seeds, …]``.
-
-    Args:
-        cells: Features of train problems and the reward of every gate, of which PPO sees what it
-            samples.
-        config: Of the learner.
-        key: Of the seeds.
-    """
-    features, rewards = cells
-    env = TableEnv.create(features, rewards)
-    state = learner.init_seeds(config, env.num_features, (env.num_gates,), key)
-    state, _ = _training(config)(env, state)
-    return jax.device_get(state.params)
-
-
-@lru_cache(maxsize=4)
-def _training(config: learner.PPOConfig) -> Callable[..., Any]:
-    """A whole training as one program, compiled once for all tables of a shape."""
-    return learner.compile_train(config, config.updates)
 
 
 def fit_controls(
-    train: arms.Cells,
-    validation: arms.Cells,
+    train: Cells,
+    validation: Cells,
     rl: networks.Params,
     *,
     ppo: learner.PPOConfig,
-    supervised: arms.SupervisedConfig,
+    supervised: SupervisedConfig,
     key: Key[Array, ""],
 ) -> dict[str, Any]:
-    """Fits every control that learns or is derived from what RL learnt.
+    """Fit every arm that judging trains or derives from RL's controllers.
 
     Args:
-        train: Features, and what every gate pays.
-        validation: The same of the problems that choose settings.
+        train: Features and the reward of every gate.
+        validation: The same of the problems that choose hyperparameters.
         rl: Parameters of PPO's controllers, ``[seeds, …]``.
-        ppo: How they were trained; the controllers on random rewards are trained so too.
+        ppo: How they were trained; the controllers on random rewards are trained alike.
         supervised: How networks that know all train cells are fitted.
-        key: Of initial weights and of the random rewards.
+        key: Key of the initial weights and of the random rewards.
 
     Returns:
         A tree of arrays: ``supervised_features`` and ``exact_gradient`` (networks),
         ``random_reward`` (networks, ``[seeds, …]``) and ``rl_modal`` (columns, ``[seeds]``).
     """
     keys = jax.random.split(key, 4)
-    dealt = arms.dealt_rewards(train[1], int(jax.random.bits(keys[2])))
-    chosen = arms.choices_of_seeds(rl, train[0])
+    dealt = dealt_rewards(train[1], int(jax.random.bits(keys[2])))
+    chosen = choices_of_seeds(rl, train[0])
     tree = {
-        "supervised_features": arms.fit_supervised(train, validation, supervised, keys[0]),
-        "exact_gradient": arms.fit_exact_gradient(train, validation, supervised, keys[1]),
+        "supervised_features": fit_supervised(train, validation, supervised, keys[0]),
+        "exact_gradient": fit_exact_gradient(train, validation, supervised, keys[1]),
         "random_reward": train_rl((train[0], dealt), ppo, keys[3]),
-        "rl_modal": arms.modal_choices(chosen, train[1].shape[1]),
+        "rl_modal": modal_choices(chosen, train[1].shape[1]),
     }
     return jax.device_get(tree)
 
 
-def choose(
-    observations: Float[np.ndarray, "problems features"],
-    rl: networks.Params,
-    supervised: networks.Params,
-    controls: Mapping[str, Any],
-) -> dict[str, Int[np.ndarray, "..."]]:
-    """The column every learnt arm chooses for each problem, as ``report.arm_columns`` takes them.
+def modal_choices(
+    choices: Int[np.ndarray, "seeds prompts"], gates: int
+) -> Int[np.ndarray, " seeds"]:
+    """Return the gate that each seed chooses most often, the first of equals."""
+    return np.stack([np.bincount(row, minlength=gates) for row in choices]).argmax(axis=1)
 
-    Args:
-        observations: Features of the problems.
-        rl: PPO's controllers, ``[seeds, …]``.
-        supervised: The length-only arm.
-        controls: As ``fit_controls`` gives them.
+
+def shuffled_values(
+    values: Float[np.ndarray, "prompts gates"], choices: Int[np.ndarray, "seeds prompts"]
+) -> Float[np.ndarray, "seeds prompts"]:
+    """Return what prompts score under the gate of another prompt, all others equally likely."""
+    gates, prompts = values.shape[1], choices.shape[1]
+    chosen = choices[..., None] == np.arange(gates)  # [seeds, prompts, gates]
+    others = (chosen.sum(axis=1, keepdims=True) - chosen) / (prompts - 1)
+    return (others * values[None]).sum(axis=-1)
+
+
+def dealt_rewards(
+    rewards: Float[np.ndarray, "problems gates"], seed: int
+) -> Float[np.ndarray, "problems gates"]:
+    """Deal the same rewards to all cells at random: they tell nothing of problem or gate."""
+    return np.random.default_rng(seed).permutation(rewards.ravel()).reshape(rewards.shape)
+
+
+def random_choices(prompts: Sequence[str], gates: int, seed: int) -> Int[np.ndarray, " prompts"]:
+    """Draw the index of a gate evenly for each prompt.
+
+    It is drawn from the seed and the prompt's own text, so a prompt always gets the same gate,
+    whichever prompts stand beside it.
     """
-    x = np.asarray(observations, np.float32)
-    return {
-        "rl": arms.choices_of_seeds(rl, x),
-        "supervised": arms.choices_of_regressor(supervised, x[:, LENGTH]),
-        "supervised_features": arms.choices_of_regressor(controls["supervised_features"], x),
-        "exact_gradient": arms.choices_of_regressor(controls["exact_gradient"], x),
-        "random_reward": arms.choices_of_seeds(controls["random_reward"], x),
-        "rl_modal": np.asarray(controls["rl_modal"]),
-    }
-
-
-def best_on(
-    values: Float[np.ndarray, "problems gates"], choices: Int[np.ndarray, "seeds problems"]
-) -> int:
-    """The seed whose choices score best, the first of equals."""
-    return int(values[np.arange(len(values))[None], choices].mean(axis=1).argmax())
+    digests = (hashlib.sha256(f"{seed}/{prompt}".encode()).digest() for prompt in prompts)
+    return np.array([int.from_bytes(digest[:8], "big") % gates for digest in digests], int)

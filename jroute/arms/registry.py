@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+from jroute.statistics.results import ArmRoles
 from jroute.utils.errors import UserError
 
 Group = Literal["subject", "declared", "rival", "control", "ceiling", "bound"]
@@ -319,6 +320,21 @@ def same_seeds() -> tuple[str, ...]:
 def rivals() -> tuple[str, ...]:
     """Return the arms that choose by the prompt without RL."""
     return names(lambda arm: "rival" in arm.groups)
+
+
+def roles() -> ArmRoles:
+    """Return the parts that arms play in the statistics of an outcome table."""
+    ceiling, bound = (names(lambda arm, g=group: g in arm.groups) for group in ("ceiling", "bound"))
+    return ArmRoles(
+        declared=DECLARED,
+        rivals=rivals(),
+        deterministic=deterministic(),
+        same_seeds=same_seeds(),
+        subject=SUBJECT,
+        selected=SELECTED,
+        ceiling=ceiling[0],
+        bound=bound[0],
+    )
 
 
 def choosing() -> tuple[str, ...]:

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from jroute.arms import controls, supervised
 from jroute.arms.columns import arm_columns
+from jroute.arms.controls import random_choices
 from jroute.arms.registry import Arm, choices, from_controls
+from jroute.arms.rl import choices_of_seeds
+from jroute.arms.supervised import LENGTH, choices_of_regressor
 from jroute.controller import networks
 from jroute.utils.errors import UserError
 
@@ -80,7 +82,7 @@ def decide(arm: Arm, prompts: Sequence[str], inputs: ArmInputs) -> Int[np.ndarra
     """
     check_available(arm, has_table=inputs.has_table)
     if arm.name == "random":
-        return supervised.random_choices(prompts, len(inputs.grid), inputs.seed)
+        return random_choices(prompts, len(inputs.grid), inputs.seed)
     if arm.name == "best_fixed":
         return np.full(len(prompts), int(inputs.controller()["best_fixed"]))
     if arm.name == "rl":
@@ -92,34 +94,64 @@ def decide(arm: Arm, prompts: Sequence[str], inputs: ArmInputs) -> Int[np.ndarra
             f"arm {arm.name} chooses one gate for a prompt, and a decision of this run has "
             f"{inputs.num_gate_dims} numbers; choose baseline, fixed:G, random or rl"
         )
-    return _regressor_choices(arm.name, inputs.observe(prompts), inputs)
+    source = inputs.controls if arm.name in from_controls() else inputs.controller
+    return _regressor_choices(arm.name, inputs.observe(prompts), source())
 
 
 def table_columns(
-    observations: Float[np.ndarray, "problems features"], inputs: ArmInputs
+    observations: Float[np.ndarray, "problems features"],
+    grid: Sequence[float],
+    controller: Mapping[str, Any],
+    controls: Mapping[str, Any],
 ) -> dict[str, Int[np.ndarray, "..."]]:
     """Return the column of the outcome table that each deciding arm gives to each problem.
 
     Args:
         observations: Features of the problems, as controllers see them.
-        inputs: What the arms choose from; ``observe`` is not called.
+        grid: The gate of each column.
+        controller: What training saved; see ``ArmInputs``.
+        controls: What judging trained.
 
     Returns:
         Columns by arm, ``[problems]``, or ``[seeds, problems]`` for arms with several seeds. Arms
         known by their expectation, and the oracle, decide nothing.
     """
-    x = np.asarray(observations, np.float32)
-    controller, trained = inputs.controller(), inputs.controls()
     return arm_columns(
-        len(x),
-        inputs.grid,
+        len(observations),
+        grid,
         best_fixed=int(controller["best_fixed"]),
         selected=int(controller["selected"]),
-        rl=supervised.choices_of_seeds(controller["seeds"], x),
-        rl_modal=np.asarray(trained["rl_modal"]),
-        random_reward=supervised.choices_of_seeds(trained["random_reward"], x),
-        **{name: _regressor_choices(name, x, inputs) for name in REGRESSORS},  # type: ignore[arg-type]
+        **learned_choices(observations, controller, controls),  # type: ignore[arg-type]
     )
+
+
+def learned_choices(
+    observations: Float[np.ndarray, "problems features"],
+    controller: Mapping[str, Any],
+    controls: Mapping[str, Any],
+) -> dict[str, Int[np.ndarray, "..."]]:
+    """Return the columns that every learned arm chooses, as ``arm_columns`` takes them.
+
+    Args:
+        observations: Features of the problems, as controllers see them.
+        controller: What training saved: of it, ``seeds`` and ``supervised``.
+        controls: What judging trained.
+    """
+    x = np.asarray(observations, np.float32)
+    trained = {**controls, "supervised": controller["supervised"]}
+    return {
+        "rl": choices_of_seeds(controller["seeds"], x),
+        **{name: _regressor_choices(name, x, trained) for name in REGRESSORS},
+        "random_reward": choices_of_seeds(controls["random_reward"], x),
+        "rl_modal": np.asarray(controls["rl_modal"]),
+    }
+
+
+def _regressor_choices(
+    name: str, observations: Float[np.ndarray, "prompts features"], trained: Mapping[str, Any]
+) -> Int[np.ndarray, " prompts"]:
+    x = observations[:, LENGTH] if name == "supervised" else observations
+    return choices_of_regressor(trained[name], x)
 
 
 def check_available(arm: Arm, *, has_table: bool) -> None:
@@ -137,13 +169,3 @@ def check_available(arm: Arm, *, has_table: bool) -> None:
             f"arm {arm.name} learns from the rewards of all gates, and a run with live rollouts "
             "has no such table; choose baseline, fixed:G, random or rl"
         )
-
-
-def _regressor_choices(
-    name: str, observations: Float[np.ndarray, "prompts features"], inputs: ArmInputs
-) -> Int[np.ndarray, " prompts"]:
-    if name == "supervised":
-        x, params = observations[:, controls.LENGTH], inputs.controller()[name]
-    else:
-        x, params = observations, inputs.controls()[name]
-    return supervised.choices_of_regressor(params, x)

@@ -1,31 +1,10 @@
-"""Arms: rules from a prompt to a gate that are compared on the same problems.
+"""The supervised arms: networks that learn the reward of every gate from all cells of train.
 
-=======================  =========================================================================
-``baseline``             gate 0, which is the plain model
-``fixed:G``              gate G for every prompt
-``best_fixed``           the fixed gate with the best accuracy on train
-``random``               a gate drawn evenly from the grid; judged by its exact expectation
-``supervised``           predicts every gate's reward from prompt length, takes the best
-``supervised_features``  the same from all that PPO sees: the rival that decides if RL is needed
-``rl``                   PPO's controllers, one per seed, acting by their most probable gate
-``rl_selected``          the one of them that was best on validation
-``rl_modal``             for each seed the one gate that its controller gave to most train prompts
-``exact_gradient``       a policy on PPO's features that climbs the exact gradient of its expected
-                         reward over all train cells: what PPO estimates, hence its ceiling
-``shuffled_prompt``      PPO's controllers, each reading another problem's prompt; judged by the
-                         exact expectation over which other problem that is
-``random_reward``        PPO trained on the same rewards dealt at random to train's cells
-``oracle``               the best gate in hindsight: an upper bound, not a rule
-=======================  =========================================================================
-
-Only ``baseline``, ``fixed:G`` and ``random`` have learnt nothing. ``best_fixed``, ``supervised``,
-``supervised_features`` and ``exact_gradient`` learn from every cell of train, PPO from the cells it
-sampled; validation chooses settings, stopping times and the selected seed. ``oracle`` alone reads
-the cells it is judged on.
+``supervised`` reads prompt length alone; ``supervised_features`` reads all that PPO sees, which
+makes it the rival that decides whether RL is needed.
 """
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -39,11 +18,8 @@ from jaxtyping import Array, Float, Int, Key
 from jroute.controller import networks
 from jroute.utils.errors import UserError
 
-FROM_CONTROLS = ("supervised_features", "exact_gradient")
-"""Arms that judging trains, from all that PPO sees."""
-
-LOOKING = ("supervised", *FROM_CONTROLS, "rl")
-"""Arms that look at a prompt to choose its gate."""
+LENGTH = slice(0, 1)
+"""Columns of the features that the length-only arm sees."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +28,11 @@ class SupervisedConfig:
 
     Attributes:
         hidden: Widths of the tanh layers.
-        networks: Of a supervised arm; they start differently and their outputs are averaged.
-        steps: Gradient steps of each setting.
+        networks: Networks of a supervised arm; they start differently, their outputs are averaged.
+        steps: Gradient steps with each pair of step size and weight decay.
         learning_rates: Adam's step sizes, each tried with each weight decay.
         weight_decays: Decoupled from the gradient, as in AdamW, in units of the step size.
-        check_every: Steps between two looks at validation; the best look of all settings wins.
+        check_every: Steps between two checks on validation; the best check of all pairs wins.
     """
 
     hidden: tuple[int, ...] = (64, 64)
@@ -67,7 +43,7 @@ class SupervisedConfig:
     check_every: int = 30
 
     def __post_init__(self) -> None:
-        """Refuse settings that fit nothing."""
+        """Refuse values that fit nothing."""
         for name in ("learning_rates", "weight_decays"):
             if not getattr(self, name):
                 raise UserError(f"supervised.{name} is empty; give at least one number")
@@ -80,58 +56,25 @@ Cells = tuple[Float[np.ndarray, "_ features"], Float[np.ndarray, "_ gates"]]
 """Features of problems, and the reward of every gate on them."""
 
 
+def fit_supervised(
+    train: Cells, validation: Cells, config: SupervisedConfig, key: Key[Array, ""]
+) -> networks.Params:
+    """Train networks that predict the reward of every gate from features; see ``fit``.
+
+    Rewards are mapped from their range on train to 0 … 1; the outputs are logits of the result.
+    """
+    low, high = float(train[1].min()), float(train[1].max())
+    scale = high - low or 1.0
+    unit_train, unit_validation = ((x, (y - low) / scale) for x, y in (train, validation))
+    keys = jax.random.split(key, config.networks)
+    return fit(unit_train, unit_validation, config, keys, cross_entropy)
+
+
 def cross_entropy(
     logits: Float[Array, "problems gates"], rewards: Float[Array, "problems gates"]
 ) -> Float[Array, ""]:
-    """What a supervised arm makes small, of rewards from 0 to 1: it learns the mean of each."""
+    """Return the mean cross-entropy to rewards from 0 to 1; its minimum is their mean."""
     return jnp.mean(jax.nn.softplus(logits) - rewards * logits)
-
-
-def expected_loss(
-    logits: Float[Array, "problems gates"], rewards: Float[Array, "problems gates"]
-) -> Float[Array, ""]:
-    """Minus the policy's expected reward, the sum over all gates: nothing is sampled."""
-    return -jnp.mean(jnp.sum(jax.nn.softmax(logits, axis=-1) * rewards, axis=-1))
-
-
-@partial(jax.jit, static_argnames=("loss", "steps", "check_every"))
-def _fit(
-    starts: networks.Params,
-    train: tuple[Array, Array],
-    held: tuple[Array, Array],
-    settings: Float[Array, "settings 2"],
-    *,
-    loss: Callable[[Array, Array], Array],
-    steps: int,
-    check_every: int,
-) -> tuple[networks.Params, Float[Array, "networks settings 2"]]:
-    """For every start and setting (step size, decay) the best parameters and their score."""
-    adam = optax.scale_by_adam()
-
-    def step(carry: tuple[Any, Any], setting: Array) -> tuple[Any, Any]:
-        params, moments = carry
-        gradient = jax.grad(lambda p: loss(networks.apply_regressor(p, train[0]), train[1]))(params)
-        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to its integer count
-            updates, moments = adam.update(gradient, moments)
-        rate, decay = setting
-        return jax.tree.map(lambda p, u: p - rate * (u + decay * p), params, updates), moments
-
-    def one(params: networks.Params, setting: Array) -> tuple[networks.Params, Array]:
-        def look(carry: Any, _: None) -> tuple[Any, None]:
-            now, best, score = carry
-            now = jax.lax.fori_loop(0, check_every, lambda _, c: step(c, setting), now)
-            out = networks.apply_regressor(now[0], held[0])
-            value = jnp.take_along_axis(held[1], out.argmax(axis=-1)[:, None], axis=-1).mean()
-            found = jnp.stack([value, -loss(out, held[1])])
-            better = (found[0] > score[0]) | ((found[0] == score[0]) & (found[1] > score[1]))
-            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), now[0], best)
-            return (now, best, jnp.where(better, found, score)), None
-
-        start = ((params, adam.init(params)), params, jnp.full(2, -jnp.inf))
-        (_, best, score), _ = jax.lax.scan(look, start, length=max(steps // check_every, 1))
-        return best, score
-
-    return jax.vmap(jax.vmap(one, in_axes=(None, 0)), in_axes=(0, None))(starts, settings)
 
 
 def fit(
@@ -143,15 +86,15 @@ def fit(
     *,
     output_gain: float = 1.0,
 ) -> networks.Params:
-    """Fits networks with one output per gate, of which the largest is the gate to choose.
+    """Fit networks with one output per gate; the largest output is the gate to choose.
 
     Args:
-        train: Features and the reward of every gate, which is what is learnt from.
-        validation: The same of the problems that choose setting and stopping time of each network:
-            by the mean reward of acting greedily, then by the loss.
+        train: Features and the reward of every gate, to learn from.
+        validation: The same of the problems that choose step size, weight decay and stopping time
+            of each network: by the mean reward of acting greedily, then by the loss.
         config: Network and optimisation.
-        keys: Of the initial weights, one for each network.
-        loss: Of outputs and rewards.
+        keys: Keys of the initial weights, one for each network.
+        loss: Loss of outputs and rewards.
         output_gain: Scale of the initial output layer.
 
     Returns:
@@ -162,7 +105,7 @@ def fit(
     starts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
     starts["output"] = jax.tree.map(lambda leaf: output_gain * leaf, starts["output"])
     pairs = [(rate, decay) for decay in config.weight_decays for rate in config.learning_rates]
-    found, scores = _fit(
+    fitted, scores = _fit_all(
         starts,
         (x, y),
         (held_x, held_y),
@@ -171,41 +114,57 @@ def fit(
         steps=config.steps,
         check_every=min(config.check_every, config.steps),
     )
-    ranked = np.asarray(scores).tolist()  # [network][setting] -> value, minus loss
-    best = jnp.asarray([max(range(len(pairs)), key=one.__getitem__) for one in ranked])
-    return jax.tree.map(lambda leaf: leaf[jnp.arange(len(best)), best], found)
+    ranked = np.asarray(scores).tolist()  # [network][pair] -> value, minus loss
+    best = jnp.asarray([max(range(len(pairs)), key=row.__getitem__) for row in ranked])
+    return jax.tree.map(lambda leaf: leaf[jnp.arange(len(best)), best], fitted)
 
 
-def fit_supervised(
-    train: Cells, validation: Cells, config: SupervisedConfig, key: Key[Array, ""]
-) -> networks.Params:
-    """Trains networks that predict the reward of every gate from features; see ``fit``.
+@partial(jax.jit, static_argnames=("loss", "steps", "check_every"))
+def _fit_all(
+    starts: networks.Params,
+    train: tuple[Array, Array],
+    held: tuple[Array, Array],
+    pairs: Float[Array, "pairs 2"],
+    *,
+    loss: Callable[[Array, Array], Array],
+    steps: int,
+    check_every: int,
+) -> tuple[networks.Params, Float[Array, "networks pairs 2"]]:
+    """Return the best parameters and their score for every start and (step size, decay) pair."""
+    adam = optax.scale_by_adam()
 
-    Rewards are mapped from the range they have on train to 0 … 1, of which the outputs are logits.
-    """
-    low, high = float(train[1].min()), float(train[1].max())
-    scale = high - low or 1.0
-    learnt, held = ((x, (y - low) / scale) for x, y in (train, validation))
-    return fit(learnt, held, config, jax.random.split(key, config.networks), cross_entropy)
+    def step(carry: tuple[Any, Any], pair: Array) -> tuple[Any, Any]:
+        params, moments = carry
+        gradient = jax.grad(lambda p: loss(networks.apply_regressor(p, train[0]), train[1]))(params)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to its integer count
+            updates, moments = adam.update(gradient, moments)
+        rate, decay = pair
+        return jax.tree.map(lambda p, u: p - rate * (u + decay * p), params, updates), moments
 
+    def fit_pair(params: networks.Params, pair: Array) -> tuple[networks.Params, Array]:
+        def check(carry: Any, _: None) -> tuple[Any, None]:
+            now, best, best_score = carry
+            now = jax.lax.fori_loop(0, check_every, lambda _, c: step(c, pair), now)
+            out = networks.apply_regressor(now[0], held[0])
+            value = jnp.take_along_axis(held[1], out.argmax(axis=-1)[:, None], axis=-1).mean()
+            score = jnp.stack([value, -loss(out, held[1])])
+            better = (score[0] > best_score[0]) | (
+                (score[0] == best_score[0]) & (score[1] > best_score[1])
+            )
+            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), now[0], best)
+            return (now, best, jnp.where(better, score, best_score)), None
 
-def fit_exact_gradient(
-    train: Cells, validation: Cells, config: SupervisedConfig, key: Key[Array, ""]
-) -> networks.Params:
-    """Trains one softmax policy by the exact gradient of its expected reward; see ``fit``.
+        start = ((params, adam.init(params)), params, jnp.full(2, -jnp.inf))
+        (_, best, score), _ = jax.lax.scan(check, start, length=max(steps // check_every, 1))
+        return best, score
 
-    Full-batch Adam from an almost uniform policy (output gain 0.01, as PPO's), each step size with
-    each weight decay for ``config.steps`` steps; of all looks at validation, one every
-    ``config.check_every`` steps, the one with the best greedy value is kept. It is one network, as
-    each of PPO's seeds is.
-    """
-    return fit(train, validation, config, key[None], expected_loss, output_gain=0.01)
+    return jax.vmap(jax.vmap(fit_pair, in_axes=(None, 0)), in_axes=(0, None))(starts, pairs)
 
 
 def outputs(
     params: networks.Params, features: Float[np.ndarray, "prompts features"]
 ) -> Float[Array, "prompts gates"]:
-    """One output per gate, the mean over networks, parameters ``[networks, …]``."""
+    """Return one output per gate, the mean over networks, parameters ``[networks, …]``."""
     apply = jax.vmap(networks.apply_regressor, in_axes=(0, None))
     return apply(params, jnp.asarray(features)).mean(axis=0)
 
@@ -213,70 +172,5 @@ def outputs(
 def choices_of_regressor(
     params: networks.Params, features: Float[np.ndarray, "prompts features"]
 ) -> Int[np.ndarray, " prompts"]:
-    """Index of the gate with the largest output, the first of equals."""
+    """Return the index of the gate with the largest output, the first of equals."""
     return np.asarray(outputs(params, features)).argmax(axis=1)
-
-
-def choices_of_policy(
-    params: networks.Params, observations: Float[np.ndarray, "prompts features"]
-) -> Int[np.ndarray, " prompts"]:
-    """Index of the most probable gate of a PPO controller."""
-    return np.asarray(networks.act(params, jnp.asarray(observations)))[:, 0]
-
-
-def choices_of_seeds(
-    params: networks.Params, observations: Float[np.ndarray, "prompts features"]
-) -> Int[np.ndarray, "seeds prompts"]:
-    """Index of the most probable gate of every seed's PPO controller, parameters ``[seeds, …]``."""
-    act = jax.vmap(networks.act, in_axes=(0, None))
-    return np.asarray(act(params, jnp.asarray(observations, jnp.float32)))[:, :, 0]
-
-
-def modal_choices(
-    choices: Int[np.ndarray, "seeds prompts"], gates: int
-) -> Int[np.ndarray, " seeds"]:
-    """The gate each seed chose most often, the first of equals."""
-    return np.stack([np.bincount(row, minlength=gates) for row in choices]).argmax(axis=1)
-
-
-def shuffled_values(
-    values: Float[np.ndarray, "prompts gates"], choices: Int[np.ndarray, "seeds prompts"]
-) -> Float[np.ndarray, "seeds prompts"]:
-    """What each prompt scores under the gate chosen for another one, any other equally likely."""
-    gates, prompts = values.shape[1], choices.shape[1]
-    chosen = choices[..., None] == np.arange(gates)  # [seeds, prompts, gates]
-    others = (chosen.sum(axis=1, keepdims=True) - chosen) / (prompts - 1)
-    return (others * values[None]).sum(axis=-1)
-
-
-def dealt_rewards(
-    rewards: Float[np.ndarray, "problems gates"], seed: int
-) -> Float[np.ndarray, "problems gates"]:
-    """The same rewards dealt at random to all cells: they tell nothing of problem or gate."""
-    return np.random.default_rng(seed).permutation(rewards.ravel()).reshape(rewards.shape)
-
-
-def random_choices(prompts: Sequence[str], gates: int, seed: int) -> Int[np.ndarray, " prompts"]:
-    """Draws a gate index evenly for each prompt.
-
-    It is drawn from the seed and the prompt's own text, so a prompt always gets the same one,
-    whatever it is asked together with.
-    """
-    digests = (hashlib.sha256(f"{seed}/{prompt}".encode()).digest() for prompt in prompts)
-    return np.array([int.from_bytes(digest[:8], "big") % gates for digest in digests], int)
-
-
-def fixed_gate(arm: str) -> float | None:
-    """The gate of ``baseline`` or ``fixed:G``; ``None`` for an arm that looks at the prompt.
-
-    Raises:
-        UserError: ``fixed:`` without a number.
-    """
-    if arm == "baseline":
-        return 0.0
-    if not arm.startswith("fixed:"):
-        return None
-    try:
-        return float(arm.removeprefix("fixed:"))
-    except ValueError:
-        raise UserError(f"arm {arm!r} has no number after 'fixed:'; write e.g. fixed:0.5") from None

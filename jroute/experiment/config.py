@@ -14,7 +14,7 @@ from jroute.generate.decoding import Decoding
 from jroute.observe.scalars import Track
 from jroute.ppo.learner import PPOConfig
 from jroute.probe.mixing import MixingConfig
-from jroute.statistics.results import JudgeConfig
+from jroute.statistics.config import JudgeConfig
 from jroute.tasks import Split, TaskConfig
 from jroute.tasks.prompts import PromptConfig
 from jroute.tasks.rewards import RewardConfig

@@ -14,7 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
-from jroute.arms import controls, supervised
+from jroute.arms import controls, registry
+from jroute.arms.columns import arm_values, gate_counts
+from jroute.arms.resolve import table_columns
+from jroute.arms.rl import decisions_of_seeds
+from jroute.arms.supervised import Cells
 from jroute.checkpoint import latest_step, save_state
 from jroute.controller import networks
 from jroute.distributed.processes import is_first_process
@@ -22,25 +26,20 @@ from jroute.experiment import estimate
 from jroute.experiment.cost import Plan
 from jroute.experiment.run import Run
 from jroute.generate.sampling import hash_text
-from jroute.harness.policy import RUN_ARMS
 from jroute.observe.progress import progress_bar
 from jroute.outcomes import generation
 from jroute.outcomes.generation import Cell, generate
 from jroute.routing.gate import Gate
-from jroute.statistics import contrasts
-from jroute.statistics import results as report
+from jroute.statistics.contrasts import paired_contrast
 from jroute.statistics.headroom import headroom, sampled
+from jroute.statistics.holm import holm
+from jroute.statistics.intervals import accuracy
+from jroute.statistics.results import arm_results, as_gain
 from jroute.tasks import Split
 from jroute.utils.errors import UserError
 from jroute.utils.files import atomic_write, write_text
 
 logger = logging.getLogger(__name__)
-
-FINAL = RUN_ARMS
-"""Arms that can be generated anew: one gate per prompt, ``rl`` being the selected seed."""
-
-FINAL_LIVE = ("baseline", "fixed:0.5", "rl")
-"""The same of a run with live rollouts."""
 
 ITEMS = "items.parquet"
 """The gate every arm gave to every problem and what it scored, in the run folder."""
@@ -51,7 +50,7 @@ def features_of(run: Run, split: Split) -> Float[np.ndarray, "problems features"
     return run.featurizer(run.raw_features(split)).astype(np.float32)
 
 
-def cells_of(run: Run, split: Split) -> supervised.Cells:
+def cells_of(run: Run, split: Split) -> Cells:
     """Features of a split's problems and what every gate pays on them."""
     return features_of(run, split), run.matrix(split, "reward")
 
@@ -83,26 +82,15 @@ def train_controls(run: Run) -> dict[str, Any]:
 
 def columns_of(run: Run, split: Split) -> dict[str, Int[np.ndarray, "..."]]:
     """Which gate of the grid every arm gives to every problem of a split."""
-    trained, controller = train_controls(run), run.controller
-    chosen = controls.choose(
-        features_of(run, split),
-        controller["seeds"],
-        controller["supervised"],
-        trained,
-    )
-    return report.arm_columns(
-        len(run.problems(split)),
-        run.gate_values,
-        best_fixed=int(controller["best_fixed"]),
-        selected=int(controller["selected"]),
-        **chosen,  # type: ignore[arg-type]
+    return table_columns(
+        features_of(run, split), run.gate_values, run.controller, train_controls(run)
     )
 
 
 def judge_split(run: Run, split: Split) -> tuple[dict[str, Any], pa.Table]:
     """The results of one split, and what every arm did with every problem."""
     config, columns = run.experiment.judge, columns_of(run, split)
-    values = report.arm_values(run.matrix(split), columns)
+    values = arm_values(run.matrix(split), columns)
     learnt: tuple[Split, ...] = ("train", "validation")
     best_fixed = int(run.controller["best_fixed"])
     sampling = {"replicates": config.replicates, "seed": config.seed}
@@ -117,13 +105,13 @@ def judge_split(run: Run, split: Split) -> tuple[dict[str, Any], pa.Table]:
         **sampling,
     )
     floor = run.noise_floor
-    results = report.judge(values, config, found, floor and floor["correct"])
+    results = arm_results(values, config, registry.roles(), found, floor and floor["correct"])
     samples = run.samples(split)
     if samples.shape[-1] > 1:
         told = sampled(samples, best_fixed, **sampling)
         results["headroom"]["samples"] = samples.shape[-1]
-        results["headroom"] |= {name: report.gain(one) for name, one in told.items()}
-    results["gates_chosen"] = report.gate_counts(columns, len(run.gate_values))
+        results["headroom"] |= {name: as_gain(one) for name, one in told.items()}
+    results["gates_chosen"] = gate_counts(columns, len(run.gate_values))
     results["items"] = digest(run, split)
     return results, _item_rows(run, split, values, columns)
 
@@ -200,7 +188,7 @@ def _item_rows(
 
 def gates_of(run: Run, arm: str, prompts: Sequence[str]) -> list[Gate]:
     """The gate a final arm gives to each prompt, from the prompt alone, features read anew."""
-    fixed = supervised.fixed_gate(arm)
+    fixed = registry.parse_arm(arm).gate
     if fixed is not None:
         return [fixed if run.num_gate_dims == 1 else (fixed,) * run.num_gate_dims] * len(prompts)
     if run.num_gate_dims > 1:
@@ -208,7 +196,7 @@ def gates_of(run: Run, arm: str, prompts: Sequence[str]) -> list[Gate]:
         return run.gates_of(
             np.asarray(networks.act(run.controller["rl"], jnp.asarray(observations)))
         )
-    if arm in supervised.FROM_CONTROLS:
+    if arm in registry.from_controls():
         train_controls(run)
     return run.gates(arm, prompts).tolist()
 
@@ -219,8 +207,9 @@ def final_arms(run: Run, names: Sequence[str] = ()) -> Sequence[str]:
     Raises:
         UserError: An arm that cannot be generated.
     """
-    final = FINAL if run.experiment.rollouts == "table" else FINAL_LIVE
-    grid = [report.fixed_name(gate) for gate in run.gate_values] if final is FINAL else []
+    live = run.experiment.rollouts == "live"
+    final = registry.generable(live=live)
+    grid = [] if live else [registry.fixed_name(gate) for gate in run.gate_values]
     if unknown := [name for name in names if name not in final and name not in grid]:
         raise UserError(f"arm {unknown[0]!r} cannot be generated; choose of {', '.join(final)}")
     return names or final
@@ -242,7 +231,7 @@ def plan_judge(run: Run) -> str:
 
 def _live_cells(run: Run, split: Split) -> list[Cell]:
     """The different cells that judging a run with live rollouts asks for."""
-    decided = decisions_of(run.controller["seeds"], features_of(run, split))
+    decided = decisions_of_seeds(run.controller["seeds"], features_of(run, split))
     fixed = [np.full(decided.shape[1:], run.gate_values.index(gate)) for gate in (0.0, 0.5)]
     asked = [run.gates_of(decisions) for decisions in (*decided, *fixed)]
     problems = run.problems(split)
@@ -305,7 +294,7 @@ def judge_live(
     found: dict[str, Any] = {"split": split, "n": len(asked), "cells": len(wanted), "arms": {}}
     for name, column in gates.items():
         rows = list(enumerate(column))
-        scored = contrasts.accuracy([float(now[row].correct) for row in rows])
+        scored = accuracy([float(now[row].correct) for row in rows])
         before = float(np.mean([then[row].correct for row in rows]))
         found["arms"][name] = {**dataclasses.asdict(scored), "in_table": before}
     for key, differs in (
@@ -314,13 +303,6 @@ def judge_live(
     ):
         found[key] = [[asked[i].id, gate] for i, gate in wanted if differs((i, gate))]
     return found
-
-
-def decisions_of(
-    params: Any, observations: Float[np.ndarray, "problems features"]
-) -> Int[np.ndarray, "seeds problems gate_dims"]:
-    """The most probable decision of every seed's controller."""
-    return np.asarray(jax.vmap(networks.act, in_axes=(0, None))(params, jnp.asarray(observations)))
 
 
 def correct_of(
@@ -337,17 +319,6 @@ def correct_of(
     return np.array([outcome.correct for outcome in found], np.float64).reshape(seeds, count)
 
 
-NEED_A_TABLE = {
-    "oracle": "the best gate of every problem in hindsight",
-    "best_fixed": "the best gate on all train problems",
-    "random": "the expectation over all gates of every problem",
-    "supervised": "the rewards of all gates on all train problems",
-    "supervised_features": "the rewards of all gates on all train problems",
-    "exact_gradient": "the rewards of all gates on all train problems",
-}
-"""Arms that live rollouts do not have, and what a table would tell them."""
-
-
 def judge_without_table(run: Run) -> dict[str, Any]:
     """Judges RL against the baseline and gate 0.5, all generated; writes as ``judge`` does.
 
@@ -358,25 +329,25 @@ def judge_without_table(run: Run) -> dict[str, Any]:
     splits: dict[str, Any] = {}
     items = []
     for split in progress_bar(e.judged, "judge", unit="split", disable=not is_first_process()):
-        decided = decisions_of(controller["seeds"], features_of(run, split))
+        decided = decisions_of_seeds(controller["seeds"], features_of(run, split))
         chosen = np.stack([(decided == i).sum(axis=1) for i in range(len(e.gates))], axis=-1)
         rl = correct_of(run, split, decided)
         columns = {"rl": decided, "rl_selected": decided[int(controller["selected"])]}
-        arm_values = {"rl": rl, "rl_selected": rl[int(controller["selected"])]}
+        scores = {"rl": rl, "rl_selected": rl[int(controller["selected"])]}
         for name, gate in (("baseline", 0.0), ("fixed:0.5", 0.5)):
             columns[name] = np.full(decided.shape[1:], e.gates.index(gate))
-            arm_values[name] = correct_of(run, split, columns[name][None])[0]
-        items.append(_item_rows(run, split, arm_values, columns))
+            scores[name] = correct_of(run, split, columns[name][None])[0]
+        items.append(_item_rows(run, split, scores, columns))
         against = {
-            name: contrasts.paired_contrast(rl, arm_values[name], **sampling)
+            name: paired_contrast(rl, scores[name], **sampling)
             for name in ("fixed:0.5", "baseline")
         }
-        adjusted = contrasts.holm([contrast.p for contrast in against.values()])
+        adjusted = holm([contrast.p for contrast in against.values()])
         splits[split] = {
             "n": rl.shape[1],
             "arms": {
-                name: dataclasses.asdict(contrasts.accuracy(values, **sampling))
-                for name, values in arm_values.items()
+                name: dataclasses.asdict(accuracy(values, **sampling))
+                for name, values in scores.items()
             },
             "contrasts": [
                 {"a": "rl", "b": name, **dataclasses.asdict(contrast), "p_holm": p}
@@ -384,7 +355,7 @@ def judge_without_table(run: Run) -> dict[str, Any]:
             ],
             "gates_chosen": {"rl": chosen.sum(axis=1).tolist()},  # [seeds, gates]
             "gates_chosen_by_part": {"rl": chosen.sum(axis=0).tolist()},  # [parts, gates]
-            "not_available": NEED_A_TABLE,
+            "not_available": registry.unavailable_live(),
             "items": digest(run, split),
         }
     primary = e.judged[0]

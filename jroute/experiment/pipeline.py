@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jroute.arms import supervised as arms
+from jroute.arms.rl import decisions_of_seeds
+from jroute.arms.supervised import fit_supervised
 from jroute.checkpoint import latest_step, load_state, save_state
 from jroute.controller.features import Featurizer
 from jroute.envs.functional import LiveEnv, TableEnv
@@ -257,7 +258,7 @@ def train_controllers(run: Run) -> dict[str, Any]:
     else:
         rewards = {split: run.matrix(split, "reward").astype(np.float32) for split in splits}
         state = train_ppo(run, TableEnv.create(observations["train"], rewards["train"]))
-        supervised = arms.fit_supervised(
+        supervised = fit_supervised(
             (observations["train"][:, :1], rewards["train"]),
             (observations["validation"][:, :1], rewards["validation"]),
             e.supervised,
@@ -268,7 +269,7 @@ def train_controllers(run: Run) -> dict[str, Any]:
             "best_fixed": int(run.matrix("train").mean(axis=0).argmax()),
         }
     # Only the policies leave the learner: values of the seeds are [seeds, ...].
-    choices = judging.decisions_of(state.params, observations["validation"])
+    choices = decisions_of_seeds(state.params, observations["validation"])
     selected = int(judging.correct_of(run, "validation", choices).mean(axis=1).argmax())
     tree = {
         "featurizer": featurizer.tree(),

@@ -26,7 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from jroute.arms import supervised
+from jroute.arms import registry
+from jroute.arms.controls import random_choices
+from jroute.arms.rl import choices_of_policy
+from jroute.arms.supervised import choices_of_regressor
 from jroute.checkpoint import latest_step, load_state
 from jroute.controller import networks
 from jroute.controller.features import Featurizer, RawFeatures
@@ -168,7 +171,7 @@ class Run(Setting):
         """
         if latest_step(self.controls_folder) is None:
             raise UserError(
-                f"{self.directory} has no {' and no '.join(supervised.FROM_CONTROLS)} yet; "
+                f"{self.directory} has no {' and no '.join(registry.from_controls())} yet; "
                 f"run python -m jroute.evaluate --run {self.directory} first"
             )
         return load_state(self.controls_folder)[1]
@@ -181,7 +184,7 @@ class Run(Setting):
     def choices(
         self, arm: str, prompts: Sequence[str], raw: RawFeatures | None = None
     ) -> Int[np.ndarray, " prompts"]:
-        """Index of the gate that an arm which looks at prompts chooses (see ``arms.LOOKING``).
+        """Index of the gate that an arm which looks at prompts chooses (see ``registry.reading``).
 
         Raises:
             UserError: The arm has no table to learn from, its decisions have several parts, or the
@@ -194,16 +197,14 @@ class Run(Setting):
             )
         observations = self.featurizer(raw or self.read_features(prompts))
         if arm == "supervised":
-            return supervised.choices_of_regressor(
-                self.controller["supervised"], observations[:, :1]
-            )
-        if arm in supervised.FROM_CONTROLS:
-            return supervised.choices_of_regressor(self.controls[arm], observations)
-        return supervised.choices_of_policy(self.controller["rl"], observations)
+            return choices_of_regressor(self.controller["supervised"], observations[:, :1])
+        if arm in registry.from_controls():
+            return choices_of_regressor(self.controls[arm], observations)
+        return choices_of_policy(self.controller["rl"], observations)
 
     def _check_learnt(self, arm: str) -> None:
         missing = arm in ("best_fixed", "supervised") and arm not in self.controller
-        if missing or (arm in supervised.FROM_CONTROLS and self.experiment.rollouts == "live"):
+        if missing or (arm in registry.from_controls() and self.experiment.rollouts == "live"):
             raise UserError(
                 f"arm {arm} learns from the rewards of all gates, and a run with live rollouts has "
                 "no such table; choose baseline, fixed:G, random or rl"
@@ -215,30 +216,30 @@ class Run(Setting):
         Gates per band are ``[prompts, bands]``, and per layer ``[prompts, layers]``.
 
         Args:
-            arm: ``baseline``, ``fixed:G``, ``best_fixed``, ``random`` or one of ``arms.LOOKING``.
+            arm: One of ``jroute.arms.registry.choices``.
             prompts: Texts as the model reads them.
 
         Raises:
             UserError: No such arm, or not yet.
         """
         grid = np.asarray(self.gate_values)
-        fixed = supervised.fixed_gate(arm)
+        fixed = registry.parse_arm(arm).gate
         if fixed is not None:
             return np.full(len(prompts), fixed)
         self._check_learnt(arm)
         if arm == "best_fixed":
             return np.full(len(prompts), grid[int(self.controller["best_fixed"])])
         if arm == "random":
-            return grid[supervised.random_choices(prompts, len(grid), self.experiment.seed)]
+            return grid[random_choices(prompts, len(grid), self.experiment.seed)]
         if arm == "rl" and self.num_gate_dims > 1:
             observations = jnp.asarray(self.featurizer(self.read_features(prompts)))
             decisions = np.asarray(networks.act(self.controller["rl"], observations))
             return self.spread(self.gates_of(decisions))
-        if arm in supervised.LOOKING:
+        if arm in registry.reading():
             return grid[self.choices(arm, prompts)]
         raise UserError(
             f"no arm is named {arm!r}; "
-            f"arms are baseline, fixed:G, best_fixed, random, {', '.join(supervised.LOOKING)}"
+            f"arms are baseline, fixed:G, best_fixed, random, {', '.join(registry.reading())}"
         )
 
     def generate(

@@ -32,7 +32,7 @@ from lm_eval.filters import build_filter_ensemble
 from lm_eval.tasks import TaskManager
 
 import jroute
-from jroute.arms.supervised import LOOKING
+from jroute.arms import registry
 from jroute.distributed.mesh import MeshConfig
 from jroute.experiment.run import Run, load_run
 from jroute.harness import comparison
@@ -115,9 +115,7 @@ def parser() -> argparse.ArgumentParser:
         "--arm",
         "--arms",
         type=_names,
-        help="with commas: baseline, fixed:G, best_fixed, random, "
-        + ", ".join(LOOKING)
-        + "; or all",
+        help=f"with commas: {', '.join(registry.choices())}; or all",
     )
     group.add_argument("--routing", help="with --model-dir: preset or YAML file")
     group.add_argument("--dtype", default="", help="with --model-dir: float32 or bfloat16")

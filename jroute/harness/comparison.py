@@ -8,7 +8,9 @@ import numpy as np
 
 from jroute.harness import agreement
 from jroute.harness.records import Record, gate_histogram, mean_gate, totals, truncation_rate
-from jroute.statistics import contrasts as statistics
+from jroute.statistics.contrasts import paired_contrast
+from jroute.statistics.holm import holm
+from jroute.statistics.mcnemar import mcnemar_exact
 from jroute.utils.errors import UserError
 
 
@@ -123,15 +125,15 @@ def contrasts(arms: Mapping[str, Judged]) -> list[dict[str, Any]]:
             if x.keys() != y.keys():
                 raise UserError(f"arms {a} and {b} were not scored on the same documents")
             u, v = (np.array([one[doc] for doc in sorted(x)]) for one in (x, y))
-            contrast = statistics.paired_contrast(u, v)
+            contrast = paired_contrast(u, v)
             row: dict[str, Any] = {"metric": metric, "a": a, "b": b, "n": contrast.n}
             row |= {"difference": contrast.difference, "ci95": list(contrast.ci95)}
             row["p"] = contrast.p
             if np.isin(np.concatenate([u, v]), (0.0, 1.0)).all():
-                test = statistics.mcnemar_exact(u, v)
+                test = mcnemar_exact(u, v)
                 row |= {"only_a": test.only_a, "only_b": test.only_b, "p_mcnemar": test.p}
             family.append(row)
-        for row, p in zip(family, statistics.holm([row["p"] for row in family]), strict=True):
+        for row, p in zip(family, holm([row["p"] for row in family]), strict=True):
             row["p_holm"] = p
         found += family
     return found

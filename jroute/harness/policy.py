@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jroute.arms import supervised
+from jroute.arms import registry
 from jroute.harness.cache_names import array_digest
 from jroute.routing.gate import Gate
 from jroute.utils.errors import UserError
@@ -18,18 +18,6 @@ logger = logging.getLogger(__name__)
 
 GatePolicy = Callable[[list[str]], Any]
 """Prompts to their gates, ``[prompts]`` or ``[prompts, parts]``, each from its own prompt alone."""
-
-RUN_ARMS = (
-    "baseline",
-    "fixed:0.5",
-    "best_fixed",
-    "random",
-    "supervised",
-    "supervised_features",
-    "exact_gradient",
-    "rl",
-)
-"""Arms with one gate for a prompt: what ``all`` means for a run, as far as the run has them."""
 
 MODEL_ARMS = ("baseline", "fixed:0.25", "fixed:0.5", "fixed:0.75", "fixed:1")
 """What ``all`` means for a model without a run: the grid that experiments have by default."""
@@ -66,19 +54,19 @@ def run_policy(run: Any, arm: str) -> ArmPolicy:
     Raises:
         UserError: The run has no such arm.
     """
-    if supervised.fixed_gate(arm) is not None:
+    if registry.parse_arm(arm).gate is not None:
         return model_policy(arm)
     run.gates(arm, run.prompts(run.experiment.judged[0])[:1])  # complain now of a wrong arm
     about: dict[str, Any] = {"gates": run.gate_values, "seed": run.experiment.seed}
     if arm != "random":
         about["controller"] = array_digest(run.controller)
-    if arm in supervised.FROM_CONTROLS:
+    if arm in registry.from_controls():
         about["controls"] = array_digest(run.controls)
     return ArmPolicy(
         arm,
         lambda prompts: run.gates(arm, prompts),
         f"{arm} {hashlib.sha256(repr(about).encode()).hexdigest()}",
-        run.render if arm in supervised.LOOKING else None,
+        run.render if arm in registry.reading() else None,
     )
 
 
@@ -88,7 +76,7 @@ def model_policy(arm: str) -> ArmPolicy:
     Raises:
         UserError: It needs one.
     """
-    gate = supervised.fixed_gate(arm)
+    gate = registry.parse_arm(arm).gate
     if gate is None:
         raise UserError(f"arm {arm!r} belongs to a run; without one there are baseline and fixed:G")
     return ArmPolicy(arm, constant(gate), f"constant {gate!r}")
@@ -102,7 +90,7 @@ def constant(gate: float) -> GatePolicy:
 def available_arms(run: Any) -> list[str]:
     """The arms that a run has; of those it has not, a warning says why."""
     found = []
-    for arm in RUN_ARMS:
+    for arm in registry.generable():
         try:
             run_policy(run, arm)
         except UserError as error:

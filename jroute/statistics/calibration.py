@@ -22,13 +22,17 @@ import numpy as np
 from jaxtyping import Array, Int, Key
 from scipy import stats
 
-from jroute.arms import controls
-from jroute.arms import supervised as arms
+from jroute.arms import registry
+from jroute.arms.columns import arm_values
+from jroute.arms.controls import fit_controls
+from jroute.arms.resolve import table_columns
+from jroute.arms.rl import best_seed, choices_of_seeds, train_rl
+from jroute.arms.supervised import LENGTH, Cells, SupervisedConfig, fit_supervised
 from jroute.ppo import learner
-from jroute.statistics import contrasts
-from jroute.statistics import results as report
+from jroute.statistics.config import JudgeConfig
+from jroute.statistics.contrasts import paired_contrast
 from jroute.statistics.headroom import CrossValidator, headroom
-from jroute.statistics.verdict import DECLARED
+from jroute.statistics.results import arm_results
 
 TRIAL = 10
 """Updates of PPO that a trial measures."""
@@ -47,9 +51,9 @@ class Tables(NamedTuple):
         gates: The grid.
     """
 
-    train: arms.Cells
-    validation: arms.Cells
-    judged: dict[str, arms.Cells]
+    train: Cells
+    validation: Cells
+    judged: dict[str, Cells]
     gates: tuple[float, ...]
 
 
@@ -78,13 +82,13 @@ class CalibrationConfig:
             seeds=5, updates=50, batch_size=256, hidden=(32, 32)
         )
     )
-    supervised: arms.SupervisedConfig = field(default_factory=arms.SupervisedConfig)
-    small_supervised: arms.SupervisedConfig = field(
-        default_factory=lambda: arms.SupervisedConfig(
+    supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
+    small_supervised: SupervisedConfig = field(
+        default_factory=lambda: SupervisedConfig(
             hidden=(32,), networks=1, steps=300, learning_rates=(3e-3, 1e-2)
         )
     )
-    judge: report.JudgeConfig = field(default_factory=report.JudgeConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
     permutations: int = 200
     tables: int = 8
     gains: tuple[float, ...] = (0.0, 0.01, 0.02, 0.05, 0.1)
@@ -95,8 +99,8 @@ class CalibrationConfig:
 def contest(
     tables: Tables,
     ppo: learner.PPOConfig,
-    supervised: arms.SupervisedConfig,
-    judge: report.JudgeConfig,
+    supervised: SupervisedConfig,
+    judge: JudgeConfig,
     key: Key[Array, ""],
 ) -> dict[str, dict[str, Any]]:
     """Trains every arm on a table and judges all of them; split -> its part of ``results.json``.
@@ -110,24 +114,22 @@ def contest(
     """
     train, validation = tables.train, tables.validation
     keys = jax.random.split(key, 3)
-    rl = controls.train_rl(train, ppo, keys[0])
-    short = [(x[:, controls.LENGTH], y) for x, y in (train, validation)]
-    length_only = arms.fit_supervised(short[0], short[1], supervised, keys[1])
-    fitted = controls.fit_controls(
-        train, validation, rl, ppo=ppo, supervised=supervised, key=keys[2]
-    )
-    selected = controls.best_on(validation[1], arms.choices_of_seeds(rl, validation[0]))
+    rl = train_rl(train, ppo, keys[0])
+    short = [(x[:, LENGTH], y) for x, y in (train, validation)]
+    length_only = fit_supervised(short[0], short[1], supervised, keys[1])
+    fitted = fit_controls(train, validation, rl, ppo=ppo, supervised=supervised, key=keys[2])
+    selected = best_seed(validation[1], choices_of_seeds(rl, validation[0]))
     best_fixed = int(train[1].mean(axis=0).argmax())
+    controller = {
+        "seeds": rl,
+        "supervised": length_only,
+        "selected": selected,
+        "best_fixed": best_fixed,
+    }
     learnt = tuple(np.concatenate(pair) for pair in zip(train, validation, strict=True))
     found = {}
     for split, (features, correct) in tables.judged.items():
-        columns = report.arm_columns(
-            len(correct),
-            tables.gates,
-            best_fixed=best_fixed,
-            selected=selected,
-            **controls.choose(features, rl, length_only, fitted),  # type: ignore[arg-type]
-        )
+        columns = table_columns(features, tables.gates, controller, fitted)
         room = headroom(
             (features, correct),
             learnt,  # type: ignore[arg-type]
@@ -136,7 +138,7 @@ def contest(
             replicates=judge.replicates,
             seed=judge.seed,
         )
-        found[split] = report.judge(report.arm_values(correct, columns), judge, room)
+        found[split] = arm_results(arm_values(correct, columns), judge, registry.roles(), room)
     return found
 
 
@@ -149,9 +151,9 @@ def seconds_of(config: learner.PPOConfig, problems: int) -> float:
     """
     cells = planted(0.0, problems, np.random.default_rng(0))
     short = dataclasses.replace(config, updates=TRIAL)
-    controls.train_rl(cells, short, jax.random.key(0))  # compiles
+    train_rl(cells, short, jax.random.key(0))  # compiles
     started = time.perf_counter()
-    controls.train_rl(cells, short, jax.random.key(0))
+    train_rl(cells, short, jax.random.key(0))
     return (time.perf_counter() - started) / TRIAL * config.updates
 
 
@@ -169,7 +171,7 @@ def expectations(results: Mapping[str, Any]) -> dict[str, bool]:
     return {
         "share_at_least_90_percent": share["share"] is not None and share["share"] >= REACHED,
         "its_lower_end_at_least_80_percent": (share["ci95"][0] or 0.0) >= REACHED_SURELY,
-        "four_contrasts_significant": len(declared) == len(DECLARED)
+        "four_contrasts_significant": len(declared) == len(registry.DECLARED)
         and all(c["difference"] > 0 and c["p_holm"] <= 0.05 for c in declared),
         "supervised_on_features_within_a_point_of_exact_gradient": accuracy["supervised_features"]
         >= accuracy["exact_gradient"] - 0.01,
@@ -207,9 +209,9 @@ def null_rl(
     for index in indices.tolist():
         deal = _deals(tables, config, index)
         key = jax.random.fold_in(jax.random.key(config.seed), index)
-        rl = controls.train_rl((x[deal[0]], y), config.small, key)
-        gain = contrasts.paired_contrast(
-            correct[rows[None], arms.choices_of_seeds(rl, features[deal[2]])],
+        rl = train_rl((x[deal[0]], y), config.small, key)
+        gain = paired_contrast(
+            correct[rows[None], choices_of_seeds(rl, features[deal[2]])],
             fixed,
             replicates=config.judge.replicates,
             seed=config.judge.seed,
@@ -295,7 +297,7 @@ def sum_up_null(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 def planted(
     gain: float, problems: int, rng: np.random.Generator, *, features: int = 8, flips: float = 0.01
-) -> arms.Cells:
+) -> Cells:
     """A simulated table on which the best rule gains exactly ``gain`` over any fixed gate.
 
     A share of the problems is sensitive: one half of them is solved by the two lowest gates only,

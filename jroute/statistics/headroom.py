@@ -30,8 +30,8 @@ from jaxtyping import Bool, Float, Int
 from scipy import special
 from scipy.spatial.distance import cdist, pdist
 
-from jroute.statistics import contrasts
-from jroute.statistics.contrasts import Contrast
+from jroute.statistics.bootstrap import REPLICATES
+from jroute.statistics.contrasts import Contrast, linear_contrast, paired_contrast
 
 LANDMARKS = 256
 """Problems that the kernel is anchored at, drawn from all of them."""
@@ -145,7 +145,7 @@ class CrossValidator:
         chosen: Int[np.ndarray, " judged"],
         fixed: int,
         *,
-        replicates: int = contrasts.REPLICATES,
+        replicates: int = REPLICATES,
         seed: int = 0,
     ) -> Contrast:
         """What ``choices`` gain over a fixed gate, with an interval for cross-validated rules.
@@ -161,7 +161,7 @@ class CrossValidator:
         learnt = np.mean([len(fold.rows) for fold in self.folds])
         wider = np.sqrt(1.0 + self.judged / learnt)
         widened = gains.mean() + wider * (gains - gains.mean())
-        return contrasts.linear_contrast([widened], [1.0], replicates=replicates, seed=seed)
+        return linear_contrast([widened], [1.0], replicates=replicates, seed=seed)
 
 
 def _design(
@@ -189,7 +189,7 @@ def headroom(
     best_fixed: int,
     *,
     folds: int = 5,
-    replicates: int = contrasts.REPLICATES,
+    replicates: int = REPLICATES,
     seed: int = 0,
 ) -> Headroom:
     """Hindsight and learnable headroom of the judged problems.
@@ -205,7 +205,7 @@ def headroom(
     validator = CrossValidator(judged[0], extra[0], folds=folds, seed=seed)
     values = judged[1]
     chosen = validator.choices(values, extra[1])
-    hindsight = contrasts.paired_contrast(
+    hindsight = paired_contrast(
         values.max(axis=1), values[:, best_fixed], replicates=replicates, seed=seed
     )
     learnable = validator.contrast(values, chosen, best_fixed, replicates=replicates, seed=seed)
@@ -259,7 +259,7 @@ def sampled(
     samples: Float[np.ndarray, "problems gates samples"],
     best_fixed: int,
     *,
-    replicates: int = contrasts.REPLICATES,
+    replicates: int = REPLICATES,
     seed: int = 0,
 ) -> dict[str, Contrast]:
     """What several samples of every cell say of headroom, by problem, with intervals.
@@ -281,7 +281,7 @@ def sampled(
         hindsight = samples[..., 0].max(axis=1) - fixed[:, 0]
         gains["placebo_adjusted"] = hindsight - placebo(fixed, gates)
     return {
-        name: contrasts.linear_contrast([gain], [1.0], replicates=replicates, seed=seed)
+        name: linear_contrast([gain], [1.0], replicates=replicates, seed=seed)
         for name, gain in gains.items()
     }
 

@@ -1,47 +1,45 @@
-"""What may be said of an experiment: the first row of a written table that applies.
+"""The verdict table: what may be said of an experiment is the first row that applies.
 
 The table is fixed before any outcome is seen, with its margin δ, a difference of accuracies that
 would matter. *Significant* always means better, with p at most 0.05, adjusted by Holm within the
 four declared contrasts; *bounded* means that a one-sided 95 % bound lies below δ. Not significant
-is not absent: without a bound the verdict is ``underpowered``, never "no effect". A bound is one on
-what can be learnt from as many problems as there are: more of them may teach what these do not.
+is not absent: without a bound the verdict is ``underpowered``, never "no effect". A bound limits
+what can be learned from this many problems: more of them may teach what these do not.
 
-``gain`` comes first and asks for the four declared contrasts alone, so that more data can only
-make it likelier. That a supervised model of the same features does as well is then told beside it:
-the gain is there, and where every cell of train can be generated it does not take RL to have it.
+``gain`` comes first and requires the four declared contrasts alone, so that more data can only make
+it likelier. That a supervised model of the same features does as well is then stated beside it: the
+gain is real, and where every cell of train can be generated it does not take RL to have it.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from jroute.statistics.contrasts import Contrast, holm
+from jroute.statistics.contrasts import Contrast
 from jroute.statistics.headroom import Headroom
+from jroute.statistics.holm import holm
 
 DELTA = 0.01
 """Difference of accuracies that matters: one point."""
 
 LEVEL = 0.05
 
-DECLARED = ("fixed:0.5", "supervised", "baseline", "best_fixed")
-"""What RL is compared with, declared beforehand; their p-values are adjusted together (Holm)."""
-
-RIVALS = ("supervised", "supervised_features")
-"""Arms that choose by the prompt without RL."""
-
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a verdict is reached from, all of it on the same items.
+    """What a verdict rests on, all of it on the same items.
 
     Attributes:
         rl: RL minus each of the declared arms and of the rivals that were trained, by name.
-        rivals: Each rival minus the best fixed gate.
+        declared: Names of the arms that RL was declared beforehand to be compared with; their
+            p-values are adjusted together (Holm).
+        rivals: Each arm that chooses by the prompt without RL, minus the best fixed gate.
         constant: The best fixed gate minus the baseline.
         headroom: Hindsight and learnable headroom.
         delta: The margin.
     """
 
     rl: Mapping[str, Contrast]
+    declared: tuple[str, ...]
     rivals: Mapping[str, Contrast]
     constant: Contrast
     headroom: Headroom
@@ -50,13 +48,15 @@ class Evidence:
     @property
     def adjusted(self) -> dict[str, float]:
         """Holm's p-values of the declared contrasts."""
-        found = holm([self.rl[name].p for name in DECLARED])
-        return dict(zip(DECLARED, found, strict=True))
+        p_values = holm([self.rl[name].p for name in self.declared])
+        return dict(zip(self.declared, p_values, strict=True))
 
     @property
     def matching(self) -> list[str]:
         """Rivals that RL does not beat by δ: the bound of RL minus the rival lies below it."""
-        return [name for name in RIVALS if name in self.rl and self.rl[name].upper95 < self.delta]
+        return [
+            name for name in self.rivals if name in self.rl and self.rl[name].upper95 < self.delta
+        ]
 
 
 def _better(contrast: Contrast) -> bool:
@@ -70,9 +70,7 @@ def _gain(e: Evidence) -> bool:
 
 def _features_suffice(e: Evidence) -> bool:
     return any(
-        _better(e.rivals[name]) and e.rivals[name].difference >= e.delta
-        for name in e.matching
-        if name in e.rivals
+        _better(e.rivals[name]) and e.rivals[name].difference >= e.delta for name in e.matching
     )
 
 
@@ -89,9 +87,9 @@ class Row:
     """One row of the table.
 
     Attributes:
-        name: Of the verdict.
-        when: What must hold, in words.
-        holds: What must hold.
+        name: Name of the verdict.
+        when: The condition in words.
+        holds: The condition.
         means: What the verdict says.
     """
 
@@ -141,10 +139,10 @@ TABLE = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said, what it means, and what must be said beside it.
+    """The verdict, what it means, and what must be stated beside it.
 
     Attributes:
-        name: Of the row.
+        name: Name of the row.
         sentence: What the row says, with the margin.
         beside: Further sentences that belong to it.
         n: Number of items.
@@ -159,7 +157,7 @@ class Verdict:
 
 
 def verdict(evidence: Evidence) -> Verdict:
-    """The first row of ``TABLE`` that holds."""
+    """Return the first row of ``TABLE`` that holds."""
     row = next(row for row in TABLE if row.holds(evidence))
     beside = []
     if row.name == "gain":
@@ -168,7 +166,9 @@ def verdict(evidence: Evidence) -> Verdict:
             "needed where all cells of train can be generated"
             for name in evidence.matching
         ]
-    worse = [b for b in DECLARED if evidence.rl[b].difference < 0 and evidence.rl[b].p <= LEVEL]
+    worse = [
+        b for b in evidence.declared if evidence.rl[b].difference < 0 and evidence.rl[b].p <= LEVEL
+    ]
     beside += [f"RL is worse than {b}: {points(evidence.rl[b])}" for b in worse]
     n, delta = evidence.rl["baseline"].n, evidence.delta
     sentence = f"{row.means} (δ = {100 * delta:g} point{'' if delta == 0.01 else 's'})"
@@ -176,7 +176,7 @@ def verdict(evidence: Evidence) -> Verdict:
 
 
 def points(contrast: Contrast) -> str:
-    """``+1.2 points [+0.3, +2.1] (n = 1000)``."""
+    """Return a contrast in words: ``+1.2 points [+0.3, +2.1] (n = 1000)``."""
     low, high = contrast.ci95
     return (
         f"{100 * contrast.difference:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] "

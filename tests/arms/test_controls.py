@@ -3,9 +3,19 @@
 import jax
 import numpy as np
 import pytest
+from scipy import stats
 
-from jroute.arms import controls
-from jroute.arms import supervised as arms
+from jroute.arms.controls import (
+    dealt_rewards,
+    fit_controls,
+    modal_choices,
+    random_choices,
+    shuffled_values,
+)
+from jroute.arms.resolve import learned_choices
+from jroute.arms.rl import choices_of_seeds, train_rl
+from jroute.arms.supervised import LENGTH, Cells, fit_supervised
+from tests.arms.test_supervised import GATES, rewards
 from tests.statistics.test_calibration import FIT, PPO, planted_table
 
 RULE = np.array([0, 1]), np.array([3, 4])
@@ -13,34 +23,32 @@ RULE = np.array([0, 1]), np.array([3, 4])
 
 
 @pytest.fixture(scope="module")
-def train() -> arms.Cells:
+def train() -> Cells:
     return planted_table(400, 0)
 
 
 @pytest.fixture(scope="module")
-def validation() -> arms.Cells:
+def validation() -> Cells:
     return planted_table(150, 1)
 
 
 @pytest.fixture(scope="module")
 def fitted(train, validation) -> dict:
-    rl = controls.train_rl(train, PPO, jax.random.key(0))
-    short = [(x[:, controls.LENGTH], y) for x, y in (train, validation)]
-    supervised = arms.fit_supervised(short[0], short[1], FIT, jax.random.key(1))
-    told = controls.fit_controls(
-        train, validation, rl, ppo=PPO, supervised=FIT, key=jax.random.key(2)
-    )
-    return {"rl": rl, "supervised": supervised, "controls": told}
+    rl = train_rl(train, PPO, jax.random.key(0))
+    short = [(x[:, LENGTH], y) for x, y in (train, validation)]
+    supervised = fit_supervised(short[0], short[1], FIT, jax.random.key(1))
+    controls = fit_controls(train, validation, rl, ppo=PPO, supervised=FIT, key=jax.random.key(2))
+    return {"controller": {"seeds": rl, "supervised": supervised}, "controls": controls}
 
 
 @pytest.fixture(scope="module")
-def fresh() -> arms.Cells:
+def fresh() -> Cells:
     return planted_table(300, 2)
 
 
 @pytest.fixture(scope="module")
 def chosen(fitted, fresh) -> dict[str, np.ndarray]:
-    return controls.choose(fresh[0], fitted["rl"], fitted["supervised"], fitted["controls"])
+    return learned_choices(fresh[0], fitted["controller"], fitted["controls"])
 
 
 def follows(chosen: np.ndarray, x: np.ndarray) -> float:
@@ -63,29 +71,52 @@ def test_what_can_be_learnt_is_learnt_and_what_cannot_is_not(chosen, fresh) -> N
 def test_the_supervised_arm_looks_at_the_length_alone(fitted, chosen, fresh) -> None:
     x, rng = fresh[0].copy(), np.random.default_rng(0)
     x[:, 1:] = rng.standard_normal(x[:, 1:].shape)
-    other = controls.choose(x, fitted["rl"], fitted["supervised"], fitted["controls"])
+    other = learned_choices(x, fitted["controller"], fitted["controls"])
     np.testing.assert_array_equal(other["supervised"], chosen["supervised"])
     for name in ("rl", "supervised_features", "exact_gradient"):
         assert (other[name] != chosen[name]).mean() > 0.2, name
 
 
 def test_modal_gates_are_those_of_train(fitted, train) -> None:
-    seeds = arms.choices_of_seeds(fitted["rl"], train[0])
+    seeds = choices_of_seeds(fitted["controller"]["seeds"], train[0])
     counts = np.stack([np.bincount(row, minlength=5) for row in seeds])
     np.testing.assert_array_equal(fitted["controls"]["rl_modal"], counts.argmax(axis=1))
 
 
-def test_a_training_is_decided_by_its_key_and_its_table(train) -> None:
-    def policy(cells: arms.Cells, seed: int) -> np.ndarray:
-        return jax.tree.leaves(controls.train_rl(cells, PPO, jax.random.key(seed)))[0]
+def test_arms_derived_from_what_seeds_chose() -> None:
+    chosen = np.array([[0, 1, 1, 2], [2, 2, 0, 0]])
+    assert modal_choices(chosen, 3).tolist() == [1, 0]  # the first of equals
+    values = np.random.default_rng(0).random((4, 3))
+    found = shuffled_values(values, chosen)
+    by_hand = [
+        [np.mean([values[i, row[j]] for j in range(4) if j != i]) for i in range(4)]
+        for row in chosen
+    ]
+    np.testing.assert_allclose(found, by_hand)
 
-    first = policy(train, 0)
-    np.testing.assert_array_equal(policy(train, 0), first)
-    assert (policy(train, 1) != first).any()
-    assert (policy((train[0], 1.0 - train[1]), 0) != first).any()
+
+def test_dealt_rewards_are_the_same_ones_elsewhere() -> None:
+    paid = rewards(np.zeros(400, int), 0, hit=0.9, miss=0.1)
+    dealt = dealt_rewards(paid, 3)
+    assert sorted(dealt.ravel()) == sorted(paid.ravel())
+    # Gate 0 was far better; now no gate is.
+    assert np.ptp(dealt.mean(axis=0)) < 0.12 < np.ptp(paid.mean(axis=0))
+    np.testing.assert_array_equal(dealt, dealt_rewards(paid, 3))
+    assert (dealt != dealt_rewards(paid, 4)).any()
 
 
-def test_the_best_seed_is_that_of_validation() -> None:
-    values = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
-    choices = np.array([[0, 0, 0], [0, 1, 0], [1, 1, 1], [0, 1, 1], [0, 1, 1]])
-    assert controls.best_on(values, choices) == 3  # the first of equals
+def test_random_choices_belong_to_the_prompt_and_are_even() -> None:
+    prompts = [f"Tom has {i} pens. Émile too." for i in range(5000)]
+    chosen = random_choices(prompts, GATES, seed=0)
+    assert stats.chisquare(np.bincount(chosen, minlength=GATES)).pvalue > 1e-3
+    np.testing.assert_array_equal(random_choices(prompts[::-1], GATES, 0)[::-1], chosen)
+    np.testing.assert_array_equal(random_choices(prompts[7:8], GATES, 0), chosen[7:8])
+    # Another seed draws anew, independently.
+    table = np.zeros((GATES, GATES))
+    np.add.at(table, (chosen, random_choices(prompts, GATES, seed=1)), 1)
+    assert stats.chi2_contingency(table).pvalue > 1e-3  # type: ignore[attr-defined]
+    assert len(random_choices([], GATES, 0)) == 0
+
+
+def test_random_choices_are_the_same_on_every_machine() -> None:
+    assert random_choices(["a", "b", "c", "d", "e", "f"], 5, seed=0).tolist() == [4, 3, 0, 4, 2, 2]

@@ -1,27 +1,17 @@
-"""Arms: what the supervised one learns, and the rules that need no learning."""
+"""The supervised arms: what they learn, and how validation decides."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
 
 from jroute.arms.supervised import (
     SupervisedConfig,
-    choices_of_policy,
     choices_of_regressor,
-    choices_of_seeds,
     cross_entropy,
-    dealt_rewards,
-    expected_loss,
     fit,
-    fit_exact_gradient,
     fit_supervised,
-    fixed_gate,
-    modal_choices,
     outputs,
-    random_choices,
-    shuffled_values,
 )
 from jroute.controller import networks
 from jroute.utils.errors import UserError
@@ -132,30 +122,6 @@ def test_a_learning_rate_that_fails_is_not_taken() -> None:
     )
 
 
-def test_the_exact_gradient_is_that_of_the_expected_reward() -> None:
-    """Sum of pi(g) (r(g) - mean under pi), by hand, with nothing sampled."""
-    logits = np.random.default_rng(0).normal(size=(7, GATES)).astype(np.float32)
-    paid = np.random.default_rng(1).random((7, GATES)).astype(np.float32)
-    chance = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    value = (chance * paid).sum(axis=1, keepdims=True)
-    found, gradient = jax.value_and_grad(expected_loss)(jnp.asarray(logits), jnp.asarray(paid))
-    np.testing.assert_allclose(found, -value.mean(), rtol=1e-6)
-    np.testing.assert_allclose(gradient, -chance * (paid - value) / 7, rtol=1e-4, atol=1e-7)
-
-
-def test_the_exact_gradient_policy_reaches_the_best_rule() -> None:
-    x, held = lengths(800, 0), lengths(200, 1)
-    params = fit_exact_gradient(
-        (x, rewards(right_gates(x), 2)),
-        (held, rewards(right_gates(held), 3)),
-        CONFIG,
-        jax.random.key(0),
-    )
-    fresh = lengths(500, 4)
-    clear = fresh[np.minimum(np.abs(fresh[:, 0] + 0.5), np.abs(fresh[:, 0] - 0.7)) > 0.1]
-    assert (choices_of_regressor(params, clear) == right_gates(clear)).mean() > 0.97
-
-
 def test_a_weight_decay_that_fails_is_not_taken() -> None:
     x, held = lengths(300, 0), lengths(100, 1)
     data = (x, rewards(right_gates(x), 2)), (held, rewards(right_gates(held), 3))
@@ -177,84 +143,3 @@ def test_settings_that_fit_nothing_are_refused() -> None:
         SupervisedConfig(steps=0)
     with pytest.raises(UserError, match="networks"):
         SupervisedConfig(networks=0)
-
-
-def test_arms_derived_from_what_seeds_chose() -> None:
-    chosen = np.array([[0, 1, 1, 2], [2, 2, 0, 0]])
-    assert modal_choices(chosen, 3).tolist() == [1, 0]  # the first of equals
-    values = np.random.default_rng(0).random((4, 3))
-    found = shuffled_values(values, chosen)
-    by_hand = [
-        [np.mean([values[i, row[j]] for j in range(4) if j != i]) for i in range(4)]
-        for row in chosen
-    ]
-    np.testing.assert_allclose(found, by_hand)
-
-
-def test_dealt_rewards_are_the_same_ones_elsewhere() -> None:
-    paid = rewards(np.zeros(400, int), 0, hit=0.9, miss=0.1)
-    dealt = dealt_rewards(paid, 3)
-    assert sorted(dealt.ravel()) == sorted(paid.ravel())
-    # Gate 0 was far better; now no gate is.
-    assert np.ptp(dealt.mean(axis=0)) < 0.12 < np.ptp(paid.mean(axis=0))
-    np.testing.assert_array_equal(dealt, dealt_rewards(paid, 3))
-    assert (dealt != dealt_rewards(paid, 4)).any()
-
-
-def test_seeds_choose_as_they_would_alone() -> None:
-    each = [networks.init(jax.random.key(i), 3, (GATES,)) for i in range(3)]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
-    x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
-    alone = [choices_of_policy(one, x) for one in each]
-    np.testing.assert_array_equal(choices_of_seeds(stacked, x), alone)
-
-
-def test_a_policy_acts_by_its_most_probable_gate() -> None:
-    params = networks.init(jax.random.key(0), 3, (GATES,))
-    x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
-    chosen = choices_of_policy(params, x)
-    assert chosen.shape == (50,)
-    np.testing.assert_array_equal(
-        chosen, np.asarray(networks.policy(params, jnp.asarray(x)))[:, 0].argmax(axis=1)
-    )
-    assert len(set(chosen.tolist())) > 1
-
-
-def test_random_choices_belong_to_the_prompt_and_are_even() -> None:
-    prompts = [f"Tom has {i} pens. Émile too." for i in range(5000)]
-    chosen = random_choices(prompts, GATES, seed=0)
-    assert stats.chisquare(np.bincount(chosen, minlength=GATES)).pvalue > 1e-3
-    np.testing.assert_array_equal(random_choices(prompts[::-1], GATES, 0)[::-1], chosen)
-    np.testing.assert_array_equal(random_choices(prompts[7:8], GATES, 0), chosen[7:8])
-    # Another seed draws anew, independently.
-    table = np.zeros((GATES, GATES))
-    np.add.at(table, (chosen, random_choices(prompts, GATES, seed=1)), 1)
-    assert stats.chi2_contingency(table).pvalue > 1e-3  # type: ignore[attr-defined]
-    assert len(random_choices([], GATES, 0)) == 0
-
-
-def test_random_choices_are_the_same_on_every_machine() -> None:
-    assert random_choices(["a", "b", "c", "d", "e", "f"], 5, seed=0).tolist() == [4, 3, 0, 4, 2, 2]
-
-
-@pytest.mark.parametrize(
-    ("arm", "gate"),
-    [
-        ("baseline", 0.0),
-        ("fixed:0.5", 0.5),
-        ("fixed:1", 1.0),
-        ("fixed:-0.25", -0.25),
-        ("best_fixed", None),
-        ("random", None),
-        ("supervised", None),
-        ("rl", None),
-    ],
-)
-def test_fixed_gates(arm: str, gate: float | None) -> None:
-    assert fixed_gate(arm) == gate
-
-
-@pytest.mark.parametrize("arm", ["fixed:", "fixed:half", "fixed:0,5"])
-def test_a_fixed_arm_needs_a_number(arm: str) -> None:
-    with pytest.raises(UserError, match=f"arm '{arm}' has no number after 'fixed:'"):
-        fixed_gate(arm)

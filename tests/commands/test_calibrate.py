@@ -12,7 +12,7 @@ from jroute.calibrate import Kept
 from jroute.ppo.learner import PPOConfig
 from jroute.statistics import calibration
 from jroute.statistics.calibration import CalibrationConfig, Tables
-from jroute.statistics.results import JudgeConfig
+from jroute.statistics.config import JudgeConfig
 
 PPO = PPOConfig(seeds=2, updates=3, batch_size=64, hidden=(8,))
 FIT = supervised.SupervisedConfig(

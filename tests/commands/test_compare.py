@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jroute.compare import main
-from jroute.statistics import contrasts
+from jroute.statistics.contrasts import paired_contrast
+from jroute.statistics.holm import holm
 
 N = 300
 
@@ -54,9 +55,7 @@ def test_runs_are_paired_problem_by_problem(values, tmp_path, capsys) -> None:
     minus = rows["rl", "b"]["minus_first"]
     assert minus["difference"] == pytest.approx(values[1]["rl"].mean() - values[0]["rl"].mean())
     ids = np.argsort([f"p{i}" for i in range(N)])  # resampling is over the ordered ids
-    expected = contrasts.paired_contrast(
-        values[1]["rl"][:, ids], values[0]["rl"][:, ids], replicates=1000
-    )
+    expected = paired_contrast(values[1]["rl"][:, ids], values[0]["rl"][:, ids], replicates=1000)
     assert minus["ci95"] == pytest.approx(expected.ci95)
     # Identical arms differ by nothing at all only if they are paired.
     same = rows["best_fixed", "b"]["minus_first"]
@@ -69,7 +68,7 @@ def test_runs_are_paired_problem_by_problem(values, tmp_path, capsys) -> None:
     )
     assert gain["minus_first"]["difference"] == pytest.approx(minus["difference"])
     ps = [rows[arm, "b"]["minus_first"] for arm in ("rl", "best_fixed", "gain")]
-    assert [one["p_holm"] for one in ps] == pytest.approx(contrasts.holm([one["p"] for one in ps]))
+    assert [one["p_holm"] for one in ps] == pytest.approx(holm([one["p"] for one in ps]))
     assert all("minus_first" not in rows[arm, "a"] for arm in ("rl", "gain"))
     printed = capsys.readouterr().out
     assert f"test: n = {N} problems" in printed and printed.count("\n") == 8

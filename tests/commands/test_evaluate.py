@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import jroute
-from jroute.arms import supervised
+from jroute.arms import registry
+from jroute.arms.supervised import choices_of_regressor
 from jroute.evaluate import main
 from jroute.experiment import judging
 from jroute.experiment.config import Experiment
@@ -58,7 +59,7 @@ def test_every_arm_is_judged_on_every_split(judged) -> None:
         correct = run.matrix(split)
         controls = judging.train_controls(run)
         x = run.featurizer(run.raw_features(split)).astype(np.float32)
-        chosen = supervised.choices_of_regressor(controls["exact_gradient"], x)
+        chosen = choices_of_regressor(controls["exact_gradient"], x)
         assert found["arms"]["exact_gradient"]["accuracy"] == pytest.approx(
             correct[np.arange(n), chosen].mean()
         )
@@ -69,20 +70,21 @@ def test_arms_that_judging_trains_choose_from_prompts_as_from_the_table(
 ) -> None:
     run = jroute.load_run(judged)
     grid, columns = np.asarray(run.gate_values), judging.columns_of(run, "test")
-    for arm in supervised.FROM_CONTROLS:
+    for arm in registry.from_controls():
         np.testing.assert_array_equal(run.gates(arm, run.prompts("test")), grid[columns[arm]])
-    assert policy.available_arms(run) == list(policy.RUN_ARMS)
-    known = {arm: policy.run_policy(run, arm).identity for arm in supervised.LOOKING}
+    assert policy.available_arms(run) == list(registry.generable())
+    known = {arm: policy.run_policy(run, arm).identity for arm in registry.reading()}
     assert len(set(known.values())) == len(known)
     trained = jax.tree.map(lambda leaf: leaf + 1, run.controls)
     monkeypatch.setattr(run, "controls", trained)
-    after = {arm: policy.run_policy(run, arm).identity for arm in supervised.LOOKING}
-    assert {arm for arm in known if known[arm] != after[arm]} == set(supervised.FROM_CONTROLS)
+    after = {arm: policy.run_policy(run, arm).identity for arm in registry.reading()}
+    assert {arm for arm in known if known[arm] != after[arm]} == set(registry.from_controls())
     unjudged = jroute.load_run(judged)
     monkeypatch.setattr(type(run), "controls_folder", tmp_path / "none")
     with pytest.raises(UserError, match=r"has no supervised_features .* jroute\.evaluate"):
         unjudged.gates("supervised_features", unjudged.prompts("test"))
-    assert set(policy.RUN_ARMS) - set(policy.available_arms(unjudged)) == set(supervised.FROM_CONTROLS)
+    missing = set(registry.generable()) - set(policy.available_arms(unjudged))
+    assert missing == set(registry.from_controls())
 
 
 def test_a_run_without_a_table_is_refused(judged, monkeypatch) -> None:
@@ -152,7 +154,7 @@ def test_generating_anew_agrees(judged, capsys) -> None:
     assert f"{cells} of {cells} cells agree in text, {cells} in correctness" in printed
     run = jroute.load_run(judged)
     rows = {line.split()[0]: line.split() for line in printed.splitlines()}
-    for name in judging.FINAL:
+    for name in registry.generable():
         gates = judging.gates_of(run, name, run.prompts("test")[:10])
         right = [
             run.outcome("test", problem.id, gate).correct

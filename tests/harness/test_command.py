@@ -31,7 +31,7 @@ from jroute.harness.agreement import compare_samples
 from jroute.harness.model import JaxLM
 from jroute.outcomes.outcome import Outcome
 from jroute.ppo.learner import PPOConfig
-from jroute.statistics.results import JudgeConfig
+from jroute.statistics.config import JudgeConfig
 from jroute.tasks import TaskConfig, benchmarks
 from jroute.tasks.prompts import PromptConfig
 from jroute.utils.errors import UserError

@@ -9,8 +9,8 @@ from jroute.arms import supervised
 from jroute.ppo.learner import PPOConfig
 from jroute.statistics import calibration
 from jroute.statistics.calibration import CalibrationConfig, Tables
+from jroute.statistics.config import JudgeConfig
 from jroute.statistics.headroom import CrossValidator
-from jroute.statistics.results import JudgeConfig
 
 PPO = PPOConfig(seeds=4, updates=40, batch_size=128, hidden=(16,), learning_rate=1e-2)
 FIT = supervised.SupervisedConfig(

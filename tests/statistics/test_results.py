@@ -3,18 +3,14 @@
 import numpy as np
 import pytest
 
-from jroute.statistics import contrasts as statistics
+from jroute.arms import registry
+from jroute.arms.columns import arm_columns, arm_values, gate_counts
+from jroute.arms.registry import DECLARED
+from jroute.report.text import results_text
+from jroute.statistics.config import JudgeConfig
+from jroute.statistics.contrasts import paired_contrast
 from jroute.statistics.headroom import headroom
-from jroute.statistics.results import (
-    DECLARED,
-    JudgeConfig,
-    arm_columns,
-    arm_values,
-    fixed_name,
-    gate_counts,
-    judge,
-    table,
-)
+from jroute.statistics.results import arm_results
 from jroute.utils.errors import UserError
 
 GATES = (0.0, 0.5, 1.0)
@@ -36,6 +32,7 @@ RL = np.array([[0, 0, 2, 2, 0, 0, 1, 0], [0, 1, 2, 1, 1, 1, 1, 2]])
 EXACT = np.array([0, 0, 2, 1, 0, 0, 1, 0])
 RANDOM = np.array([[0, 0, 0, 0, 0, 0, 0, 0], [2, 1, 0, 2, 1, 0, 2, 1]])
 CONFIG = JudgeConfig(replicates=400)
+ROLES = registry.roles()
 OTHERS = ("supervised_features", "exact_gradient", "rl_modal", "shuffled_prompt", "random_reward")
 
 
@@ -72,7 +69,7 @@ def arms(columns) -> dict[str, np.ndarray]:
 def results(arms) -> dict:
     x = np.random.default_rng(0).standard_normal((16, 3))
     room = headroom((x[:8], CORRECT), (x[8:], CORRECT), 2, folds=2, replicates=400)
-    return judge(arms, CONFIG, room, FLIPS)
+    return arm_results(arms, CONFIG, ROLES, room, FLIPS)
 
 
 def test_values_of_every_arm(arms) -> None:
@@ -194,9 +191,7 @@ def test_contrasts_are_those_of_rl_with_the_declared_arms_first(results) -> None
 
 def test_modal_gates_are_compared_seed_by_seed(arms, results) -> None:
     found = next(c for c in results["contrasts"] if c["b"] == "rl_modal")
-    paired = statistics.paired_contrast(
-        arms["rl"], arms["rl_modal"], same_seeds=True, replicates=400
-    )
+    paired = paired_contrast(arms["rl"], arms["rl_modal"], same_seeds=True, replicates=400)
     assert (found["ci95"], found["p"]) == (list(paired.ci95), paired.p)
 
 
@@ -243,7 +238,7 @@ def test_shares_tests_and_reach(arms, results) -> None:
 def test_the_gap_that_can_be_resolved_is_that_to_the_best_fixed_gate() -> None:
     correct = np.zeros((100, 3))
     correct[:10, 0], correct[10:14, 2] = 1, 1
-    found = judge(
+    found = arm_results(
         values(
             correct,
             best_fixed=2,
@@ -252,6 +247,7 @@ def test_the_gap_that_can_be_resolved_is_that_to_the_best_fixed_gate() -> None:
             selected=0,
         ),
         CONFIG,
+        ROLES,
     )
     gap = next(one for one in found["gaps"] if one["b"] == "best_fixed")
     assert gap["discordance"] == 0.14
@@ -270,7 +266,7 @@ def test_headroom_and_verdict_are_told(arms, results) -> None:
     best = 0.5 * (1 - flip**3) + 0.5 * (1 - (1 - flip) ** 3)
     assert told["noise_floor"]["value"] == pytest.approx(best - 0.5)
     assert told["noise_floor"]["ci95"][0] < best - 0.5 < told["noise_floor"]["ci95"][1]
-    assert "noise_floor" not in judge(arms, CONFIG).get("headroom", {})
+    assert "noise_floor" not in arm_results(arms, CONFIG, ROLES).get("headroom", {})
     verdict = results["verdict"]
     assert verdict["name"] == "underpowered"  # eight problems
     assert verdict["sentence"] == "these items cannot tell a gain of δ from none (δ = 1 point)"
@@ -302,13 +298,16 @@ def test_a_plain_gain_is_found_and_nothing_is_not() -> None:
     correct[np.arange(600), best] = 1
     guess = rng.integers(0, 3, 600)
     learned = np.where(rng.random((5, 600)) < 0.8, best, guess)
-    found = judge(values(correct, best_fixed=1, supervised=guess, rl=learned, selected=0), CONFIG)
+    found = arm_results(
+        values(correct, best_fixed=1, supervised=guess, rl=learned, selected=0), CONFIG, ROLES
+    )
     for c in found["contrasts"][:5]:
         assert c["ci95"][0] > 0.3 and c["p"] < 0.02
     assert "verdict" not in found  # none without its headroom
-    same = judge(
+    same = arm_results(
         values(correct, best_fixed=1, supervised=guess, rl=np.tile(guess, (5, 1)), selected=0),
         CONFIG,
+        ROLES,
     )
     against_itself = next(c for c in same["contrasts"] if c["b"] == "supervised")
     assert against_itself["difference"] == 0
@@ -318,14 +317,14 @@ def test_a_plain_gain_is_found_and_nothing_is_not() -> None:
 
 
 def test_the_resampling_is_seeded(arms, results) -> None:
-    again = judge(arms, CONFIG)
+    again = arm_results(arms, CONFIG, ROLES)
     assert again == {name: results[name] for name in again}
-    other = judge(arms, JudgeConfig(replicates=400, seed=1))
+    other = arm_results(arms, JudgeConfig(replicates=400, seed=1), ROLES)
     assert other["contrasts"] != again["contrasts"]
 
 
 def test_the_table_shows_every_arm_and_contrast(results) -> None:
-    text = table(results, "test")
+    text = results_text(results, "test")
     lines = text.splitlines()
     assert lines[0] == "test: n = 8 problems"
     against = [c["b"] for c in results["contrasts"] if c["a"] == "rl"]
@@ -347,13 +346,7 @@ def test_the_table_shows_every_arm_and_contrast(results) -> None:
     assert "verdict: underpowered: these items cannot tell a gain of δ from none (δ = 1" in rest
 
 
-def test_names_and_settings() -> None:
-    assert [fixed_name(gate) for gate in (0.0, 0.25, 1.0, -0.5)] == [
-        "fixed:0",
-        "fixed:0.25",
-        "fixed:1",
-        "fixed:-0.5",
-    ]
+def test_configurations_that_judge_nothing_are_refused() -> None:
     with pytest.raises(UserError, match=r"judge\.replicates is 99"):
         JudgeConfig(replicates=99)
     with pytest.raises(UserError, match=r"judge\.delta is 1"):

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from jroute.arms.registry import DECLARED
 from jroute.statistics.contrasts import Contrast
 from jroute.statistics.headroom import Headroom
-from jroute.statistics.verdict import DECLARED, TABLE, Evidence, points, verdict
+from jroute.statistics.verdict import TABLE, Evidence, points, verdict
 
 
 def contrast(difference: float, half: float, p: float | None = None, n: int = 1000) -> Contrast:
@@ -32,6 +33,7 @@ def evidence(
     )
     return Evidence(
         rl={name: contrast(d, half) for name, d in told.items()},
+        declared=DECLARED,
         rivals={
             "supervised": contrast(0.0, half),
             "supervised_features": contrast(rivals, half),

@@ -1,0 +1,74 @@
+"""The RL arm: PPO controllers trained on an outcome table, and the gates they choose."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from jroute.arms.supervised import Cells
+from jroute.controller import networks
+from jroute.envs.functional import TableEnv
+from jroute.ppo import learner
+
+
+def train_rl(cells: Cells, config: learner.PPOConfig, key: Key[Array, ""]) -> networks.Params:
+    """Train ``config.seeds`` PPO controllers on a table.
+
+    Args:
+        cells: Features of train problems and the reward of every gate, of which PPO sees what it
+            samples.
+        config: Configuration of the learner.
+        key: Key of the seeds.
+
+    Returns:
+        Their parameters, ``[seeds, …]``.
+    """
+    features, rewards = cells
+    env = TableEnv.create(features, rewards)
+    state = learner.init_seeds(config, env.num_features, (env.num_gates,), key)
+    state, _ = _compiled_training(config)(env, state)
+    return jax.device_get(state.params)
+
+
+@lru_cache(maxsize=4)
+def _compiled_training(config: learner.PPOConfig) -> Callable[..., Any]:
+    """Return a whole training as one program, compiled once for all tables of a shape."""
+    return learner.compile_train(config, config.updates)
+
+
+def choices_of_policy(
+    params: networks.Params, observations: Float[np.ndarray, "prompts features"]
+) -> Int[np.ndarray, " prompts"]:
+    """Return the index of the most probable gate of a PPO controller."""
+    return np.asarray(networks.act(params, jnp.asarray(observations)))[:, 0]
+
+
+def choices_of_seeds(
+    params: networks.Params, observations: Float[np.ndarray, "prompts features"]
+) -> Int[np.ndarray, "seeds prompts"]:
+    """Return the index of the most probable gate of every seed's controller.
+
+    Args:
+        params: Parameters of the controllers, ``[seeds, …]``.
+        observations: Features as controllers see them.
+    """
+    return decisions_of_seeds(params, observations)[:, :, 0]
+
+
+def decisions_of_seeds(
+    params: networks.Params, observations: Float[np.ndarray, "prompts features"]
+) -> Int[np.ndarray, "seeds prompts dims"]:
+    """Return the most probable decision of every seed's controller; see ``choices_of_seeds``."""
+    act = jax.vmap(networks.act, in_axes=(0, None))
+    return np.asarray(act(params, jnp.asarray(observations, jnp.float32)))
+
+
+def best_seed(
+    values: Float[np.ndarray, "problems gates"], choices: Int[np.ndarray, "seeds problems"]
+) -> int:
+    """Return the seed whose choices score best, the first of equals."""
+    return int(values[np.arange(len(values))[None], choices].mean(axis=1).argmax())
