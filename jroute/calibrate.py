@@ -13,7 +13,6 @@ folder whose outcomes are used. Interrupted, the same command goes on.
 """
 
 import argparse
-import dataclasses
 import difflib
 import hashlib
 import json
@@ -30,6 +29,7 @@ import numpy as np
 
 from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
+from jroute.utils.keys import stored
 
 if TYPE_CHECKING:
     from jroute.controller.features import RawFeatures
@@ -285,7 +285,7 @@ def _of(told: dict[str, Any]) -> dict[str, Any]:
 
 def _deciding(config: "CalibrationConfig", *names: str) -> dict[str, Any]:
     """The part of a configuration that decides a result."""
-    told = dataclasses.asdict(config)
+    told = stored(config)
     return {name: told[name] for name in ("seed", "judge", *names)}
 
 
@@ -389,7 +389,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "command": shlex.join(["python", "-m", "jroute.calibrate", *given_words]),
         "machine": describe_machine(),
         "seconds_of_this_command": seconds,
-        "config": dataclasses.asdict(config),
+        "config": stored(config),
         **found,
     }
     path = args.report or args.out / "calibration.json"

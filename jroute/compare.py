@@ -12,7 +12,6 @@ text, answer and score, whatever backend made them.
 """
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 
 from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
+from jroute.utils.keys import stored
 
 GAIN = "gain"
 """RL minus best fixed."""
@@ -87,7 +87,7 @@ def compare(
 
     def contrast(parts: list[tuple[np.ndarray, float]]) -> dict[str, Any]:
         values, weights = zip(*parts, strict=True)
-        return dataclasses.asdict(linear_contrast(values, weights, **sampling))
+        return stored(linear_contrast(values, weights, **sampling))
 
     found = []
     for name in names:
@@ -98,7 +98,7 @@ def compare(
             if name == GAIN:
                 row["gain"] = contrast(terms(run, name, 1.0))
             else:
-                row["accuracy"] = dataclasses.asdict(
+                row["accuracy"] = stored(
                     accuracy(runs[run][name], **sampling)  # type: ignore[arg-type]
                 )
             if run != first:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import numpy as np
@@ -31,6 +31,7 @@ from jroute.tasks.prompts import PromptConfig
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text
 from jroute.utils.fingerprint import semantic_fingerprint
+from jroute.utils.keys import Keys, keys
 
 Guard = Literal["norm_match", "exempt_first", "cap"]
 OWN = "own"
@@ -64,6 +65,27 @@ class Ablation:
         engine: Execution shape of generation.
         mesh: Devices that the model runs on.
     """
+
+    stored_keys: ClassVar[Keys] = keys(
+        "run",
+        "model",
+        "presets",
+        "streams",
+        "sites",
+        "guards",
+        "cap",
+        "gates",
+        "split",
+        "problems",
+        "probed",
+        "dtype",
+        "seed",
+        "task",
+        "prompt",
+        "decoding",
+        "engine",
+        "mesh",
+    )
 
     run: str
     model: str

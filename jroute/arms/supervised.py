@@ -7,7 +7,7 @@ makes it the rival that decides whether RL is needed.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jroute.controller import networks
 from jroute.utils.errors import UserError
+from jroute.utils.keys import Keys, keys
 
 LENGTH = slice(0, 1)
 """Columns of the features that the length-only arm sees."""
@@ -34,6 +35,10 @@ class SupervisedConfig:
         weight_decays: Decoupled from the gradient, as in AdamW, in units of the step size.
         check_every: Steps between two checks on validation; the best check of all pairs wins.
     """
+
+    stored_keys: ClassVar[Keys] = keys(
+        "hidden", "networks", "steps", "learning_rates", "weight_decays", "check_every"
+    )
 
     hidden: tuple[int, ...] = (64, 64)
     networks: int = 3

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from jroute.checkpoint import arrays, staging
 from jroute.checkpoint.staging import MANIFEST
 from jroute.model.config import Qwen3Config
 from jroute.utils.errors import UserError
+from jroute.utils.keys import stored
 
 FORMAT = 2
 COMPANIONS = (
@@ -66,7 +66,7 @@ def fingerprint(config: Qwen3Config, dtype: DTypeLike, digests: Mapping[str, str
         dtype: The type in which the weights are stored.
         digests: ``digest`` of every tensor under its Hugging Face name, in that orientation.
     """
-    content = {"config": asdict(config), "dtype": str(np.dtype(dtype)), "tensors": dict(digests)}
+    content = {"config": stored(config), "dtype": str(np.dtype(dtype)), "tensors": dict(digests)}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -113,7 +113,7 @@ def load_model(
     config = Qwen3Config.from_hf(
         read_json(directory / "config.json"), where=str(directory / "config.json")
     )
-    if asdict(config) != manifest["config"]:
+    if stored(config) != manifest["config"]:
         raise UserError(
             f"{directory / 'config.json'} was changed after the conversion; "
             "convert again with --overwrite"

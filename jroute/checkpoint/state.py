@@ -1,7 +1,7 @@
 """States of a learner, one per step: saved atomically, exact to the bit when they come back."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import traverse_util
 from jax.sharding import Sharding
-from jax.tree_util import DictKey, keystr, tree_leaves_with_path
+from jax.tree_util import DictKey, GetAttrKey, keystr, tree_leaves_with_path
 
 from jroute.checkpoint.storage import quiet, restore_args
 from jroute.utils.errors import UserError
+from jroute.utils.keys import stored_keys
 
 _NUMBERS: Mapping[str, type] = {kind.__name__: kind for kind in (bool, int, float)}
 
@@ -108,8 +110,23 @@ def _manager(
     return ocp.CheckpointManager(Path(directory).absolute(), options=options)
 
 
+def _leaves_with_path(tree: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yield every leaf with its path, in JAX's order, under the ``stored_keys`` of classes."""
+    children = tree_leaves_with_path(tree, is_leaf=lambda node: node is not tree)
+    keys = stored_keys(type(tree)) if hasattr(tree, "stored_keys") else {}
+    for path, child in children:
+        if not path:  # the tree itself is a leaf
+            yield (), tree
+            return
+        key = path[0]
+        if isinstance(key, GetAttrKey) and keys:
+            key = GetAttrKey(keys[key.name])
+        for below, leaf in _leaves_with_path(child):
+            yield (key, *below), leaf
+
+
 def _leaves(tree: Any) -> dict[str, Any]:
-    leaves = tree_leaves_with_path(tree)
+    leaves = list(_leaves_with_path(tree))
     named = {keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     if len(named) != len(leaves):
         raise ValueError("two leaves of this state have the same path")
@@ -119,7 +136,7 @@ def _leaves(tree: Any) -> dict[str, Any]:
 def _describe(tree: Any) -> dict[str, dict[str, Any]]:
     """Kind, type, shape and place of every leaf, as JSON."""
     described = {}
-    for path, leaf in tree_leaves_with_path(tree):
+    for path, leaf in _leaves_with_path(tree):
         plain = _plain(leaf)
         described[keystr(path, simple=True, separator="/")] = {
             "kind": _kind(leaf),
@@ -181,14 +198,9 @@ def _refuse_other_structure(
 
 
 def _nest(described: Mapping[str, Mapping[str, Any]], leaves: Mapping[str, Any]) -> dict[Any, Any]:
-    """The dictionaries that a state was made of."""
-    nested: dict[Any, Any] = {}
-    for name, leaf in leaves.items():
-        *parents, last = described[name]["keys"]
-        if None in (*parents, last):
-            raise ValueError(f"{name} is not in dictionaries alone; say what the state is like")
-        place = nested
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = leaf
-    return nested
+    """Rebuild a state that consists of nothing but nested dictionaries."""
+    paths = {name: tuple(described[name]["keys"]) for name in leaves}
+    for name, path in paths.items():
+        if None in path:
+            raise ValueError(f"{name} is not in dictionaries alone; pass a state like it")
+    return traverse_util.unflatten_dict({paths[name]: leaf for name, leaf in leaves.items()})

@@ -5,7 +5,6 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +20,7 @@ from jroute.checkpoint.staging import MANIFEST
 from jroute.model.config import Qwen3Config
 from jroute.utils.errors import UserError
 from jroute.utils.files import sync, sync_tree, write_json
+from jroute.utils.keys import stored
 
 _PACKAGES = (
     "jroute",
@@ -176,7 +176,7 @@ class ModelWriter:
             "format": FORMAT,
             "fingerprint": fingerprint(self.config, self._dtype, self._digests),
             "source": self._source,
-            "config": asdict(self.config),
+            "config": stored(self.config),
             "dtype": str(self._dtype),
             "parameters": self._bytes // self._dtype.itemsize,
             "bytes": self._bytes,

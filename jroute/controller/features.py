@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from jroute.model.config import Qwen3Config
 from jroute.model.decoder import Params, forward, unembed
 from jroute.routing.routing import Routing
 from jroute.utils.errors import UserError
+from jroute.utils.keys import Keys, keys, restored, stored
 
 SCALARS = ("prompt_length", "length_bucket", "first_token_entropy", "first_token_margin")
 """Scalars of every prompt, whatever else is asked for."""
@@ -54,6 +55,8 @@ class FeatureConfig:
         streams: Whether stream metrics are read at the depths, the gate being 0.
     """
 
+    stored_keys: ClassVar[Keys] = keys("depths", "components", "counts", "streams")
+
     depths: tuple[float, ...] = (0.34, 0.67, 1.0)
     components: int = 32
     counts: bool = True
@@ -68,6 +71,8 @@ class FeatureConfig:
 
 class RawFeatures(NamedTuple):
     """Features before any fitting: named scalars, and hidden states."""
+
+    stored_keys = keys("scalars", "hidden", "names")
 
     scalars: Float[np.ndarray, "prompts scalars"]
     hidden: Float[np.ndarray, "prompts hidden"]
@@ -264,6 +269,10 @@ class Featurizer:
         scalar_names: Name of each scalar.
     """
 
+    stored_keys: ClassVar[Keys] = keys(
+        "scalar_mean", "scalar_scale", "hidden_mean", "components", "scalar_names"
+    )
+
     scalar_mean: Float[np.ndarray, " scalars"]
     scalar_scale: Float[np.ndarray, " scalars"]
     hidden_mean: Float[np.ndarray, " hidden"]
@@ -301,11 +310,11 @@ class Featurizer:
     def tree(self) -> dict[str, np.ndarray]:
         """Its arrays, to be saved; names as bytes of a text."""
         names = np.frombuffer(",".join(self.scalar_names).encode(), np.uint8)
-        return {**vars(self), "scalar_names": names}
+        return {**stored(self), "scalar_names": names}
 
     @classmethod
     def of(cls, tree: Mapping[str, Any]) -> "Featurizer":
         """The inverse of ``tree``."""
-        arrays = {name: np.asarray(tree[name]) for name in cls.__dataclass_fields__}
+        arrays = {name: np.asarray(array) for name, array in restored(cls, tree).items()}
         names = arrays.pop("scalar_names").astype(np.uint8).tobytes().decode().split(",")
         return cls(**arrays, scalar_names=tuple(names))

@@ -11,7 +11,7 @@ a product with a weight sums small partial activations over ``fsdp`` and never g
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jroute.utils.errors import UserError
+from jroute.utils.keys import Keys, keys
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -48,6 +49,8 @@ class MeshConfig:
         fsdp: Parts the embedding axis of the model is cut into.
         tensor: Parts heads, MLP and vocabulary are cut into.
     """
+
+    stored_keys: ClassVar[Keys] = keys("data", "fsdp", "tensor")
 
     data: int = 1
     fsdp: int = 1

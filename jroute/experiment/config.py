@@ -4,7 +4,7 @@ Each package owns its part beside the code that reads it; this file only puts th
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jroute.arms.supervised import SupervisedConfig
 from jroute.controller.features import FeatureConfig
@@ -19,6 +19,7 @@ from jroute.tasks import Split, TaskConfig
 from jroute.tasks.prompts import PromptConfig
 from jroute.tasks.rewards import RewardConfig
 from jroute.utils.errors import UserError
+from jroute.utils.keys import Keys, keys
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,32 @@ class Experiment:
         supervised: The supervised arm.
         judge: Intervals and contrasts.
     """
+
+    stored_keys: ClassVar[Keys] = keys(
+        "run",
+        "model",
+        "routing",
+        "dtype",
+        "seed",
+        "gates",
+        "gate_per",
+        "rollouts",
+        "outcomes",
+        "allow_inert",
+        "judged",
+        "mixing",
+        "task",
+        "prompt",
+        "decoding",
+        "engine",
+        "mesh",
+        "track",
+        "reward",
+        "features",
+        "ppo",
+        "supervised",
+        "judge",
+    )
 
     run: str
     model: str

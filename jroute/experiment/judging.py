@@ -1,6 +1,5 @@
 """Judging a run: every arm from the outcome table, and the final ones by generating anew."""
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -38,6 +37,7 @@ from jroute.statistics.results import arm_results, as_gain
 from jroute.tasks import Split
 from jroute.utils.errors import UserError
 from jroute.utils.files import atomic_write, write_text
+from jroute.utils.keys import stored
 
 logger = logging.getLogger(__name__)
 
@@ -296,7 +296,7 @@ def judge_live(
         rows = list(enumerate(column))
         scored = accuracy([float(now[row].correct) for row in rows])
         before = float(np.mean([then[row].correct for row in rows]))
-        found["arms"][name] = {**dataclasses.asdict(scored), "in_table": before}
+        found["arms"][name] = {**stored(scored), "in_table": before}
     for key, differs in (
         ("other_text", lambda pair: now[pair].completion != then[pair].completion),
         ("other_correct", lambda pair: now[pair].correct != then[pair].correct),
@@ -345,12 +345,9 @@ def judge_without_table(run: Run) -> dict[str, Any]:
         adjusted = holm([contrast.p for contrast in against.values()])
         splits[split] = {
             "n": rl.shape[1],
-            "arms": {
-                name: dataclasses.asdict(accuracy(values, **sampling))
-                for name, values in scores.items()
-            },
+            "arms": {name: stored(accuracy(values, **sampling)) for name, values in scores.items()},
             "contrasts": [
-                {"a": "rl", "b": name, **dataclasses.asdict(contrast), "p_holm": p}
+                {"a": "rl", "b": name, **stored(contrast), "p_holm": p}
                 for (name, contrast), p in zip(against.items(), adjusted, strict=True)
             ],
             "gates_chosen": {"rl": chosen.sum(axis=1).tolist()},  # [seeds, gates]

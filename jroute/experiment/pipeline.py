@@ -1,6 +1,5 @@
 """The stages of a run: mixing weights, outcomes, features, controllers, judgement; each resumes."""
 
-import dataclasses
 import json
 import logging
 import time
@@ -33,6 +32,7 @@ from jroute.probe import effects, mixing
 from jroute.tasks import Split
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text
+from jroute.utils.keys import stored
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +181,7 @@ def train_ppo(run: Run, env: TableEnv | LiveEnv) -> learner.LearnerState:
         run.directory / "tensorboard",
         purge_step=done,
         track=run.experiment.track,
-        config=dataclasses.asdict(run.experiment),
+        config=stored(run.experiment),
     )
     with progress_bar(
         total=config.updates, initial=done, desc=f"ppo x {config.seeds} seeds", unit="update"

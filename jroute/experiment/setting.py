@@ -1,6 +1,5 @@
 """What an experiment rests on: model, mixing weights, problems, outcome table, features."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +26,7 @@ from jroute.tasks.prompts import meaning, render
 from jroute.utils.errors import UserError
 from jroute.utils.files import atomic_write
 from jroute.utils.fingerprint import semantic_fingerprint
+from jroute.utils.keys import stored
 
 SHARED_AT_LEAST = 64
 """Fewer common tokens of prompts are not worth a prefill of their own."""
@@ -108,11 +108,11 @@ class Setting:
         return {
             "model": base.fingerprint,
             "dtype": str(jax.tree.leaves(base.params)[0].dtype),
-            "routing": dataclasses.asdict(base.routing.config),
-            "mixing": dataclasses.asdict(e.mixing),
+            "routing": stored(base.routing.config),
+            "mixing": stored(e.mixing),
             "seed": e.seed,
             "examples": semantic_fingerprint({"pairs": self.mixing_pairs}),
-            **({"decoding": dataclasses.asdict(e.decoding)} if e.mixing.method == "search" else {}),
+            **({"decoding": stored(e.decoding)} if e.mixing.method == "search" else {}),
         }
 
     @property
@@ -380,7 +380,7 @@ class Setting:
                 "disable": not is_first_process(),
             }
             with progress_bar(total=len(prompts), **told) as bar:
-                return self.read_features(prompts, progress=bar.update)._asdict()
+                return stored(self.read_features(prompts, progress=bar.update))
 
         found = self._kept(f"{split}-{key[:16]}", read)
         names = tuple(map(str, found["names"]))

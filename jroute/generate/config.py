@@ -1,9 +1,10 @@
 """The execution shape of generation."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jroute.utils.errors import UserError
+from jroute.utils.keys import Keys, keys
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class EngineConfig:
             fit, but no more than an eighth of the slots.
         ahead: Steps that the device runs on while the host refills slots; 0 lets it wait.
     """
+
+    stored_keys: ClassVar[Keys] = keys("slots", "chunk", "unroll", "prefill_tokens", "ahead")
 
     slots: int | Literal["auto"] = 64
     chunk: int = 16

@@ -1,10 +1,11 @@
 """Fixed decoding: how tokens are chosen and when a completion ends."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jroute.generate.sampling import Greedy, MinP, Strategy, Temperature, TopK, TopP
 from jroute.utils.errors import UserError
+from jroute.utils.keys import Keys, keys
 
 StopReason = Literal["end_token", "stop_string", "length"]
 
@@ -22,6 +23,10 @@ class Decoding:
         min_p: Keep tokens at least so many times as likely as the most likely one; 0 keeps all.
         min_new_tokens: Before so many tokens no end token is chosen, and no stop string counts.
     """
+
+    stored_keys: ClassVar[Keys] = keys(
+        "temperature", "top_k", "top_p", "max_new_tokens", "stop", "min_p", "min_new_tokens"
+    )
 
     temperature: float = 0.0
     top_k: int = 0

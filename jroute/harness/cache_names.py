@@ -4,7 +4,6 @@ lm-eval files a cached answer by the request alone and a cached prompt by a part
 both would be served to the wrong caller. The names here hash everything that decides them.
 """
 
-import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,6 +13,7 @@ import lm_eval
 import numpy as np
 
 from jroute.lm import LanguageModel
+from jroute.utils.keys import stored
 
 PROMPT_OPTIONS = (
     "num_fewshot",
@@ -40,7 +40,7 @@ def answer_cache_name(lm: LanguageModel, **config: Any) -> str:
     identity = {
         "model": lm.fingerprint,
         "dtype": str(jax.tree.leaves(dict(lm.params))[0].dtype),
-        "routing": [dataclasses.asdict(lm.routing.config), array_digest(lm.routing)],
+        "routing": [stored(lm.routing.config), array_digest(lm.routing)],
         "ends": lm.end_token_ids,
         **config,
     }

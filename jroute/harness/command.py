@@ -20,7 +20,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from math import nan
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -56,6 +56,7 @@ from jroute.tasks.prompts import user_message
 from jroute.utils.cli import command
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text
+from jroute.utils.keys import stored
 
 OWN: tuple[Split, ...] = ("validation", "test", "ood")
 """Splits of a run that are tasks; learners saw the rewards of train."""
@@ -346,7 +347,7 @@ def evaluate_arm(
                     task, rows, done.results, records, asked=asked, agreed=agreed, note=note
                 )
                 gates = Path(scratch) / f"gates_{task}_{done.tracker.date_id}.jsonl"
-                lines = [json.dumps(asdict(record)) + "\n" for record in records]
+                lines = [json.dumps(stored(record)) + "\n" for record in records]
                 gates.write_text("".join(lines))
         publish(Path(scratch), out / folder)
     return judged

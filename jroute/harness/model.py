@@ -11,7 +11,6 @@ Importing this module registers the model ``jroute`` with lm-eval, for example f
 """
 
 import copy
-import dataclasses
 import hashlib
 import logging
 import time
@@ -47,6 +46,7 @@ from jroute.observe.progress import GenerationBar, progress_bar
 from jroute.routing.gate import Gate
 from jroute.tasks.prompts import render_chat
 from jroute.utils.errors import UserError
+from jroute.utils.keys import stored
 
 logger = logging.getLogger(__name__)
 
@@ -212,7 +212,7 @@ class JaxLM(TemplateLM):
             "model_fingerprint": self.lm.fingerprint,
             "model_num_parameters": sum(leaf.size for leaf in leaves),
             "model_dtype": str(leaves[0].dtype),
-            "routing": dataclasses.asdict(self.lm.routing.config),
+            "routing": stored(self.lm.routing.config),
             "namespace": self.namespace,
             "enable_thinking": self._enable_thinking,
             "slots": self._slots,

@@ -4,7 +4,9 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
+
+from jroute.utils.keys import Keys, keys, restored
 
 from jroute.routing.gate import Gate
 
@@ -27,6 +29,20 @@ class Record:
         foreign: Whether the arm learnt from prompts of another kind, and was forced.
     """
 
+    stored_keys: ClassVar[Keys] = keys(
+        "task",
+        "doc_id",
+        "index",
+        "sample",
+        "kind",
+        "gate",
+        "tokens",
+        "prompt_tokens",
+        "prompt_cut",
+        "truncated",
+        "foreign",
+    )
+
     task: str | None
     doc_id: int | None
     index: int
@@ -41,9 +57,10 @@ class Record:
 
     @classmethod
     def of(cls, facts: dict[str, Any]) -> "Record":
-        """The inverse of ``dataclasses.asdict``, after JSON."""
-        gate = facts["gate"]
-        return cls(**{**facts, "gate": tuple(gate) if isinstance(gate, list) else gate})
+        """Restore what ``stored`` made of a record, after JSON."""
+        values = restored(cls, facts)
+        gate = values.pop("gate")
+        return cls(**values, gate=tuple(gate) if isinstance(gate, list) else gate)
 
     def about(self, task: str | None, doc_id: int | None, index: int) -> "Record":
         """The same done for another request."""

@@ -4,7 +4,6 @@ A request that is answered from the cache never reaches the model; what gate it 
 many tokens it took is read from here.
 """
 
-import dataclasses
 from collections.abc import MutableMapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from lm_eval.api.model import hash_args
 
 from jroute.harness.records import Record
 from jroute.utils.errors import UserError
+from jroute.utils.keys import stored
 
 _OWNER = "jroute: whose answers these are"
 
@@ -48,7 +48,7 @@ class RequestLog:
         key = _key(record.kind, args, record.sample)
         self._done[key] = record
         if self._stored is not None:
-            self._stored[key] = dataclasses.asdict(record)
+            self._stored[key] = stored(record)
 
     def records_of(self, instances: Sequence[Instance], repeats: int | None = None) -> list[Record]:
         """What was done for requests, by this process or by the one that cached their answers.

@@ -1,10 +1,11 @@
 """The shape of a Qwen3 decoder, read from a Hugging Face ``config.json``."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, get_type_hints
 
 from jroute.utils.errors import UserError
+from jroute.utils.keys import Keys, keys, stored, stored_keys
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,20 @@ class Qwen3Config:
 
     Hashable, so that it can be a static argument of a jitted function.
     """
+
+    stored_keys: ClassVar[Keys] = keys(
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "rms_norm_eps",
+        "rope_theta",
+        "tie_word_embeddings",
+        "max_position_embeddings",
+    )
 
     vocab_size: int
     hidden_size: int
@@ -91,14 +106,14 @@ class Qwen3Config:
         values = {**config, "rope_theta": theta}
         values.setdefault("tie_word_embeddings", False)
         values.setdefault("head_dim", 128)  # as transformers' Qwen3Config
-        missing = [name for name in cls.__dataclass_fields__ if values.get(name) is None]
+        missing = [name for name in stored_keys(cls).values() if values.get(name) is None]
         if missing:
             raise UserError(
                 f"{where}: missing {', '.join(missing)}; take config.json from the model's release"
             )
-        kinds: dict[str, type] = {k: f.type for k, f in cls.__dataclass_fields__.items()}  # type: ignore[misc]
+        types = get_type_hints(cls)
         try:
-            return cls(**{name: kind(values[name]) for name, kind in kinds.items()})
+            return cls(**{name: types[name](values[key]) for name, key in stored_keys(cls).items()})
         except (TypeError, ValueError) as error:
             raise UserError(
                 f"{where}: a size is not a number ({error}); take config.json from the release"
@@ -117,5 +132,5 @@ class Qwen3Config:
             "sliding_window": None,
             "use_cache": True,
             "use_sliding_window": False,
-            **asdict(self),
+            **stored(self),
         }

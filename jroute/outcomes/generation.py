@@ -21,6 +21,7 @@ from jroute.outcomes.replicates import NoiseFloor
 from jroute.routing.gate import Gate
 from jroute.tasks import Problem, Split
 from jroute.utils.errors import UserError
+from jroute.utils.keys import stored
 from jroute.utils.machine import describe_machine
 
 CELLS_AT_ONCE = 64
@@ -51,7 +52,7 @@ def provenance(run: Setting, shape: EngineConfig) -> Provenance:
     kind = device.device_kind if device.platform != "cpu" else f"{described['cpu']} (CPU)"
     count = 1 if mesh is None else mesh.size
     sizes = [1, 1, 1] if mesh is None else list(mesh.devices.shape)
-    execution = {**dataclasses.asdict(shape), "mesh": sizes}
+    execution = {**stored(shape), "mesh": sizes}
     versions = {name: described["versions"].get(name, "") for name in LIBRARIES}
     return Provenance(
         execution=json.dumps(execution, sort_keys=True),

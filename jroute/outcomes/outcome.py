@@ -9,12 +9,13 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from jroute.routing.gate import Gate, as_gate
 from jroute.tasks.answers import is_correct, parse_answer
 from jroute.tasks.problem import Problem
 from jroute.tasks.rewards import RewardConfig, reward
+from jroute.utils.keys import Keys, keys
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Provenance:
         seconds: Wall time since the cells before it were finished, shared out among those that
             were finished with it.
     """
+
+    stored_keys: ClassVar[Keys] = keys("execution", "versions", "machine", "seconds")
 
     execution: str
     versions: str
@@ -56,6 +59,21 @@ class Outcome:
         logprob: Summed natural-log probability of the generated tokens, if the engine told it.
         made: How it was made, if that is known.
     """
+
+    stored_keys: ClassVar[Keys] = keys(
+        "problem_id",
+        "gate",
+        "sample",
+        "completion",
+        "tokens",
+        "parsed",
+        "status",
+        "correct",
+        "reward",
+        "stop_reason",
+        "logprob",
+        "made",
+    )
 
     problem_id: str
     gate: Gate

@@ -1,19 +1,21 @@
 """The noise floor: how often a cell comes out otherwise when it is made once more."""
 
-import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from statsmodels.stats.proportion import proportion_confint
 
 from jroute.outcomes.outcome import Outcome
+from jroute.utils.keys import Keys, keys, stored
 
 
 @dataclass(frozen=True)
 class Flips:
     """Cells of which something differs, out of ``n``, with Wilson's 95 % interval of the share."""
+
+    stored_keys: ClassVar[Keys] = keys("n", "flips", "share", "ci95")
 
     n: int
     flips: int
@@ -47,6 +49,8 @@ class NoiseFloor:
         executions: The execution shapes that were compared.
     """
 
+    stored_keys: ClassVar[Keys] = keys("text", "answer", "correct", "logprob", "executions")
+
     text: Flips
     answer: Flips
     correct: Flips
@@ -75,7 +79,7 @@ class NoiseFloor:
 
     def as_dict(self) -> dict[str, Any]:
         """For ``results.json``."""
-        return dataclasses.asdict(self)
+        return stored(self)
 
     def __str__(self) -> str:
         """One line for a report."""

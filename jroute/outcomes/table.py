@@ -1,6 +1,5 @@
 """The outcome table: every cell generated so far under one fingerprint, as a Parquet dataset."""
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -18,6 +17,7 @@ from jroute.routing.gate import Gate, gate_text
 from jroute.utils.errors import UserError
 from jroute.utils.files import atomic_write, remove_abandoned, write_text
 from jroute.utils.fingerprint import canonical
+from jroute.utils.keys import restored, stored
 
 CARD, REPLICATES = "_table.json", "_replicates"
 """Names that Parquet readers pass over, so that the folder as it stands is the table."""
@@ -302,16 +302,17 @@ class OutcomeTable:
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:
-    row = {item.name: getattr(outcome, item.name) for item in dataclasses.fields(outcome)}
+    row = stored(outcome)
     made = row.pop("made")
-    return row if made is None else row | dataclasses.asdict(made)
+    return row if made is None else row | made
 
 
 def _outcome(row: dict[str, Any]) -> Outcome:
-    made = {item.name: row.pop(item.name) for item in dataclasses.fields(Provenance)}
-    if isinstance(row["gate"], list):
-        row["gate"] = tuple(row["gate"])
-    return Outcome(**row, made=None if made["execution"] is None else Provenance(**made))
+    made = restored(Provenance, row) if row["execution"] is not None else None
+    values = restored(Outcome, row)
+    if isinstance(values["gate"], list):
+        values["gate"] = tuple(values["gate"])
+    return Outcome(**values, made=None if made is None else Provenance(**made))
 
 
 def _conflict(cell: _Cell, known: Outcome, other: Outcome, source: str) -> ConflictingOutcome:

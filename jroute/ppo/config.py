@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from jroute.utils.errors import UserError
+from jroute.utils.keys import Keys, keys
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,27 @@ class PPOConfig:
         hidden: Widths of the tanh layers of the actor and of the critic.
         seeds: Number of controllers that are trained, side by side.
     """
+
+    stored_keys: ClassVar[Keys] = keys(
+        "updates",
+        "batch_size",
+        "epochs",
+        "minibatches",
+        "learning_rate",
+        "anneal_lr",
+        "adam_eps",
+        "max_grad_norm",
+        "clip_coef",
+        "clip_vloss",
+        "vf_coef",
+        "ent_coef",
+        "norm_adv",
+        "adv_std_floor",
+        "gamma",
+        "gae_lambda",
+        "hidden",
+        "seeds",
+    )
 
     updates: int = 300
     batch_size: int = 512

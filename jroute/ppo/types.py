@@ -6,6 +6,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from jroute.controller import networks
+from jroute.utils.keys import keys
 
 
 @runtime_checkable
@@ -36,6 +37,8 @@ class Environment(Prompts, Protocol):
 
 class LearnerState(NamedTuple):
     """All that training goes on from; nothing but arrays of plain dtypes."""
+
+    stored_keys = keys("params", "optimizer", "key", "update", "revealed")
 
     params: networks.Params
     """Of the actor-critic, as ``networks.init`` returns them."""

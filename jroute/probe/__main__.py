@@ -9,7 +9,7 @@ Nothing needs to be trained or generated first. Numbers and figures go to ``RUN/
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from jroute.experiment.config import Experiment
@@ -17,6 +17,7 @@ from jroute.tasks import Split
 from jroute.utils.cli import command, run_command
 from jroute.utils.config import parse
 from jroute.utils.errors import UserError
+from jroute.utils.keys import stored
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     content = {
         "model": lm.fingerprint,
-        "routing": asdict(lm.routing.config),
+        "routing": stored(lm.routing.config),
         "split": options.split,
         "prompts": len(prompts),
         "tokens": sum(map(len, prompts)),

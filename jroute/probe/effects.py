@@ -24,6 +24,7 @@ from jroute.routing.composition import closed_form, composition, sources
 from jroute.routing.diagnostics import StreamMetrics
 from jroute.routing.routing import Routing
 from jroute.utils.errors import UserError
+from jroute.utils.keys import keys, stored
 
 Verdict = Literal["inert", "gentle", "strong", "destructive"]
 
@@ -62,6 +63,22 @@ class GateEffect(NamedTuple):
         composition: C(g): weights of all sources in what every block's attention, every block's
             MLP and the final norm read, ``[2 layers + 1, sources]``.
     """
+
+    stored_keys = keys(
+        "gate",
+        "kl",
+        "kl_largest",
+        "agreement",
+        "change",
+        "angle",
+        "rms",
+        "diversity",
+        "dominance",
+        "effective_streams",
+        "gain",
+        "first_attention",
+        "composition",
+    )
 
     gate: float
     kl: float
@@ -380,7 +397,7 @@ def numbers(found: Probe, routing: Routing) -> dict[str, Any]:
         "readers": readers(len(routing.sites)),
         "sources": sources(len(routing.sites)),
         "effects": [
-            {name: plain(value) for name, value in effect._asdict().items()}
+            {name: plain(value) for name, value in stored(effect).items()}
             | {"verdict": verdict(effect.kl)}
             for effect in found.effects
         ],

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ from jroute.model.decoder import Params, forward, unembed
 from jroute.routing.routing import Routing
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text
+from jroute.utils.keys import Keys, keys
 
 LARGEST_SEARCH = 500
 """Numbers that a coordinate search may have; each costs two evaluations a round."""
@@ -53,6 +54,10 @@ class MixingConfig:
         learning_rate: Of Adam.
         change: What the search first adds to or takes from a number; halved every round.
     """
+
+    stored_keys: ClassVar[Keys] = keys(
+        "method", "gate", "problems", "steps", "batch_size", "learning_rate", "change"
+    )
 
     method: Literal["none", "gradient", "search"] = "none"
     gate: float = 1.0

@@ -23,7 +23,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ from jroute.routing import operators, streams
 from jroute.routing.diagnostics import StreamMetrics, stream_metrics
 from jroute.routing.operators import Operator
 from jroute.utils.errors import UserError
+from jroute.utils.keys import Keys, keys
 
 Hook = Literal["attention", "mlp", "block"]
 
@@ -71,6 +72,25 @@ class RoutingConfig:
             0 is no limit.
         bands: Number of equal parts of the depth that a gate per prompt and band has; 0 for none.
     """
+
+    stored_keys: ClassVar[Keys] = keys(
+        "streams",
+        "operator",
+        "strength",
+        "stationary",
+        "diagonal",
+        "rows",
+        "scale",
+        "hooks",
+        "sites",
+        "injection",
+        "readout",
+        "norm_match",
+        "exempt_first",
+        "sink_norms",
+        "cap",
+        "bands",
+    )
 
     streams: tuple[str, ...] = ("delay(1)", "attention", "mlp")
     operator: Operator = "softmax"

@@ -15,7 +15,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -33,6 +33,7 @@ from jroute.statistics.config import JudgeConfig
 from jroute.statistics.contrasts import paired_contrast
 from jroute.statistics.headroom import CrossValidator, headroom
 from jroute.statistics.results import arm_results
+from jroute.utils.keys import Keys, keys
 
 TRIAL = 10
 """Updates of PPO that a trial measures."""
@@ -74,6 +75,20 @@ class CalibrationConfig:
         problems: Train, validation and judged problems of a simulated table.
         features: Features of a simulated table, of which one tells.
     """
+
+    stored_keys: ClassVar[Keys] = keys(
+        "seed",
+        "ppo",
+        "small",
+        "supervised",
+        "small_supervised",
+        "judge",
+        "permutations",
+        "tables",
+        "gains",
+        "problems",
+        "features",
+    )
 
     seed: int = 0
     ppo: learner.PPOConfig = field(default_factory=learner.PPOConfig)

@@ -1,8 +1,10 @@
 """How arms are judged: resampling, folds, and the margin that matters."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jroute.utils.errors import UserError
+from jroute.utils.keys import Keys, keys
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,8 @@ class JudgeConfig:
         delta: Difference of accuracies that matters; declared before outcomes are seen.
         folds: Folds of the learnable headroom's cross-validation.
     """
+
+    stored_keys: ClassVar[Keys] = keys("replicates", "seed", "delta", "folds")
 
     replicates: int = 10_000
     seed: int = 0

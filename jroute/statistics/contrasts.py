@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, nan
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,6 +18,7 @@ from jroute.statistics.bootstrap import (
     percentiles,
     two_sided_p,
 )
+from jroute.utils.keys import Keys, keys
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Contrast:
     of percentiles). ``lower95`` and ``upper95`` are one-sided: the true difference lies below
     ``lower95``, or above ``upper95``, in one case of twenty each.
     """
+
+    stored_keys: ClassVar[Keys] = keys("difference", "ci95", "p", "n", "lower95", "upper95")
 
     difference: float
     ci95: tuple[float, float]
@@ -42,6 +46,8 @@ class Share:
 
     The interval is all numbers where resamples disagree whether ``b`` gains over ``base``.
     """
+
+    stored_keys: ClassVar[Keys] = keys("share", "ci95", "n")
 
     share: float
     ci95: tuple[float, float]

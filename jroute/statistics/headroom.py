@@ -24,6 +24,7 @@ samples of *one* gate seems to gain.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -32,6 +33,7 @@ from scipy.spatial.distance import cdist, pdist
 
 from jroute.statistics.bootstrap import REPLICATES
 from jroute.statistics.contrasts import Contrast, linear_contrast, paired_contrast
+from jroute.utils.keys import Keys, keys
 
 LANDMARKS = 256
 """Problems that the kernel is anchored at, drawn from all of them."""
@@ -49,6 +51,8 @@ class Headroom:
         learnable: The cross-validated rule's gain; ``upper95`` is its one-sided bound.
         folds: Number of folds.
     """
+
+    stored_keys: ClassVar[Keys] = keys("hindsight", "learnable", "folds")
 
     hindsight: Contrast
     learnable: Contrast

@@ -1,7 +1,7 @@
 """Accuracy of an arm with its 95 % interval: Wilson's, or that of the crossed bootstrap."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,11 +14,14 @@ from jroute.statistics.bootstrap import (
     degrees_of_freedom,
     percentiles,
 )
+from jroute.utils.keys import Keys, keys
 
 
 @dataclass(frozen=True)
 class Accuracy:
     """Mean of an arm's item values, with a 95 % interval, over ``n`` items."""
+
+    stored_keys: ClassVar[Keys] = keys("accuracy", "ci95", "n")
 
     accuracy: float
     ci95: tuple[float, float]

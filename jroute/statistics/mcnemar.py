@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from math import inf
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -11,11 +11,14 @@ from scipy import optimize, stats
 from statsmodels.stats.contingency_tables import mcnemar
 
 from jroute.statistics.bootstrap import as_arm, check_same_items
+from jroute.utils.keys import Keys, keys
 
 
 @dataclass(frozen=True)
 class McNemar:
     """Exact McNemar test: items that only one of two arms solves, and the two-sided p-value."""
+
+    stored_keys: ClassVar[Keys] = keys("only_a", "only_b", "p", "n")
 
     only_a: int
     only_b: int

@@ -3,7 +3,6 @@
 No number is without its count of items, nor without an interval where it has one.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from jroute.statistics.holm import holm
 from jroute.statistics.intervals import accuracy
 from jroute.statistics.mcnemar import detectable_gap, mcnemar_exact, resolvable_gap
 from jroute.statistics.verdict import Evidence, verdict
+from jroute.utils.keys import stored
 
 ArmValues = Mapping[str, Float[np.ndarray, "..."]]
 """What every arm scores: arm -> ``[problems]`` or ``[seeds, problems]``."""
@@ -109,7 +109,7 @@ def arm_results(
     gaps = _gaps(arms)
     results: dict[str, Any] = {
         "n": accuracies["baseline"].n,
-        "arms": {name: dataclasses.asdict(scores) for name, scores in accuracies.items()},
+        "arms": {name: stored(scores) for name, scores in accuracies.items()},
         "contrasts": [
             *_rl_rows(rl, roles),
             *(_row(name, "best_fixed", contrast) for name, contrast in over_fixed.items()),
@@ -125,13 +125,13 @@ def arm_results(
         rivals = {name: over_fixed[name] for name in arms.present(*roles.rivals)}
         evidence = Evidence(rl, roles.declared, rivals, constant, headroom, config.delta)
         results["headroom"] = _headroom(headroom, arms, flips)
-        results["verdict"] = dataclasses.asdict(verdict(evidence))
+        results["verdict"] = stored(verdict(evidence))
     return _as_json(results)
 
 
 def as_gain(contrast: Contrast) -> dict[str, Any]:
     """Return a contrast as ``results.json`` has headroom: ``value`` is its difference."""
-    fields = dataclasses.asdict(contrast)
+    fields = stored(contrast)
     return {"value": fields.pop("difference"), **fields}
 
 
@@ -144,7 +144,7 @@ def _opponents(arms: _Comparison) -> list[str]:
 
 
 def _row(a: str, b: str, contrast: Contrast) -> dict[str, Any]:
-    return {"a": a, "b": b, **dataclasses.asdict(contrast)}
+    return {"a": a, "b": b, **stored(contrast)}
 
 
 def _rl_rows(rl: Mapping[str, Contrast], roles: ArmRoles) -> list[dict[str, Any]]:
@@ -190,7 +190,7 @@ def _shares(arms: _Comparison) -> dict[str, Any]:
         return {}
     whole, base = values[roles.ceiling], values["best_fixed"]
     return {
-        name: dataclasses.asdict(share_of_gain(values[name], whole, base, **arms.sampling))
+        name: stored(share_of_gain(values[name], whole, base, **arms.sampling))
         for name in arms.present(roles.subject, *reversed(roles.rivals))
     }
 
@@ -200,7 +200,7 @@ def _mcnemar(arms: _Comparison) -> list[dict[str, Any]]:
     values, selected = arms.values, arms.roles.selected
     against = {*arms.roles.deterministic, *arms.grid}
     return [
-        {"a": selected, "b": name, **dataclasses.asdict(mcnemar_exact(values[selected], scores))}
+        {"a": selected, "b": name, **stored(mcnemar_exact(values[selected], scores))}
         for name, scores in values.items()
         if name in against
     ]

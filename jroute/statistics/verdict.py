@@ -13,10 +13,12 @@ gain is real, and where every cell of train can be generated it does not take RL
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jroute.statistics.contrasts import Contrast
 from jroute.statistics.headroom import Headroom
 from jroute.statistics.holm import holm
+from jroute.utils.keys import Keys, keys
 
 DELTA = 0.01
 """Difference of accuracies that matters: one point."""
@@ -93,6 +95,8 @@ class Row:
         means: What the verdict says.
     """
 
+    stored_keys: ClassVar[Keys] = keys("name", "when", "holds", "means")
+
     name: str
     when: str
     holds: Callable[[Evidence], bool]
@@ -148,6 +152,8 @@ class Verdict:
         n: Number of items.
         delta: The margin.
     """
+
+    stored_keys: ClassVar[Keys] = keys("name", "sentence", "beside", "n", "delta")
 
     name: str
     sentence: str

@@ -6,10 +6,11 @@ into a reward. Nothing here knows a model.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jroute.tasks.problem import Problem
 from jroute.utils.errors import UserError
+from jroute.utils.keys import Keys, keys
 
 __all__ = ["Problem", "Split", "TaskConfig", "load_problems"]
 
@@ -43,6 +44,19 @@ class TaskConfig:
         limit: If not 0, only the first so many problems of a split are used.
         seed: Of the ``synthetic`` problems.
     """
+
+    stored_keys: ClassVar[Keys] = keys(
+        "name",
+        "path",
+        "question_field",
+        "answer_field",
+        "train",
+        "validation",
+        "test",
+        "ood",
+        "limit",
+        "seed",
+    )
 
     name: Literal["synthetic", "gsm8k", "svamp", "jsonl"] = "synthetic"
     path: str = ""

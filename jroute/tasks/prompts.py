@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jroute.utils.errors import UserError
+from jroute.utils.keys import Keys, keys
 
 PLACEHOLDER = "{question}"
 
@@ -37,6 +38,10 @@ class PromptConfig:
         num_fewshot: Examples in the benchmark's prompt; ``-1`` takes as many as the task has.
         multiturn: Whether, in a chat, each example is a turn of its own.
     """
+
+    stored_keys: ClassVar[Keys] = keys(
+        "template", "system", "chat", "enable_thinking", "benchmark", "num_fewshot", "multiturn"
+    )
 
     template: str = PLACEHOLDER
     system: str = ""
@@ -186,5 +191,9 @@ def meaning(config: PromptConfig, tokenizer: ChatTokenizer) -> Any:
     """
     if config.benchmark:
         return [config, render(PLACEHOLDER, config, tokenizer)]
-    said = ("template", "system", "chat", "enable_thinking")  # the rest says how a benchmark asks
-    return {name: getattr(config, name) for name in said}
+    return {  # the other fields say how a benchmark asks
+        "template": config.template,
+        "system": config.system,
+        "chat": config.chat,
+        "enable_thinking": config.enable_thinking,
+    }

@@ -1,9 +1,11 @@
 """The reward of an answer: exact match, plus optional shaping."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jroute.tasks.answers import ParsedAnswer, is_correct
 from jroute.utils.errors import UserError
+from jroute.utils.keys import Keys, keys
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,8 @@ class RewardConfig:
         stability_penalty: Subtracted in proportion to how far the gate moves the trunk of the
             prompt, relative to its norm and on average over tokens and mixing sites.
     """
+
+    stored_keys: ClassVar[Keys] = keys("parseable_bonus", "length_penalty", "stability_penalty")
 
     parseable_bonus: float = 0.0
     length_penalty: float = 0.0

@@ -1,4 +1,7 @@
-"""Fingerprints: one name for everything that decides a result."""
+"""Fingerprints: one name for everything that decides a result.
+
+Dataclasses are hashed under their frozen ``stored_keys``, so renaming a field changes nothing.
+"""
 
 import dataclasses
 import hashlib
@@ -6,6 +9,8 @@ import json
 import math
 from collections.abc import Mapping
 from typing import Any
+
+from jroute.utils.keys import stored_keys
 
 
 def semantic_fingerprint(description: Mapping[str, Any]) -> str:
@@ -20,7 +25,8 @@ def semantic_fingerprint(description: Mapping[str, Any]) -> str:
         SHA-256 of its canonical JSON, 64 hexadecimal digits.
 
     Raises:
-        TypeError: For a value of any other kind, whose text would not be stable.
+        TypeError: For a value of any other kind, whose text would not be stable, and for a
+            dataclass without ``stored_keys`` (see ``jroute.utils.keys``).
     """
     text = json.dumps(
         canonical(description), sort_keys=True, separators=(",", ":"), allow_nan=False
@@ -29,9 +35,13 @@ def semantic_fingerprint(description: Mapping[str, Any]) -> str:
 
 
 def canonical(value: Any) -> Any:
-    """What a description is reduced to before it is hashed or written down."""
+    """Reduce a description to JSON values that are equal wherever their meaning is equal.
+
+    Raises:
+        TypeError: For a value without a stable text, or a dataclass without ``stored_keys``.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+        value = {key: getattr(value, field) for field, key in stored_keys(type(value)).items()}
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
             raise TypeError("a fingerprint needs string keys")

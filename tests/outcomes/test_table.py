@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ from jroute.outcomes.table import ConflictingOutcome, MissingOutcome, OutcomeTab
 from jroute.tasks.problem import Problem
 from jroute.utils.errors import UserError
 from jroute.utils.fingerprint import semantic_fingerprint
+from jroute.utils.keys import Keys, keys
 
 DESCRIPTION = {"model": "abc", "decoding": {"temperature": 0.0, "stop": ("\n\n",)}, "dtype": "f32"}
 FINGERPRINT = semantic_fingerprint(DESCRIPTION)
@@ -65,6 +67,8 @@ def test_fingerprint_ignores_what_does_not_matter_and_nothing_else():
 
     @dataclasses.dataclass(frozen=True)
     class Decoding:
+        stored_keys: ClassVar[Keys] = keys("temperature", "stop")
+
         temperature: float = 0.0
         stop: tuple[str, ...] = ("\n\n",)
 
