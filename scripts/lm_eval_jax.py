@@ -1,4 +1,4 @@
-"""Judges arms with lm-evaluation-harness; see ``jroute.harness.command``."""
+"""Judge arms with lm-evaluation-harness; see ``jroute.harness.command``."""
 
 from jroute.harness.command import main
 from jroute.utils.cli import run_command

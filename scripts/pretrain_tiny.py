@@ -1,9 +1,9 @@
-"""Trains the bundled tiny Qwen3 from scratch, with the gate as part of its training.
+"""Train the bundled tiny Qwen3 from scratch, with the gate as part of its training.
 
 The model is a positive control: learnable headroom exists in it by construction. Problems of
 class ``two`` are only ever seen at gate 0, class ``three`` only at gate 1, class ``start`` at any
 gate, so the gate that solves a problem depends on its class and no single gate solves all of them.
-With ``--plain`` no block ever mixes: a model that was trained as any other is.
+With ``--plain`` no block ever mixes, and the model is trained like any other.
 
     python scripts/pretrain_tiny.py --seed 0 --out runs/tiny-0 --report runs/tiny_seed0.json
     python scripts/pretrain_tiny.py --plain --out runs/tiny-plain --report runs/tiny_plain.json
@@ -61,13 +61,13 @@ CHAT_TEMPLATE = (
 
 
 def tokenizer_corpus() -> list[str]:
-    """Questions, solutions and chat words, the same for every seed."""
+    """Return questions, solutions and chat words, the same for every seed."""
     texts = [text for p in pretraining_problems(6000, 0) for text in (p.question, p.solution)]
     return [*texts, *("user\n", "assistant\n", "system\n") * 50]
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE: any text can be encoded, and every word of ``texts`` is one token."""
+    """Train byte-level BPE that encodes any text, and every word of ``texts`` as a single token."""
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -94,7 +94,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 def encode(
     problems: list[Problem], tokenizer: PreTrainedTokenizerFast
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids ``[problems, seq]`` padded with -1, and the length of each prompt."""
+    """Return token ids ``[problems, seq]`` padded with -1, and the length of each prompt."""
     prompts = tokenizer([render(p.question, PromptConfig(), tokenizer) for p in problems])[
         "input_ids"
     ]
@@ -109,12 +109,12 @@ def encode(
 
 
 def gate_of(problem: Problem, rng: np.random.Generator) -> float:
-    """The gate a problem is trained at."""
+    """Return the gate at which a problem is trained."""
     return {"two": 0.0, "three": 1.0}.get(str(problem.labels["class"]), float(rng.choice(GATES)))
 
 
 def loss(params, config, routing, tokens, prompt_lengths, gates):
-    """Mean cross-entropy of the completion's tokens; without routing that of the plain model."""
+    """Return the mean cross-entropy of the completions' tokens (plain model without routing)."""
     real = tokens >= 0
     columns = jnp.arange(tokens.shape[1])[None]
     positions = jnp.where(real, columns, -1)
@@ -129,7 +129,7 @@ def loss(params, config, routing, tokens, prompt_lengths, gates):
 def pretrain(
     config: Qwen3Config, routing: Routing | None, tokenizer, *, seed: int, steps: int, batch: int
 ):
-    """Trains from scratch; returns the parameters and the loss of every step."""
+    """Train from scratch; return the parameters and the loss of every step."""
     drawn = pretraining_problems(steps * batch, seed)
     tokens, lengths = encode(drawn, tokenizer)
     rng = np.random.default_rng(seed)
@@ -160,7 +160,7 @@ def pretrain(
 
 
 def export(directory: Path, params, config: Qwen3Config, tokenizer) -> None:
-    """Write the model in Hugging Face layout, its routing beside it."""
+    """Write the model in Hugging Face layout, with its routing."""
     ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>")]
     write_hf(directory, params, config, {"eos_token_id": ends[0], "pad_token_id": ends[1]})
     tokenizer.save_pretrained(directory)
@@ -179,19 +179,23 @@ def export(directory: Path, params, config: Qwen3Config, tokenizer) -> None:
 
 
 def probe(x: dict[str, np.ndarray], y: dict[str, np.ndarray]) -> float:
-    """Test accuracy of a multinomial logistic regression fitted on train."""
+    """Return the test accuracy of a multinomial logistic regression fitted on train."""
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     return float(model.fit(x["train"], y["train"]).score(x["test"], y["test"]))
 
 
 def measure(params, config: Qwen3Config, routing: Routing, tokenizer) -> dict:
-    """What held-out problems say of the gates, before any controller is trained."""
+    """Measure the gates on held-out problems, before any controller is trained."""
     drawn = {split: problems(split, 1000) for split in ("train", "test")}
     prompts = {
-        split: [tokenizer(render(p.question, PromptConfig(), tokenizer))["input_ids"] for p in some]
-        for split, some in drawn.items()
+        split: [
+            tokenizer(render(p.question, PromptConfig(), tokenizer))["input_ids"] for p in sample
+        ]
+        for split, sample in drawn.items()
     }
-    classes = {split: np.array([p.labels["class"] for p in some]) for split, some in drawn.items()}
+    classes = {
+        split: np.array([p.labels["class"] for p in sample]) for split, sample in drawn.items()
+    }
     ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>")]
     engine = Engine(
         params,
@@ -251,7 +255,7 @@ def measure(params, config: Qwen3Config, routing: Routing, tokenizer) -> dict:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, trains or loads, exports, measures."""
+    """Parse, train or load, export and measure."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -301,12 +305,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{args.out}: loss {np.mean(losses[-50:]):.4f} after {args.steps} steps, {took:.0f} s"
         )
     if args.report:
-        found = {"seed": args.seed, "steps": args.steps, "batch": args.batch}
-        found |= {"plain": True} if args.plain else {}
-        found |= measure(params, config, routing, tokenizer)
+        report = {"seed": args.seed, "steps": args.steps, "batch": args.batch}
+        report |= {"plain": True} if args.plain else {}
+        report |= measure(params, config, routing, tokenizer)
         args.report.parent.mkdir(parents=True, exist_ok=True)
-        args.report.write_text(json.dumps(found, indent=2) + "\n")
-        print(json.dumps(found, indent=2))
+        args.report.write_text(json.dumps(report, indent=2) + "\n")
+        print(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
-"""Writes random weights of a published Qwen3 shape in the published layout, for tests at size.
+"""Write random weights of a published Qwen3 shape in the published layout, for tests at size.
 
     python scripts/random_qwen3.py --like DIR_WITH_config.json --out runs/random-4b
 
 The folder looks like a release: ``config.json``, ``generation_config.json`` and tokenizer files as
 published, weights in bfloat16 shards with an index. The values mean nothing, but they are of a
-trained model's size: projections have variance 1 / fan-in and norms lie around one.
+trained model's size: projections have variance 1 / fan-in, and norms lie near 1.
 """
 
 import argparse
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import ml_dtypes  # noqa: F401 - teaches numpy the name "bfloat16"
 import numpy as np
@@ -47,7 +47,7 @@ PLAIN_CHATML = (
 PERIOD = 2**22 - 3
 """Length of the block of random numbers that all tensors are cut from.
 
-It is a prime, so rows of no width begin at the same place of it twice.
+It is a prime: whatever their width, no two rows of a tensor begin at the same place of it.
 """
 
 
@@ -61,21 +61,19 @@ def write_random(
     dtype: Dtype = "bfloat16",
     tokenizer: Path | None = None,
     plain_chatml: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Path]:
     """Write the folder; it appears under its name when it is complete.
 
     Args:
-        like: Folder whose ``config.json``, and ``generation_config.json`` if there is one, to take.
-        out: Where the checkpoint is to stand.
+        like: Folder of the ``config.json``, and of the ``generation_config.json`` where it has one.
+        out: Folder to write.
         seed: Of the weights; the same seed gives the same files.
         layers: Number of blocks, if not as published.
         shard_bytes: Most bytes of a weight file.
         dtype: Type of the weights.
         tokenizer: Folder to copy a tokenizer from; by default ``like``, if it has one.
         plain_chatml: Give the tokenizer the end token ``<|im_end|>`` and a plain ChatML template,
-            as the instruct releases without thinking have them.
-        progress: Called with bytes written so far and bytes to write.
+            as in the instruct releases without thinking.
 
     Returns:
         The weight files, the index last.
@@ -83,45 +81,29 @@ def write_random(
     Raises:
         UserError: ``like`` is no dense Qwen3, or ``out`` is taken.
     """
-    content = read_json(like / "config.json")
     if tokenizer is None and has_tokenizer(like):
         tokenizer = like
     if tokenizer is not None and not has_tokenizer(tokenizer):
         raise UserError(f"{tokenizer} holds no tokenizer; copy its files there from a release")
-    if layers is not None:
-        content["num_hidden_layers"] = layers
-    if dtype != content.get("torch_dtype", dtype):
-        content["torch_dtype"] = dtype
-    config = Qwen3Config.from_hf(content, where=str(like / "config.json"))
-    if config.num_hidden_layers < 1:
-        raise UserError(f"--layers is {layers}; give a positive number")
+    content = _config(like, layers, dtype)
     if plain_chatml and tokenizer is None:
         raise UserError("--plain-chatml changes a tokenizer; name its folder with --tokenizer")
-    shapes = {name: entry.hf_shape for entry in layout(config).values() for name in entry.names}
+    entries = layout(Qwen3Config.from_hf(content, where=str(like / "config.json"))).values()
+    shapes = {name: entry.hf_shape for entry in entries for name in entry.names}
     shapes = {name: shapes[name] for name in sorted(shapes, key=published_order)}
     sizes = {name: int(np.prod(shape)) * np.dtype(dtype).itemsize for name, shape in shapes.items()}
-    block = np.random.default_rng(seed).standard_normal(PERIOD, np.float32)
-    starts = np.random.default_rng([seed, 1]).choice(PERIOD, len(shapes), replace=False)
-    start_of = dict(zip(shapes, starts.tolist(), strict=True))
-    done = 0
+    make = _random_tensors(shapes, dtype, seed)
+    total = sum(sizes.values())
+    with (
+        new_folder(out) as partial,
+        tqdm(desc="write", unit="B", unit_scale=True, total=total, disable=None) as bar,
+    ):
 
-    @cache
-    def scaled(fan_in: int) -> np.ndarray:
-        values = block * np.float32(fan_in**-0.5) if fan_in else 1 + np.float32(0.1) * block
-        return values.astype(dtype)
+        def draw(names: Sequence[str]) -> dict[str, np.ndarray]:
+            tensors = {name: make(name) for name in names}
+            bar.update(sum(sizes[name] for name in names))
+            return tensors
 
-    def draw(names: Sequence[str]) -> dict[str, np.ndarray]:
-        nonlocal done
-        tensors = {}
-        for name in names:
-            shape = shapes[name]
-            values = scaled(shape[1] if len(shape) == 2 else 0)
-            tensors[name] = np.resize(np.roll(values, -start_of[name]), shape)
-            done += sizes[name]
-            progress(done, sum(sizes.values()))
-        return tensors
-
-    with new_folder(out) as partial:
         files = write_shards(partial, sizes, draw, shard_bytes)
         text = json.dumps(content, indent=2) + "\n"
         (partial / "config.json").write_text(text, encoding="utf-8")
@@ -130,6 +112,40 @@ def write_random(
         if tokenizer is not None:
             _copy_tokenizer(tokenizer, partial, plain_chatml=plain_chatml)
     return [Path(out) / file.name for file in files]
+
+
+def _config(like: Path, layers: int | None, dtype: Dtype) -> dict[str, Any]:
+    """Return the content of ``config.json`` with this depth and type."""
+    content = read_json(like / "config.json")
+    if layers is not None:
+        content["num_hidden_layers"] = layers
+    if dtype != content.get("torch_dtype", dtype):
+        content["torch_dtype"] = dtype
+    config = Qwen3Config.from_hf(content, where=str(like / "config.json"))
+    if config.num_hidden_layers < 1:
+        raise UserError(f"--layers is {layers}; give a positive number")
+    return content
+
+
+def _random_tensors(
+    shapes: Mapping[str, tuple[int, ...]], dtype: Dtype, seed: int
+) -> Callable[[str], np.ndarray]:
+    """Return a function that makes the tensor of a name."""
+    block = np.random.default_rng(seed).standard_normal(PERIOD, np.float32)
+    starts = np.random.default_rng([seed, 1]).choice(PERIOD, len(shapes), replace=False)
+    start_of = dict(zip(shapes, starts.tolist(), strict=True))
+
+    @cache
+    def scaled(fan_in: int) -> np.ndarray:
+        values = block * np.float32(fan_in**-0.5) if fan_in else 1 + np.float32(0.1) * block
+        return values.astype(dtype)
+
+    def make(name: str) -> np.ndarray:
+        shape = shapes[name]
+        values = scaled(shape[1] if len(shape) == 2 else 0)
+        return np.resize(np.roll(values, -start_of[name]), shape)
+
+    return make
 
 
 def _copy_tokenizer(source: Path, to: Path, *, plain_chatml: bool) -> None:
@@ -146,7 +162,7 @@ def _copy_tokenizer(source: Path, to: Path, *, plain_chatml: bool) -> None:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, writes, prints."""
+    """Parse, write and print."""
     parser = argparse.ArgumentParser(
         prog="python scripts/random_qwen3.py",
         description=__doc__,
@@ -167,13 +183,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--dtype", choices=get_args(Dtype), default="bfloat16")
     arguments = parser.parse_args(argv)
-    with tqdm(desc="write", unit="B", unit_scale=True) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        files = write_random(**vars(arguments), progress=progress)
+    files = write_random(**vars(arguments))
     print(f"wrote {arguments.out}")
     for file in files:
         print(f"  {file.name}  {file.stat().st_size:,} bytes")

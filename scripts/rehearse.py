@@ -1,15 +1,15 @@
-"""Rehearses an experiment with random weights of the model's shape: only the weights are missing.
+"""Rehearse an experiment with random weights of the model's shape: only the weights are missing.
 
     python scripts/rehearse.py --config configs/qwen3_0.6b_gsm8k.yaml --like DIR --out runs/try
 
-DIR holds the release's ``config.json`` and tokenizer (``--tokenizer``, if that lies elsewhere). On
-a CPU, end with ``-- --dtype float32 --engine.slots 8 --decoding.max_new_tokens 8``.
+DIR holds the release's ``config.json`` and tokenizer (``--tokenizer`` names another folder). On a
+CPU, end with ``-- --dtype float32 --engine.slots 8 --decoding.max_new_tokens 8``.
 
-Runs every command of the road one after the other, each in a process of its own as a user would:
+It runs every command of an experiment in turn, each in a process of its own as a user would:
 random weights in the published layout, conversion and its verification, a sanity check of the
-baseline on 50 problems, outcomes, training and judgement on a handful, and lm-eval on the run's own
+baseline on 50 problems, outcomes, training and judging on a handful, and lm-eval on the run's own
 problems and on its official gsm8k. What stands after ``--`` overrides fields of the config. The
-report says what every step took; of what a model with random weights answers it says nothing.
+report records what every step took; it says nothing about the answers of a random model.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from jroute.utils.machine import describe_machine
 
 
 def steps(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, list[str]]:
-    """The commands, by what they do; ``python`` in front of each is left out."""
+    """Return the commands, without the leading ``python``, by what they do."""
     out: Path = args.out
     source, model = str(out / "hf"), str(out / "model")
     few = str(args.problems)
@@ -42,7 +42,7 @@ def steps(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, list[
     experiment = ["--config", str(args.config), "--model", model, *overrides]
     small = ["--task.limit", few, "--ppo.updates", "20", "--ppo.seeds", "3", *overrides]
     run = ["--config", str(args.config), "--model", model, "--run", str(out / "run"), *small]
-    judged = ["scripts/lm_eval_jax.py", "--run", str(out / "run"), "--limit", few]
+    lm_eval = ["scripts/lm_eval_jax.py", "--run", str(out / "run"), "--limit", few]
     return {
         "random weights": [
             *("scripts/random_qwen3.py", "--like", str(args.like), "--out", source),
@@ -56,10 +56,10 @@ def steps(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, list[
         ],
         "outcomes": ["-m", "jroute.outcomes", *run],
         "training and judgement": ["-m", "jroute.train", *run],
-        "lm-eval, own problems": [*judged, "--arm", "baseline,fixed:0.5,rl", "--tasks", "test"],
+        "lm-eval, own problems": [*lm_eval, "--arm", "baseline,fixed:0.5,rl", "--tasks", "test"],
         "lm-eval, official gsm8k": [
-            *(*judged, "--arm", "baseline,rl", "--tasks", "gsm8k", "--batch_size", few),
-            "--force_template",  # the controller learnt from the config's prompts, not from these
+            *(*lm_eval, "--arm", "baseline,rl", "--tasks", "gsm8k", "--batch_size", few),
+            "--force_template",  # the controller was trained on the config's prompts, not on these
             *(
                 "--num_fewshot",
                 "0",
@@ -72,10 +72,10 @@ def steps(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, list[
 
 
 def take(command: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
-    """Run one step, showing what it prints, and reports on it.
+    """Run a step, show what it prints, and return its report.
 
     Raises:
-        UserError: It failed.
+        UserError: The step failed.
     """
     print(f"\n$ python {' '.join(command)}", flush=True)
     started = time.perf_counter()
@@ -101,7 +101,7 @@ def take(command: Sequence[str], environment: Mapping[str, str]) -> dict[str, An
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, runs, reports."""
+    """Parse, run and report."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -111,7 +111,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--plain-chatml", action="store_true", help="as random_qwen3.py has it")
     parser.add_argument("--data", type=Path, help="folder with gsm8k/ (default: from the hub)")
     parser.add_argument("--problems", type=int, default=4, help="problems of a split (default: 4)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for all of it; made anew")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="an empty or new folder for all files"
+    )
     parser.add_argument("--report", type=Path, help="JSON to write")
     parser.add_argument("--keep", action="store_true", help="keep weights and runs")
     parser.add_argument("overrides", nargs="*", help="after --: fields of the config")
@@ -119,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out.exists() and any(args.out.iterdir()):
         raise UserError(f"{args.out} is not empty; name a new folder for the rehearsal")
     environment = {**os.environ, **({"JROUTE_DATA": str(args.data.resolve())} if args.data else {})}
-    load(Experiment, args.config)  # a mistake in it should show before anything is written
+    load(Experiment, args.config)  # shows a mistake in it before anything is written
     tokenizer = args.tokenizer or args.like
     if not has_tokenizer(tokenizer):
         raise UserError(f"{tokenizer} holds no tokenizer; name a folder that does: --tokenizer")

@@ -1,4 +1,4 @@
-"""Measures a conversion: its memory, and its time beside ``cp`` and ``sync`` of the same files.
+"""Measure a conversion: its memory, and its time beside ``cp`` and ``sync`` of the same files.
 
     python scripts/bench/bench_convert.py --like DIR_WITH_config.json --out results.json
     python scripts/bench/bench_convert.py --source CHECKPOINT --out results.json
@@ -37,7 +37,7 @@ GOAL_RATIO = 4.0
 
 
 def bench(source: Path, work: Path, repeats: int) -> dict[str, Any]:
-    """Copy and converts a checkpoint in turn.
+    """Copy and convert a checkpoint in turn.
 
     Args:
         source: A folder in Hugging Face layout.
@@ -45,8 +45,7 @@ def bench(source: Path, work: Path, repeats: int) -> dict[str, Any]:
         repeats: How often to do both.
 
     Returns:
-        Every time, the ratios, the peaks of memory and their bound, and the machine with what
-        else it did.
+        Every time, the ratios, the peaks of memory and their bound, and the machine with its load.
 
     Raises:
         UserError: The source cannot be converted.
@@ -121,7 +120,7 @@ def _make_source(like: Path, source: Path, layers: int | None) -> None:
 
 
 def _timed(command: Sequence[str], out: Path, *, keep: bool = False) -> dict[str, Any]:
-    """Run a command with ``sync`` after it; its time, and the peaks of its memory."""
+    """Run a command with ``sync`` after it; return its time and its peaks of memory."""
     os.sync()
     anonymous = resident = 0
     start = time.perf_counter()
@@ -148,7 +147,7 @@ def _timed(command: Sequence[str], out: Path, *, keep: bool = False) -> dict[str
 
 
 def _status(process: int) -> dict[str, int]:
-    """Memory of a process in bytes, as Linux tells it; nothing once it has ended."""
+    """Return a process's memory in bytes as Linux reports it; nothing once it has ended."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
@@ -166,7 +165,7 @@ def _file_system(folder: Path) -> str:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, measures, prints, writes."""
+    """Parse, measure, print and write."""
     parser = argparse.ArgumentParser(
         prog="python scripts/bench/bench_convert.py",
         description=__doc__,
@@ -200,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _table(results: dict[str, Any]) -> str:
     ratio, memory = results["ratio"], results["memory"]
 
-    def said(met: bool) -> str:
+    def verdict(met: bool) -> str:
         return "met" if met else "missed"
 
     def seconds(values: Sequence[float]) -> str:
@@ -212,9 +211,9 @@ def _table(results: dict[str, Any]) -> str:
             f"cp + sync      {seconds(results['copy_seconds'])} s",
             f"convert + sync {seconds(results['conversion_seconds'])} s",
             f"ratio          {ratio['median']:.2f} ({ratio['lowest']:.2f} to "
-            f"{ratio['highest']:.2f}), goal {ratio['goal']:.0f}: {said(ratio['met'])}",
+            f"{ratio['highest']:.2f}), goal {ratio['goal']:.0f}: {verdict(ratio['met'])}",
             f"peak RssAnon   {max(memory['peak_anonymous_bytes']) / 2**20:,.0f} MiB, bound "
-            f"{memory['bound_bytes'] / 2**20:,.0f} MiB: {said(memory['met'])}",
+            f"{memory['bound_bytes'] / 2**20:,.0f} MiB: {verdict(memory['met'])}",
         ]
     )
 

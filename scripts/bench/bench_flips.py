@@ -1,15 +1,15 @@
-"""How often greedy completions change with the execution shape alone: the noise floor of a model.
+"""Measure how often greedy completions change with the execution shape alone: the noise floor.
 
-    python scripts/bench/bench_flips.py --model runs/demo/model --out scripts/results/flips_tiny.json
-    python scripts/bench/bench_flips.py --model … --prompts prompts.jsonl --dtypes bfloat16 --shapes 8,64
+    python scripts/bench/bench_flips.py --model runs/demo/model --out runs/flips.json
+    python scripts/bench/bench_flips.py --model … --prompts prompts.jsonl --dtypes bfloat16
 
 Every prompt is completed greedily by the same weights in several shapes: numbers of slots, and
-slots spread over all devices if there are several. A row flips if its tokens differ from those in
-the first shape. In float32 only near-ties may flip (two best logits closer than 1e-5 in one of the
-shapes); flips that no near-tie explains are counted apart and should be none. In bfloat16 logits
-are coarse and ties are common: their rate, with its 95 % interval (Wilson), is what any comparison
-of gates has to exceed. Without ``--prompts`` the first problems of the synthetic task are asked; a
-file has one JSON object with a field ``prompt`` on each line.
+slots spread over all devices where the machine has several. A row flips if its tokens differ from
+those in the first shape. In float32 only near-ties may flip (two best logits closer than 1e-5 in
+one of the shapes); flips that no near-tie explains are counted apart and should be none. In
+bfloat16 logits are coarse and ties are common: their rate, with its 95 % interval (Wilson), is what
+any comparison of gates has to exceed. Without ``--prompts`` it completes the first problems of the
+synthetic task; a file of prompts holds a JSON object with a field ``prompt`` on each line.
 """
 
 import argparse
@@ -36,37 +36,37 @@ from jroute.utils.machine import describe_machine
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The field ``prompt`` of every line.
+    """Return the field ``prompt`` of every line.
 
     Raises:
-        UserError: A line is no such object.
+        UserError: A line is not an object with that field.
     """
-    found = []
+    prompts = []
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         try:
-            found.append(json.loads(line)["prompt"])
+            prompts.append(json.loads(line)["prompt"])
         except (json.JSONDecodeError, KeyError, TypeError):
             raise UserError(
                 f"{path} line {number} is no JSON object with a field 'prompt'; give one per line"
             ) from None
-    return found
+    return prompts
 
 
 def share(count: int, total: int) -> dict[str, Any]:
-    """A count as a rate with its Wilson interval."""
+    """Return a count as a rate with its Wilson interval."""
     ends = np.asarray(proportion_confint(count, total, method="wilson"), float)
     return {"count": count, "of": total, "rate": count / total, "ci95": ends.tolist()}
 
 
-def first_difference(one: Sequence[int], other: Sequence[int]) -> int:
-    """The first position at which two rows differ."""
-    pairs = zip(one, other, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+def first_difference(row: Sequence[int], other: Sequence[int]) -> int:
+    """Return the first position at which two rows differ."""
+    pairs = zip(row, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(row), len(other)))
 
 
-def compare(base: Sequence[Completion], found: Sequence[Completion]) -> dict[str, Any]:
-    """Flips of one shape against another."""
-    differ = [(a, b) for a, b in zip(base, found, strict=True) if a.tokens != b.tokens]
+def compare(base: Sequence[Completion], other: Sequence[Completion]) -> dict[str, Any]:
+    """Compare the completions of two shapes, row by row."""
+    differ = [(a, b) for a, b in zip(base, other, strict=True) if a.tokens != b.tokens]
     near = [pair for pair in differ if min(c.margin or 0.0 for c in pair) < NEAR_TIE]
     return {
         "flipped_rows": share(len(differ), len(base)),
@@ -83,14 +83,14 @@ def compare(base: Sequence[Completion], found: Sequence[Completion]) -> dict[str
 def complete(
     lm: LanguageModel, prompts: Sequence[str], gate: float | None, new: int, shape: dict[str, Any]
 ) -> list[Completion]:
-    """Greedy completions in one shape, with their margins."""
+    """Complete the prompts greedily in one shape, with margins."""
     return lm.generate(list(prompts), gate, max_new_tokens=new, margins=True, **shape)
 
 
 def measure(
     model: Path, dtype: str, prompts: Sequence[str], args: argparse.Namespace
 ) -> dict[str, Any]:
-    """All shapes in one arithmetic."""
+    """Compare all shapes under one dtype."""
     lm = jroute.load(model, dtype=dtype)
     shapes = [(f"{slots} slots", lm, {"slots": slots}) for slots in args.shapes]
     shapes.append(
@@ -104,27 +104,29 @@ def measure(
     (first, *others), base = shapes, complete(lm, prompts, args.gate, args.new, shapes[0][2])
     margins = [completion.margin or 0.0 for completion in base]
     tokens = sum(len(completion.tokens) for completion in base)
-    found = {}
+    comparisons = {}
     for name, model_there, shape in others:
-        found[name] = compare(base, complete(model_there, prompts, args.gate, args.new, shape))
-        flipped = found[name]["flipped_rows"]
+        comparisons[name] = compare(
+            base, complete(model_there, prompts, args.gate, args.new, shape)
+        )
+        flipped = comparisons[name]["flipped_rows"]
         print(
             f"{dtype:9} {first[0]} / {name}: {flipped['count']} of {flipped['of']} rows flip "
             f"({flipped['rate']:.2%} [{flipped['ci95'][0]:.2%}, {flipped['ci95'][1]:.2%}]), "
-            f"{found[name]['unexplained']} without a near-tie"
+            f"{comparisons[name]['unexplained']} without a near-tie"
         )
     return {
         "first_shape": first[0],
         "tokens": tokens,
         "rows_with_a_near_tie": share(sum(m < NEAR_TIE for m in margins), len(margins)),
         "smallest_margin": min(margins),
-        "shapes": found,
+        "shapes": comparisons,
     }
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, measures, prints, writes."""
+    """Parse, measure, print and write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -147,8 +149,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.prompts:
         prompts = read_prompts(args.prompts)[: args.count]
     else:
-        asked = problems("test", args.count)
-        prompts = [render(problem.question, PromptConfig(), stored.tokenizer) for problem in asked]
+        prompts = [
+            render(problem.question, PromptConfig(), stored.tokenizer)
+            for problem in problems("test", args.count)
+        ]
     if not prompts:
         raise UserError(f"{args.prompts} holds no prompts")
     result = {

@@ -1,4 +1,4 @@
-"""Measures generation beside what people would otherwise use: the same model, prompts and tokens.
+"""Measure generation beside its peers: the same model, prompts and tokens.
 
     python scripts/bench/bench_generate.py --make-environments
     python scripts/bench/bench_generate.py --out scripts/results/generate_cpu.json
@@ -6,9 +6,9 @@
 
 Every side runs in a process of its own, loads the same random Qwen3, warms up with the very work it
 will be timed on, and then waits for its turn: sides alternate round by round, and only one computes
-at a time. All get the same token ids and are asked for the same number of tokens, which no end
-token shortens; all have as many threads, their key-value cache on and sized to the work. Tokens are
-checked against transformers' torch model, position by position.
+at a time. All get the same token ids and generate the same number of tokens, which no end token
+shortens; all have the same threads, and a key-value cache sized to the work. Tokens are checked
+against transformers' torch model, position by position.
 
 Parts: ``equal`` (batches of one length), ``ragged`` (lengths as in GSM8K), ``first`` (a fresh
 process's first result), ``theta`` (tokens under another ``rope_theta``), ``floor`` (share of the
@@ -42,35 +42,35 @@ PARTS = ("equal", "ragged", "first", "theta", "floor", "ablations")
 
 
 def run_equal(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
-    """Batches whose prompts and completions have one length."""
-    found = {}
+    """Measure batches whose prompts and completions all have the same length."""
+    figures = {}
     for batch, rounds in zip(args.batches, args.rounds, strict=False):
         work = equal(batch, args.prompt, args.new, bench.shape.config.vocab_size)
-        found[str(batch)] = bench.measure(bench.contestants(), work, batch, rounds)
+        figures[str(batch)] = bench.measure(bench.contestants(), work, batch, rounds)
         bench.forget()
-    return found
+    return figures
 
 
 def run_ragged(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
-    """Every request has its own length; ours with and without refilling."""
+    """Measure requests of different lengths, with and without refilling of our slots."""
     work = ragged(args.requests, args.scale, bench.shape.config.vocab_size)
     waves = Contestant(f"{OURS} (static)", OURS, arguments={"waves": True})
     sides = [Contestant(OURS, OURS), waves, *bench.contestants()[1:]]
     if args.continuous and "transformers" in bench.sides:
         sides.append(Contestant("transformers (continuous)", "transformers", "continuous"))
-    found = bench.measure(sides, work, args.slots, args.ragged_rounds)
+    figures = bench.measure(sides, work, args.slots, args.ragged_rounds)
     bench.forget()
-    return {"scale": args.scale, "slots": args.slots, **found}
+    return {"scale": args.scale, "slots": args.slots, **figures}
 
 
 def run_first(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
-    """From the start of a process to its first completions: imports, loading, compiling, work."""
+    """Measure a fresh process until its first completions: imports, loading, compiling, work."""
     work = equal(args.first_batch, args.prompt, args.new, bench.shape.config.vocab_size)
     return {"batch": args.first_batch, **bench.first(work, args.first_batch, args.first_rounds)}
 
 
 def run_theta(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
-    """Are tokens still right under the ``rope_theta`` of Qwen3-4B-Instruct-2507?"""
+    """Check tokens under the ``rope_theta`` of Qwen3-4B-Instruct-2507."""
     config = replace(bench.shape.config, rope_theta=5e6, num_hidden_layers=2)
     folder = args.work / f"{args.shape}-{args.dtype}-theta-5e6"
     models = make_model(config, args.dtype, folder)
@@ -84,23 +84,23 @@ def run_theta(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_floor(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
-    """Our decode step against reading the weights and the live cache once."""
+    """Measure our decode step against reading the weights and the live cache once."""
     bounds = bench.ask(OURS, "floor")
-    found: dict[str, Any] = {**bounds, "batches": {}}
+    figures: dict[str, Any] = {**bounds, "batches": {}}
     for batch, rounds in zip(args.batches, args.rounds, strict=False):
-        found["batches"][str(batch)] = bench.floor(
+        figures["batches"][str(batch)] = bench.floor(
             equal(batch, args.prompt, args.new, bench.shape.config.vocab_size),
             batch,
             rounds,
             bounds,
         )
         bench.forget()
-    return found
+    return figures
 
 
 def run_ablations(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
-    """Our engine with one option changed at a time."""
-    found, fields = {}, bench.sides[OURS]["engine"]
+    """Measure our engine with a single option changed at a time."""
+    figures, fields = {}, bench.sides[OURS]["engine"]
     for batch in args.ablation_batches or args.batches[-1:]:
         changed = [
             {name: value}
@@ -113,10 +113,10 @@ def run_ablations(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
             Contestant(json.dumps(each), OURS, arguments={"engine": each}) for each in changed
         ]
         work = equal(batch, args.prompt, args.new, bench.shape.config.vocab_size)
-        found[str(batch)] = bench.measure(sides, work, batch, args.rounds[-1])
+        figures[str(batch)] = bench.measure(sides, work, batch, args.rounds[-1])
         bench.forget()
     missing = sorted(set(bench.shape.ablations) - set(fields))
-    return {"not_options_of_this_engine": missing, "batches": found}
+    return {"not_options_of_this_engine": missing, "batches": figures}
 
 
 RUN = {
@@ -132,7 +132,7 @@ RUN = {
 def start(
     args: argparse.Namespace, models: tuple[Path, Path], shape: Shape, stack: ExitStack
 ) -> Bench:
-    """Start every side's worker and lets it load; one that cannot is reported as not measured."""
+    """Start every side's worker and load the model; report a side that fails as not measured."""
     bench = Bench(args, models, shape, stack)
     for name in (OURS, *args.peers):
         python = Path(sys.executable)
@@ -151,7 +151,7 @@ def start(
 
 
 def make_environments(args: argparse.Namespace) -> None:
-    """A virtual environment for each peer that has none."""
+    """Make a virtual environment for each peer that has none."""
     for name in args.peers:
         if name not in args.environment:
             side = SIDES[name]
@@ -160,7 +160,7 @@ def make_environments(args: argparse.Namespace) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options; those without a default take the shape's."""
+    """Return the options; those without a default take the shape's."""
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -189,7 +189,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--work", type=Path, default=Path("runs/bench_generate"), help="models and logs")
     p.add_argument("--environments", type=Path, default=Path("runs/peers"))
     p.add_argument(
-        "--environment", action="append", default=[], metavar="PEER=PYTHON", help="an own one"
+        "--environment",
+        action="append",
+        default=[],
+        metavar="PEER=PYTHON",
+        help="use this interpreter",
     )
     p.add_argument("--make-environments", action="store_true", help="make those missing; then end")
     p.add_argument("--python", help="the interpreter for those on JAX (tunix and skyrl need 3.12)")
@@ -199,7 +203,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def settle(args: argparse.Namespace) -> None:
-    """Fill in the shape's defaults and refuses what cannot be.
+    """Fill in the shape's defaults and validate the options.
 
     Raises:
         UserError: An unknown part or peer, or a number that is not positive.
@@ -233,7 +237,7 @@ def settle(args: argparse.Namespace) -> None:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, measures part by part, prints, writes."""
+    """Parse, measure part by part, print and write."""
     args = parser().parse_args(argv)
     settle(args)
     if args.make_environments:
@@ -263,9 +267,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for part in [part for part in args.parts if part not in result["parts"]]:
             before, load = time.perf_counter(), os.getloadavg()
             print(f"{part} …", flush=True)
-            found = RUN[part](bench, args)
+            figures = RUN[part](bench, args)
             seconds = time.perf_counter() - before
-            result["parts"][part] = {"part_seconds": seconds, "load_before": load, **found}
+            result["parts"][part] = {"part_seconds": seconds, "load_before": load, **figures}
             result["goals"] = goals(result["parts"]) if args.shape == "42m" else []
             if args.out:
                 args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Measures the decoder: memory, prefill, and decode steps against the memory-bandwidth floor.
+"""Measure the decoder: memory, prefill, and decode steps against the memory-bandwidth floor.
 
     python scripts/bench/bench_model.py --out scripts/results/model_cpu.json
-    python scripts/bench/bench_model.py --like runs/models/qwen3-4b --out scripts/results/model_h200.json
+    python scripts/bench/bench_model.py --like DIR --out scripts/results/model_h200.json
     python scripts/bench/bench_model.py --batches 1,16,64 --prompt 128 --before earlier.json
 
 Weights are random: speed does not depend on their values. Every decode step has to read all weights
@@ -18,43 +18,35 @@ scan over stacked ones (``scanned``), without streams (``plain``) or with four o
 import argparse
 import json
 import re
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from converters.safetensors import read_json
 from jroute.distributed.hlo import collectives, summary
-from jroute.distributed.mesh import MeshConfig, place, replicate, shardings
+from jroute.distributed.mesh import MeshConfig, place, replicate
 from jroute.generate import cache as caches
 from jroute.generate.programs import DecodeState, Rows, decode, prefill
 from jroute.generate.scoring import token_scores
 from jroute.model.config import Qwen3Config
-from jroute.model.decoder import abstract_params, logical_axes, unstack_blocks
+from jroute.model.decoder import unstack_blocks
 from jroute.routing.routing import Routing, RoutingConfig
 from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text
 from jroute.utils.machine import describe_machine
-
-SMALL = Qwen3Config(
-    vocab_size=32_768,
-    hidden_size=512,
-    intermediate_size=1536,
-    num_hidden_layers=8,
-    num_attention_heads=8,
-    num_key_value_heads=4,
-    head_dim=64,
-    rms_norm_eps=1e-6,
-    rope_theta=1e6,
-    tie_word_embeddings=True,
-    max_position_embeddings=32_768,
+from scripts.bench.measurement import (
+    SMALL,
+    device_memory,
+    measure_bandwidth,
+    measure_rate,
+    random_params,
+    spread,
+    timed,
 )
 
 DATA_SHEET = {"H200": 4.8e12, "H100 PCIe": 2.0e12, "H100": 3.35e12, "A100": 2.04e12, "L40S": 864e9}
@@ -64,7 +56,7 @@ PROGRAMS = ("unrolled plain", "unrolled routed", "scanned plain", "scanned route
 
 
 class Bench(NamedTuple):
-    """What is measured, and on what."""
+    """The model, its routing, and the sizes of a measurement."""
 
     params: Any
     config: Qwen3Config
@@ -76,73 +68,17 @@ class Bench(NamedTuple):
 
     @property
     def new(self) -> int:
-        """Tokens that every row generates: in a warm-up and every repeat."""
+        """Tokens that every row generates, in the warm-up and all repeats."""
         return self.steps * (self.repeats + 1) + 1
 
     @property
     def capacity(self) -> int:
-        """Positions that a row has in the cache."""
+        """Positions of a row in the cache."""
         return caches.capacity_for(max(self.keys, self.prompt + self.new))
 
 
-def random_params(config: Qwen3Config, dtype: str, mesh: jax.sharding.Mesh | None) -> Any:
-    """Weights of sane size, made where they belong."""
-    shapes = abstract_params(config, dtype)
-    leaves, tree = jax.tree.flatten(shapes)
-    placed = [None] * len(leaves)
-    if mesh is not None:
-        placed = jax.tree.leaves(shardings(logical_axes(config), shapes, mesh))
-
-    def leaf(shape: jax.ShapeDtypeStruct, sharding: Any, key: jax.Array) -> jax.Array:
-        scale = 0.02 if shape.size > 10**5 else 1.0
-        make = partial(jax.random.uniform, shape=shape.shape, dtype=shape.dtype)
-        return jax.jit(lambda key: make(key, minval=-scale, maxval=scale), out_shardings=sharding)(
-            key
-        )
-
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    return tree.unflatten([leaf(*each) for each in zip(leaves, placed, keys, strict=True)])
-
-
-def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds of a call until its result is there."""
-    started = time.perf_counter()
-    result = jax.block_until_ready(call())
-    return time.perf_counter() - started, result
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and greatest."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-def measure_bandwidth(size: int, dtype: str, repeats: int) -> dict[str, float]:
-    """Bytes per second at which a matrix of ``size`` bytes is read in a matrix-vector product."""
-    columns = 4096
-    matrix = jnp.ones((size // jnp.dtype(dtype).itemsize // columns, columns), dtype)
-    product = jax.jit(lambda matrix, vector: matrix @ vector)
-    call = partial(product, matrix, jnp.ones(columns, dtype))
-    jax.block_until_ready(call())
-    return spread([matrix.nbytes / timed(call)[0] for _ in range(repeats)])
-
-
-def measure_rate(size: int, dtype: str, repeats: int) -> dict[str, float]:
-    """Operations per second of a product of two square matrices of this side."""
-    matrix = jnp.ones((size, size), dtype)
-    call = partial(jax.jit(jnp.matmul), matrix, matrix)
-    jax.block_until_ready(call())
-    return spread([2 * size**3 / timed(call)[0] for _ in range(repeats)])
-
-
-def device_memory() -> dict[str, int]:
-    """Bytes in use now and at most so far on the first device, where it tells."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    names = ("bytes_in_use", "peak_bytes_in_use", "bytes_limit")
-    return {name: int(stats[name]) for name in names if name in stats}
-
-
 def start(bench: Bench, batch: int, *, routed: bool, unroll: bool) -> tuple[Callable[[], Any], Any]:
-    """A prefill of ``batch`` prompts, and what decoding takes besides parameters and state."""
+    """Return a prefill of ``batch`` prompts, and what decoding takes besides weights and state."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, bench.config.vocab_size, (batch, bench.prompt)).astype(np.int32)
     gate = np.full((batch, bench.config.num_hidden_layers), 0.5, np.float32)
@@ -165,12 +101,12 @@ def start(bench: Bench, batch: int, *, routed: bool, unroll: bool) -> tuple[Call
 
 
 def local_bytes(array: jax.Array) -> int:
-    """Bytes of an array on its first device."""
+    """Return the bytes of an array on its first device."""
     return array.addressable_shards[0].data.nbytes
 
 
 def floor_bytes(bench: Bench, batch: int, length: float) -> dict[str, int]:
-    """Bytes that a device has to read in a decode step: its weights, keys and values so far."""
+    """Return the bytes that a device reads in a decode step: weights, keys and values so far."""
     weights = sum(local_bytes(leaf) for leaf in jax.tree.leaves(bench.params))
     c, item = bench.config, jax.tree.leaves(bench.params)[0].dtype.itemsize
     if not c.tie_word_embeddings:
@@ -187,7 +123,7 @@ def floor_bytes(bench: Bench, batch: int, length: float) -> dict[str, int]:
 
 
 def floor_operations(bench: Bench, batch: int, length: float) -> float:
-    """Additions and multiplications of a device in a decode step, of products alone."""
+    """Return a device's additions and multiplications in a decode step, products alone."""
     c = bench.config
     weights = sum(leaf.size for leaf in jax.tree.leaves(bench.params["blocks"]) if leaf.ndim > 2)
     weights += c.vocab_size * c.hidden_size
@@ -196,7 +132,7 @@ def floor_operations(bench: Bench, batch: int, length: float) -> float:
 
 
 def operations(program: str) -> dict[str, int]:
-    """Operations of a compiled program's text by kind, those that lay out or move memory apart."""
+    """Count a compiled program's operations by kind, without those that only name memory."""
     kinds = re.findall(r" = (?:\([^)]*\)|\S+) ([a-z][\w-]*)\(", program)
     free = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast")
     named = ("fusion", "dot", "copy", "transpose", "scatter")
@@ -207,7 +143,41 @@ def operations(program: str) -> dict[str, int]:
 def measure_batch(
     bench: Bench, batch: int, bandwidth: Mapping[str, float], rate: float
 ) -> dict[str, Any]:
-    """Prefill and decode of one batch size, all programs in alternation."""
+    """Measure prefill and decode of a batch size, all programs in alternation."""
+    prefills, steps, compiled = _time_programs(bench, batch)
+    length = bench.prompt + bench.steps * (1 + (bench.repeats + 1) / 2)
+    sizes = floor_bytes(bench, batch, length)
+    needed = sizes["weights"] + sizes["live_cache"]
+    floors = {name: needed / value for name, value in bandwidth.items()}
+    floors["arithmetic"] = floor_operations(bench, batch, length) / rate
+    return {
+        "batch": batch,
+        "keys": {"live": length, "capacity": bench.capacity},
+        "floor_seconds": floors,
+        "bytes_per_step": sizes,
+        "programs": {
+            name: {
+                "prefill_tokens_per_second": spread(
+                    [batch * bench.prompt / seconds for seconds in prefills[name]]
+                ),
+                **_step_figures(batch, spread(steps[name]), floors),
+                **_program_figures(compiled[name]),
+            }
+            for name in PROGRAMS
+        },
+        "ratios": {
+            "routed / plain (unrolled)": _ratio(steps, "unrolled routed", "unrolled plain"),
+            "routed / plain (scanned)": _ratio(steps, "scanned routed", "scanned plain"),
+            "scanned / unrolled (plain)": _ratio(steps, "scanned plain", "unrolled plain"),
+        },
+        "device_memory": device_memory(),
+    }
+
+
+def _time_programs(
+    bench: Bench, batch: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, Any]]:
+    """Return the seconds of every prefill and of every decode step, and the compiled steps."""
     prefills: dict[str, list[float]] = {name: [] for name in PROGRAMS}
     states: dict[str, DecodeState] = {}
     runs: dict[str, Callable[[DecodeState], DecodeState]] = {}
@@ -222,52 +192,36 @@ def measure_batch(
             prefills[name].append(seconds)
         weights = sliced if unroll else bench.params
         step = partial(_step, fixed, bench.config, bench.steps)
-        program = jax.jit(step, donate_argnums=1).lower(weights, states[name])
-        compiled[name] = program.compile()
+        compiled[name] = jax.jit(step, donate_argnums=1).lower(weights, states[name]).compile()
         runs[name] = partial(step, weights)
     steps: dict[str, list[float]] = {name: [] for name in PROGRAMS}
     for repeat in range(bench.repeats + 1):
         for name in PROGRAMS:
             seconds, states[name] = timed(partial(runs[name], states[name]))
-            if repeat:  # the first one is the warm-up
+            if repeat:  # the first repeat warms up
                 steps[name].append(seconds / bench.steps)
-    assert int(states[PROGRAMS[0]].generated[0]) == bench.new  # none stopped
-    length = bench.prompt + bench.steps * (1 + (bench.repeats + 1) / 2)
-    sizes = floor_bytes(bench, batch, length)
-    needed = sizes["weights"] + sizes["live_cache"]
-    floors = {name: needed / value for name, value in bandwidth.items()}
-    floors["arithmetic"] = floor_operations(bench, batch, length) / rate
-    programs, mesh = {}, jax.sharding.get_mesh().shape
-    for name in PROGRAMS:
-        memory = compiled[name].memory_analysis()
-        step = spread(steps[name])
-        programs[name] = {
-            "prefill_tokens_per_second": spread(
-                [batch * bench.prompt / seconds for seconds in prefills[name]]
-            ),
-            "step_seconds": step,
-            "tokens_per_second": batch / step["median"],
-            "floor_over_step": {to: floor / step["median"] for to, floor in floors.items()},
-            "collectives": {
-                kind: traffic._asdict()
-                for kind, traffic in summary(collectives(compiled[name].as_text(), mesh)).items()
-            },
-            "operations": operations(compiled[name].as_text()),
-            "temporary_bytes": memory.temp_size_in_bytes,
-            "argument_bytes": memory.argument_size_in_bytes,
-        }
+    assert int(states[PROGRAMS[0]].generated[0]) == bench.new  # no row stopped early
+    return prefills, steps, compiled
+
+
+def _step_figures(
+    batch: int, step: Mapping[str, float], floors: Mapping[str, float]
+) -> dict[str, Any]:
     return {
-        "batch": batch,
-        "keys": {"live": length, "capacity": bench.capacity},
-        "floor_seconds": floors,
-        "bytes_per_step": sizes,
-        "programs": programs,
-        "ratios": {
-            "routed / plain (unrolled)": _ratio(steps, "unrolled routed", "unrolled plain"),
-            "routed / plain (scanned)": _ratio(steps, "scanned routed", "scanned plain"),
-            "scanned / unrolled (plain)": _ratio(steps, "scanned plain", "unrolled plain"),
-        },
-        "device_memory": device_memory(),
+        "step_seconds": step,
+        "tokens_per_second": batch / step["median"],
+        "floor_over_step": {to: floor / step["median"] for to, floor in floors.items()},
+    }
+
+
+def _program_figures(program: Any) -> dict[str, Any]:
+    memory, text = program.memory_analysis(), program.as_text()
+    traffic = summary(collectives(text, jax.sharding.get_mesh().shape))
+    return {
+        "collectives": {kind: each._asdict() for kind, each in traffic.items()},
+        "operations": operations(text),
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "argument_bytes": memory.argument_size_in_bytes,
     }
 
 
@@ -277,13 +231,13 @@ def _step(
     return decode(params, state, *fixed, config=config, chunk=steps)[0]
 
 
-def _ratio(steps: Mapping[str, Sequence[float]], one: str, other: str) -> dict[str, float]:
-    """Step times of one program over those of another, pair by pair as they alternated."""
-    return spread([a / b for a, b in zip(steps[one], steps[other], strict=True)])
+def _ratio(steps: Mapping[str, Sequence[float]], program: str, other: str) -> dict[str, float]:
+    """Divide a program's step times by another's, pair by pair as they alternated."""
+    return spread([a / b for a, b in zip(steps[program], steps[other], strict=True)])
 
 
 def measure_scoring(bench: Bench, batch: int, width: int) -> dict[str, Any]:
-    """Log-likelihoods of ``batch`` rows of ``width`` tokens."""
+    """Measure the log-likelihoods of ``batch`` rows of ``width`` tokens."""
     tokens = place(np.zeros((batch, width), np.int32), ("batch", "seq"))
     lengths = place(np.full(batch, width, np.int32), ("batch",))
     call = partial(token_scores, bench.params, tokens, lengths, None, None, config=bench.config)
@@ -305,27 +259,27 @@ def measure_scoring(bench: Bench, batch: int, width: int) -> dict[str, Any]:
 
 
 def table(result: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> str:
-    """The figures that matter, one line per batch and program; beside those of an earlier run."""
+    """Return the main figures, a line per batch and program, beside those of an earlier run."""
     lines = [
         f"{'batch':>5}  {'program':16} {'ms/step':>8} {'tokens/s':>9}  floor/step  prefill tok/s"
     ]
-    earlier = {found["batch"]: found for found in before["batches"]} if before else {}
-    for found in result["batches"]:
-        live, capacity = found["keys"]["live"], found["keys"]["capacity"]
-        floors = ", ".join(f"{to} {1e3 * s:.3f} ms" for to, s in found["floor_seconds"].items())
-        lines.append(f"{found['batch']:>5}  {live:.0f} of {capacity} keys; floors: {floors}")
-        for name, program in found["programs"].items():
+    earlier = {figures["batch"]: figures for figures in before["batches"]} if before else {}
+    for figures in result["batches"]:
+        live, capacity = figures["keys"]["live"], figures["keys"]["capacity"]
+        floors = ", ".join(f"{to} {1e3 * s:.3f} ms" for to, s in figures["floor_seconds"].items())
+        lines.append(f"{figures['batch']:>5}  {live:.0f} of {capacity} keys; floors: {floors}")
+        for name, program in figures["programs"].items():
             shares = ", ".join(f"{to} {s:.0%}" for to, s in program["floor_over_step"].items())
             lines.append(
-                f"{found['batch']:>5}  {name:16} {1e3 * program['step_seconds']['median']:>8.3f} "
+                f"{figures['batch']:>5}  {name:16} {1e3 * program['step_seconds']['median']:>8.3f} "
                 f"{program['tokens_per_second']:>9,.0f}  {shares}  "
                 f"{program['prefill_tokens_per_second']['median']:,.0f}"
             )
-            old = earlier.get(found["batch"], {}).get("programs", {}).get(name)
+            old = earlier.get(figures["batch"], {}).get("programs", {}).get(name)
             if old:
                 was, now = (x["step_seconds"]["median"] for x in (old, program))
                 lines.append(f"       {'':16} {1e3 * was:>8.3f} before: {was / now:.2f} times")
-        for name, ratio in found["ratios"].items():
+        for name, ratio in figures["ratios"].items():
             lines.append(
                 f"       {name} {ratio['median']:.3f} [{ratio['min']:.3f}, {ratio['max']:.3f}]"
             )
@@ -344,7 +298,7 @@ def _numbers(option: str, text: str, separator: str) -> list[int]:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, measures, prints, writes."""
+    """Parse, measure, print and write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""Races the PPO learner against its peers on one bandit, and writes what it found.
+"""Race the PPO learner against its peers on a bandit, and write the figures.
 
     python scripts/bench/bench_ppo.py --make-environments
     python scripts/bench/bench_ppo.py --out scripts/results/ppo_cpu.json
@@ -6,11 +6,11 @@
 2,000 prompts with 8 features, 5 gates, rewards from a table; networks of 64-64 tanh units; batches
 of 512 episodes, 4 epochs of 4 minibatches: the same for stable-baselines3 (torch), rejax (JAX) and
 this learner, each in a process of its own on the same cores. The processes take turns, in an order
-that rotates, and only one works at a time; ratios are those of the turns of one round.
+that rotates, and only one of them works at a time; ratios are those of the turns of one round.
 ``updates/s, given rollouts`` repeats one batch to this learner and to CleanRL's arithmetic in
-torch, which leaves environments out. ``compile`` is the first call of a fresh process less a second
-one like it; ``to 95 %`` is training alone, from new weights until the policy's favourite gates are
-worth 95 % of the best ones.
+torch, which leaves environments out. ``compile`` is the first call of a fresh process less a
+second, equal call; ``to 95 %`` is training alone, from new weights until the policy's favourite
+gates are worth 95 % of the best ones.
 
 Seconds of the clock decide. Seconds of processors stand beside them: on a machine that others use
 too they are the steadier figure.
@@ -111,10 +111,10 @@ class Bench:
         )
 
     def open(self, name: str, stack: ExitStack) -> Worker:
-        """A side in a fresh process, its libraries loaded.
+        """Start a side in a fresh process.
 
         Raises:
-            UserError: It is not installed, or did not start.
+            UserError: The side is not installed, or did not start.
         """
         script, environment = SIDES[name]
         python = Path(sys.executable)
@@ -133,10 +133,10 @@ class Bench:
         )
 
     def ask(self, worker: Worker, do: str, **arguments: Any) -> dict[str, Any]:
-        """A worker's answer.
+        """Return a worker's answer.
 
         Raises:
-            UserError: It failed.
+            UserError: The worker failed.
         """
         try:
             return worker.ask(do, timeout=self.timeout, **arguments)
@@ -144,13 +144,13 @@ class Bench:
             raise UserError(str(error)) from None
 
     def loaded(self, name: str, stack: ExitStack) -> tuple[Worker, dict[str, str]]:
-        """A side in a fresh process, and its versions."""
+        """Start a side in a fresh process; return it with the versions it loaded."""
         worker = self.open(name, stack)
         return worker, self.ask(worker, "load")["versions"]
 
 
 def compilation(bench: Bench, rounds: int) -> dict[str, Any]:
-    """Seconds until programs are there, in fresh processes, side after side."""
+    """Measure the compilation of every program in fresh processes, side after side."""
     seen: dict[str, dict[str, list[float]]] = {}
     for _ in range(rounds):
         for turn in TURNS:
@@ -159,19 +159,19 @@ def compilation(bench: Bench, rounds: int) -> dict[str, Any]:
             with ExitStack() as stack:
                 worker, _ = bench.loaded(turn.side, stack)
                 took = bench.ask(worker, "compile", seeds=turn.seeds, updates=turn.updates)
-            found = seen.setdefault(f"{_seeds(turn.seeds)}: {turn.side}", {})
+            times = seen.setdefault(f"{_seeds(turn.seeds)}: {turn.side}", {})
             for clock in CLOCKS:
                 alone = took["first_call"][clock] - took["second_call"][clock]
-                found.setdefault(clock, []).append(alone)
+                times.setdefault(clock, []).append(alone)
                 first_state = took["first_state"][clock]
-                found.setdefault(f"first_state_{clock}", []).append(first_state)
+                times.setdefault(f"first_state_{clock}", []).append(first_state)
     return {
         what: {clock: spread(values) for clock, values in of.items()} for what, of in seen.items()
     }
 
 
 def race(bench: Bench, workers: Mapping[str, Worker], rounds: int) -> dict[str, Any]:
-    """Rates of every side, and how many times as fast as each peer this learner is."""
+    """Measure the rate of every side, and this learner's speed over each peer's."""
     for turn in TURNS:
         if turn.seeds is None:
             bench.ask(workers[turn.side], "prepare")
@@ -188,18 +188,18 @@ def race(bench: Bench, workers: Mapping[str, Worker], rounds: int) -> dict[str, 
                 took = bench.ask(workers[turn.side], "run", seeds=turn.seeds, updates=turn.updates)
                 work = turn.updates * turn.seeds * BATCH
             for clock in CLOCKS:
-                found = each.setdefault((turn.what, turn.side), {})
-                found.setdefault(clock, []).append(took[clock] / work)
+                times = each.setdefault((turn.what, turn.side), {})
+                times.setdefault(clock, []).append(took[clock] / work)
     return results(each)
 
 
 def results(each: Mapping[tuple[str, str], Mapping[str, Sequence[float]]]) -> dict[str, Any]:
-    """Rates and ratios from the seconds that a unit of work took, by side and round."""
+    """Return rates and ratios from the seconds of a unit of work, by side and round."""
     rates: dict[str, Any] = {}
     ratios: dict[str, Any] = {}
     for (what, side), seconds in each.items():
         rates[f"{what}: {side}"] = {
-            clock: spread([1.0 / one for one in values]) for clock, values in seconds.items()
+            clock: spread([1.0 / value for value in values]) for clock, values in seconds.items()
         }
         if side == OURS:
             continue
@@ -212,31 +212,31 @@ def results(each: Mapping[tuple[str, str], Mapping[str, Sequence[float]]]) -> di
     for what, of in list(rates.items()):
         if what.startswith("env-steps/s"):
             rates[what.replace("env-steps", "updates")] = {
-                clock: spread([one / BATCH for one in values["rounds"]])
+                clock: spread([rate / BATCH for rate in values["rounds"]])
                 for clock, values in of.items()
             }
     return {"rates": rates, "ratios": ratios}
 
 
 def to_95(bench: Bench, workers: Mapping[str, Worker], repeats: int) -> dict[str, Any]:
-    """Time of training from scratch until the policy's value is 95 % of the best one's."""
+    """Measure training from scratch until the policy's value is 95 % of the best policy's."""
     trained = [turn for turn in TURNS if turn.seeds is not None]
     for turn in trained:
         bench.ask(workers[turn.side], "compile", seeds=turn.seeds, updates=CHUNK)
     tries: dict[str, list[dict[str, Any]]] = {}
     for seed in range(1, repeats + 1):
         for turn in trained:
-            found = bench.ask(
+            attempt = bench.ask(
                 workers[turn.side], "to", seeds=turn.seeds, seed=seed, share=0.95, limit=300
             )
-            tries.setdefault(f"{_seeds(turn.seeds or 0)}: {turn.side}", []).append(found)
+            tries.setdefault(f"{_seeds(turn.seeds or 0)}: {turn.side}", []).append(attempt)
     summary: dict[str, Any] = {}
     for what, all_of in tries.items():
-        reached = [one for one in all_of if one["updates"] is not None]
+        reached = [attempt for attempt in all_of if attempt["updates"] is not None]
         summary[what] = {"tried": len(all_of), "reached": len(reached)}
         if reached:
             keys = (*CLOCKS, "updates")
-            summary[what] |= {key: spread([one[key] for one in reached]) for key in keys}
+            summary[what] |= {key: spread([attempt[key] for attempt in reached]) for key in keys}
     return summary
 
 
@@ -245,7 +245,7 @@ def _seeds(number: int) -> str:
 
 
 def measure(bench: Bench, rounds: int, repeats: int) -> dict[str, Any]:
-    """Everything, on so many cores."""
+    """Measure compilation, rates and times to 95 % on the bench's cores."""
     load = os.getloadavg()
     compiled = compilation(bench, repeats)
     for what, of in compiled.items():
@@ -266,28 +266,30 @@ def measure(bench: Bench, rounds: int, repeats: int) -> dict[str, Any]:
         }
 
 
-def table(found: Mapping[str, Any]) -> str:
-    """Compilation, rates, ratios beside their goals, and times to 95 %."""
-    lines = [f"{found['threads']} core(s)"]
+def table(figures: Mapping[str, Any]) -> str:
+    """Return compilation, rates, ratios beside their goals, and times to 95 % as text."""
+    lines = [f"{figures['threads']} core(s)"]
 
-    def line(what: str, form: str, of: Mapping[str, Any], rest: str = "") -> None:
+    def line(what: str, form: str, of: Mapping[str, Any], suffix: str = "") -> None:
         middle, low, high = of["median"], of["min"], of["max"]
-        lines.append(f"{what:47} {middle:11{form}} [{low:{form}}, {high:{form}}]{rest}")
+        lines.append(f"{what:47} {middle:11{form}} [{low:{form}}, {high:{form}}]{suffix}")
 
-    for what, of in found["compile"].items():
-        rest = f" s; first state {of['first_state_seconds']['median']:.2f} s{_goal(of)}"
-        line(f"compile, {what}", ".2f", of["seconds"], rest)
-    for what, of in found["rates"].items():
+    for what, of in figures["compile"].items():
+        suffix = f" s; first state {of['first_state_seconds']['median']:.2f} s{_goal(of)}"
+        line(f"compile, {what}", ".2f", of["seconds"], suffix)
+    for what, of in figures["rates"].items():
         line(what, ",.0f", of["seconds"])
-    for what, of in found["ratios"].items():
+    for what, of in figures["ratios"].items():
         lines.append(
             f"{what:47} {_ratio(of['seconds'])}, by processors' seconds "
             f"{_ratio(of['cpu_seconds'])}{_goal(of)}"
         )
-    for what, of in found["to 95 % of the best policy"].items():
+    for what, of in figures["to 95 % of the best policy"].items():
         if "seconds" in of:
-            rest = f" s, {of['updates']['median']:g} updates, {of['reached']} of {of['tried']} runs"
-            line(f"to 95 %, {what}", ".3f", of["seconds"], rest)
+            suffix = (
+                f" s, {of['updates']['median']:g} updates, {of['reached']} of {of['tried']} runs"
+            )
+            line(f"to 95 %, {what}", ".3f", of["seconds"], suffix)
         else:
             lines.append(f"to 95 %, {what:38} not reached")
     return "\n".join(lines)
@@ -303,7 +305,7 @@ def _goal(of: Mapping[str, Any]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options."""
+    """Return the options."""
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -324,7 +326,7 @@ def parser() -> argparse.ArgumentParser:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, measures, prints, writes."""
+    """Parse, measure, print and write."""
     args = parser().parse_args(argv)
     cores = len(os.sched_getaffinity(0))
     threads = args.threads or sorted({1, cores})
@@ -356,9 +358,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number in threads:
             bench = Bench(args.environments, number, Path(folder) / "log", args.timeout)
-            found = measure(bench, args.rounds, args.repeats)
-            print(table(found), flush=True)
-            report["races"].append(found)
+            figures = measure(bench, args.rounds, args.repeats)
+            print(table(figures), flush=True)
+            report["races"].append(figures)
             if args.out:
                 args.out.parent.mkdir(parents=True, exist_ok=True)
                 write_text(args.out, json.dumps(report, indent=2) + "\n")

@@ -1,13 +1,13 @@
-"""Measures what streams cost: time and memory of every preset beside the plain model.
+"""Measure what streams cost: time and memory of every preset beside the plain model.
 
     python scripts/bench/bench_routing.py --out scripts/results/routing_cpu.json
     python scripts/bench/bench_routing.py --streams 1,2,3,4,5,6,7,8
     python scripts/bench/bench_routing.py --like DIR --out scripts/results/routing_h200.json
 
-Prefill and decoding are run by the plain model and by every routing in turn, again and again, and
-compared pair by pair. ``gate`` is 1 everywhere. Sizes and operations are those of the compiled
-programs; they are printed of what is slower than the goal. Weights are random: speed does not
-depend on their values.
+The plain model and every routing prefill and decode in turn, again and again, and are compared pair
+by pair. ``gate`` is 1 everywhere. Sizes and operations are those of the compiled programs; they are
+printed for programs slower than the goal. Weights are random: speed does not depend on their
+values.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from jroute.utils.config import load
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text
 from jroute.utils.machine import describe_machine
-from scripts.bench.bench_model import SMALL, random_params, spread, timed
+from scripts.bench.measurement import SMALL, random_params, spread, timed
 
 WIDTHS = (1, 2, 4, 8)
 """Numbers of streams that are compared beside the presets."""
@@ -43,23 +43,23 @@ GOALS = {"cpu": 1.10, "gpu": 1.05}
 
 
 def routings(widths: Sequence[int]) -> dict[str, RoutingConfig | None]:
-    """What is compared, by name: the plain model, every preset, and streams of two kinds."""
-    found: dict[str, RoutingConfig | None] = {"plain": None, "plain again": None}
-    found |= {name: load(RoutingConfig, routing_file(name)) for name in preset_names()}
+    """Return the routings by name: the plain model, every preset, and streams of two kinds."""
+    configs: dict[str, RoutingConfig | None] = {"plain": None, "plain again": None}
+    configs |= {name: load(RoutingConfig, routing_file(name)) for name in preset_names()}
     for n in widths:
         if n == 1:
-            found["n=1 scaled updates"] = RoutingConfig((), scale=0.5)
+            configs["n=1 scaled updates"] = RoutingConfig((), scale=0.5)
             continue
-        found[f"n={n} persistent"] = RoutingConfig(("persistent",) * (n - 1), strength=0.5)
+        configs[f"n={n} persistent"] = RoutingConfig(("persistent",) * (n - 1), strength=0.5)
         histories = ("attention", "mlp", "delay(1)", "embedding", "ema(0.5)", "delay(2)", "rotate")
-        found[f"n={n} histories, norms matched"] = RoutingConfig(
+        configs[f"n={n} histories, norms matched"] = RoutingConfig(
             histories[: n - 1], strength=0.5, norm_match=True
         )
-    return found
+    return configs
 
 
 def compiled_size(program: Any) -> dict[str, Any]:
-    """Memory beside the arguments, bytes moved, and operations by kind."""
+    """Return the memory beside the arguments, the bytes moved, and the operations by kind."""
     memory, cost = program.memory_analysis(), program.cost_analysis() or {}
     kinds = Counter(re.findall(r" = \S+ ([a-z][\w-]*)\(", program.as_text()))
     named = ("fusion", "dot", "copy", "while", "custom-call", "call")
@@ -79,7 +79,7 @@ def measure(
     repeats: int,
     widths: Sequence[int] = WIDTHS,
 ) -> dict[str, Any]:
-    """Time and sizes of every routing, as ratios to the plain model of the same round."""
+    """Measure time and sizes of every routing, as ratios to the plain model of the same round."""
     rng = np.random.default_rng(0)
     tokens = jnp.asarray(rng.integers(0, config.vocab_size, (batch, prompt)), jnp.int32)
     lengths, layers = jnp.full(batch, prompt), config.num_hidden_layers
@@ -117,28 +117,28 @@ def measure(
             if repeat:  # the first round warms up
                 times[name]["prefill"].append(filling)
                 times[name]["decode"].append(stepping / steps)
-    found = {}
+    figures = {}
     for name, measured in times.items():
-        found[name] = {"sizes": sizes[name]}
+        figures[name] = {"sizes": sizes[name]}
         for part, values in measured.items():
             plain = times["plain"][part]
-            found[name][f"{part} time / plain"] = spread(
+            figures[name][f"{part} time / plain"] = spread(
                 [a / b for a, b in zip(values, plain, strict=True)]
             )
-            found[name][f"{part} memory / plain"] = (
+            figures[name][f"{part} memory / plain"] = (
                 sizes[name][part]["temporary_bytes"] / sizes["plain"][part]["temporary_bytes"]
             )
-    return found
+    return figures
 
 
 def _decode(fixed: Any, config: Qwen3Config, steps: int, params: Any, state: Any) -> Any:
     return decode(params, state, *fixed, config=config, chunk=steps)[0]
 
 
-def table(found: Mapping[str, Any]) -> str:
-    """One line per routing."""
+def table(figures: Mapping[str, Any]) -> str:
+    """Return a line of figures per routing."""
     lines = [f"{'routing':30} {'prefill time':>21} {'memory':>7} {'decode time':>21} {'memory':>7}"]
-    for name, values in found.items():
+    for name, values in figures.items():
         cells = []
         for part in ("prefill", "decode"):
             ratio = values[f"{part} time / plain"]
@@ -148,15 +148,15 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def above(found: Mapping[str, Any], goal: float) -> str:
-    """Operations and bytes of programs that take longer than the goal, and of the plain ones."""
+def above(figures: Mapping[str, Any], goal: float) -> str:
+    """Return operations and bytes of programs slower than the goal, beside the plain model's."""
     lines = []
-    for name, values in found.items():
+    for name, values in figures.items():
         for part in ("prefill", "decode"):
             ratio = values[f"{part} time / plain"]["median"]
             if ratio <= goal:
                 continue
-            size, plain = values["sizes"][part], found["plain"]["sizes"][part]
+            size, plain = values["sizes"][part], figures["plain"]["sizes"][part]
             kinds = sorted({*size["operations"], *plain["operations"]})
             counts = (
                 f"{k} {plain['operations'].get(k, 0)} -> {size['operations'].get(k, 0)}"
@@ -179,7 +179,7 @@ def _widths(text: str) -> tuple[int, ...]:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, measures, prints, writes."""
+    """Parse, measure, print and write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -198,9 +198,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = jax.devices()[0]
     dtype = "float32" if device.platform == "cpu" else "bfloat16"
     params = random_params(config, dtype, None)
-    found = measure(params, config, args.batch, args.prompt, args.steps, args.repeats, widths)
+    figures = measure(params, config, args.batch, args.prompt, args.steps, args.repeats, widths)
     goal = GOALS.get(device.platform, GOALS["gpu"])
-    print(f"{table(found)}\n\n{above(found, goal)}")
+    print(f"{table(figures)}\n\n{above(figures, goal)}")
     if args.out:
         result = {
             "machine": describe_machine(),
@@ -210,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             **{name: getattr(args, name) for name in ("batch", "prompt", "steps", "repeats")},
             "streams": widths,
             "goal": goal,
-            "routings": found,
+            "routings": figures,
         }
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write_text(args.out, json.dumps(result, indent=2) + "\n")

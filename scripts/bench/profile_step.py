@@ -1,4 +1,4 @@
-"""Where the time of a decode step goes: the whole step, its matrix products, its attention.
+"""Profile a decode step: the whole step, its matrix products, its attention.
 
     python scripts/bench/profile_step.py --out scripts/results/profile_cpu.json
     python scripts/bench/profile_step.py --shape 4b --dtype bfloat16 --rows 1,8,64,128 --context 512
@@ -6,8 +6,8 @@
 ``products`` multiplies rows of one token by every weight of the model, in the order of the blocks,
 and does nothing else: no engine takes less time with this runtime. ``attention`` reads a cache of
 ``--context`` positions in every layer. All three take turns, round by round. Cores are processor
-seconds of all threads over seconds of the wall; the rest of a step is norms, rotation, writing the
-cache, and what cannot overlap. Weights are random.
+seconds of all threads over seconds of the wall; the remainder of a step is norms, rotation, writing
+the cache, and what cannot overlap. Weights are random.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text
 from jroute.utils.machine import describe_machine
-from scripts.bench.bench_model import random_params
+from scripts.bench.measurement import random_params
 from scripts.bench.peers.shapes import SHAPES
 
 STEPS = 16
@@ -40,7 +40,7 @@ STEPS = 16
 
 @partial(jax.jit, static_argnames="config")
 def products(params: Params, x: jax.Array, *, config: Qwen3Config) -> jax.Array:
-    """Every matrix product of ``STEPS`` steps, one after the other as a model needs them."""
+    """Compute every matrix product of ``STEPS`` steps, in the order of the model."""
 
     def flat(weight: jax.Array, inputs: int) -> jax.Array:
         return weight.reshape(inputs, -1)
@@ -66,7 +66,7 @@ def products(params: Params, x: jax.Array, *, config: Qwen3Config) -> jax.Array:
 def attention(
     state: DecodeState, query: jax.Array, positions: jax.Array, *, config: Qwen3Config
 ) -> jax.Array:
-    """Attention of ``STEPS`` steps to a filled cache, layer after layer."""
+    """Attend to a filled cache for ``STEPS`` steps, layer after layer."""
 
     def step(_: Any, query: jax.Array) -> jax.Array:
         for layer in state.cache:
@@ -79,7 +79,7 @@ def attention(
 def sides(
     params: Params, config: Qwen3Config, rows: int, context: int
 ) -> dict[str, Callable[[], Any]]:
-    """What is measured, ready to be called."""
+    """Return the functions to measure, ready to be called."""
     dtype = params["embed_tokens"].dtype
     shape = {"slots": rows, "capacity": context, "routed": False, "unroll": True}
     state = empty(params, config=config, **shape)
@@ -96,9 +96,11 @@ def sides(
     held = [state]
 
     def step() -> Any:
-        held[0], told = decode(params, held[0]._replace(**busy), ends, config=config, chunk=STEPS)
+        held[0], outputs = decode(
+            params, held[0]._replace(**busy), ends, config=config, chunk=STEPS
+        )
         busy.update({name: jnp.copy(value) for name, value in kept.items()})  # donated
-        return told
+        return outputs
 
     kept = {name: jnp.copy(value) for name, value in busy.items()}
     still = empty(params, config=config, **shape)
@@ -109,11 +111,11 @@ def sides(
     }
 
 
-def measure(found: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Any]:
-    """Milliseconds and cores of a step of each side, in turns after one round to warm up."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in found}
+def measure(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Any]:
+    """Measure milliseconds and cores of a step of each side, in turns after a warm-up round."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for _ in range(rounds + 1):
-        for name, run in found.items():
+        for name, run in calls.items():
             wall, processor = time.perf_counter(), time.process_time()
             jax.block_until_ready(run())
             times[name].append((time.perf_counter() - wall, time.process_time() - processor))
@@ -131,13 +133,13 @@ def measure(found: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, An
 
 def _numbers(text: str) -> list[int]:
     if not all(part.isdecimal() and int(part) for part in text.split(",")):
-        raise UserError(f"--rows: {text!r}: give positive numbers with commas")
+        raise UserError(f"--rows is {text!r}; give positive numbers with commas")
     return [int(part) for part in text.split(",")]
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures and prints."""
+    """Parse, measure, print and write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -161,10 +163,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "rows": {},
     }
     for count in rows:
-        found = measure(sides(params, shape.config, count, args.context), args.rounds)
-        result["rows"][str(count)] = found
+        timings = measure(sides(params, shape.config, count, args.context), args.rounds)
+        result["rows"][str(count)] = timings
         print(f"{count} rows", flush=True)
-        for name, each in found.items():
+        for name, each in timings.items():
             line = "{:10} {milliseconds:8.2f} ms [{least:.2f}, {most:.2f}]  {cores:.2f} cores"
             print("  " + line.format(name, **each), flush=True)
     if args.out is not None:

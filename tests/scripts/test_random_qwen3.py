@@ -85,10 +85,10 @@ def test_the_seed_decides(tmp_path: Path, like: Path) -> None:
 def test_layers_and_type_can_be_changed(tmp_path: Path, like: Path) -> None:
     write_random(like, tmp_path / "out", layers=2, dtype="float32")
     content = json.loads((like / "config.json").read_text())
-    found = json.loads((tmp_path / "out/config.json").read_text())
-    assert found == {**content, "num_hidden_layers": 2, "torch_dtype": "float32"}
+    figures = json.loads((tmp_path / "out/config.json").read_text())
+    assert figures == {**content, "num_hidden_layers": 2, "torch_dtype": "float32"}
     checkpoint = Checkpoint(tmp_path / "out")
-    check(checkpoint, Qwen3Config.from_hf(found))
+    check(checkpoint, Qwen3Config.from_hf(figures))
     assert {tensor.dtype for tensor in checkpoint.tensors.values()} == {"F32"}
 
 

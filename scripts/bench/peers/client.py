@@ -1,4 +1,4 @@
-"""The asking end of the pipe: starts a side's worker, puts questions to it, ends it."""
+"""The client's end of the pipe: start a side's worker, send it commands, end it."""
 
 import contextlib
 import json
@@ -38,7 +38,7 @@ class Worker:
 
     Attributes:
         name: Of the side.
-        command: What was started.
+        command: Of the process.
         started: ``time.perf_counter()`` when it was started.
     """
 
@@ -74,7 +74,7 @@ class Worker:
             os.sched_setaffinity(self._process.pid, cores)
 
     def ask(self, do: str, *, timeout: float = 600, **arguments: Any) -> dict[str, Any]:
-        """The answer to one command.
+        """Send a command and return its answer.
 
         Raises:
             SideFailed: The worker reported an error, ended, or took more than ``timeout`` seconds.
@@ -91,7 +91,7 @@ class Worker:
         return answer
 
     def _line(self, timeout: float) -> bytes:
-        """The next line that the worker writes; what there is of it if the worker ends."""
+        """Return the next line that the worker writes, or what it wrote of it before it ended."""
         assert self._process.stdout is not None
         end, line = time.monotonic() + timeout, bytearray()
         with selectors.DefaultSelector() as selector:
@@ -108,12 +108,12 @@ class Worker:
         return bytes(line)
 
     def cpu_seconds(self) -> float:
-        """Processor time of all its threads so far."""
+        """Return the processor time of all its threads so far."""
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def last_words(self) -> str:
-        """The end of what it wrote to standard error."""
+        """Return the end of what it wrote to standard error."""
         return self._log.read_text(errors="replace")[-2000:].strip()
 
     def close(self) -> None:
@@ -136,16 +136,16 @@ class Worker:
 
 
 def interpreter(environment: Path) -> Path:
-    """The Python of a virtual environment."""
+    """Return the Python of a virtual environment."""
     return environment / "bin" / "python"
 
 
 def make_environment(folder: Path, requirements: Sequence[str], pythons: Sequence[str]) -> None:
-    """Make a virtual environment and installs into it; one that is complete is left alone.
+    """Make a virtual environment and install into it; leave a complete environment alone.
 
     Args:
-        folder: Where it is to stand.
-        requirements: What pip is to install.
+        folder: Of the environment.
+        requirements: What pip installs.
         pythons: Interpreters to try, in order; the first that runs and is new enough is taken.
 
     Raises:

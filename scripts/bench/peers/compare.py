@@ -1,4 +1,4 @@
-"""What two sides' times and tokens say: ratios with intervals, and tokens right or wrong."""
+"""Compare two sides: ratios of their times with intervals, and tokens right or wrong."""
 
 import math
 import statistics
@@ -18,7 +18,7 @@ tokens do.
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Median, least, greatest, and the values themselves in the order they were taken."""
+    """Return median, least, greatest, and the values themselves in the order of measurement."""
     return {
         "median": statistics.median(values),
         "min": min(values),
@@ -28,10 +28,10 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def speedup(ours: Sequence[float], theirs: Sequence[float], level: float = 0.95) -> dict[str, Any]:
-    """How many times faster one side is than another, from seconds measured round by round.
+    """Return how many times faster our side is, from seconds measured round by round.
 
-    Rounds are pairs: both sides ran one after the other, so what slowed the machine then slowed
-    both. The interval is Student's t on the logarithms of the rounds' ratios.
+    Rounds are pairs: both sides ran back to back, so what slowed the machine slowed both. The
+    interval is Student's t on the logarithms of the rounds' ratios.
 
     Returns:
         ``ratio``, the geometric mean of ``rounds`` (their seconds over ours), and ``interval``,
@@ -52,7 +52,7 @@ def speedup(ours: Sequence[float], theirs: Sequence[float], level: float = 0.95)
 
 
 def verdict(gaps: Sequence[Sequence[tuple[int, float]]], dtype: str) -> dict[str, Any]:
-    """Whether tokens are the reference's, from how far each misses the reference's choice.
+    """Decide whether tokens are the reference's, from how far each misses its choice.
 
     Args:
         gaps: Per row, (position, gap) of the tokens that the reference would not have chosen.
@@ -76,5 +76,5 @@ def verdict(gaps: Sequence[Sequence[tuple[int, float]]], dtype: str) -> dict[str
 
 
 def different(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> int:
-    """Rows that are not the same tokens on both sides."""
+    """Count the rows whose tokens differ between two sides."""
     return sum(list(a) != list(b) for a, b in zip(ours, theirs, strict=True))

@@ -26,22 +26,22 @@ class Numbers:
     """A tokenizer of texts like ``12 7 1033``."""
 
     def encode(self, text: str) -> list[int]:
-        """The numbers."""
+        """Return the numbers."""
         return [int(word) for word in text.split()]
 
     def decode(self, ids: list[int]) -> str:
-        """Nothing: only ids are wanted."""
+        """Return nothing: only ids are needed."""
         return ""
 
     def bos_id(self) -> None:
-        """There is none."""
+        """Return nothing: no token begins a text."""
 
     def eos_id(self) -> int:
-        """Never generated."""
+        """Return an id that is never generated."""
         return NO_TOKEN - 1
 
     def pad_id(self) -> int:
-        """Never generated."""
+        """Return an id that is never generated."""
         return NO_TOKEN
 
 
@@ -88,7 +88,7 @@ def _complete(prompts: Rows, new: list[int]) -> Rows:
 
 
 def generate(prompts: Rows, new: list[int], batch: int) -> dict[str, Any]:
-    """Static batches of ``batch`` rows."""
+    """Generate in static batches of ``batch`` rows."""
     return timed(_complete, prompts, new, static_groups(prompts, batch))
 
 

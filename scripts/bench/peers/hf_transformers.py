@@ -1,6 +1,6 @@
 """transformers' ``generate`` on torch, and the reference that tokens are checked against.
 
-Prompts are padded on the left, the cache is the dynamic one, which holds exactly what there is;
+Prompts are padded on the left, the cache is the dynamic one, which grows with the text;
 attention is the library's choice (scaled dot-product). A row cannot leave a batch, so every batch
 runs to its longest completion. ``continuous`` uses the library's own continuous batching instead.
 """
@@ -19,11 +19,11 @@ PAGE = 32
 
 
 def load(model: str, dtype: str, threads: int) -> dict[str, Any]:
-    """Read the model onto the GPU if there is one."""
+    """Read the model, onto the GPU where the machine has one."""
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     lm: Any = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
-    # No token ends a row: every side is asked for the same number of tokens.
+    # No token ends a row: every side generates the same number of tokens.
     lm.generation_config = transformers.GenerationConfig(
         do_sample=False, use_cache=True, pad_token_id=0, eos_token_id=None
     )
@@ -47,12 +47,12 @@ def _complete(prompts: Rows, new: list[int]) -> Rows:
 
 
 def generate(prompts: Rows, new: list[int], batch: int) -> dict[str, Any]:
-    """Static batches of ``batch`` rows."""
+    """Generate in static batches of ``batch`` rows."""
     return timed(_complete, prompts, new, static_groups(prompts, batch))
 
 
 def continuous(prompts: Rows, new: list[int], batch: int) -> dict[str, Any]:
-    """The library's continuous batching: all rows are handed in at once."""
+    """Generate by the library's continuous batching: all rows are handed in at once."""
     from transformers import ContinuousBatchingConfig
 
     longest = max(len(row) + n for row, n in zip(prompts, new, strict=True))
@@ -73,22 +73,23 @@ def continuous(prompts: Rows, new: list[int], batch: int) -> dict[str, Any]:
                 manager.add_request(row, max_new_tokens=n)
                 for row, n in zip(rows, wanted, strict=True)
             ]
-            found: dict[str, list[int]] = {}
-            while len(found) < len(names):
+            completed: dict[str, list[int]] = {}
+            while len(completed) < len(names):
                 result = manager.get_result(timeout=1)
                 if result is not None and result.is_finished():
-                    found[result.request_id] = list(result.generated_tokens)
-        return [found[name] for name in names]
+                    completed[result.request_id] = list(result.generated_tokens)
+        return [completed[name] for name in names]
 
     return timed(run, prompts, new, [range(len(prompts))]) | {"row_steps": None}
 
 
 @torch.inference_mode()
 def check(prompts: Rows, completions: Rows, tokens_at_once: int = 4096) -> dict[str, Any]:
-    """How far each token is from being the greedy choice of the reference.
+    """Measure how far each token is from being the greedy choice of the reference.
 
-    Every completion is read in one forward pass, so a token is judged by the tokens that really
-    precede it. Rows are padded on the right, where causal attention does not see the padding.
+    Every completion is read in a single forward pass, so a token is judged by the tokens that
+    really precede it. Rows are padded on the right, where causal attention does not see the
+    padding.
 
     Returns:
         ``gaps``: per row the pairs (position, gap) of tokens that are not the reference's choice;
@@ -105,9 +106,9 @@ def check(prompts: Rows, completions: Rows, tokens_at_once: int = 4096) -> dict[
         ids = torch.tensor(padded(rows, left=False)[0], device=device)
         logits = model(input_ids=ids, use_cache=False).logits.float()
         for i, row in zip(group, logits, strict=True):
-            asked = torch.tensor(completions[i], device=device)
+            targets = torch.tensor(completions[i], device=device)
             own = row[len(prompts[i]) - 1 : total[i] - 1]
-            chosen = own.gather(1, asked[:, None])[:, 0]
+            chosen = own.gather(1, targets[:, None])[:, 0]
             gap = ((own.max(dim=1).values - chosen) / own.std(dim=1)).tolist()
             gaps[i] = [(at, value) for at, value in enumerate(gap) if value > 0]
     return {"gaps": gaps}

@@ -18,13 +18,13 @@ TOKENIZER = ROOT / "jroute" / "assets" / "tiny-gated"
 SHARPNESS = 3.0
 """The norms of queries and keys are multiplied by it.
 
-With random weights as they are, attention is nearly uniform, and every row soon repeats one token
-whatever came before: such tokens would be right under a wrong position encoding, too.
+With random weights as they are, attention is nearly uniform, and every row soon repeats the same
+token whatever came before: such tokens would be right under a wrong position encoding, too.
 """
 
 
 def make_model(config: Qwen3Config, dtype: Dtype, folder: Path) -> tuple[Path, Path]:
-    """The checkpoint and its conversion; what stands complete in ``folder`` is taken as it is."""
+    """Return the checkpoint and its conversion; reuse what stands complete in ``folder``."""
     folder = folder.resolve()
     source, converted = folder / "huggingface", folder / "jroute"
     if not (folder / "complete").is_file():
@@ -47,7 +47,7 @@ def _python(*arguments: str | Path) -> None:
 
 
 def _sharpen(source: Path) -> None:
-    """Multiplies the norms of queries and keys in place; once, as the files remember it."""
+    """Multiply the norms of queries and keys in place, once: a marker file records it."""
     if (source / "sharpened").is_file():
         return
     for file in source.glob("*.safetensors"):

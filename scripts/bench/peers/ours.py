@@ -52,14 +52,14 @@ def generate(
     cap: int | None = None,
     engine: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Completes prompts.
+    """Complete prompts.
 
     Args:
         prompts: Token ids.
-        new: How many tokens each prompt is asked for.
+        new: Tokens to generate for each prompt.
         batch: Slots of the engine.
         waves: Static batching: hand in ``batch`` requests, wait for all of them, and so on.
-        cap: Most tokens of any completion, if more than this call asks for.
+        cap: Most tokens of any completion, if more than this call generates.
         engine: Further fields of ``EngineConfig``.
     """
     made = _engine(batch, cap or max(new), engine or {})
@@ -79,7 +79,7 @@ def generate(
 
 
 def floor(repeats: int = 5) -> dict[str, Any]:
-    """What bounds a decode step from below: bytes to read, and how fast this device copies.
+    """Return what bounds a decode step from below: bytes to read, and how fast this device copies.
 
     Returns:
         ``weight_bytes`` read in every step, ``cache_bytes_per_token``, and ``copy_bandwidth``:
@@ -94,7 +94,7 @@ def floor(repeats: int = 5) -> dict[str, Any]:
     large = jnp.ones(2**26 if jax.default_backend() == "cpu" else 2**29, jnp.float32)
     copy = jax.jit(lambda array: -array)
     times = []
-    for _ in range(repeats + 1):  # the first one compiles
+    for _ in range(repeats + 1):  # the first copy compiles
         started = time.perf_counter()
         copy(large).block_until_ready()
         times.append(time.perf_counter() - started)

@@ -13,12 +13,12 @@ PROMPTS, FEATURES, GATES = 2000, 8, 5
 HIDDEN, BATCH, EPOCHS, MINIBATCHES = (64, 64), 512, 4, 4
 RATE, EPS, CLIP, ENTROPY, VALUE, NORM = 1e-3, 1e-5, 0.2, 0.01, 0.5, 0.5
 CHUNK = 5
-"""Updates between two looks at what the policy is worth."""
+"""Updates between two evaluations of the policy."""
 
 
 @functools.cache
 def bandit() -> tuple[np.ndarray, np.ndarray]:
-    """Features ``[prompts, features]`` and the reward of every gate ``[prompts, gates]``.
+    """Return features ``[prompts, features]`` and the reward of every gate ``[prompts, gates]``.
 
     A gate pays by how near it is to a place that a projection of the features gives.
     """
@@ -31,7 +31,7 @@ def bandit() -> tuple[np.ndarray, np.ndarray]:
 
 
 def rollout() -> dict[str, np.ndarray]:
-    """A batch by a policy that draws gates evenly and expects 0."""
+    """Return a batch of a policy that draws gates evenly and expects 0."""
     x, rewards = bandit()
     rng = np.random.default_rng(1)
     rows, actions = rng.integers(0, PROMPTS, BATCH), rng.integers(0, GATES, BATCH)
@@ -45,7 +45,7 @@ def rollout() -> dict[str, np.ndarray]:
 
 
 def worth(choices: Any) -> float:
-    """Value of choices ``[..., prompts]`` as a share of the best policy's, mean over seeds."""
+    """Return the mean value of choices ``[..., prompts]`` as a share of the best policy's."""
     _, rewards = bandit()
     chosen = rewards[np.arange(PROMPTS), np.asarray(choices)]
     return float(chosen.mean() / rewards.max(axis=1).mean())

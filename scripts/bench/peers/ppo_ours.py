@@ -32,7 +32,7 @@ from jroute.ppo import learner
 
 @functools.cache
 def config(seeds: int) -> learner.PPOConfig:
-    """The learner's settings."""
+    """Return the learner's configuration."""
     return learner.PPOConfig(
         batch_size=BATCH,
         epochs=EPOCHS,
@@ -51,7 +51,7 @@ def config(seeds: int) -> learner.PPOConfig:
 
 @functools.cache
 def init(seeds: int) -> Any:
-    """A program that makes a state."""
+    """Return a program that makes a state."""
     make = learner.init if seeds == 1 else learner.init_seeds
     cells = PROMPTS * GATES  # what the learner saw of the table is counted, as in real trainings
     return jax.jit(lambda key: make(config(seeds), FEATURES, (GATES,), key, num_cells=cells))
@@ -66,26 +66,26 @@ class Jroute:
         self.programs: dict[tuple[int, int], Any] = {}
 
     def start(self, seeds: int, seed: int) -> None:
-        """Begins a training anew."""
+        """Start a training from new weights."""
         self.states[seeds] = jax.block_until_ready(init(seeds)(jax.random.key(seed)))
 
     def program(self, seeds: int, updates: int) -> None:
-        """Make ready to train so many updates a call."""
+        """Compile a program of so many updates a call."""
         self.programs[seeds, updates] = learner.compile_train(config(seeds), updates)
 
     def run(self, seeds: int, updates: int) -> None:
-        """Trains on from where the last call ended."""
+        """Continue the training from where the last call ended."""
         program = self.programs[seeds, updates]
         self.states[seeds], metrics = program(self.env, self.states[seeds])
         jax.block_until_ready((self.states[seeds], metrics))
 
     def worth(self, seeds: int) -> float:
-        """Value of the present policy's favourite gates."""
+        """Return the value of the present policy's most probable gates."""
         act = networks.act if seeds == 1 else jax.vmap(networks.act, (0, None))
         return worth(act(self.states[seeds].params, self.env.observations)[..., 0])
 
     def prepare(self) -> None:
-        """Make ready to learn from given rollouts."""
+        """Prepare to learn from given rollouts."""
         given = rollout()
         given["actions"] = given["actions"][:, None]
         self.batch = learner.Batch(**{name: jnp.asarray(x) for name, x in given.items()})
@@ -93,7 +93,7 @@ class Jroute:
         self.state = init(1)(jax.random.key(0))  # not that of the race
 
     def update(self, updates: int) -> None:
-        """Learns from the same rollouts again and again."""
+        """Learn from the same rollouts again and again."""
         for _ in range(updates):
             self.state, _ = self.step(self.state, self.batch)
         jax.block_until_ready(self.state)

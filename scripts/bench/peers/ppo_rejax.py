@@ -1,4 +1,4 @@
-"""rejax in ``bench_ppo.py``, its environment in gymnax's dress."""
+"""rejax in ``bench_ppo.py``, over a gymnax environment."""
 
 import functools
 from typing import Any
@@ -31,7 +31,7 @@ FEATURES_OF, REWARDS_OF = map(jnp.asarray, bandit())
 
 @struct.dataclass
 class State(environment.EnvState):
-    """Which problem is on the table."""
+    """The problem that the episode is about."""
 
     problem: Any
 
@@ -50,16 +50,16 @@ class Bandit(environment.Environment):
         return FEATURES_OF[state.problem], state.replace(time=1), reward, jnp.array(True), {}
 
     def action_space(self, params: Any) -> Any:
-        """Gates."""
+        """Return the space of gates."""
         return spaces.Discrete(GATES)
 
     def observation_space(self, params: Any) -> Any:
-        """Features."""
+        """Return the space of features."""
         return spaces.Box(-10.0, 10.0, (FEATURES,))
 
 
 def algorithm(updates: int) -> Any:
-    """The algorithm, set to so many updates a call; all of a batch at once, and never evaluated."""
+    """Return the algorithm for so many updates a call: a whole batch at once, no evaluation."""
     made = PPO.create(
         env=Bandit(),
         agent_kwargs={"hidden_layer_sizes": HIDDEN, "activation": "tanh"},
@@ -81,7 +81,7 @@ def algorithm(updates: int) -> Any:
 
 @functools.cache
 def init(seeds: int) -> Any:
-    """A program that makes a state."""
+    """Return a program that makes a state."""
     make = algorithm(1).init_state
     return jax.jit(make if seeds == 1 else jax.vmap(make))
 
@@ -94,13 +94,13 @@ class Rejax:
         self.programs: dict[tuple[int, int], Any] = {}
 
     def start(self, seeds: int, seed: int) -> None:
-        """Begins a training anew."""
+        """Start a training from new weights."""
         key = jax.random.key(seed)
         key = key if seeds == 1 else jax.random.split(key, seeds)
         self.states[seeds] = jax.block_until_ready(init(seeds)(key))
 
     def program(self, seeds: int, updates: int) -> None:
-        """Make ready to train so many updates a call."""
+        """Compile a program of so many updates a call."""
         made = algorithm(updates)
 
         def train(state: Any) -> Any:
@@ -110,12 +110,12 @@ class Rejax:
         self.programs[seeds, updates] = jax.jit(train, donate_argnums=0)
 
     def run(self, seeds: int, updates: int) -> None:
-        """Trains on from where the last call ended."""
+        """Continue the training from where the last call ended."""
         program = self.programs[seeds, updates]
         self.states[seeds] = jax.block_until_ready(program(self.states[seeds]))
 
     def worth(self, seeds: int) -> float:
-        """Value of the present policy's favourite gates."""
+        """Return the value of the present policy's most probable gates."""
         actor = algorithm(1).actor
 
         def mode(module: Any, x: Any) -> Any:

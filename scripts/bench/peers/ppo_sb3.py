@@ -53,21 +53,21 @@ class Bandit(VecEnv):
         return self.reset(), paid, np.ones(BATCH, bool), [{} for _ in range(BATCH)]
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no resource is open."""
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """The same of all."""
+        """Return the same value for every environment."""
         return [getattr(self, attr_name)] * BATCH
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Nothing can be set."""
+        """Do nothing: no attribute can be set."""
 
     def env_method(self, method_name: str, *args: Any, **kwargs: Any) -> list[Any]:
-        """There are none."""
+        """Return nothing: the environments have no such methods."""
         return [None] * BATCH
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        """No."""
+        """Return that nothing is wrapped."""
         return [False] * BATCH
 
 
@@ -79,7 +79,7 @@ class StableBaselines3:
         self.env = Bandit()
 
     def start(self, seeds: int, seed: int) -> None:
-        """Begins a training anew."""
+        """Start a training from new weights."""
         self.learner = PPO(
             "MlpPolicy",
             self.env,
@@ -100,14 +100,14 @@ class StableBaselines3:
         )
 
     def program(self, seeds: int, updates: int) -> None:
-        """Nothing is compiled."""
+        """Do nothing: no program is compiled."""
 
     def run(self, seeds: int, updates: int) -> None:
-        """Trains on from where the last call ended."""
+        """Continue the training from where the last call ended."""
         self.learner.learn(updates * BATCH, reset_num_timesteps=False)
 
     def worth(self, seeds: int) -> float:
-        """Value of the present policy's favourite gates."""
+        """Return the value of the present policy's most probable gates."""
         return worth(self.learner.predict(FEATURES_OF, deterministic=True)[0])
 
 

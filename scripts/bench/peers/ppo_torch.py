@@ -24,7 +24,7 @@ from ppo_worker import answer
 
 
 def layer(inputs: int, outputs: int, gain: float) -> torch.nn.Linear:
-    """A layer as CleanRL makes it."""
+    """Return a layer initialised as CleanRL does."""
     made = torch.nn.Linear(inputs, outputs)
     torch.nn.init.orthogonal_(made.weight, gain)
     torch.nn.init.constant_(made.bias, 0.0)
@@ -32,7 +32,7 @@ def layer(inputs: int, outputs: int, gain: float) -> torch.nn.Linear:
 
 
 def mlp(outputs: int, gain: float) -> torch.nn.Sequential:
-    """Tanh layers and a linear output."""
+    """Return tanh layers with a linear output."""
     layers: list[torch.nn.Module] = []
     for inputs, width in zip((FEATURES, *HIDDEN), HIDDEN, strict=False):
         layers += [layer(inputs, width, 2**0.5), torch.nn.Tanh()]
@@ -46,20 +46,20 @@ class Torch:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
 
     def prepare(self) -> None:
-        """Make ready to learn from given rollouts."""
+        """Prepare to learn from given rollouts."""
         self.actor, self.critic = mlp(GATES, 0.01), mlp(1, 1.0)
         self.parameters = [*self.actor.parameters(), *self.critic.parameters()]
         self.adam = torch.optim.Adam(self.parameters, lr=RATE, eps=EPS)
         self.batch = {name: torch.as_tensor(value) for name, value in rollout().items()}
 
     def update(self, updates: int) -> None:
-        """Learns from the same rollouts again and again."""
+        """Learn from the same rollouts again and again."""
         for _ in range(updates):
-            self.one()
+            self.update_once()
 
-    def one(self) -> list[Any]:
-        """One update; returns what would be logged."""
-        batch, seen = self.batch, []
+    def update_once(self) -> list[Any]:
+        """Update once; return what would be logged."""
+        batch, logged = self.batch, []
         advantages = batch["rewards"] - batch["values"]
         returns = advantages + batch["values"]
         rows = np.arange(BATCH)
@@ -85,8 +85,8 @@ class Torch:
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(self.parameters, NORM)
                 self.adam.step()
-                seen.append((*kl, clipfrac, policy_loss, value_loss))
-        return seen
+                logged.append((*kl, clipfrac, policy_loss, value_loss))
+        return logged
 
 
 if __name__ == "__main__":

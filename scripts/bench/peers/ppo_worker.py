@@ -1,4 +1,4 @@
-"""What a side of ``bench_ppo.py`` answers, in a process of its own.
+"""A side of ``bench_ppo.py`` in a process of its own.
 
 A side trains (``start``, ``program``, ``run``, ``worth``), or learns from the same rollouts again
 and again (``prepare``, ``update``), or both.
@@ -14,29 +14,29 @@ from worker import serve, versions
 
 
 def timed(call: Callable[[], Any]) -> tuple[dict[str, float], Any]:
-    """Seconds on the clock and of all processors until a call is done, and what it gives."""
+    """Return the seconds of a call on the clock and of all processors, and its result."""
     wall, cpu = time.perf_counter(), time.process_time()
-    found = call()
+    result = call()
     return {
         "seconds": time.perf_counter() - wall,
         "cpu_seconds": time.process_time() - cpu,
-    }, found
+    }, result
 
 
 def reach(side: Any, seeds: int, seed: int, share: float, limit: int) -> dict[str, Any]:
-    """Time of training until the policy is worth ``share`` of the best; looks cost none of it."""
+    """Measure training until the policy is worth ``share`` of the best; evaluation is not timed."""
     side.start(seeds, seed)
-    total, found = {"seconds": 0.0, "cpu_seconds": 0.0}, 0.0
+    total, value = {"seconds": 0.0, "cpu_seconds": 0.0}, 0.0
     for updates in range(CHUNK, limit + 1, CHUNK):
         took, _ = timed(functools.partial(side.run, seeds, CHUNK))
         total = {name: total[name] + took[name] for name in total}
-        if (found := side.worth(seeds)) >= share:
-            return {**total, "updates": updates, "worth": found}
-    return {**total, "updates": None, "worth": found}
+        if (value := side.worth(seeds)) >= share:
+            return {**total, "updates": updates, "worth": value}
+    return {**total, "updates": None, "worth": value}
 
 
 def answer(make: Callable[[], Any], *packages: str) -> None:
-    """Answers what ``bench_ppo.py`` asks of a side, until it asks no more."""
+    """Serve the commands of ``bench_ppo.py`` until standard input ends."""
     sides: list[Any] = []
 
     def load() -> dict[str, Any]:
@@ -45,7 +45,7 @@ def answer(make: Callable[[], Any], *packages: str) -> None:
         return {"versions": versions(*packages)}
 
     def compile(seeds: int, updates: int) -> dict[str, Any]:
-        """Time of the first state, and of the first and the second call of a program."""
+        """Time the first state, and the first and the second call of a program."""
         side = sides[0]
         first_state, _ = timed(lambda: side.start(seeds, 0))
 
@@ -60,21 +60,21 @@ def answer(make: Callable[[], Any], *packages: str) -> None:
         }
 
     def run(seeds: int, updates: int) -> dict[str, float]:
-        """Trains on from where the last call ended."""
+        """Continue the training from where the last call ended."""
         return timed(lambda: sides[0].run(seeds, updates))[0]
 
     def prepare() -> dict[str, Any]:
-        """Time of the first update of given rollouts."""
+        """Time the first update of given rollouts."""
         sides[0].prepare()
         return {"first_call": timed(lambda: sides[0].update(1))[0]}
 
     def update(updates: int) -> dict[str, float]:
-        """Learns from the same rollouts again and again."""
+        """Learn from the same rollouts again and again."""
         return timed(lambda: sides[0].update(updates))[0]
 
     def to(seeds: int, seed: int, share: float, limit: int) -> dict[str, Any]:
-        """Trains from scratch until the policy is worth ``share`` of the best one."""
+        """Train from scratch until the policy is worth ``share`` of the best policy."""
         return reach(sides[0], seeds, seed, share, limit)
 
-    asked = {"load": load, "compile": compile, "run": run, "to": to}
-    serve({**asked, "prepare": prepare, "update": update})
+    training = {"load": load, "compile": compile, "run": run, "to": to}
+    serve({**training, "prepare": prepare, "update": update})

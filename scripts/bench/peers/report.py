@@ -1,18 +1,18 @@
-"""What was found, in a table, and against the goals."""
+"""The figures as a table, and against the goals."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from scripts.bench.peers.sides import OURS, SIDES
 
-Found = Mapping[str, Any]
+Figures = Mapping[str, Any]
 
 
-def best(found: Found, allowed: Callable[[str], bool]) -> str | None:
-    """The fastest side, of those allowed, whose tokens were not found wrong."""
+def best(figures: Figures, allowed: Callable[[str], bool]) -> str | None:
+    """Return the fastest allowed side whose tokens are not wrong."""
     rates = {
         label: side["tokens_per_second"]["median"]
-        for label, side in found["sides"].items()
+        for label, side in figures["sides"].items()
         if allowed(label) and (side["tokens"] is None or side["tokens"]["right"])
     }
     return max(rates, key=lambda label: rates[label]) if rates else None
@@ -46,18 +46,18 @@ GOALS: tuple[tuple[str, Callable[[str], bool], str, float], ...] = (
 """What the 42 M shape is to reach on a CPU: part, rival, and how many times as fast as it."""
 
 
-def goals(parts: Found) -> list[dict[str, Any]]:
-    """Each goal that the parts measured can judge.
+def goals(parts: Figures) -> list[dict[str, Any]]:
+    """Compare with each goal that the measured parts can decide.
 
     A goal of 1 is "not behind": it is met when the interval reaches 1.
     """
-    found = {f"equal {batch}": each for batch, each in _batches(parts.get("equal", {}))}
-    found |= {name: parts[name] for name in ("ragged", "first") if name in parts}
+    figures = {f"equal {batch}": each for batch, each in _batches(parts.get("equal", {}))}
+    figures |= {name: parts[name] for name in ("ragged", "first") if name in parts}
     lines = []
     for part, allowed, against, goal in GOALS:
-        if part not in found:
+        if part not in figures:
             continue
-        each = found[part]
+        each = figures[part]
         if part == "first":
             ratios = each["ours_is_faster_by"]
             rivals = [label for label in ratios if allowed(label)]
@@ -83,20 +83,20 @@ def goals(parts: Found) -> list[dict[str, Any]]:
     return lines
 
 
-def _batches(equal: Found) -> Iterator[tuple[str, Found]]:
+def _batches(equal: Figures) -> Iterator[tuple[str, Figures]]:
     return ((name, each) for name, each in equal.items() if isinstance(each, dict))
 
 
-def table(result: Found) -> str:
-    """The figures that matter."""
+def table(result: Figures) -> str:
+    """Return the main figures as text."""
     lines, parts = [], result["parts"]
     for name in ("equal", "ragged", "theta", "ablations"):
         each = parts.get(name, {})
         inner = each.get("batches", each) if name == "ablations" else each
         tables = _batches(inner) if name in ("equal", "ablations") else [("", each)]
-        for batch, found in tables:
-            if "sides" in found:
-                lines += _sides(f"{name} {batch}".strip(), found)
+        for batch, figures in tables:
+            if "sides" in figures:
+                lines += _sides(f"{name} {batch}".strip(), figures)
     if "first" in parts:
         lines.append("first: seconds from a process's start to its first completions")
         for label, each in parts["first"]["seconds"].items():
@@ -123,9 +123,9 @@ def table(result: Found) -> str:
     return "\n".join(lines)
 
 
-def _sides(title: str, found: Found) -> list[str]:
+def _sides(title: str, figures: Figures) -> list[str]:
     lines = [f"{title}: tokens/s, and how many times faster ours is"]
-    for label, side in found["sides"].items():
+    for label, side in figures["sides"].items():
         rate, tokens = side["tokens_per_second"], side["tokens"]
         words = "tokens not checked"
         if tokens is not None:
@@ -133,14 +133,14 @@ def _sides(title: str, found: Found) -> list[str]:
             words += f", {tokens['near_ties']} near-ties" if tokens["near_ties"] else ""
         lines.append(
             f"  {label:24} {rate['median']:8.1f} [{rate['min']:.1f}, {rate['max']:.1f}]"
-            f"  {words}" + _ratio(found["ours_is_faster_by"].get(label))
+            f"  {words}" + _ratio(figures["ours_is_faster_by"].get(label))
         )
-    for label, why in found["failed"].items():
+    for label, why in figures["failed"].items():
         lines.append(f"  {label:24} failed: {why.strip().splitlines()[-1]}")
     return lines
 
 
-def _ratio(ratio: Found | None) -> str:
+def _ratio(ratio: Figures | None) -> str:
     if ratio is None:
         return ""
     interval = ratio["interval"]

@@ -1,4 +1,4 @@
-"""The measurement itself: workers, turns, rounds."""
+"""The measurement of generation: workers, turns, rounds."""
 
 import argparse
 import statistics
@@ -32,8 +32,8 @@ class Bench:
 
     Attributes:
         shape: What is measured.
-        sides: What each open worker said of itself: versions, threads, device.
-        failed: Sides without a worker, and why.
+        sides: What each open worker reports: versions, threads, device.
+        failed: Sides without a worker, with the reason.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class Bench:
         self._workers: dict[str, Worker] = {}
 
     def open(self, name: str, python: Path) -> None:
-        """Start a side's worker and lets it load the model.
+        """Start a side's worker and load the model in it.
 
         Raises:
-            SideFailed: It could not.
+            SideFailed: The worker could not load it.
         """
         worker = self._start(name, python)
         answer = self._load(worker)
@@ -76,15 +76,15 @@ class Bench:
         return worker.ask("load", timeout=self._args.timeout, model=model, **fields)
 
     def ask(self, side: str, do: str, **arguments: Any) -> dict[str, Any]:
-        """An open worker's answer."""
+        """Return an open worker's answer."""
         return self._workers[side].ask(do, timeout=self._args.timeout, **arguments)
 
     def forget(self) -> None:
-        """Lets our worker drop what it has made for the shapes so far, to free memory."""
+        """Make our worker drop the engines of earlier shapes, to free memory."""
         self.ask(OURS, "forget")
 
     def contestants(self) -> list[Contestant]:
-        """Every open side as it is; ours first."""
+        """Return every open side with its defaults; ours first."""
         return [Contestant(name, name) for name in self._workers]
 
     def measure(
@@ -109,19 +109,19 @@ class Bench:
                 before = [worker.cpu_seconds() for worker in others]
                 try:
                     short = not turn and not SIDES[side.side].on_jax
-                    asked = work._replace(new=[min(n, 4) for n in work.new]) if short else work
-                    found = self._turn(side, asked, batch)
+                    request = work._replace(new=[min(n, 4) for n in work.new]) if short else work
+                    answer = self._turn(side, request, batch)
                 except SideFailed as error:
                     failed[side.label] = str(error)
                     turns.pop(side.label, None)
                     continue
-                tokens[side.label] = found.pop("tokens")
-                rate = f"{sum(asked.new) / found['seconds']:,.1f} tokens/s"
+                tokens[side.label] = answer.pop("tokens")
+                rate = f"{sum(request.new) / answer['seconds']:,.1f} tokens/s"
                 print(
                     f"  {f'round {turn}' if turn else 'warm-up'}  {side.label}: {rate}", flush=True
                 )
                 if turn:
-                    turns.setdefault(side.label, []).append(found)
+                    turns.setdefault(side.label, []).append(answer)
                     after = [worker.cpu_seconds() for worker in others]
                     idle += sum(after) - sum(before)
         turns = {side.label: turns[side.label] for side in sides if side.label in turns}
@@ -155,13 +155,13 @@ class Bench:
         }
 
     def _turn(self, side: Contestant, work: Workload, batch: int) -> dict[str, Any]:
-        asked = {"prompts": work.prompts, "new": work.new, "batch": batch}
-        return self.ask(side.side, side.command, **asked, **side.arguments)
+        request = {"prompts": work.prompts, "new": work.new, "batch": batch}
+        return self.ask(side.side, side.command, **request, **side.arguments)
 
     def _check(
         self, work: Workload, tokens: Mapping[str, list[list[int]]]
     ) -> dict[str, dict[str, Any]]:
-        """Every side's tokens against the reference; a row that several sides gave is read once."""
+        """Check every side's tokens; a row that several sides generated is read once."""
         if REFERENCE not in self._workers:
             return {}
         rows = {(i, tuple(row)) for each in tokens.values() for i, row in enumerate(each)}
@@ -181,7 +181,7 @@ class Bench:
         }
 
     def first(self, work: Workload, batch: int, rounds: int) -> dict[str, Any]:
-        """Fresh processes: how long until the first completions are there, and then the second."""
+        """Measure fresh processes until their first completions, and then their second."""
         names = list(self._workers)
         keys = ("until_first_result", "loading", "first_call", "second_call")
         times: dict[str, dict[str, list[float]]] = {n: {k: [] for k in keys} for n in names}
@@ -192,11 +192,11 @@ class Bench:
                 python = self._workers[name].command[0]
                 try:
                     with self._start(name, python) as worker:
-                        found = self._first(worker, work, batch)
+                        seconds = self._first(worker, work, batch)
                 except SideFailed as error:
                     failed[name] = str(error)
                     continue
-                for key, value in zip(keys, found, strict=True):
+                for key, value in zip(keys, seconds, strict=True):
                     times[name][key].append(value)
         done = {name: each for name, each in times.items() if name not in failed}
         until = {name: each[keys[0]] for name, each in done.items()}
@@ -217,10 +217,10 @@ class Bench:
     def _first(self, worker: Worker, work: Workload, batch: int) -> tuple[float, ...]:
         self._load(worker)
         loaded = time.perf_counter()
-        asked = {"prompts": work.prompts, "new": work.new, "batch": batch}
+        request = {"prompts": work.prompts, "new": work.new, "batch": batch}
         calls = []
         for _ in range(2):
-            worker.ask("generate", timeout=self._args.timeout, **asked)
+            worker.ask("generate", timeout=self._args.timeout, **request)
             calls.append(time.perf_counter())
         return (
             calls[0] - worker.started,
@@ -232,19 +232,19 @@ class Bench:
     def floor(
         self, work: Workload, batch: int, rounds: int, bounds: Mapping[str, float]
     ) -> dict[str, Any]:
-        """A decode step of ours against the bytes it has to read.
+        """Measure our decode step against the bytes it has to read.
 
-        The time of a step is that of the second half of the new tokens: a run to the end less a run
-        to the half, over the steps between, so that neither prefill nor the host's start counts.
+        The time of a step is that of the second half of the new tokens: a whole run less a run to
+        the half, over the steps between, so that neither prefill nor the host's start counts.
         """
         full, half = work.new[0], work.new[0] // 2
         runs = {full: list[float](), half: list[float]()}
         for turn in range(rounds + 1):
             for new, seconds in runs.items():
                 short = Workload(work.prompts, [new] * len(work.prompts))
-                found = self._turn(Contestant(OURS, OURS, arguments={"cap": full}), short, batch)
+                answer = self._turn(Contestant(OURS, OURS, arguments={"cap": full}), short, batch)
                 if turn:  # the first turn compiles
-                    seconds.append(found["seconds"])
+                    seconds.append(answer["seconds"])
         steps = [(a - b) / (full - half) for a, b in zip(runs[full], runs[half], strict=True)]
         length = len(work.prompts[0]) + (full + half) / 2
         live = batch * length * bounds["cache_bytes_per_token"]

@@ -1,4 +1,4 @@
-"""The shapes that can be measured, and what is sensible to ask of each."""
+"""The shapes that can be measured, and the defaults of each measurement."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ class Shape:
         config: Of the model.
         dtype: Of weights, cache and arithmetic.
         batches: Batch sizes of equal length.
-        rounds: For each of them; the quicker the more.
+        rounds: For each of them; more for the quicker.
         prompt: Tokens of a prompt of equal length.
         new: New tokens for each of them.
         slots: Rows at a time of the ragged workload.
@@ -86,7 +86,7 @@ SHAPES = {
         scale=1,
         parts=("equal", "ragged", "first", "floor", "ablations"),
     ),
-    # For trying the script itself.
+    # Tries the script itself.
     "tiny": Shape(
         _qwen3(512, 64, 96, 2, 4, 2, 16),
         "float32",

@@ -1,4 +1,4 @@
-"""Who is measured: our engine and its peers, and what each needs to run."""
+"""The sides that are measured: our engine and its peers, and what each needs to run."""
 
 import sys
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ SIDES = {
         (sys.executable,),
     ),
     "tunix": Side("google_tunix.py", True, ("google-tunix==0.1.7", _JAX), _NEW_PYTHONS),
-    # A row by itself is faster with this one.
+    # A single row is faster under this JAX.
     "tunix-jax-0.10": Side(
         "google_tunix.py", True, ("google-tunix==0.1.7", "jax==0.10.2"), (sys.executable,)
     ),

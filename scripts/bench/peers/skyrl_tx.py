@@ -50,7 +50,7 @@ def _complete(prompts: Rows, new: list[int]) -> Rows:
 
 
 def generate(prompts: Rows, new: list[int], batch: int) -> dict[str, Any]:
-    """Static batches of ``batch`` rows."""
+    """Generate in static batches of ``batch`` rows."""
     return timed(_complete, prompts, new, static_groups(prompts, batch))
 
 

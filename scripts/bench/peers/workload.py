@@ -1,4 +1,4 @@
-"""Prompts and how many tokens each is asked for; the same seed gives the same ones everywhere."""
+"""Prompts and the tokens to generate for each; a seed gives the same workload everywhere."""
 
 from typing import NamedTuple
 
@@ -15,13 +15,13 @@ In tokens of Qwen3 they have the median 57 and run from 23 to 188.
 
 
 class Workload(NamedTuple):
-    """Prompts as token ids, and the tokens wanted of each."""
+    """Prompts as token ids, and the tokens to generate for each."""
 
     prompts: list[list[int]]
     new: list[int]
 
     def describe(self) -> dict[str, float]:
-        """Count and mean lengths."""
+        """Return the counts and lengths."""
         lengths = [len(row) for row in self.prompts]
         return {
             "requests": len(self.new),
@@ -35,16 +35,16 @@ class Workload(NamedTuple):
 
 
 def equal(batch: int, prompt: int, new: int, vocabulary: int, seed: int = 0) -> Workload:
-    """``batch`` random prompts of one length and one limit."""
+    """Return ``batch`` random prompts of equal length and equal limit."""
     ids = np.random.default_rng([seed, batch]).integers(3, vocabulary, (batch, prompt))
     return Workload(ids.tolist(), [new] * batch)
 
 
 def ragged(requests: int, scale: float, vocabulary: int, seed: int = 0) -> Workload:
-    """Random prompts as long as GSM8K's questions, completions of geometric length.
+    """Return random prompts as long as GSM8K's questions, with completions of geometric length.
 
     Args:
-        requests: How many.
+        requests: Number of prompts.
         scale: All lengths are divided by it, and rounded up.
         vocabulary: Size of the vocabulary.
         seed: Of lengths and ids.

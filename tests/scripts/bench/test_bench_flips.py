@@ -15,13 +15,13 @@ def test_flips_are_counted_and_near_ties_told_apart() -> None:
     near, far = dataclasses.replace(same, margin=9e-6), dataclasses.replace(same, margin=0.2)
     other = dataclasses.replace(far, tokens=(1, 9, 3), text="a c")
     shorter = dataclasses.replace(far, tokens=(1, 2))
-    found = bench.compare([same, near, far, far], [same, other, other, shorter])
-    assert found["flipped_rows"]["count"] == 3 and found["flipped_rows"]["rate"] == 0.75
-    low, high = found["flipped_rows"]["ci95"]
+    figures = bench.compare([same, near, far, far], [same, other, other, shorter])
+    assert figures["flipped_rows"]["count"] == 3 and figures["flipped_rows"]["rate"] == 0.75
+    low, high = figures["flipped_rows"]["ci95"]
     assert low == pytest.approx(0.3006, abs=1e-3) and high == pytest.approx(0.9544, abs=1e-3)
-    assert (found["explained_by_a_near_tie"], found["unexplained"]) == (1, 2)
-    assert found["other_texts"] == 2
-    assert found["first_differences"] == [1, 1, 2]
+    assert (figures["explained_by_a_near_tie"], figures["unexplained"]) == (1, 2)
+    assert figures["other_texts"] == 2
+    assert figures["first_differences"] == [1, 1, 2]
 
 
 def test_the_command(tiny_directory: Path, tmp_path: Path, capsys) -> None:
@@ -31,11 +31,11 @@ def test_the_command(tiny_directory: Path, tmp_path: Path, capsys) -> None:
     files = ["--model", str(tiny_directory), "--prompts", str(prompts), "--out", str(out)]
     bench.main([*files, *options])
     result = json.loads(out.read_text())
-    found = result["dtypes"]["float32"]
-    assert set(found["shapes"]) == {"2 slots", "4 slots, scanned", "8 slots on 8 devices"}
-    assert all(shape["unexplained"] == 0 for shape in found["shapes"].values())
-    assert (result["prompts"], found["rows_with_a_near_tie"]["of"]) == (5, 5)
-    assert 5 <= found["tokens"] <= 30 and found["smallest_margin"] > 0
+    figures = result["dtypes"]["float32"]
+    assert set(figures["shapes"]) == {"2 slots", "4 slots, scanned", "8 slots on 8 devices"}
+    assert all(shape["unexplained"] == 0 for shape in figures["shapes"].values())
+    assert (result["prompts"], figures["rows_with_a_near_tie"]["of"]) == (5, 5)
+    assert 5 <= figures["tokens"] <= 30 and figures["smallest_margin"] > 0
     assert "float32   4 slots / 2 slots: 0 of 5 rows flip" in capsys.readouterr().out
 
 

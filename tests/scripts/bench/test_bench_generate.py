@@ -40,8 +40,8 @@ def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
     for _ in range(400):
         machine = rng.lognormal(0, 1, 4)  # what slows both sides of a round
         noise = rng.lognormal(0, 0.1, (2, 4))
-        found = compare.speedup((machine * noise[0]).tolist(), (3 * machine * noise[1]).tolist())
-        low, high = found["interval"]
+        figures = compare.speedup((machine * noise[0]).tolist(), (3 * machine * noise[1]).tolist())
+        low, high = figures["interval"]
         inside += low <= 3 <= high
     assert 0.92 <= inside / 400 <= 0.98
 
@@ -99,9 +99,9 @@ def test_timed_keeps_order_and_what_was_asked() -> None:
     def longest(prompts: list[list[int]], new: list[int]) -> list[list[int]]:
         return [[row[0]] * max(new) for row in prompts]
 
-    found = worker.timed(longest, [[1], [2], [3]], [2, 5, 1], [[2, 0], [1]])
-    assert found["tokens"] == [[1, 1], [2, 2, 2, 2, 2], [3]]
-    assert found["row_steps"] == 2 * 2 + 5
+    figures = worker.timed(longest, [[1], [2], [3]], [2, 5, 1], [[2, 0], [1]])
+    assert figures["tokens"] == [[1, 1], [2, 2, 2, 2, 2], [3]]
+    assert figures["row_steps"] == 2 * 2 + 5
     with pytest.raises(RuntimeError, match="row 1 has 2 tokens, but 5"):
         worker.timed(lambda p, n: [[0, 0] for _ in p], [[1], [2]], [2, 5], [[0], [1]])
 
@@ -122,8 +122,8 @@ FAKE = """
     def generate(prompts, new, batch, waves=False):
         if {broken} and batch == 3:
             raise ValueError("batch of three")
-        found = timed(complete, prompts, new, static_groups(prompts, batch))
-        return {{**found, "seconds": {seconds}}}  # as if it had taken so long
+        figures = timed(complete, prompts, new, static_groups(prompts, batch))
+        return {{**figures, "seconds": {seconds}}}  # as if it had taken so long
 
     def check(prompts, completions):
         return {{"gaps": [[(i, 3.0) for i, t in enumerate(c) if t != (p[0] + i) % 7]
@@ -164,8 +164,8 @@ def test_a_worker_answers_fails_and_ends(fake: Any, tmp_path: Path) -> None:
         assert loaded["cores"] == 1
         assert loaded["jax"] == ["JAX_ENABLE_COMPILATION_CACHE", "JAX_PLATFORMS"]
         assert "a library says hello" in side.last_words()
-        found = side.ask("generate", prompts=[[1], [5]], new=[3, 2], batch=2)
-        assert found["tokens"] == [[1, 2, 3], [5, 6]]
+        figures = side.ask("generate", prompts=[[1], [5]], new=[3, 2], batch=2)
+        assert figures["tokens"] == [[1, 2, 3], [5, 6]]
         large = [[i % 7] * 500 for i in range(400)]  # more than a pipe holds
         assert len(side.ask("generate", prompts=large, new=[9] * 400, batch=400)["tokens"]) == 400
         before = side.cpu_seconds()
@@ -208,48 +208,48 @@ def test_rounds_alternate_check_and_judge(bench: rounds.Bench, tmp_path: Path) -
         str(tmp_path / "own"),
         str(tmp_path / "hf"),
     ]
-    asked: list[str] = []
+    calls: list[str] = []
     ask = bench.ask
-    bench.ask = lambda side, do, **a: (asked.append(side), ask(side, do, **a))[1]  # type: ignore[method-assign]
+    bench.ask = lambda side, do, **a: (calls.append(side), ask(side, do, **a))[1]  # type: ignore[method-assign]
     work = workload.equal(4, 3, 5, 100)
-    found = bench.measure(bench.contestants(), work, 4, 3)
+    figures = bench.measure(bench.contestants(), work, 4, 3)
     four = ["jroute", "transformers", "tunix", "skyrl"]
-    assert asked[:12] == [*four, *four[1:], four[0], *four[2:], *four[:2]]
-    assert list(found["sides"]) == four and not found["failed"]
-    for name, side in found["sides"].items():
+    assert calls[:12] == [*four, *four[1:], four[0], *four[2:], *four[:2]]
+    assert list(figures["sides"]) == four and not figures["failed"]
+    for name, side in figures["sides"].items():
         assert len(side["seconds"]["rounds"]) == 3  # the first of four turns warms up
         assert side["tokens"]["right"] is (name != "tunix")
         assert side["occupancy"] == 1
         assert side["tokens_per_second"]["median"] == 20 / side["seconds"]["median"]
-    assert found["sides"]["tunix"]["rows_different_from_ours"] == 4
-    assert found["sides"]["skyrl"]["rows_different_from_ours"] == 0
-    assert found["ours_is_faster_by"]["skyrl"]["ratio"] == pytest.approx(3)
-    assert found["idle_workers_cpu_seconds"] < 0.5
+    assert figures["sides"]["tunix"]["rows_different_from_ours"] == 4
+    assert figures["sides"]["skyrl"]["rows_different_from_ours"] == 0
+    assert figures["ours_is_faster_by"]["skyrl"]["ratio"] == pytest.approx(3)
+    assert figures["idle_workers_cpu_seconds"] < 0.5
     # The wrong one is the fastest, and is not taken for the best.
-    assert found["ours_is_faster_by"]["tunix"]["ratio"] == pytest.approx(0.5)
-    assert report.best(found, lambda label: label != "jroute") == "skyrl"
+    assert figures["ours_is_faster_by"]["tunix"]["ratio"] == pytest.approx(0.5)
+    assert report.best(figures, lambda label: label != "jroute") == "skyrl"
 
 
 def test_a_side_that_fails_is_told_and_left_out(bench: rounds.Bench) -> None:
     work = workload.equal(3, 3, 5, 100)
-    found = bench.measure(bench.contestants(), work, 3, 1)
-    assert list(found["sides"]) == ["jroute", "transformers", "tunix"]
-    assert "batch of three" in found["failed"]["skyrl"]
+    figures = bench.measure(bench.contestants(), work, 3, 1)
+    assert list(figures["sides"]) == ["jroute", "transformers", "tunix"]
+    assert "batch of three" in figures["failed"]["skyrl"]
 
 
 def test_first_results_are_those_of_fresh_processes(bench: rounds.Bench) -> None:
     work = workload.equal(2, 3, 5, 100)
-    found = bench.first(work, 2, 1)
-    for each in found["seconds"].values():
+    figures = bench.first(work, 2, 1)
+    for each in figures["seconds"].values():
         median = {name: spread["median"] for name, spread in each.items()}
         assert median["until_first_result"] == pytest.approx(
             median["loading"] + median["first_call"], abs=1e-6
         )
         assert median["loading"] > 0.01  # the start of an interpreter
-    assert found["ours_is_faster_by"]["transformers"]["interval"] is None
+    assert figures["ours_is_faster_by"]["transformers"]["interval"] is None
 
 
-def _found(rates: dict[str, float], ratios: dict[str, list[float]]) -> dict[str, Any]:
+def _figures(rates: dict[str, float], ratios: dict[str, list[float]]) -> dict[str, Any]:
     labels = {
         label: {"tokens_per_second": {"median": rate}, "tokens": {"right": label != "tunix"}}
         for label, rate in rates.items()
@@ -260,21 +260,29 @@ def _found(rates: dict[str, float], ratios: dict[str, list[float]]) -> dict[str,
 
 def test_goals_take_the_right_rival() -> None:
     rates = {"jroute": 90.0, "transformers": 30.0, "tunix": 200.0, "skyrl": 80.0}
-    one = {"transformers": [3.0, 2.9, 3.1], "tunix": [0.4, 0.3, 0.5], "skyrl": [0.98, 0.95, 1.01]}
-    sixteen = {**one, "skyrl": [1.49, 1.4, 1.6]}
-    ragged = {**one, "jroute (static)": [2.1, 2.0, 2.2]}
-    parts = {
-        "equal": {"part_seconds": 1.0, "1": _found(rates, one), "16": _found(rates, sixteen)},
-        "ragged": _found({**rates, "jroute (static)": 40.0}, ragged),
+    single = {
+        "transformers": [3.0, 2.9, 3.1],
+        "tunix": [0.4, 0.3, 0.5],
+        "skyrl": [0.98, 0.95, 1.01],
     }
-    found = {(g["part"], g["goal"]): g for g in report.goals(parts)}
+    sixteen = {**single, "skyrl": [1.49, 1.4, 1.6]}
+    ragged = {**single, "jroute (static)": [2.1, 2.0, 2.2]}
+    parts = {
+        "equal": {
+            "part_seconds": 1.0,
+            "1": _figures(rates, single),
+            "16": _figures(rates, sixteen),
+        },
+        "ragged": _figures({**rates, "jroute (static)": 40.0}, ragged),
+    }
+    figures = {(g["part"], g["goal"]): g for g in report.goals(parts)}
     # Not behind: the interval reaches 1. The wrong tunix is no rival, however fast.
-    assert found["equal 1", 1.0]["met"] and "skyrl" in found["equal 1", 1.0]["against"]
-    assert not found["equal 16", 1.5]["met"]
-    assert found["equal 16", 2.5]["met"]
-    assert found["ragged", 2.0]["met"] and found["ragged", 2.0]["ratio"] == 2.1
-    assert not found["ragged", 3.0]["met"] and "skyrl" in found["ragged", 3.0]["against"]
-    assert ("equal 64", 2.0) not in found
+    assert figures["equal 1", 1.0]["met"] and "skyrl" in figures["equal 1", 1.0]["against"]
+    assert not figures["equal 16", 1.5]["met"]
+    assert figures["equal 16", 2.5]["met"]
+    assert figures["ragged", 2.0]["met"] and figures["ragged", 2.0]["ratio"] == 2.1
+    assert not figures["ragged", 3.0]["met"] and "skyrl" in figures["ragged", 3.0]["against"]
+    assert ("equal 64", 2.0) not in figures
 
 
 def test_sharpening_touches_the_norms_of_queries_and_keys_only(tmp_path: Path) -> None:

@@ -41,23 +41,23 @@ def test_it_measures_and_counts(
     )
     tables = 64 * 32 * (1 if tied else 2)
     assert result["parameter_bytes"] == 4 * (BLOCKS + 32 + tables)
-    (found,) = result["batches"]
-    counted = found["bytes_per_step"]
+    (figures,) = result["batches"]
+    counted = figures["bytes_per_step"]
     cut = mesh != "1,1,1"  # rows over two devices, heads over two
     # keys and values, 3 layers, 2 heads of 16; 8 + 2 x 2 tokens on average
     per_token = 2 * 3 * 2 * 16 * 4
     assert counted["live_cache"] == 4 * 12 * per_token // (4 if cut else 1)
     assert counted["padded_cache"] == 4 * 128 * per_token // (4 if cut else 1)
-    assert found["keys"] == {"live": 12, "capacity": 128}
+    assert figures["keys"] == {"live": 12, "capacity": 128}
     # twice the projections, the MLP and the head; scores and sums of 4 heads over 12 keys
     flops = 2 * 4 * (BLOCKS - 3 * (2 * 32 + 2 * 16) + 64 * 32 + 3 * 2 * 4 * 16 * 12)
-    assert found["floor_seconds"]["arithmetic"] == pytest.approx(flops / (4 if cut else 1) / 1e9)
+    assert figures["floor_seconds"]["arithmetic"] == pytest.approx(flops / (4 if cut else 1) / 1e9)
     if not cut:
         # the head, not the token table, of which a step reads a row
         assert counted["weights"] == 4 * (BLOCKS + 32 + 64 * 32) < result["parameter_bytes"]
-    assert set(found["programs"]) == set(bench_model.PROGRAMS)
+    assert set(figures["programs"]) == set(bench_model.PROGRAMS)
     floor = (counted["weights"] + counted["live_cache"]) / 1e9
-    for program in found["programs"].values():
+    for program in figures["programs"].values():
         step = program["step_seconds"]
         assert 0 < step["min"] <= step["median"] <= step["max"]
         assert program["floor_over_step"]["measured"] == pytest.approx(floor / step["median"])

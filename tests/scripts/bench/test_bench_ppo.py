@@ -42,15 +42,15 @@ class Fake:
 
     def __init__(self, others: float, machine: tuple[float, ...] = (1.0,)):
         self.others, self.machine = others, machine
-        self.asked: list[tuple[str, str, int | None]] = []
+        self.calls: list[tuple[str, str, int | None]] = []
 
     def loaded(self, name: str, stack: ExitStack) -> tuple[str, dict[str, str]]:
         return name, {}
 
     def ask(self, side: str, do: str, **arguments: Any) -> dict[str, Any]:
         timed = do in ("run", "update")
-        slow = self.machine[sum(do in ("run", "update") for _, do, _ in self.asked) // len(TURNS)]
-        self.asked.append((side, do, arguments.get("seeds")))
+        slow = self.machine[sum(do in ("run", "update") for _, do, _ in self.calls) // len(TURNS)]
+        self.calls.append((side, do, arguments.get("seeds")))
         if timed:
             took = (1.0 if side == "jroute" else self.others) * slow
             return {"seconds": took, "cpu_seconds": 2 * took}
@@ -61,16 +61,16 @@ class Fake:
 def test_a_round_is_a_turn_of_each_and_ratios_are_of_rounds() -> None:
     # The machine is ten times slower in the second round; the ratios are not.
     fake = Fake(2.0, (1.0, 10.0))
-    found = bench_ppo.race(fake, {name: name for name in bench_ppo.SIDES}, 2)
-    turns = [(side, seeds) for side, do, seeds in fake.asked if do in ("run", "update")]
+    figures = bench_ppo.race(fake, {name: name for name in bench_ppo.SIDES}, 2)
+    turns = [(side, seeds) for side, do, seeds in fake.calls if do in ("run", "update")]
     each = [(turn.side, turn.seeds) for turn in TURNS]
     assert turns == [*each, *each[1:], each[0]]
-    rate = found["rates"]["env-steps/s, 1 seed: jroute"]["seconds"]
+    rate = figures["rates"]["env-steps/s, 1 seed: jroute"]["seconds"]
     assert rate["rounds"] == pytest.approx([200 * 512, 20 * 512])
-    assert found["rates"]["updates/s, 1 seed: jroute"]["seconds"]["max"] == pytest.approx(200)
-    many = found["rates"]["env-steps/s, 64 seeds: rejax"]["seconds"]
+    assert figures["rates"]["updates/s, 1 seed: jroute"]["seconds"]["max"] == pytest.approx(200)
+    many = figures["rates"]["env-steps/s, 64 seeds: rejax"]["seconds"]
     assert many["max"] == pytest.approx(5 * 64 * 512 / 2)
-    over = {what: of["seconds"]["ratio"] for what, of in found["ratios"].items()}
+    over = {what: of["seconds"]["ratio"] for what, of in figures["ratios"].items()}
     assert over == pytest.approx(
         {
             "env-steps/s, 1 seed: over rejax": 2.0,
@@ -79,22 +79,27 @@ def test_a_round_is_a_turn_of_each_and_ratios_are_of_rounds() -> None:
             "updates/s, given rollouts: over torch": 8.0,
         }
     )
-    goals = {what: of["goal"] for what, of in found["ratios"].items() if "goal" in of}
+    goals = {what: of["goal"] for what, of in figures["ratios"].items() if "goal" in of}
     assert list(goals.values()) == [2.0, 20.0, 2.0]
 
 
 @pytest.mark.parametrize(("others", "met"), [(2.1, True), (1.9, False)], ids=["met", "missed"])
 def test_goals_are_of_the_clock(others: float, met: bool) -> None:
-    found = bench_ppo.race(Fake(others), {name: name for name in bench_ppo.SIDES}, 1)
-    judged = [of["met"] for of in found["ratios"].values() if "met" in of]
+    figures = bench_ppo.race(Fake(others), {name: name for name in bench_ppo.SIDES}, 1)
+    judged = [of["met"] for of in figures["ratios"].values() if "met" in of]
     assert judged == [met] * 3
 
 
 def test_compilation_is_the_first_call_less_the_second_of_fresh_processes() -> None:
     fake = Fake(1.0)
-    found = bench_ppo.compilation(fake, 2)
-    assert list(found) == ["1 seed: jroute", "1 seed: rejax", "64 seeds: jroute", "64 seeds: rejax"]
-    for of in found.values():
+    figures = bench_ppo.compilation(fake, 2)
+    assert list(figures) == [
+        "1 seed: jroute",
+        "1 seed: rejax",
+        "64 seeds: jroute",
+        "64 seeds: rejax",
+    ]
+    for of in figures.values():
         assert of["seconds"]["rounds"] == [3.5, 3.5]
         assert of["cpu_seconds"]["median"] == 10.5
         assert of["first_state_seconds"]["median"] == 2.0
@@ -111,8 +116,8 @@ def test_a_side_trains_until_it_is_worth_enough(worker: ModuleType) -> None:
         def worth(self, seeds: int) -> float:
             return self.updates / 40
 
-    found = worker.reach(Side(), 1, 0, 0.5, 300)
-    assert (found["updates"], found["worth"]) == (20, 0.5) and found["seconds"] > 0
+    figures = worker.reach(Side(), 1, 0, 0.5, 300)
+    assert (figures["updates"], figures["worth"]) == (20, 0.5) and figures["seconds"] > 0
     assert worker.reach(Side(), 1, 0, 0.95, 30)["updates"] is None
 
 
@@ -125,8 +130,8 @@ def test_our_side_learns_to_the_goal(tmp_path: Path) -> None:
         assert side.ask("load")["versions"]["jax"]
         took = side.ask("compile", seeds=1, updates=ppo_bandit.CHUNK)
         assert took["first_call"]["seconds"] > took["second_call"]["seconds"] > 0
-        found = side.ask("to", seeds=1, seed=1, share=0.95, limit=300)
-        assert found["updates"] <= 200 and found["worth"] >= 0.95
+        figures = side.ask("to", seeds=1, seed=1, share=0.95, limit=300)
+        assert figures["updates"] <= 200 and figures["worth"] >= 0.95
 
 
 @pytest.mark.parametrize(

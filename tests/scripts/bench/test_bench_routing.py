@@ -14,17 +14,17 @@ def test_any_number_of_streams_may_be_compared() -> None:
     for text in ("", "0", "9", "2,", "four"):
         with pytest.raises(UserError, match=r"give numbers from 1 to 8"):
             bench._widths(text)
-    found = bench.routings(range(1, LARGEST + 1))
-    assert found.pop("plain") is found.pop("plain again") is None
-    assert [found.pop(name).size > 1 for name in preset_names()] == [True] * len(preset_names())
-    sizes = [routing.size for routing in found.values()]
+    figures = bench.routings(range(1, LARGEST + 1))
+    assert figures.pop("plain") is figures.pop("plain again") is None
+    assert [figures.pop(name).size > 1 for name in preset_names()] == [True] * len(preset_names())
+    sizes = [routing.size for routing in figures.values()]
     assert sizes == [1, *(n for n in range(2, 9) for _ in range(2))]
 
 
 def test_what_is_slower_than_the_goal_shows_its_operations_and_bytes() -> None:
     x = jnp.ones((64, 64))
     programs = {"plain": lambda x: x @ x, "slow": lambda x: (x @ x).T @ x + 1}
-    found = {
+    figures = {
         name: {
             "sizes": dict.fromkeys(
                 ("prefill", "decode"), bench.compiled_size(jax.jit(program).lower(x).compile())
@@ -34,9 +34,9 @@ def test_what_is_slower_than_the_goal_shows_its_operations_and_bytes() -> None:
         }
         for name, program in programs.items()
     }
-    size = found["slow"]["sizes"]["prefill"]
+    size = figures["slow"]["sizes"]["prefill"]
     assert size["operations"]["dot"] == 2 and size["bytes_accessed"] >= 5 * 64 * 64 * 4
-    told = bench.above(found, 1.1)
-    assert told.startswith("slow, prefill: 1.20 x the time, ")
-    assert "dot 1 -> 2" in told and "\n" not in told
-    assert bench.above(found, 1.25) == "none takes more than 1.25 x the time of the plain model"
+    text = bench.above(figures, 1.1)
+    assert text.startswith("slow, prefill: 1.20 x the time, ")
+    assert "dot 1 -> 2" in text and "\n" not in text
+    assert bench.above(figures, 1.25) == "none takes more than 1.25 x the time of the plain model"

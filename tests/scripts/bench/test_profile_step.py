@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scripts.bench import profile_step as profile
-from scripts.bench.bench_model import random_params
+from scripts.bench.measurement import random_params
 from scripts.bench.peers.shapes import SHAPES
 
 CONFIG = SHAPES["tiny"].config
@@ -19,11 +19,11 @@ def test_every_side_runs_and_is_told(tmp_path: Path, capsys: pytest.CaptureFixtu
     out = tmp_path / "profile.json"
     options = ["--shape", "tiny", "--rows", "3", "--context", "64", "--rounds", "2"]
     assert profile.main([*options, "--out", str(out)]) == 0
-    found = json.loads(out.read_text())
-    assert set(found["rows"]["3"]) == {"step", "products", "attention"}
-    for side in found["rows"]["3"].values():
+    figures = json.loads(out.read_text())
+    assert set(figures["rows"]["3"]) == {"step", "products", "attention"}
+    for side in figures["rows"]["3"].values():
         assert 0 < side["least"] <= side["milliseconds"] <= side["most"] and side["cores"] > 0
-    assert found["settings"]["dtype"] == "float32"
+    assert figures["settings"]["dtype"] == "float32"
     assert "3 rows\n  step " in capsys.readouterr().out
     for wrong in (["--rows", "3,x"], ["--rows", "0"], ["--context", "17"]):
         assert profile.main([*options, *wrong]) == 2
