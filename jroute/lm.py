@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jroute.distributed.mesh import MeshConfig, fetch, place, replicate, shardin
 from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Completion, Decoding
 from jroute.generate.engine import Engine
+from jroute.generate.options import GenerationOptions, with_options
 from jroute.generate.requests import Progress, Request
 from jroute.generate.sampling import Logprobs
 from jroute.generate.scoring import token_scores
@@ -178,68 +179,52 @@ class LanguageModel:
                 found = jax.tree.map(lambda leaf: leaf[:, :, : len(rows)], found)
         return logits if found is None else (logits, found)
 
-    def generate(
+    def generate(  # noqa: PLR0913
         self,
         prompts: str | Sequence[str] | Sequence[Sequence[int]],
         gate: GateLike = None,
         *,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        stop: str | Sequence[str] = (),
-        min_p: float = 0.0,
-        min_new_tokens: int = 0,
+        decoding: Decoding | None = None,
+        engine: EngineConfig | None = None,
         seed: int | Sequence[int] = 0,
         shared: int | Sequence[int] = 0,
         logprobs: Logprobs | None = None,
         margins: bool = False,
-        slots: int | Literal["auto"] = 64,
-        chunk: int = 16,
-        unroll: bool = True,
-        prefill_tokens: int = 512,
-        ahead: int = 2,
         finished: Callable[[list[int], list[Completion]], None] | None = None,
         progress: Callable[[Progress], None] | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> list[Completion]:
-        """Completes prompts.
+        """Complete prompts.
 
         Args:
             prompts: One text, texts, or rows of token ids; encoded as they stand.
-            gate: How much mixing; one number per prompt, or ``[prompts, layers]``, or one for all.
-            max_new_tokens: A completion is cut off after so many tokens.
-            temperature: 0 is greedy.
-            top_k: Keep the k most likely tokens; 0 keeps all.
-            top_p: Keep the smallest set of tokens whose probability reaches p.
-            stop: Strings that end a completion and are cut from its text.
-            min_p: Keep tokens at least so many times as likely as the most likely one.
-            min_new_tokens: Before so many tokens no end token is chosen and no stop string counts.
-            seed: Of the sampling: one per prompt, or one from which prompts count on.
+            gate: How much mixing: one number for all prompts, one per prompt, or
+                ``[prompts, layers]`` (``[prompts, bands]`` if the routing has bands).
+            decoding: How tokens are chosen and when a completion ends; greedy by default.
+            engine: The execution shape.
+            seed: Seed of the sampling: one per prompt, or the first of consecutive ones.
             shared: How many leading tokens a prompt has in common with others, one number for all
-                or one for each; they are read once for each gate.
-            logprobs: Also tell log-probabilities of the tokens: ``raw`` of the model's own
+                or one per prompt; the model reads them once per gate.
+            logprobs: Return log-probabilities of the tokens: ``raw`` of the model's own
                 distribution, ``truncated`` of the one drawn from.
-            margins: Also tell the smallest margin by which a token was chosen.
-            slots: Rows that run at a time, or ``auto``; part of the execution shape, as are the
-                next four (see ``EngineConfig``).
-            chunk: Decode steps between two looks at stop strings, at most.
-            unroll: Decode over separate layers.
-            prefill_tokens: Prompt tokens to read at a time.
-            ahead: Steps that the device runs on while slots are refilled.
+            margins: Return the smallest margin by which a token was chosen.
             finished: Called with indices and completions as they finish.
             progress: Called with counts after every look at the device.
+            **options: Single fields of ``Decoding`` and ``EngineConfig``, such as
+                ``max_new_tokens=32`` or ``slots=8``, that replace those of ``decoding`` and
+                ``engine``.
 
         Returns:
             One completion per prompt, in order.
 
         Raises:
-            UserError: A prompt that is empty or does not fit the context; a wrong gate.
+            UserError: A prompt is empty or does not fit the context; a gate or option is invalid.
+            TypeError: An option is no field of either configuration.
         """
+        decoding, engine = with_options(decoding or Decoding(), engine or EngineConfig(), **options)
         rows = [prompts] if isinstance(prompts, str) else list(prompts)
         tokens = [self.encode(row) if isinstance(row, str) else list(row) for row in rows]
         self._check_ids(tokens)
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        decoding = Decoding(temperature, top_k, top_p, max_new_tokens, stops, min_p, min_new_tokens)
         seeds = [seed + i for i in range(len(rows))] if isinstance(seed, int) else list(seed)
         if len(seeds) != len(rows) or not all(0 <= s < 2**31 for s in seeds):
             raise UserError(
@@ -253,14 +238,14 @@ class LanguageModel:
             )
         spread = self.gates(gate, len(rows))
         gates = [None] * len(rows) if spread is None else list(np.asarray(spread))
-        engine = Engine(
+        runner = Engine(
             self.params,
             self.config,
             self.tokenizer,
             decoding,
             end_token_ids=self.end_token_ids,
             routing=self.routing,
-            shape=EngineConfig(slots, chunk, unroll, prefill_tokens, ahead),
+            shape=engine,
             logprobs=logprobs,
             margins=margins,
         )
@@ -269,7 +254,7 @@ class LanguageModel:
             for ids, of_row, of_its_own, count in zip(tokens, gates, seeds, common, strict=True)
         ]
         with self.devices():
-            return engine.run(requests, finished=finished, progress=progress)
+            return runner.run(requests, finished=finished, progress=progress)
 
     def loglikelihood(
         self,

@@ -280,9 +280,9 @@ class Laboratory:
         completions = lm.generate(
             self._prompts,
             gate,
-            **vars(grid.decoding),
+            decoding=grid.decoding,
+            engine=grid.engine,
             seed=grid.seed,
-            **vars(grid.engine),
         )
         limit = grid.decoding.max_new_tokens
         pairs = zip(self._problems, completions, strict=True)

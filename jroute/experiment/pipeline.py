@@ -89,9 +89,9 @@ def _solved(run: Run, raw: np.ndarray) -> float:
     completions = run.base.routed(run.base.routing.config, raw).generate(
         [prompt for prompt, _ in run.mixing_pairs],
         e.mixing.gate,
-        **vars(e.decoding),
+        decoding=e.decoding,
+        engine=e.engine,
         seed=[cell_seed(problem.id, e.seed) for problem in problems],
-        **vars(e.engine),
     )
     limits = {"max_tokens": e.decoding.max_new_tokens, "rewards": e.reward}
     pairs = zip(problems, completions, strict=True)

@@ -19,7 +19,7 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ from jroute.distributed.mesh import MeshConfig
 from jroute.experiment.config import Experiment
 from jroute.experiment.setting import Setting
 from jroute.generate.decoding import Completion
+from jroute.generate.options import GenerationOptions
 from jroute.generate.shapes import check_context
 from jroute.utils.config import dump
 from jroute.utils.config import load as load_config
@@ -243,22 +244,30 @@ class Run(Setting):
         )
 
     def generate(
-        self, prompts: Sequence[str] | str, arm: str = "rl", **decoding: Any
+        self,
+        prompts: Sequence[str] | str,
+        arm: str = "rl",
+        *,
+        seed: int | Sequence[int] = 0,
+        **options: Unpack[GenerationOptions],
     ) -> list[Completion]:
         """Completes prompts with the gates an arm gives them.
 
         Args:
             prompts: Texts as the model reads them (see ``render``).
             arm: As in ``gates``.
-            **decoding: Fields of the experiment's decoding to change.
+            seed: Seed of the sampling, as in ``LanguageModel.generate``.
+            **options: Fields of the experiment's decoding and engine to replace.
         """
         rows = [prompts] if isinstance(prompts, str) else list(prompts)
-        options = {
-            **vars(self.experiment.decoding),
-            **vars(self.experiment.engine),
-            **decoding,
-        }
-        return self.lm.generate(rows, self.gates(arm, rows), **options)
+        return self.lm.generate(
+            rows,
+            self.gates(arm, rows),
+            decoding=self.experiment.decoding,
+            engine=self.experiment.engine,
+            seed=seed,
+            **options,
+        )
 
     def explain(self, prompt: str) -> dict[str, Any]:
         """Why the RL controller chooses a gate.

@@ -324,10 +324,10 @@ class JaxLM(TemplateLM):
                     [ids[-room:] for ids in encoded],
                     gate=self._gates.array(contexts),
                     seed=[seeds[i] for i in members],
+                    decoding=plan.decoding,
                     slots=self._slots,
                     progress=progress,
                     finished=finished,
-                    **vars(plan.decoding),
                 )
         self.records += [records[i] for i in range(len(requests))]
         return [texts[i] for i in range(len(requests))]

@@ -114,9 +114,9 @@ def generate(
         lm.generate(
             [tokens[cell.problem.id] for cell in cells],
             run.spread([cell.gate for cell in cells]),
-            **vars(e.decoding),
+            decoding=e.decoding,
+            engine=shape,
             seed=[cell_seed(c.problem.id, e.seed, c.sample) if draws else 0 for c in cells],
-            **vars(shape),
             shared=run.shared_tokens,
             logprobs="raw",
             finished=judged,

@@ -11,7 +11,8 @@ import pytest
 
 import jroute
 from jroute.convert import convert
-from jroute.generate.decoding import Completion
+from jroute.generate.config import EngineConfig
+from jroute.generate.decoding import Completion, Decoding
 from jroute.lm import LanguageModel
 from jroute.routing.routing import RoutingConfig, preset_names
 from jroute.utils.errors import UserError
@@ -283,6 +284,17 @@ def test_bfloat16_is_near_and_gate_zero_is_exact_in_it(tiny_directory, rows, pla
 def test_generation_options_that_make_no_sense_are_refused(tiny_lm, options, message):
     with pytest.raises(UserError, match=message):
         tiny_lm.generate(["a", "b"], max_new_tokens=1, **options)
+
+
+def test_a_field_of_a_configuration_replaces_its_value(tiny_lm: LanguageModel) -> None:
+    decoding, engine = Decoding(max_new_tokens=8, stop=("9",)), EngineConfig(slots=8, chunk=4)
+    expected = tiny_lm.generate("1 + 1 = ", max_new_tokens=8, stop="9", slots=8, chunk=4)
+    assert tiny_lm.generate("1 + 1 = ", decoding=decoding, engine=engine) == expected
+    longer = tiny_lm.generate("1 + 1 = ", decoding=decoding, engine=engine, stop=(), chunk=2)
+    assert longer == tiny_lm.generate("1 + 1 = ", max_new_tokens=8, slots=8)
+    unknown: dict[str, Any] = {"temprature": 1.0}
+    with pytest.raises(TypeError, match="no option temprature; its options are temperature, top_k"):
+        tiny_lm.generate("1 + 1 = ", **unknown)
 
 
 @pytest.mark.parametrize("wrong", [-1, 483, 10**6])

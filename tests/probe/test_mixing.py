@@ -316,8 +316,8 @@ def test_a_search_in_a_run_asks_how_many_are_solved(learned, tmp_path, monkeypat
     values = run.mixing_progress()[0].values
     assert len(values) == 2 and all(8 * value == round(8 * value) for value in values)
     prompts = run.prompts("train")
-    options = {**vars(run.experiment.decoding), **vars(run.experiment.engine)}
-    completions = run.base.generate(prompts, 1.0, **options)
+    e = run.experiment
+    completions = run.base.generate(prompts, 1.0, decoding=e.decoding, engine=e.engine)
     right = [
         f"#### {problem.answer}" in c.text
         for problem, c in zip(run.problems("train"), completions, strict=True)
