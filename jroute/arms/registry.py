@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from jroute.statistics.results import ArmRoles
+from jroute.statistics.roles import ArmRoles
 from jroute.utils.errors import UserError
 
 Group = Literal["subject", "declared", "rival", "control", "ceiling", "bound"]

@@ -1,25 +1,25 @@
-"""How much a rule for choosing gates could gain: in hindsight, and learnably.
+"""Headroom: how much a rule for choosing gates could gain, in hindsight and learnably.
 
 The *hindsight* oracle takes the best gate of every problem after looking at the outcomes. With one
 greedy sample per cell it is an upper bound that noise inflates: 3 % of independent flips fake one
 to four points. The *learnable* headroom is what a rule that sees only the features gains on
 problems it was not fitted on, over the gate that was best on train. It is cross-validated within
-the judged problems: each fold is answered by a rule that was fitted on train, validation and the
-other folds, that is with more labels than any arm had.
+the judged problems: each fold is answered by a rule that is fitted on train, validation and the
+other folds, that is with more labels than any arm has.
 
 The rule is a ridge regression of the gates' rewards on the features and on a kernel of them
-(Nyström's approximation of an RBF kernel), which is linear in the rewards: everything but the
-rewards can be prepared once, and thousands of reward tables judged with it. Its bound is one on
-what *this* rule class finds with that many problems; a class that finds more may be given as an arm
-of its own (``exact_gradient`` and ``supervised_features`` are).
+(Nyström's approximation of an RBF kernel), which is linear in the rewards: everything except
+the rewards is prepared once, and serves thousands of reward tables. Its bound limits what *this*
+rule class finds with that many problems; a class that finds more may be given as an arm of its own
+(``exact_gradient`` and ``supervised_features`` are).
 
-The rules of two folds learn from each other's problems, so their errors go together and a plain
+The rules of two folds learn from each other's problems, so their errors are correlated and a plain
 interval is too short: in simulations with an effect that is barely learnable it covered 90 %
 instead of 95 %. Deviations are therefore widened as Nadeau and Bengio propose (2003, Machine
-Learning 52:239), by sqrt(1 + judged / learnt from), which errs on the careful side.
+Learning 52:239), by sqrt(1 + judged / learned from), which is conservative.
 
-Where a cell has several samples, ``cross_fitted`` picks gates by some of them and scores them by
-the others, which is unbiased by noise, and ``placebo`` says what picking the best of as many
+Where a cell has several samples, ``cross_fitted`` picks gates by half of them and scores them by
+the other half, which noise does not inflate, and ``placebo`` is what picking the best of as many
 samples of *one* gate seems to gain.
 """
 
@@ -61,7 +61,7 @@ class Headroom:
 
 @dataclass(frozen=True)
 class _Fold:
-    """What one fold needs but for the rewards.
+    """What one fold needs, except the rewards.
 
     Attributes:
         rows: The rule's own problems.
@@ -83,9 +83,9 @@ class CrossValidator:
 
     Args:
         judged: Features of the problems that are answered.
-        extra: Features of problems that are always learnt from (train and validation).
+        extra: Features of problems that every fold learns from (train and validation).
         folds: Number of folds of the judged problems.
-        seed: Of the folds and of the kernel's anchors.
+        seed: Seed of the folds and of the kernel's anchors.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class CrossValidator:
         rows = np.setdiff1d(np.arange(len(design)), held)
         mean = design[rows].mean(axis=0)
         centred = design[rows] - mean
-        # Singular vectors by way of the columns' products: there are far fewer columns than rows.
+        # Singular vectors from the columns' products: there are far fewer columns than rows.
         spectrum, right = np.linalg.eigh(centred.T @ centred)
         keep = spectrum > 1e-10 * max(spectrum[-1], 1e-24)
         into = right[:, keep] / np.sqrt(spectrum[keep])
@@ -119,7 +119,7 @@ class CrossValidator:
     def choices(
         self, rewards: Float[np.ndarray, "judged gates"], extra: Float[np.ndarray, "extra gates"]
     ) -> Int[np.ndarray, " judged"]:
-        """The gate each judged problem gets from the rule of its fold.
+        """Return the gate that each judged problem gets from the rule of its fold.
 
         The penalty of a fold is the one with the least leave-one-out squared error on the rule's
         own problems, which ridge regression gives in closed form.
@@ -152,18 +152,18 @@ class CrossValidator:
         replicates: int = REPLICATES,
         seed: int = 0,
     ) -> Contrast:
-        """What ``choices`` gain over a fixed gate, with an interval for cross-validated rules.
+        """Return what ``choices`` gain over a fixed gate, with an interval that allows for folds.
 
         Args:
-            values: Of every gate of the judged problems.
-            chosen: As ``choices`` gave them.
+            values: Values of every gate of the judged problems.
+            chosen: From ``choices``.
             fixed: The fixed gate's column.
             replicates: Bootstrap resamples.
-            seed: Of the resampling.
+            seed: Seed of the resampling.
         """
         gains = values[np.arange(self.judged), chosen] - values[:, fixed]
-        learnt = np.mean([len(fold.rows) for fold in self.folds])
-        wider = np.sqrt(1.0 + self.judged / learnt)
+        learned_from = np.mean([len(fold.rows) for fold in self.folds])
+        wider = np.sqrt(1.0 + self.judged / learned_from)
         widened = gains.mean() + wider * (gains - gains.mean())
         return linear_contrast([widened], [1.0], replicates=replicates, seed=seed)
 
@@ -171,7 +171,7 @@ class CrossValidator:
 def _design(
     features: Float[np.ndarray, "all features"], rng: np.random.Generator
 ) -> Float[np.ndarray, "all columns"]:
-    """Standardised features and the kernel's columns, of about the same total variance each."""
+    """Return standardised features and the kernel's columns, of similar total variance each."""
     scale = features.std(axis=0)
     x = (features - features.mean(axis=0)) / np.where(scale > 1e-9, scale, 1.0)
     anchors = x[rng.choice(len(x), min(LANDMARKS, len(x)), replace=False)]
@@ -196,7 +196,7 @@ def headroom(
     replicates: int = REPLICATES,
     seed: int = 0,
 ) -> Headroom:
-    """Hindsight and learnable headroom of the judged problems.
+    """Return hindsight and learnable headroom of the judged problems.
 
     Args:
         judged: Features and values of every gate of the problems that are judged.
@@ -204,7 +204,7 @@ def headroom(
         best_fixed: Column that was best on train.
         folds: Number of folds.
         replicates: Bootstrap resamples of the intervals.
-        seed: Of folds and resampling.
+        seed: Seed of folds and resampling.
     """
     validator = CrossValidator(judged[0], extra[0], folds=folds, seed=seed)
     values = judged[1]
@@ -219,7 +219,7 @@ def headroom(
 def cross_fitted(
     samples: Float[np.ndarray, "problems gates samples"], best_fixed: int
 ) -> Float[np.ndarray, " problems"]:
-    """Gain over a fixed gate of picking by half of the samples and scoring by the other half.
+    """Return the gain over a fixed gate of picking by half of the samples, scored by the others.
 
     Both halves take each part in turn and the two are averaged; ties share. Its mean is not
     inflated by noise, as hindsight's is, but it misses what half of the samples cannot tell.
@@ -241,10 +241,10 @@ def cross_fitted(
 def placebo(
     samples: Float[np.ndarray, "problems samples"], gates: int
 ) -> Float[np.ndarray, " problems"]:
-    """Gain that the best of ``gates`` samples of one and the same gate has over its mean.
+    """Return what the best of ``gates`` samples of one and the same gate gains over its mean.
 
     Exact for samples of 0 and 1: the chance that at least one of ``gates`` samples drawn without
-    putting back is right. Subtract its mean from hindsight's gain to adjust that for noise.
+    replacement is right. Subtract its mean from hindsight's gain to adjust that for noise.
 
     Raises:
         ValueError: There are fewer samples than gates, or samples are not 0 and 1.
@@ -266,18 +266,18 @@ def sampled(
     replicates: int = REPLICATES,
     seed: int = 0,
 ) -> dict[str, Contrast]:
-    """What several samples of every cell say of headroom, by problem, with intervals.
+    """Return the headroom that several samples of every cell show, with intervals.
 
     Args:
         samples: At least two of every cell.
         best_fixed: Column that was best on train.
         replicates: Bootstrap resamples.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Returns:
         ``cross_fitted``, and where there are as many samples as gates ``placebo_adjusted``:
-        hindsight's gain on the first samples less what the best of as many samples of the one best
-        fixed gate seems to gain.
+        hindsight's gain on the first samples less what the best of as many samples of the best
+        fixed gate alone seems to gain.
     """
     fixed, gates = samples[:, best_fixed], samples.shape[1]
     gains = {"cross_fitted": cross_fitted(samples, best_fixed)}
@@ -291,16 +291,16 @@ def sampled(
 
 
 def flip_chance(differing: float) -> float:
-    """Chance of one flip, where two makings of a cell differ with that chance, each on its own."""
+    """Return the chance of a flip from the chance that two generations of a cell differ."""
     return (1.0 - np.sqrt(1.0 - 2.0 * min(differing, 0.5))) / 2.0
 
 
 def noise_gain(flips: float, accuracy: float, gates: int) -> float:
-    """Hindsight gain that independent flips fake where no gate differs from another.
+    """Return the hindsight gain that independent flips fake where all gates are alike.
 
     Args:
-        flips: Chance that an outcome is the opposite of what the problem deserves.
-        accuracy: Share of problems that deserve to be right, at every gate.
+        flips: Chance that an outcome is the opposite of the true one.
+        accuracy: Share of problems that are solved in truth, at every gate.
         gates: Number of gates.
     """
     best = accuracy * (1.0 - flips**gates) + (1.0 - accuracy) * (1.0 - (1.0 - flips) ** gates)

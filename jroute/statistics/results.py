@@ -16,6 +16,7 @@ from jroute.statistics.headroom import Headroom, flip_chance, noise_gain
 from jroute.statistics.holm import holm
 from jroute.statistics.intervals import accuracy
 from jroute.statistics.mcnemar import detectable_gap, mcnemar_exact, resolvable_gap
+from jroute.statistics.roles import ArmRoles
 from jroute.statistics.verdict import Evidence, verdict
 from jroute.utils.keys import stored
 
@@ -24,31 +25,6 @@ ArmValues = Mapping[str, Float[np.ndarray, "..."]]
 
 GRID = "fixed:"
 """Prefix of the names of the arms that give one gate of the grid to every problem."""
-
-
-@dataclass(frozen=True)
-class ArmRoles:
-    """The parts that arms play in a comparison, by name; ``jroute.arms.registry`` has them.
-
-    Attributes:
-        declared: Arms that RL was declared to be compared with; Holm adjusts their p-values.
-        rivals: Arms that choose by the prompt without RL, the weakest first.
-        deterministic: Arms with one gate per problem and no seeds; each of the grid is another.
-        same_seeds: Arms made of RL's own seeds, compared with RL seed by seed.
-        subject: RL, with all its seeds.
-        selected: The seed of RL that was best on validation.
-        ceiling: The policy whose gain over the best fixed gate counts as a whole.
-        bound: The oracle, compared last.
-    """
-
-    declared: tuple[str, ...]
-    rivals: tuple[str, ...]
-    deterministic: tuple[str, ...]
-    same_seeds: tuple[str, ...]
-    subject: str
-    selected: str
-    ceiling: str
-    bound: str
 
 
 @dataclass(frozen=True)

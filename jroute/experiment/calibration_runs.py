@@ -1,0 +1,171 @@
+"""The runs of the models that a calibration needs: opened or made, filled, and estimated."""
+
+import dataclasses
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+
+from jroute.checkpoint.conversion import convert
+from jroute.controller.features import Featurizer, RawFeatures
+from jroute.experiment import calibration
+from jroute.experiment.calibration import CalibrationConfig, ModelTables, Tables
+from jroute.experiment.config import Experiment
+from jroute.experiment.cost import duration
+from jroute.experiment.estimate import plan_outcomes
+from jroute.experiment.pipeline import fill_outcomes
+from jroute.experiment.run import Run, load_run
+from jroute.outcomes import generation
+from jroute.outcomes.generation import Cell
+from jroute.tasks import Split
+from jroute.utils.config import load
+from jroute.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelRuns:
+    """Where the runs of models are, and the experiment of those that have none yet.
+
+    Attributes:
+        out: Where converted models and run folders go.
+        config: The experiment's file.
+        overrides: Options of that experiment.
+    """
+
+    out: Path
+    config: Path
+    overrides: tuple[str, ...] = ()
+
+    def calibration(
+        self, own_options: Sequence[str], *, permutations: int, tables: int
+    ) -> CalibrationConfig:
+        """Return the calibration's configuration, so that a wrong option is refused at once.
+
+        Args:
+            own_options: Options of the command itself, one of which may have been meant.
+            permutations: Permutations of the null.
+            tables: Simulated tables for each planted gain.
+
+        Raises:
+            UserError: An option is none of the experiment's, or a count is not positive.
+        """
+        if permutations < 1 or tables < 1:
+            raise UserError("--permutations and --tables must be at least 1")
+        placeholders = ["--run", "a-models", "--model", "a-models"]
+        try:
+            experiment = load(Experiment, self.config, [*placeholders, *self.overrides])
+        except UserError as error:
+            names = [word.partition("=")[0] for word in self.overrides]
+            near = [n for name in names for n in get_close_matches(name, own_options, 1, 0.8)]
+            hint = f"; of this command itself: {near[0]}" if near else ""
+            raise UserError(f"{error}{hint}") from None
+        return CalibrationConfig(
+            seed=experiment.seed,
+            ppo=experiment.ppo,
+            supervised=experiment.supervised,
+            judge=experiment.judge,
+            permutations=permutations,
+            tables=tables,
+        )
+
+    def open(self, source: Path, *, keep: bool = True) -> Run:
+        """Return the run of a model, made if it has none.
+
+        Args:
+            source: A run folder, a model directory, or a folder in Hugging Face layout.
+            keep: Whether to make the run folder.
+
+        Raises:
+            UserError: The source is no folder.
+        """
+        if not source.is_dir():
+            raise UserError(
+                f"{source} is no folder; give a run, a model directory or a model to convert"
+            )
+        if (source / "config.yaml").is_file():
+            return load_run(source)
+        name, model = _name(source), source
+        if not (source / "manifest.json").is_file():
+            model = self.out / f"model-{name}"
+            if not model.is_dir():
+                convert(str(source), model)
+        options = ["--run", str(self.out / f"run-{name}"), "--model", str(model), *self.overrides]
+        return Run.start(load(Experiment, self.config, options), keep=keep)
+
+    def tables(self, source: Path) -> ModelTables:
+        """Return the tables of a model, filled now if they are not."""
+        run = self.open(source)
+        splits = run.experiment.splits
+        for split in splits:
+            fill_outcomes(run, split)
+        raw: dict[Split, RawFeatures] = {split: run.raw_features(split) for split in splits}
+        featurizer = Featurizer.fit(raw["train"], run.experiment.features)
+        cells = {
+            split: (featurizer(features).astype(np.float32), run.matrix(split))
+            for split, features in raw.items()
+        }
+        description = {
+            "source": str(source),
+            "model": run.lm.fingerprint,
+            "outcomes": run.table.fingerprint,
+            "problems": {split: len(cells[split][0]) for split in cells},
+        }
+        judged = {split: cells[split] for split in run.experiment.judged}
+        tables = Tables(cells["train"], cells["validation"], judged, run.gate_values)
+        return ModelTables(tables, description)
+
+    def estimate(
+        self,
+        sources: Sequence[Path],
+        models: int,
+        config: CalibrationConfig,
+        parts: Sequence[str],
+    ) -> str:
+        """Return what a calibration takes, in words; nothing is kept.
+
+        Args:
+            sources: Models whose tables are wanted.
+            models: Number of models that every arm is trained for.
+            config: The size of every part.
+            parts: Some of ``calibration.PARTS``.
+        """
+        lines, problems = [], config.problems[0]
+        with tempfile.TemporaryDirectory() as scratch:
+            for source in sources:
+                exists = any(self.out.glob(f"run-{_name(source)}"))
+                runs = self if exists else dataclasses.replace(self, out=Path(scratch))
+                run = runs.open(source, keep=False)
+                wanted: dict[Split, list[Cell]] = {
+                    split: generation.wanted(run, split) for split in run.experiment.splits
+                }
+                lines += [f"{source}:", str(plan_outcomes(run, wanted)), ""]
+                problems = len(run.problems("train"))
+        lines += _estimate_trainings(models, problems, config, parts)
+        return "\n".join([*lines, "supervised networks and resampling come on top"])
+
+
+def _estimate_trainings(
+    models: int, problems: int, config: CalibrationConfig, parts: Sequence[str]
+) -> list[str]:
+    """Return a line for each kind of training; RL has a control that is trained as often."""
+    doses = 2 * config.tables * len(config.gains)
+    trainings = {
+        "models": (config.ppo, 2 * models, problems),
+        "null": (config.small, config.permutations if "null" in parts else 0, problems),
+        "dose": (config.small, doses if "dose" in parts else 0, config.problems[0]),
+    }
+    return [
+        f"{name:<12} {count} trainings of {ppo.seeds} seeds x {ppo.updates} updates, about "
+        f"{duration(count * calibration.training_seconds(ppo, rows))} by a trial"
+        for name, (ppo, count, rows) in trainings.items()
+        if count
+    ]
+
+
+def _name(source: Path) -> str:
+    """Return the digest that names a model's folders."""
+    return hashlib.sha256(str(source.absolute()).encode()).hexdigest()[:8]

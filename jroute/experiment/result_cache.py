@@ -1,0 +1,34 @@
+"""Finished parts of a long command, kept by what decides them."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jroute.utils.files import write_text
+
+
+class ResultCache:
+    """Finished parts of a calibration in a JSON file, by the digest of what decides them.
+
+    Attributes:
+        file: The file.
+        entries: Digest of a description -> ``found`` and ``seconds``.
+    """
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.entries: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+
+    def get(self, description: Any, compute: Callable[[], Any]) -> Any:
+        """Return what is kept under a description, computed and kept if it is missing."""
+        name = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
+        if name not in self.entries:
+            started = time.perf_counter()
+            result = compute()
+            self.entries[name] = {"found": result, "seconds": time.perf_counter() - started}
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self.file, json.dumps(self.entries) + "\n")
+        return self.entries[name]["found"]
