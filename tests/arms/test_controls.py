@@ -15,8 +15,8 @@ from jroute.arms.controls import (
 from jroute.arms.resolve import learned_choices
 from jroute.arms.rl import choices_of_seeds, train_rl
 from jroute.arms.supervised import LENGTH, Cells, fit_supervised
+from tests.arms.tables import FIT, PPO, planted_table
 from tests.arms.test_supervised import GATES, rewards
-from tests.statistics.test_calibration import FIT, PPO, planted_table
 
 RULE = np.array([0, 1]), np.array([3, 4])
 """Columns that are right where feature 1 is negative, and where it is positive."""

@@ -7,8 +7,8 @@ import numpy as np
 from jroute.arms.rl import best_seed, choices_of_policy, choices_of_seeds, train_rl
 from jroute.arms.supervised import Cells
 from jroute.controller import networks
+from tests.arms.tables import PPO, planted_table
 from tests.arms.test_supervised import GATES
-from tests.statistics.test_calibration import PPO, planted_table
 
 
 def test_a_training_is_decided_by_its_key_and_its_table() -> None:

@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 
 from jroute import calibrate
-from jroute.arms import supervised
-from jroute.calibrate import Kept
-from jroute.ppo.learner import PPOConfig
-from jroute.statistics import calibration
-from jroute.statistics.calibration import CalibrationConfig, Tables
+from jroute.arms.supervised import SupervisedConfig
+from jroute.experiment import calibration
+from jroute.experiment.calibration import PARTS, CalibrationConfig, ModelTables, Tables
+from jroute.experiment.calibration_runs import ModelRuns
+from jroute.experiment.result_cache import ResultCache
+from jroute.ppo.config import PPOConfig
+from jroute.report.calibration import calibration_text
+from jroute.statistics.calibration import GRID, planted
 from jroute.statistics.config import JudgeConfig
 
 PPO = PPOConfig(seeds=2, updates=3, batch_size=64, hidden=(8,))
-FIT = supervised.SupervisedConfig(
-    hidden=(8,), steps=20, learning_rates=(1e-2,), weight_decays=(0.0,)
-)
+FIT = SupervisedConfig(hidden=(8,), steps=20, learning_rates=(1e-2,), weight_decays=(0.0,))
 CONFIG = CalibrationConfig(
     ppo=PPO,
     small=PPO,
@@ -29,16 +30,16 @@ CONFIG = CalibrationConfig(
     gains=(0.0, 0.1),
     problems=(60, 30, 60),
 )
-TOLD = {"source": "simulated", "problems": {"test": 60}}
+DESCRIPTION = {"source": "simulated", "problems": {"test": 60}}
 
 
 def tables() -> Tables:
     rng = np.random.default_rng(0)
-    train, validation, test = (calibration.planted(0.2, n, rng) for n in (60, 30, 60))
-    return Tables(train, validation, {"test": test}, calibration.GRID)
+    train, validation, test = (planted(0.2, n, rng) for n in (60, 30, 60))
+    return Tables(train, validation, {"test": test}, GRID)
 
 
-def test_it_goes_on_where_it_was(tmp_path, monkeypatch, capsys) -> None:
+def test_it_goes_on_where_it_was(tmp_path, monkeypatch) -> None:
     kept = tmp_path / "kept.json"
     ran: list[str] = []
     for name in ("contest", "null_rl", "dose"):
@@ -51,14 +52,14 @@ def test_it_goes_on_where_it_was(tmp_path, monkeypatch, capsys) -> None:
             return inner(*args, **options)
 
         monkeypatch.setattr(calibration, name, counted)
-    models = [(tables(), TOLD)]
+    models = [ModelTables(tables(), DESCRIPTION)]
     with pytest.raises(KeyboardInterrupt):
-        calibrate.calibrate(models, [], CONFIG, ("positive", "null"), Kept(kept))
+        calibration.calibrate(models, [], CONFIG, ("positive", "null"), ResultCache(kept))
     assert ran == ["contest", "null_rl", "null_rl"]  # the second chunk was cut short
-    found = calibrate.calibrate(models, models, CONFIG, calibrate.PARTS, Kept(kept))
+    found = calibration.calibrate(models, models, CONFIG, PARTS, ResultCache(kept))
     # Contest and first chunk were kept; the dose's tables are contests too.
     assert ran[3:] == ["null_rl", "dose", "contest", "dose", "contest"]
-    again = calibrate.calibrate(models, models, CONFIG, calibrate.PARTS, Kept(kept))
+    again = calibration.calibrate(models, models, CONFIG, PARTS, ResultCache(kept))
     assert len(ran) == 8 and again == found
     json.dumps(found, allow_nan=False)
     assert found["null"]["permutations"] == 12
@@ -66,8 +67,7 @@ def test_it_goes_on_where_it_was(tmp_path, monkeypatch, capsys) -> None:
     # The same table, but nothing is expected of it there.
     assert found["plain"][0]["splits"] == found["positive"][0]["splits"]
     assert "passes" not in found["plain"][0]
-    calibrate.show(found)
-    printed = capsys.readouterr().out
+    printed = calibration_text(found)
     for told in (
         "positive, simulated, test: n = 60",
         "plain, simulated",
@@ -79,27 +79,27 @@ def test_it_goes_on_where_it_was(tmp_path, monkeypatch, capsys) -> None:
 
 
 def test_other_settings_are_another_calibration(tmp_path) -> None:
-    kept = Kept(tmp_path / "kept.json")
+    kept = ResultCache(tmp_path / "kept.json")
     assert kept.get({"a": 1}, lambda: 1) == 1
     assert kept.get({"a": 2}, lambda: 2) == 2
-    assert Kept(tmp_path / "kept.json").get({"a": 1}, lambda: 3) == 1
+    assert ResultCache(tmp_path / "kept.json").get({"a": 1}, lambda: 3) == 1
 
 
 def test_what_does_not_decide_a_part_does_not_undo_it(tmp_path, monkeypatch) -> None:
-    models, file = [(tables(), TOLD)], tmp_path / "kept.json"
-    first = calibrate.calibrate(models, [], CONFIG, ("positive",), Kept(file))
+    models, file = [ModelTables(tables(), DESCRIPTION)], tmp_path / "kept.json"
+    first = calibration.calibrate(models, [], CONFIG, ("positive",), ResultCache(file))
     monkeypatch.setattr(calibration, "contest", None)
     more = dataclasses.replace(CONFIG, permutations=40, tables=3, gains=(0.5,))
-    assert calibrate.calibrate(models, [], more, ("positive",), Kept(file)) == first
+    assert calibration.calibrate(models, [], more, ("positive",), ResultCache(file)) == first
     with pytest.raises(TypeError):
         other = dataclasses.replace(CONFIG, seed=1)
-        calibrate.calibrate(models, [], other, ("positive",), Kept(file))
+        calibration.calibrate(models, [], other, ("positive",), ResultCache(file))
 
 
-def test_a_plan_counts_trainings(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(calibration, "seconds_of", lambda ppo, problems: 2.0)
-    given = (tmp_path, tmp_path / "none.yaml", [])
-    told = calibrate.plan([], 3, CONFIG, ("positive", "null", "dose"), given).splitlines()
+def test_an_estimate_counts_trainings(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(calibration, "training_seconds", lambda ppo, problems: 2.0)
+    runs = ModelRuns(tmp_path, tmp_path / "none.yaml")
+    told = runs.estimate([], 3, CONFIG, ("positive", "null", "dose")).splitlines()
     assert told[0].startswith("models       6 trainings of 2 seeds x 3 updates, about 12 s")
     assert told[1].startswith("null         12 trainings of 2 seeds x 3 updates, about 24 s")
     assert told[2].startswith("dose         4 trainings of 2 seeds x 3 updates, about 8 s")
