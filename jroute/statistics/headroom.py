@@ -64,18 +64,18 @@ class _Fold:
     """What one fold needs, except the rewards.
 
     Attributes:
-        rows: The rule's own problems.
-        held: The judged problems it answers.
+        rows: The problems that the fold's rule is fitted on.
+        held_out: The judged problems that it answers.
         basis: Left singular vectors of the centred design, ``[rows, rank]``.
         spectrum: Its squared singular values.
-        ahead: Held problems in that basis.
+        projected: Held-out problems in that basis.
     """
 
     rows: Int[np.ndarray, " rows"]
-    held: Int[np.ndarray, " held"]
+    held_out: Int[np.ndarray, " held_out"]
     basis: Float[np.ndarray, "rows rank"]
     spectrum: Float[np.ndarray, " rank"]
-    ahead: Float[np.ndarray, "held rank"]
+    projected: Float[np.ndarray, "held_out rank"]
 
 
 class CrossValidator:
@@ -98,23 +98,24 @@ class CrossValidator:
     ):
         rng = np.random.default_rng(seed)
         self.judged = len(judged)
-        everything = np.concatenate([judged, extra]).astype(np.float64)
-        design = _design(everything, rng)
+        features = np.concatenate([judged, extra]).astype(np.float64)
+        design = _design(features, rng)
         fold = rng.permutation(self.judged) % folds
         self.folds = [self._prepare(design, fold == k) for k in range(folds)]
 
     def _prepare(
-        self, design: Float[np.ndarray, "all columns"], out: Bool[np.ndarray, " judged"]
+        self, design: Float[np.ndarray, "all columns"], in_fold: Bool[np.ndarray, " judged"]
     ) -> _Fold:
-        held = np.flatnonzero(out)
-        rows = np.setdiff1d(np.arange(len(design)), held)
+        held_out = np.flatnonzero(in_fold)
+        rows = np.setdiff1d(np.arange(len(design)), held_out)
         mean = design[rows].mean(axis=0)
         centred = design[rows] - mean
         # Singular vectors from the columns' products: there are far fewer columns than rows.
         spectrum, right = np.linalg.eigh(centred.T @ centred)
         keep = spectrum > 1e-10 * max(spectrum[-1], 1e-24)
-        into = right[:, keep] / np.sqrt(spectrum[keep])
-        return _Fold(rows, held, centred @ into, spectrum[keep], (design[held] - mean) @ into)
+        rotation = right[:, keep] / np.sqrt(spectrum[keep])
+        projected = (design[held_out] - mean) @ rotation
+        return _Fold(rows, held_out, centred @ rotation, spectrum[keep], projected)
 
     def choices(
         self, rewards: Float[np.ndarray, "judged gates"], extra: Float[np.ndarray, "extra gates"]
@@ -124,23 +125,23 @@ class CrossValidator:
         The penalty of a fold is the one with the least leave-one-out squared error on the rule's
         own problems, which ridge regression gives in closed form.
         """
-        everything = np.concatenate([rewards, extra])
+        all_rewards = np.concatenate([rewards, extra])
         chosen = np.zeros(self.judged, np.int64)
         for fold in self.folds:
-            y = everything[fold.rows]
+            y = all_rewards[fold.rows]
             mean = y.mean(axis=0)
-            seen = fold.basis.T @ (y - mean)
+            coordinates = fold.basis.T @ (y - mean)
             squares = fold.basis**2
-            best, kept = np.inf, np.zeros_like(fold.spectrum)
+            least, best_shrinkage = np.inf, np.zeros_like(fold.spectrum)
             for penalty in PENALTIES:
-                shrink = fold.spectrum / (fold.spectrum + penalty * len(y))
-                leverage = squares @ shrink + 1.0 / len(y)
-                residual = y - mean - fold.basis @ (shrink[:, None] * seen)
+                shrinkage = fold.spectrum / (fold.spectrum + penalty * len(y))
+                leverage = squares @ shrinkage + 1.0 / len(y)
+                residual = y - mean - fold.basis @ (shrinkage[:, None] * coordinates)
                 error = float(((residual / (1.0 - leverage)[:, None]) ** 2).mean())
-                if error < best:
-                    best, kept = error, shrink
-            predicted = mean + fold.ahead @ (kept[:, None] * seen)
-            chosen[fold.held] = predicted.argmax(axis=1)
+                if error < least:
+                    least, best_shrinkage = error, shrinkage
+            predicted = mean + fold.projected @ (best_shrinkage[:, None] * coordinates)
+            chosen[fold.held_out] = predicted.argmax(axis=1)
         return chosen
 
     def contrast(
@@ -175,13 +176,13 @@ def _design(
     scale = features.std(axis=0)
     x = (features - features.mean(axis=0)) / np.where(scale > 1e-9, scale, 1.0)
     anchors = x[rng.choice(len(x), min(LANDMARKS, len(x)), replace=False)]
-    apart = pdist(anchors, "sqeuclidean") if len(anchors) > 1 else np.zeros(0)
-    width = float(np.median(apart)) if apart.size else 0.0
+    distances = pdist(anchors, "sqeuclidean") if len(anchors) > 1 else np.zeros(0)
+    width = float(np.median(distances)) if distances.size else 0.0
     if width <= 0.0:  # all problems look alike
         return x / np.sqrt(max(x.shape[1], 1))
     columns = np.exp(-cdist(x, anchors, "sqeuclidean") / width)
-    among = np.exp(-cdist(anchors, anchors, "sqeuclidean") / width)
-    values, vectors = np.linalg.eigh(among)
+    gram = np.exp(-cdist(anchors, anchors, "sqeuclidean") / width)
+    values, vectors = np.linalg.eigh(gram)
     keep = values > 1e-8 * values[-1]
     kernel = columns @ (vectors[:, keep] / np.sqrt(values[keep]))
     return np.concatenate([x / np.sqrt(x.shape[1]), kernel], axis=1)

@@ -47,11 +47,11 @@ def test_every_problem_is_answered_by_a_rule_that_never_saw_it() -> None:
     gains = []
     x, more = rng.standard_normal((300, 30)), rng.standard_normal((50, 30))
     validator = CrossValidator(x, more)
-    covered = np.concatenate([fold.held for fold in validator.folds])
+    covered = np.concatenate([fold.held_out for fold in validator.folds])
     assert sorted(covered.tolist()) == list(range(300))
     for fold in validator.folds:
-        assert not set(fold.held) & set(fold.rows)
-        assert len(fold.held) + len(fold.rows) == 350
+        assert not set(fold.held_out) & set(fold.rows)
+        assert len(fold.held_out) + len(fold.rows) == 350
     for _ in range(200):
         y, other = rng.random((300, 3)) < 0.5, rng.random((50, 3)) < 0.5
         chosen = validator.choices(y.astype(float), other.astype(float))

@@ -4,33 +4,15 @@ import numpy as np
 import pytest
 
 from jroute.arms import registry
-from jroute.arms.columns import arm_columns, arm_values, gate_counts
+from jroute.arms.columns import arm_columns, arm_values
 from jroute.arms.registry import DECLARED
-from jroute.report.text import results_text
 from jroute.statistics.config import JudgeConfig
 from jroute.statistics.contrasts import paired_contrast
 from jroute.statistics.headroom import headroom
 from jroute.statistics.results import arm_results
 from jroute.utils.errors import UserError
+from tests.arms.outcomes import CORRECT, GATES, small_columns
 
-GATES = (0.0, 0.5, 1.0)
-CORRECT = np.array(
-    [
-        [1, 0, 0],
-        [1, 1, 0],
-        [0, 0, 1],
-        [0, 1, 1],
-        [0, 0, 0],
-        [1, 0, 1],
-        [0, 1, 0],
-        [1, 1, 1],
-    ],
-    float,
-)
-SUPERVISED = np.array([0, 0, 2, 2, 0, 0, 0, 0])
-RL = np.array([[0, 0, 2, 2, 0, 0, 1, 0], [0, 1, 2, 1, 1, 1, 1, 2]])
-EXACT = np.array([0, 0, 2, 1, 0, 0, 1, 0])
-RANDOM = np.array([[0, 0, 0, 0, 0, 0, 0, 0], [2, 1, 0, 2, 1, 0, 2, 1]])
 CONFIG = JudgeConfig(replicates=400)
 ROLES = registry.roles()
 OTHERS = ("supervised_features", "exact_gradient", "rl_modal", "shuffled_prompt", "random_reward")
@@ -45,80 +27,20 @@ def values(correct: np.ndarray, **choices) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def columns() -> dict[str, np.ndarray]:
-    return arm_columns(
-        len(CORRECT),
-        GATES,
-        best_fixed=2,
-        supervised=SUPERVISED,
-        rl=RL,
-        selected=1,
-        rl_modal=np.array([0, 1]),
-        random_reward=RANDOM,
-        supervised_features=SUPERVISED,
-        exact_gradient=EXACT,
-    )
+def arms() -> dict[str, np.ndarray]:
+    return arm_values(CORRECT, small_columns())
 
 
-@pytest.fixture(scope="module")
-def arms(columns) -> dict[str, np.ndarray]:
-    return arm_values(CORRECT, columns)
-
-
-@pytest.fixture(scope="module")
-def results(arms) -> dict:
+def small_results(arms: dict[str, np.ndarray]) -> dict:
+    """The results of the small table, with headroom and flips."""
     x = np.random.default_rng(0).standard_normal((16, 3))
     room = headroom((x[:8], CORRECT), (x[8:], CORRECT), 2, folds=2, replicates=400)
     return arm_results(arms, CONFIG, ROLES, room, FLIPS)
 
 
-def test_values_of_every_arm(arms) -> None:
-    expected = {
-        "baseline": [1, 1, 0, 0, 0, 1, 0, 1],
-        "fixed:0": [1, 1, 0, 0, 0, 1, 0, 1],
-        "fixed:0.5": [0, 1, 0, 1, 0, 0, 1, 1],
-        "fixed:1": [0, 0, 1, 1, 0, 1, 0, 1],
-        "random": [1 / 3, 2 / 3, 1 / 3, 2 / 3, 0, 2 / 3, 1 / 3, 1],
-        "supervised": [1, 1, 1, 1, 0, 1, 0, 1],
-        "rl": [[1, 1, 1, 1, 0, 1, 1, 1], [1, 1, 1, 1, 0, 0, 1, 1]],
-        "rl_selected": [1, 1, 1, 1, 0, 0, 1, 1],
-        "supervised_features": [1, 1, 1, 1, 0, 1, 0, 1],
-        "exact_gradient": [1, 1, 1, 1, 0, 1, 1, 1],
-        "rl_modal": [[1, 1, 0, 0, 0, 1, 0, 1], [0, 1, 0, 1, 0, 0, 1, 1]],
-        "random_reward": [[1, 1, 0, 0, 0, 1, 0, 1], [0, 1, 0, 1, 0, 1, 0, 1]],
-        # Seed 0 gives 0 five times, 1 once, 2 twice; seed 1: 1, 5, 2. Each prompt gets another's.
-        "shuffled_prompt": [
-            [4 / 7, 5 / 7, 1 / 7, 2 / 7, 0, 6 / 7, 0, 1],
-            [0, 5 / 7, 1 / 7, 6 / 7, 0, 3 / 7, 4 / 7, 1],
-        ],
-        "best_fixed": [0, 0, 1, 1, 0, 1, 0, 1],
-        "oracle": [1, 1, 1, 1, 0, 1, 1, 1],
-    }
-    assert arms.keys() == expected.keys()
-    for name, values in expected.items():
-        np.testing.assert_allclose(arms[name], values, atol=1e-12, err_msg=name)
-
-
-def test_the_baseline_is_the_gate_zero_wherever_it_stands_in_the_grid() -> None:
-    order = [2, 0, 1]
-    columns = arm_columns(
-        8, (1.0, 0.0, 0.5), best_fixed=0, supervised=SUPERVISED, rl=RL, selected=0
-    )
-    moved = arm_values(CORRECT[:, order], columns)
-    np.testing.assert_array_equal(moved["baseline"], CORRECT[:, 0])
-    np.testing.assert_array_equal(moved["fixed:0.5"], CORRECT[:, 1])
-    np.testing.assert_array_equal(moved["best_fixed"], CORRECT[:, 2])
-
-
-def test_gates_that_were_chosen_are_counted_by_seed(columns) -> None:
-    found = gate_counts(columns, 3)
-    assert found["rl"] == [[5, 1, 2], [1, 5, 2]]
-    assert found["rl_selected"] == [[1, 5, 2]]
-    assert found["rl_modal"] == [[8, 0, 0], [0, 8, 0]]
-    assert found["best_fixed"] == [[0, 0, 8]]
-    assert found["random_reward"] == [[8, 0, 0], [2, 3, 3]]
-    # An expectation and hindsight decide for no gate.
-    assert not {"random", "shuffled_prompt", "oracle"} & found.keys()
+@pytest.fixture(scope="module")
+def results(arms) -> dict:
+    return small_results(arms)
 
 
 def test_accuracies(results) -> None:
@@ -321,29 +243,6 @@ def test_the_resampling_is_seeded(arms, results) -> None:
     assert again == {name: results[name] for name in again}
     other = arm_results(arms, JudgeConfig(replicates=400, seed=1), ROLES)
     assert other["contrasts"] != again["contrasts"]
-
-
-def test_the_table_shows_every_arm_and_contrast(results) -> None:
-    text = results_text(results, "test")
-    lines = text.splitlines()
-    assert lines[0] == "test: n = 8 problems"
-    against = [c["b"] for c in results["contrasts"] if c["a"] == "rl"]
-    head = 1 + 1 + len(results["arms"]) + 1
-    assert [line.split()[0] for line in lines[head : head + len(against)]] == against
-    baseline = next(line for line in lines if line.startswith("baseline"))
-    assert baseline.split() == ["baseline", "50.0%", "[21.5,", "78.5]"]
-    rl = next(line for line in lines if line.startswith("rl "))
-    assert "81.2%" in rl
-    assert lines[head].startswith("fixed:0.5") and "+31.2" in lines[head]
-    assert lines[head].endswith(")")
-    oracle = lines[head + len(against) - 1]
-    assert oracle.startswith("oracle") and "-6.2" in oracle and not oracle.endswith(")")
-    rest = "\n".join(lines[head + len(against) :])
-    assert "hindsight +37.5 points" in rest and "(n = 8)" in rest and "2 folds" in rest
-    assert "smallest gap at 50.0 % discordance, n = 8: none just significant" in rest
-    assert "gates decide 75.0% [40.9, 92.9] of the problems (n = 8)" in rest
-    assert "flips alone would show 1.50 points" in rest and "(200 cells made twice)" in rest
-    assert "verdict: underpowered: these items cannot tell a gain of δ from none (δ = 1" in rest
 
 
 def test_configurations_that_judge_nothing_are_refused() -> None:
