@@ -267,7 +267,7 @@ def parse_arm(name: str) -> Arm:
     if name in ARMS:
         return ARMS[name]
     if not name.startswith(FIXED):
-        raise UserError(f"no arm is named {name!r}; arms are {', '.join(choices())}")
+        raise UserError(f"no arm is named {name!r}; arms are {', '.join(selectable())}")
     try:
         gate = float(name.removeprefix(FIXED))
     except ValueError:
@@ -282,7 +282,7 @@ def names(condition: Callable[[Arm], bool]) -> tuple[str, ...]:
     return tuple(arm.name for arm in ARMS.values() if condition(arm))
 
 
-def choices() -> tuple[str, ...]:
+def selectable() -> tuple[str, ...]:
     """Return the names a user may give: ``baseline``, ``fixed:G``, ``best_fixed`` and so on."""
     generable = names(lambda arm: arm.gate_per_prompt)
     return tuple(f"{FIXED}G" if name.startswith(FIXED) else name for name in generable)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from jroute.arms.columns import arm_columns
 from jroute.arms.controls import random_choices
-from jroute.arms.registry import Arm, choices, from_controls
+from jroute.arms.registry import Arm, from_controls, selectable
 from jroute.arms.rl import choices_of_seeds
 from jroute.arms.supervised import LENGTH, choices_of_regressor
 from jroute.controller import networks
@@ -162,7 +162,7 @@ def check_available(arm: Arm, *, has_table: bool) -> None:
     """
     if not arm.gate_per_prompt:
         raise UserError(
-            f"arm {arm.name} does not give one gate to a prompt; choose of {', '.join(choices())}"
+            f"arm {arm.name} does not give one gate to a prompt; choose of {', '.join(selectable())}"
         )
     if "table" in arm.needs and not has_table:
         raise UserError(

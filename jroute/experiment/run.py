@@ -217,7 +217,7 @@ class Run(Setting):
         Gates per band are ``[prompts, bands]``, and per layer ``[prompts, layers]``.
 
         Args:
-            arm: One of ``jroute.arms.registry.choices``.
+            arm: One of ``jroute.arms.registry.selectable``.
             prompts: Texts as the model reads them.
 
         Raises:

@@ -116,7 +116,7 @@ def parser() -> argparse.ArgumentParser:
         "--arm",
         "--arms",
         type=_names,
-        help=f"with commas: {', '.join(registry.choices())}; or all",
+        help=f"with commas: {', '.join(registry.selectable())}; or all",
     )
     group.add_argument("--routing", help="with --model-dir: preset or YAML file")
     group.add_argument("--dtype", default="", help="with --model-dir: float32 or bfloat16")
