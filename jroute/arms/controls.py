@@ -15,7 +15,7 @@ from jroute.arms.exact_gradient import fit_exact_gradient
 from jroute.arms.rl import choices_of_seeds, train_rl
 from jroute.arms.supervised import Cells, SupervisedConfig, fit_supervised
 from jroute.controller import networks
-from jroute.ppo import learner
+from jroute.ppo.config import PPOConfig
 
 
 def fit_controls(
@@ -23,7 +23,7 @@ def fit_controls(
     validation: Cells,
     rl: networks.Params,
     *,
-    ppo: learner.PPOConfig,
+    ppo: PPOConfig,
     supervised: SupervisedConfig,
     key: Key[Array, ""],
 ) -> dict[str, Any]:

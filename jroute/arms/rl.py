@@ -12,10 +12,11 @@ from jaxtyping import Array, Float, Int, Key
 from jroute.arms.supervised import Cells
 from jroute.controller import networks
 from jroute.envs.functional import TableEnv
-from jroute.ppo import learner
+from jroute.ppo import compilation, learner
+from jroute.ppo.config import PPOConfig
 
 
-def train_rl(cells: Cells, config: learner.PPOConfig, key: Key[Array, ""]) -> networks.Params:
+def train_rl(cells: Cells, config: PPOConfig, key: Key[Array, ""]) -> networks.Params:
     """Train ``config.seeds`` PPO controllers on a table.
 
     Args:
@@ -35,9 +36,9 @@ def train_rl(cells: Cells, config: learner.PPOConfig, key: Key[Array, ""]) -> ne
 
 
 @lru_cache(maxsize=4)
-def _compiled_training(config: learner.PPOConfig) -> Callable[..., Any]:
+def _compiled_training(config: PPOConfig) -> Callable[..., Any]:
     """Return a whole training as one program, compiled once for all tables of a shape."""
-    return learner.compile_train(config, config.updates)
+    return compilation.compile_train(config, config.updates)
 
 
 def choices_of_policy(

@@ -12,7 +12,7 @@ from jroute.distributed.mesh import MeshConfig
 from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Decoding
 from jroute.observe.scalars import Track
-from jroute.ppo.learner import PPOConfig
+from jroute.ppo.config import PPOConfig
 from jroute.probe.mixing import MixingConfig
 from jroute.statistics.config import JudgeConfig
 from jroute.tasks import Split, TaskConfig

@@ -15,7 +15,7 @@ from jroute.experiment.setting import Setting
 from jroute.generate.memory import plan_batch
 from jroute.outcomes import generation as cells
 from jroute.outcomes.generation import Cell
-from jroute.ppo import learner
+from jroute.ppo import compilation, learner
 from jroute.probe.mixing import MixingConfig
 from jroute.tasks import Split
 
@@ -150,7 +150,7 @@ def plan_ppo(setting: Setting) -> str:
         rng.integers(0, 2, (rows, len(e.gates))).astype(np.float32),
     )
     started = time.perf_counter()
-    program = learner.compile_train(e.ppo, TRIAL)
+    program = compilation.compile_train(e.ppo, TRIAL)
     state = learner.init_seeds(e.ppo, features, (len(e.gates),), jax.random.key(0))
     state, _ = jax.block_until_ready(program(env, state))
     compiled = time.perf_counter()

@@ -26,8 +26,10 @@ from jroute.observe.scalars import Scalars
 from jroute.outcomes import generation
 from jroute.outcomes.generation import cell_seed
 from jroute.outcomes.outcome import judge as judge_completion
-from jroute.ppo import learner
-from jroute.ppo.metrics import Metrics
+from jroute.ppo import compilation, learner
+from jroute.ppo.metrics import Metrics, named_scalars
+from jroute.ppo.rollout import MAX_CELL_NUMBERS, add_rewards, number_cells
+from jroute.ppo.types import LearnerState
 from jroute.probe import effects, mixing
 from jroute.tasks import Split
 from jroute.utils.errors import UserError
@@ -153,7 +155,7 @@ def fill_outcomes(
     return made
 
 
-def train_ppo(run: Run, env: TableEnv | LiveEnv) -> learner.LearnerState:
+def train_ppo(run: Run, env: TableEnv | LiveEnv) -> LearnerState:
     """Trains all seeds, with a checkpoint every few updates; goes on from the last one.
 
     Over a table many updates are one program. Over a model the host goes back and forth: gates of
@@ -169,7 +171,7 @@ def train_ppo(run: Run, env: TableEnv | LiveEnv) -> learner.LearnerState:
     key = jax.random.fold_in(jax.random.key(run.experiment.seed), hash_text("ppo"))
     num_cells = len(observations) * len(gates) ** run.num_gate_dims
     if live:
-        num_cells = min(num_cells, learner.COUNTED)
+        num_cells = min(num_cells, MAX_CELL_NUMBERS)
     nvec = (len(gates),) * run.num_gate_dims
     state = learner.init_seeds(config, observations.shape[1], nvec, key, num_cells=num_cells)
     done = latest_step(folder) or 0
@@ -191,7 +193,7 @@ def train_ppo(run: Run, env: TableEnv | LiveEnv) -> learner.LearnerState:
             started = time.perf_counter()
             state, metrics = jax.block_until_ready(updates(state, steps))
             elapsed = time.perf_counter() - started
-            named = learner.scalars(jax.device_get(metrics), gates)
+            named = named_scalars(jax.device_get(metrics), gates)
             named["charts/SPS"] = np.full(steps, steps * config.batch_size * config.seeds / elapsed)
             scalars.write(named, done)
             done += steps
@@ -203,16 +205,18 @@ def train_ppo(run: Run, env: TableEnv | LiveEnv) -> learner.LearnerState:
     return state
 
 
-Updates = Callable[[learner.LearnerState, int], tuple[learner.LearnerState, Metrics]]
+Updates = Callable[[LearnerState, int], tuple[LearnerState, Metrics]]
 
 
 def _table_updates(run: Run, env: TableEnv, sharding: NamedSharding | None) -> Updates:
     """Some updates of all seeds over a table, as one program."""
     programs: dict[int, Callable[..., Any]] = {}
 
-    def updates(state: learner.LearnerState, steps: int) -> tuple[learner.LearnerState, Metrics]:
+    def updates(state: LearnerState, steps: int) -> tuple[LearnerState, Metrics]:
         if steps not in programs:
-            programs[steps] = learner.compile_train(run.experiment.ppo, steps, sharding=sharding)
+            programs[steps] = compilation.compile_train(
+                run.experiment.ppo, steps, sharding=sharding
+            )
         return programs[steps](env, state)
 
     return updates
@@ -221,17 +225,17 @@ def _table_updates(run: Run, env: TableEnv, sharding: NamedSharding | None) -> U
 def _live_updates(run: Run, env: LiveEnv, sharding: NamedSharding | None) -> Updates:
     """Some updates of all seeds over a model: the cells of all seeds are generated together."""
     config, choices = run.experiment.ppo, len(run.experiment.gates)
-    decide = learner.compile_decide(config, sharding=sharding)
-    update = learner.compile_update(config, sharding=sharding)
+    decide = compilation.compile_decide(config, sharding=sharding)
+    update = compilation.compile_update(config, sharding=sharding)
 
-    def updates(state: learner.LearnerState, steps: int) -> tuple[learner.LearnerState, Metrics]:
+    def updates(state: LearnerState, steps: int) -> tuple[LearnerState, Metrics]:
         told = []
         for _ in range(steps):
             decisions = decide(env.questions, state)
             problems, actions = jax.device_get((decisions.states.problem, decisions.choices))
             rewards = env.rewards(problems, actions)
-            numbers = learner.number_cells(problems, actions, choices)
-            state, metrics = update(state, learner.rewarded(decisions, rewards, numbers))
+            numbers = number_cells(problems, actions, choices)
+            state, metrics = update(state, add_rewards(decisions, rewards, numbers))
             told.append(metrics)
         return state, jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *told)
 

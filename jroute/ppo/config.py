@@ -1,4 +1,4 @@
-"""How a controller is trained: what shapes the program, and the numbers that it is given."""
+"""How a controller is trained: the shape of the program, and the numbers it takes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,29 +14,29 @@ from jroute.utils.keys import Keys, keys
 
 @dataclass(frozen=True)
 class PPOConfig:
-    """How a controller is trained. The defaults are CleanRL's, but where one-step episodes differ.
+    """How a controller is trained. The defaults are CleanRL's, except for one-step episodes.
 
     Attributes:
         updates: Number of updates of a whole training; the learning rate is annealed over them.
         batch_size: Episodes (prompts) per update.
         epochs: Passes over the batch per update.
-        minibatches: Parts a pass is cut into; must divide ``batch_size``.
+        minibatches: Minibatches per pass; must divide ``batch_size``.
         learning_rate: Adam's step size at the first update.
         anneal_lr: Whether the step size falls linearly, to ``learning_rate / updates`` at the
             last update.
         adam_eps: Adam's epsilon.
         max_grad_norm: Limit on the global norm of a gradient.
         clip_coef: How far the ratio of new to old probability may move from 1.
-        clip_vloss: Whether the value's moves are clipped too, by ``clip_coef`` in units of reward.
+        clip_vloss: Whether value changes are clipped too, by ``clip_coef`` in units of reward.
         vf_coef: Weight of the value loss.
         ent_coef: Weight of the entropy bonus.
         norm_adv: Whether advantages are normalised over the whole batch.
-        adv_std_floor: Least standard deviation of the advantages that is scaled up to 1, in units
+        adv_std_floor: Lower bound on the standard deviation that normalises advantages, in units
             of reward.
-        gamma: Discount; without effect in one-step episodes.
-        gae_lambda: GAE's weight of longer look-ahead; without effect in one-step episodes.
+        gamma: Discount; has no effect in one-step episodes.
+        gae_lambda: GAE's weight of longer look-ahead; has no effect in one-step episodes.
         hidden: Widths of the tanh layers of the actor and of the critic.
-        seeds: Number of controllers that are trained, side by side.
+        seeds: Number of controllers to train side by side.
     """
 
     stored_keys: ClassVar[Keys] = keys(
@@ -80,7 +80,7 @@ class PPOConfig:
     seeds: int = 20
 
     def __post_init__(self) -> None:
-        """Refuse numbers that cannot be trained with."""
+        """Refuse numbers that training cannot use."""
         counts = ("updates", "batch_size", "epochs", "minibatches", "seeds")
         positive = (*counts, "learning_rate", "adam_eps", "max_grad_norm", "clip_coef")
         for name in (*positive, "adv_std_floor"):
@@ -97,9 +97,9 @@ class PPOConfig:
 
 
 class Hyperparameters(NamedTuple):
-    """The numbers of a ``PPOConfig`` that are arguments of a compiled training, not part of it.
+    """The numbers of a ``PPOConfig`` that are arguments of a compiled training.
 
-    Changing one compiles nothing anew, and ``vmap`` maps over them as over seeds.
+    Changing one does not recompile, and ``vmap`` maps over them as over seeds.
     """
 
     learning_rate: Float[Array, "..."]
@@ -114,15 +114,15 @@ class Hyperparameters(NamedTuple):
 
     @classmethod
     def of(cls, config: PPOConfig) -> "Hyperparameters":
-        """Those of one configuration."""
+        """Take the numbers of one configuration."""
         return cls(*(jnp.float32(getattr(config, name)) for name in cls._fields))
 
     @classmethod
     def stack(cls, configs: Sequence[PPOConfig]) -> "Hyperparameters":
-        """Those of several configurations, on a leading axis.
+        """Stack the numbers of several configurations on a leading axis.
 
         Raises:
-            UserError: There is none, or they differ in more than these numbers.
+            UserError: There are no configurations, or they differ in more than these numbers.
         """
         if not configs:
             raise UserError("a sweep needs at least one PPO configuration")
@@ -130,7 +130,7 @@ class Hyperparameters(NamedTuple):
             if replace(config, **{n: getattr(configs[0], n) for n in cls._fields}) != configs[0]:
                 raise UserError(
                     f"PPO configuration {i} of the sweep differs from the first in more than "
-                    f"{', '.join(cls._fields)}; train it apart"
+                    f"{', '.join(cls._fields)}; train it separately"
                 )
         values = ([getattr(config, name) for config in configs] for name in cls._fields)
         return cls(*(jnp.asarray(np.array(column, np.float32)) for column in values))

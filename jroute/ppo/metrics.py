@@ -1,4 +1,4 @@
-"""What one update tells, and the names it is logged by."""
+"""The metrics of an update, and the names they are logged under."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -7,9 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array
 
+from jroute.ppo.losses import LossTerms
+
 
 class Metrics(NamedTuple):
-    """Scalars of one update; those of the losses are means over all its minibatches."""
+    """Metrics of one update; those of the loss are means over all its minibatches."""
 
     episodic_return: Array
     """Mean reward of the batch."""
@@ -17,7 +19,7 @@ class Metrics(NamedTuple):
     value_loss: Array
     policy_loss: Array
     entropy: Array
-    """Of the policy given a prompt, in nats."""
+    """Entropy of the policy given a prompt, in nats."""
     old_approx_kl: Array
     approx_kl: Array
     clipfrac: Array
@@ -27,26 +29,17 @@ class Metrics(NamedTuple):
     """Global norm before clipping."""
     loss: Array
     gate_entropy: Array
-    """Of the batch's gate histogram, in nats, mean over the parts of a decision: 0 if every prompt
-    got the same decision."""
+    """Entropy of the batch's gate histogram in nats, mean over the dimensions of a decision: 0 if
+    every prompt got the same decision."""
     gate_fraction: Array
-    """``[choices]``, share of decisions for each gate, over all their parts."""
+    """``[choices]``, share of decisions for each gate, over all their dimensions."""
     cells_revealed: Array
-    """Different cells whose reward was seen so far; NaN where none are counted. More than a million
-    (gates per layer) are counted a little too few, see ``learner.number_cells``."""
+    """Distinct cells whose reward has been seen so far; NaN if cells are not counted. Above a
+    million (gates per layer) the count is slightly low, see ``rollout.number_cells``."""
 
 
-EPOCH_MEANS = (
-    "loss",
-    "policy_loss",
-    "value_loss",
-    "entropy",
-    "old_approx_kl",
-    "approx_kl",
-    "clipfrac",
-    "grad_norm",
-)
-"""Fields of ``Metrics`` that every gradient step has a value of, in the learner's order."""
+EPOCH_MEANS = (*LossTerms._fields, "grad_norm")
+"""Fields of ``Metrics`` with a value for every gradient step: the loss terms and the norm."""
 
 
 SCALAR_NAMES: Mapping[str, str] = MappingProxyType(
@@ -68,12 +61,12 @@ SCALAR_NAMES: Mapping[str, str] = MappingProxyType(
 """Field of ``Metrics`` -> name it is logged under: CleanRL's names where CleanRL has one."""
 
 
-def scalars(metrics: Metrics, gates: Sequence[float]) -> dict[str, np.ndarray]:
-    """Metrics under the names they are logged by; leading axes (seeds, updates) are kept.
+def named_scalars(metrics: Metrics, gates: Sequence[float]) -> dict[str, np.ndarray]:
+    """Return metrics by the names they are logged under; leading axes (seeds, updates) stay.
 
     ``gates`` are the gate values that choices stand for: ``charts/gate_frac_<g>`` is the share of
-    decisions for ``g``. ``charts/cells_revealed`` is there if cells were counted. ``charts/SPS``
-    needs a clock and is added where one is.
+    decisions for ``g``. ``charts/cells_revealed`` is present if cells were counted. The caller,
+    which has a clock, adds ``charts/SPS``.
     """
     named = {name: np.asarray(getattr(metrics, field)) for field, name in SCALAR_NAMES.items()}
     fractions, cells = np.asarray(metrics.gate_fraction), np.asarray(metrics.cells_revealed)

@@ -1,8 +1,7 @@
-"""Many seeds at once: on an accelerator in one batch, on processors in turn and on every core.
+"""Training many seeds at once: in one batch on an accelerator, in turn on every core of a CPU.
 
-The matrices of one controller fit a core's cache and those of many do not: on processors a batch
-of 64 takes about twice the time of 64 alone. So seeds take turns there, and their turns are dealt
-to the cores.
+The matrices of one controller fit a core's cache and those of many do not: on a CPU a batch of 64
+takes about twice the time of 64 separate ones. So seeds take turns there, on all cores.
 """
 
 import os
@@ -20,57 +19,58 @@ from jroute.ppo.types import LearnerState
 from jroute.utils.errors import UserError
 
 
-def in_turn() -> bool:
-    """Whether seeds are computed one after the other, unless something else is asked for."""
+def take_turns() -> bool:
+    """Tell whether this device computes seeds one after the other by default."""
     return jax.default_backend() == "cpu"
 
 
-def on_each(
+def compiler_options() -> dict[str, bool | int | str] | None:
+    """Return the options that compile the learner's programs for this device.
+
+    A CPU runs their operations one after the other: they are too small to gain from parallelism.
+    """
+    if not take_turns():
+        return None
+    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+
+
+def map_seeds(
     function: Callable[..., Any],
     together: bool | None,
     state: LearnerState,
     hyper: Hyperparameters,
     *others: Any,
 ) -> Any:
-    """Call a function for every state, and for what goes with it.
+    """Call a function for every seed's state, hyper-parameters and other arguments.
 
     Args:
-        function: Of ``(state, hyper, *others)`` of one seed.
-        together: Whether all seeds are one batch; ``None`` for what suits the device.
+        function: A function ``(state, hyper, *others)`` of one seed.
+        together: Whether all seeds are one batch; ``None`` for the device's default.
         state: With any leading axes.
         hyper: Single numbers, or with the first of those axes.
         others: With all of those axes.
 
     Returns:
-        What the function gives, with those leading axes.
+        The function's results, with those leading axes.
     """
     axes = state.update.shape
     if not axes:
         return function(state, hyper, *others)
-    together = not in_turn() if together is None else together
-    arguments = _flat(axes, (state, _of_each(axes, hyper), *others))
+    together = not take_turns() if together is None else together
+    arguments = _flatten_axes(axes, (state, _broadcast(axes, hyper), *others))
     if together:
-        found = jax.vmap(function)(*arguments)
+        results = jax.vmap(function)(*arguments)
     else:
-        found = jax.lax.map(lambda one: function(*one), arguments)
-    return jax.tree.map(lambda x: x.reshape(*axes, *x.shape[1:]), found)
+        results = jax.lax.map(lambda seed: function(*seed), arguments)
+    return jax.tree.map(lambda x: x.reshape(*axes, *x.shape[1:]), results)
 
 
-def options() -> dict[str, bool | int | str] | None:
-    """How programs of the learner are compiled for this device.
+def spread_over_cores(program: Any) -> Callable[..., Any]:
+    """Make a jitted program ``(env, state, hyper)`` train the seeds on all cores.
 
-    A processor does their operations one after the other: they are too small to gain from being
-    done side by side.
-    """
-    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if in_turn() else None
-
-
-def on_every_core(program: Any) -> Callable[..., Any]:
-    """A program of ``(env, state, hyper)``, as ``jax.jit`` makes it, that deals seeds to the cores.
-
-    Each core has a thread that waits for its share: dispatched from one thread, shares would be
-    computed one after the other. They are of one size, which compiles once: the last is filled up
-    with its last seed again.
+    Each core has a thread that waits for its share: shares dispatched from one thread would run
+    one after the other. All shares have the same size, so the program compiles once: copies of the
+    last seed fill the last share.
     """
     compiled: dict[Any, Callable[..., Any]] = {}
 
@@ -79,18 +79,20 @@ def on_every_core(program: Any) -> Callable[..., Any]:
         size = -(-count // min(_cores(), count))
         if size == count:
             return program(env, state, hyper)
-        dealt = _deal(state, hyper, size=size)
+        shares = _split(state, hyper, size=size)
         for leaf in jax.tree.leaves(state):
             if isinstance(leaf, jax.Array):
-                leaf.delete()  # as a program does that takes its memory
-        leaves, structure = jax.tree.flatten((env, *dealt[0]))
+                leaf.delete()  # as a program does that donates it
+        leaves, structure = jax.tree.flatten((env, *shares[0]))
         shapes = structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         if shapes not in compiled:
-            compiled[shapes] = program.lower(env, *dealt[0]).compile()
+            compiled[shapes] = program.lower(env, *shares[0]).compile()
         train = compiled[shapes]
-        with ThreadPoolExecutor(len(dealt)) as pool:
-            found = list(pool.map(lambda share: jax.block_until_ready(train(env, *share)), dealt))
-        return _gather(found, axes=state.update.shape)
+        with ThreadPoolExecutor(len(shares)) as pool:
+            results = list(
+                pool.map(lambda share: jax.block_until_ready(train(env, *share)), shares)
+            )
+        return _join(results, axes=state.update.shape)
 
     return call
 
@@ -102,31 +104,31 @@ def _cores() -> int:
 
 
 @partial(jax.jit, static_argnames="size")
-def _deal(state: LearnerState, hyper: Hyperparameters, *, size: int) -> list[Any]:
-    """Shares of ``size`` seeds each, with one leading axis."""
+def _split(state: LearnerState, hyper: Hyperparameters, *, size: int) -> list[Any]:
+    """Split seeds into shares of ``size``, with one leading axis."""
     axes = state.update.shape
-    everything, count = _flat(axes, (state, _of_each(axes, hyper))), prod(axes)
+    seeds, count = _flatten_axes(axes, (state, _broadcast(axes, hyper))), prod(axes)
     shares = []
     for start in range(0, count, size):
         rows = jnp.minimum(jnp.arange(start, start + size), count - 1)
-        shares.append(jax.tree.map(lambda x, rows=rows: x[rows], everything))
+        shares.append(jax.tree.map(lambda x, rows=rows: x[rows], seeds))
     return shares
 
 
 @partial(jax.jit, static_argnames="axes")
-def _gather(shares: list[Any], *, axes: tuple[int, ...]) -> Any:
-    """What belongs to the seeds of all shares, with their own leading axes."""
+def _join(shares: list[Any], *, axes: tuple[int, ...]) -> Any:
+    """Join the results of all shares, with the state's leading axes."""
     count = prod(axes)
     return jax.tree.map(
         lambda *x: jnp.concatenate(x)[:count].reshape(*axes, *x[0].shape[1:]), *shares
     )
 
 
-def _of_each(axes: tuple[int, ...], hyper: Hyperparameters) -> Hyperparameters:
-    """Hyper-parameters with all leading axes.
+def _broadcast(axes: tuple[int, ...], hyper: Hyperparameters) -> Hyperparameters:
+    """Broadcast hyper-parameters to all leading axes.
 
     Raises:
-        UserError: They have other ones than the states.
+        UserError: Their axes are not the first of the state's.
     """
     if wrong := [x.shape for x in jax.tree.leaves(hyper) if x.shape != axes[: x.ndim]]:
         raise UserError(
@@ -138,6 +140,6 @@ def _of_each(axes: tuple[int, ...], hyper: Hyperparameters) -> Hyperparameters:
     )
 
 
-def _flat(axes: tuple[int, ...], tree: Any) -> Any:
-    """All leading axes in one."""
+def _flatten_axes(axes: tuple[int, ...], tree: Any) -> Any:
+    """Flatten all leading axes into one."""
     return jax.tree.map(lambda x: x.reshape(prod(axes), *x.shape[len(axes) :]), tree)

@@ -1,4 +1,4 @@
-"""What the learner asks of an environment, goes on from, and learns from."""
+"""The learner's interfaces and data: environments, its state, decisions and batches."""
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -11,10 +11,10 @@ from jroute.utils.keys import keys
 
 @runtime_checkable
 class Prompts(Protocol):
-    """Where prompts come from: a pure function, to be vmapped.
+    """A source of prompts: a pure function, to be vmapped.
 
     A frozen dataclass registered as a pytree (or a named tuple), so that its tables are arguments
-    of the compiled training and not constants within it.
+    of the compiled training and not constants in it.
     """
 
     def reset(self, key: Key[Array, ""]) -> tuple[Any, Any]:
@@ -24,39 +24,40 @@ class Prompts(Protocol):
 
 @runtime_checkable
 class Environment(Prompts, Protocol):
-    """Prompts whose rewards are a pure function too."""
+    """Prompts whose rewards are also a pure function."""
 
     def step(self, state: Any, action: Any, key: Any) -> tuple[Any, Any, Any, Any, Any]:
-        """Answer it: ``(state, observation, reward, done, info)``; every step ends an episode.
+        """Answer the prompt: ``(state, observation, reward, done, info)``.
 
-        ``action`` is the index of a gate, or ``[parts]`` of them if a decision has several parts.
-        An ``info`` with a ``problem`` says which row of a table of rewards was seen.
+        Every step ends an episode. ``action`` is the index of a gate, or ``[gate_dims]`` indices
+        if a decision has several dimensions. An ``info`` with ``problem`` names the row of the
+        table of rewards that the step reveals.
         """
         ...
 
 
 class LearnerState(NamedTuple):
-    """All that training goes on from; nothing but arrays of plain dtypes."""
+    """Everything that training continues from, as arrays of plain dtypes."""
 
     stored_keys = keys("params", "optimizer", "key", "update", "revealed")
 
     params: networks.Params
-    """Of the actor-critic, as ``networks.init`` returns them."""
+    """Parameters of the actor-critic, as ``networks.init`` returns them."""
     optimizer: optax.OptState
-    """Adam's moments, of all parameters in a row, and its step count."""
+    """Adam's moments, of all parameters in one vector, and its step count."""
     key: UInt32[Array, " words"]
-    """Words of the key that every draw is folded from; the same throughout a training."""
+    """Words of the key that every draw is folded from; constant during a training."""
     update: Int[Array, ""]
     """Number of updates done."""
     revealed: Bool[Array, " cells"]
-    """Which cells of the table had their reward seen; empty if none are counted."""
+    """Which cells of the table had their reward revealed; empty if cells are not counted."""
 
 
 class Decisions(NamedTuple):
-    """Prompts, the gates a policy chose for them, and what it thought of them."""
+    """A policy's decisions on prompts, with their log-probabilities and the critic's values."""
 
     states: Any
-    """What ``reset`` gave beside the observations."""
+    """The environment's states, as ``reset`` returns them."""
     observations: Float[Array, "batch features"]
     actions: Int[Array, "batch gate_dims"]
     log_probs: Float[Array, " batch"]
@@ -64,12 +65,12 @@ class Decisions(NamedTuple):
 
     @property
     def choices(self) -> Int[Array, "batch *gate_dims"]:
-        """Actions as environments take them: one index each if a decision has one part."""
+        """Return the actions as environments take them: one index each for a single gate."""
         return self.actions[..., 0] if self.actions.shape[-1] == 1 else self.actions
 
 
 class Batch(NamedTuple):
-    """One-step episodes, and what the policy that made them thought of them."""
+    """One-step episodes, with the log-probabilities and values of the policy that played them."""
 
     observations: Float[Array, "batch features"]
     actions: Int[Array, "batch gate_dims"]
@@ -77,4 +78,4 @@ class Batch(NamedTuple):
     values: Float[Array, " batch"]
     rewards: Float[Array, " batch"]
     cells: Int[Array, " batch"] | None = None
-    """Number of the cell that paid, ``problem * choices + choice``, where there is a table."""
+    """Number of each cell, ``problem * choices + choice``, where there is a table of rewards."""

@@ -16,7 +16,7 @@ from jroute.experiment.setting import Setting
 from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Decoding
 from jroute.lm import LanguageModel, resolve_routing
-from jroute.ppo.learner import PPOConfig
+from jroute.ppo.config import PPOConfig
 from jroute.tasks import TaskConfig
 from jroute.tasks.prompts import PromptConfig
 from jroute.tasks.rewards import RewardConfig

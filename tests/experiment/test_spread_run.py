@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 import jroute
 from jroute.checkpoint import load_state
 from jroute.outcomes.__main__ import main as outcomes
-from jroute.ppo import learner
+from jroute.ppo import compilation
 from jroute.train import main as train
 
 SMALL = {
@@ -52,13 +52,13 @@ def test_a_run_on_eight_devices_is_the_run_on_one(
 
     monkeypatch.setattr(jax, "make_array_from_callback", spy)
     told = []
-    compile_train = learner.compile_train
+    compile_train = compilation.compile_train
 
     def compile_spy(*arguments: Any, sharding: Any = None, **others: Any) -> Any:
         told.append(sharding)
         return compile_train(*arguments, sharding=sharding, **others)
 
-    monkeypatch.setattr(learner, "compile_train", compile_spy)
+    monkeypatch.setattr(compilation, "compile_train", compile_spy)
     given = ["--config", str(config), "--run", str(eight), "--mesh.data", str(DATA)]
     assert outcomes([*given, "--split", "test"]) == 0
     filled = [array for array in placed if array.shape == (SLOTS,) and array.dtype == bool]

@@ -30,7 +30,7 @@ from jroute.harness import policy as gating
 from jroute.harness.agreement import compare_samples
 from jroute.harness.model import JaxLM
 from jroute.outcomes.outcome import Outcome
-from jroute.ppo.learner import PPOConfig
+from jroute.ppo.config import PPOConfig
 from jroute.statistics.config import JudgeConfig
 from jroute.tasks import TaskConfig, benchmarks
 from jroute.tasks.prompts import PromptConfig

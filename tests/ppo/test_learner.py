@@ -12,8 +12,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jroute.checkpoint import load_state, save_state
 from jroute.controller import networks
 from jroute.envs.functional import TableEnv
-from jroute.ppo import learner
-from jroute.ppo.learner import Hyperparameters, PPOConfig
+from jroute.ppo import compilation, learner, rollout
+from jroute.ppo.config import Hyperparameters, PPOConfig
+from jroute.ppo.metrics import Metrics, named_scalars
+from jroute.ppo.minibatches import minibatch_rows
+from jroute.ppo.rollout import MAX_CELL_NUMBERS, add_rewards, decide, number_cells
+from jroute.ppo.types import Batch, LearnerState
 from jroute.utils.errors import UserError
 from tests.ppo.bandits import Locks, Ridge
 
@@ -23,22 +27,22 @@ ENV = Ridge.make()
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def init(config: PPOConfig, num_features: int, nvec: tuple[int, ...]) -> learner.LearnerState:
+def init(config: PPOConfig, num_features: int, nvec: tuple[int, ...]) -> LearnerState:
     return learner.init(config, num_features, nvec, KEY)
 
 
-def start() -> learner.LearnerState:
+def start() -> LearnerState:
     return init(SMALL, 6, (5,))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def start_seeds(config: PPOConfig = SMALL, num_cells: int = 0) -> learner.LearnerState:
+def start_seeds(config: PPOConfig = SMALL, num_cells: int = 0) -> LearnerState:
     return learner.init_seeds(config, 6, (5,), KEY, num_cells=num_cells)
 
 
 @cache
-def trainer(updates: int) -> Callable[..., tuple[learner.LearnerState, learner.Metrics]]:
-    return learner.compile_train(SMALL, updates)
+def trainer(updates: int) -> Callable[..., tuple[LearnerState, Metrics]]:
+    return compilation.compile_train(SMALL, updates)
 
 
 def assert_same(a, b) -> None:
@@ -142,7 +146,7 @@ def test_update_equals_cleanrls_arithmetic(changes) -> None:
     observations = jnp.asarray(rng.standard_normal((64, 6)), jnp.float32)
     actions = jnp.asarray(rng.integers(0, 4, (64, 2)), jnp.int32)
     logits, values = jax.jit(networks.apply)(state.params, observations)
-    batch = learner.Batch(
+    batch = Batch(
         observations,
         actions,
         learner.losses.log_prob(logits, actions),
@@ -151,7 +155,7 @@ def test_update_equals_cleanrls_arithmetic(changes) -> None:
     )
     after, metrics = jax.jit(partial(learner.update, config))(state, batch)
     lr = config.learning_rate * (1 - 2 / config.updates)
-    rows = learner.minibatch_rows(config, state)
+    rows = minibatch_rows(config, state)
     nets, expected = torch_update(config, state.params, batch, rows, lr)
 
     for net, name in zip(nets, ("actor", "critic"), strict=True):
@@ -177,17 +181,17 @@ def test_update_equals_cleanrls_arithmetic(changes) -> None:
 
 def test_every_epoch_sees_every_row_once_in_a_new_order() -> None:
     state = start()
-    epochs = np.asarray(learner.minibatch_rows(SMALL, state)).reshape(4, 64)
+    epochs = np.asarray(minibatch_rows(SMALL, state)).reshape(4, 64)
     assert (np.sort(epochs, axis=1) == np.arange(64)).all()
     later = state._replace(update=jnp.asarray(1, jnp.int32))
-    epochs = [*epochs, *np.asarray(learner.minibatch_rows(SMALL, later)).reshape(4, 64)]
+    epochs = [*epochs, *np.asarray(minibatch_rows(SMALL, later)).reshape(4, 64)]
     assert len({tuple(epoch) for epoch in epochs}) == 8
 
 
 @pytest.mark.parametrize("size", [1, 3, 8, 4096, 4100])
 def test_rows_of_any_number_are_shuffled(size) -> None:
     config = replace(SMALL, batch_size=size, minibatches=1, epochs=3)
-    epochs = np.asarray(jax.jit(partial(learner.minibatch_rows, config))(start()))
+    epochs = np.asarray(jax.jit(partial(minibatch_rows, config))(start()))
     assert epochs.shape == (3, size)
     assert (np.sort(epochs, axis=1) == np.arange(size)).all()
 
@@ -196,7 +200,7 @@ def test_every_order_is_as_likely() -> None:
     config = replace(SMALL, batch_size=4, minibatches=1, epochs=1)
     keys = jax.random.key_data(jax.random.split(KEY, 24_000))
     states = jax.vmap(lambda key: start()._replace(key=key))(keys)
-    orders = jax.jit(jax.vmap(partial(learner.minibatch_rows, config)))(states)[:, 0]
+    orders = jax.jit(jax.vmap(partial(minibatch_rows, config)))(states)[:, 0]
     _, counts = np.unique(np.asarray(orders), axis=0, return_counts=True)
     assert len(counts) == 24
     # A chi-square of 23 degrees of freedom passes 49.7 once in a thousand.
@@ -271,7 +275,7 @@ def test_hyper_parameters_side_by_side_equal_trainings_alone() -> None:
 
 def test_vmap_maps_over_hyper_parameters() -> None:
     rates = jnp.asarray([1e-3, 1e-4, 1e-5], jnp.float32)
-    batch = jax.jit(partial(learner.rollout, SMALL))(ENV, start())
+    batch = jax.jit(partial(rollout.rollout, SMALL))(ENV, start())
 
     def moved(rate):
         hyper = Hyperparameters.of(SMALL)._replace(learning_rate=rate)
@@ -304,7 +308,7 @@ def batch_sharding() -> NamedSharding:
 @pytest.mark.parametrize("together", [False, True], ids=["in_turn", "in_one_batch"])
 def test_eight_devices_equal_one_however_seeds_are_trained(together) -> None:
     state, metrics = trainer(3)(ENV, start_seeds())
-    program = learner.compile_train(SMALL, 3, sharding=batch_sharding(), together=together)
+    program = compilation.compile_train(SMALL, 3, sharding=batch_sharding(), together=together)
     state_of_8, metrics_of_8 = program(ENV, start_seeds())
     assert len(jax.tree.leaves(state_of_8)[0].devices()) == 8
     assert_close(state_of_8, state, rtol=1e-4, atol=1e-5)
@@ -314,24 +318,24 @@ def test_eight_devices_equal_one_however_seeds_are_trained(together) -> None:
 def test_sharded_batch_is_spread_over_the_devices() -> None:
     sharding = batch_sharding()
     state = jax.device_put(start(), NamedSharding(sharding.mesh, PartitionSpec()))
-    batch = jax.jit(partial(learner.rollout, SMALL, sharding=sharding))(ENV, state)
+    batch = jax.jit(partial(rollout.rollout, SMALL, sharding=sharding))(ENV, state)
     for leaf in jax.tree.leaves(batch):
         assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
         assert leaf.addressable_shards[0].data.shape[0] == 8
 
 
 def test_rollout_records_what_the_policy_thought() -> None:
-    rollout = jax.jit(partial(learner.rollout, SMALL))
+    play = jax.jit(partial(rollout.rollout, SMALL))
     state = start()
     state = state._replace(params=jax.tree.map(lambda leaf: leaf + 0.3, state.params))
-    batch = rollout(ENV, state)
+    batch = play(ENV, state)
     logits, values = map(np.asarray, jax.jit(networks.apply)(state.params, batch.observations))
     chances = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     chosen = chances[np.arange(64), 0, np.asarray(batch.actions)[:, 0]]
     np.testing.assert_allclose(np.exp(batch.log_probs), chosen, rtol=1e-5)
     np.testing.assert_allclose(batch.values, values, rtol=1e-5)
     assert len(np.unique(np.asarray(batch.observations)[:, 0])) == 64
-    again = rollout(ENV, state._replace(update=jnp.asarray(1, jnp.int32)))
+    again = play(ENV, state._replace(update=jnp.asarray(1, jnp.int32)))
     assert not np.array_equal(again.observations, batch.observations)
 
 
@@ -350,21 +354,21 @@ TABLE = TableEnv.create(
 
 
 def test_rewards_found_by_the_host_train_the_same_and_are_counted() -> None:
-    def states() -> learner.LearnerState:
+    def states() -> LearnerState:
         return start_seeds(replace(SMALL, seeds=2), 200)
 
     inside, metrics = trainer(3)(TABLE, states())
 
-    decide, update = learner.compile_decide(SMALL), learner.compile_update(SMALL)
+    decide, update = compilation.compile_decide(SMALL), compilation.compile_update(SMALL)
     state, cells, seen = states(), [set(), set()], []
     for i in range(3):
         decisions = decide(TABLE, state)
         problems, choices = np.asarray(decisions.states.problem), np.asarray(decisions.choices)
         assert choices.shape == (2, 64)
         rewards = np.asarray(TABLE.rewards)[problems, choices]
-        batch = learner.rewarded(decisions, rewards, problems * 5 + choices)
-        state, scalars = update(state, batch)
-        seen.append(scalars)
+        batch = add_rewards(decisions, rewards, problems * 5 + choices)
+        state, one_update = update(state, batch)
+        seen.append(one_update)
         for seed in (0, 1):
             cells[seed] |= set(zip(problems[seed].tolist(), choices[seed].tolist(), strict=True))
             assert metrics.cells_revealed[seed, i] == len(cells[seed])
@@ -374,16 +378,16 @@ def test_rewards_found_by_the_host_train_the_same_and_are_counted() -> None:
         numbers = [problem * 5 + gate for problem, gate in sorted(cells[seed])]
         np.testing.assert_array_equal(np.flatnonzero(inside.revealed[seed]), numbers)
         assert 100 < len(cells[seed]) < 192  # fewer than rewards: some were seen twice
-    named = learner.scalars(metrics, (0.0, 0.25, 0.5, 0.75, 1.0))
+    named = named_scalars(metrics, (0.0, 0.25, 0.5, 0.75, 1.0))
     np.testing.assert_array_equal(named["charts/cells_revealed"], metrics.cells_revealed)
 
 
 def test_decisions_of_several_parts_are_made_for_the_host() -> None:
     env, config = Locks(jnp.ones(())), SMALL
     state = init(config, 1, (3, 3))
-    choices = jax.eval_shape(lambda state: learner.decide(config, env, state).choices, state)
+    choices = jax.eval_shape(lambda state: decide(config, env, state).choices, state)
     assert choices.shape == (64, 2)
-    batch = jax.eval_shape(partial(learner.rollout, config), env, state)
+    batch = jax.eval_shape(partial(rollout.rollout, config), env, state)
     assert batch.cells is None
     after, _ = jax.eval_shape(partial(learner.update, config), state, batch)
     assert jax.tree.structure(after) == jax.tree.structure(state)
@@ -403,15 +407,15 @@ def test_cells_are_numbered_apart() -> None:
     """One number for each cell while there are places; of cells without number hardly two share."""
     problems = np.repeat(np.arange(4), 27).reshape(2, -1)
     choices = np.stack(np.unravel_index(np.arange(108) % 27, (3, 3, 3)), axis=-1)
-    numbers = learner.number_cells(problems, choices.reshape(2, 54, 3), 3)
+    numbers = number_cells(problems, choices.reshape(2, 54, 3), 3)
     assert numbers.shape == (2, 54) and sorted(numbers.ravel()) == list(range(108))
-    single = learner.number_cells(np.array([[2, 0]]), np.array([[4, 1]]), 5)
+    single = number_cells(np.array([[2, 0]]), np.array([[4, 1]]), 5)
     np.testing.assert_array_equal(single, [[14, 1]])
     rng = np.random.default_rng(0)
     many, parts = rng.integers(0, 5000, 2000), rng.integers(0, 5, (2000, 36))
-    spread = learner.number_cells(many, parts, 5)
-    assert spread.max() < learner.COUNTED and len(np.unique(spread)) > 1985
-    np.testing.assert_array_equal(spread, learner.number_cells(many, parts, 5))
+    spread = number_cells(many, parts, 5)
+    assert spread.max() < MAX_CELL_NUMBERS and len(np.unique(spread)) > 1985
+    np.testing.assert_array_equal(spread, number_cells(many, parts, 5))
 
 
 # Edges
@@ -419,7 +423,7 @@ def test_cells_are_numbered_apart() -> None:
 
 def test_batches_of_another_make_are_refused() -> None:
     state = start()
-    batch = jax.jit(partial(learner.rollout, SMALL))(ENV, state)
+    batch = jax.jit(partial(rollout.rollout, SMALL))(ENV, state)
     wrong = {
         "rows": batch._replace(rewards=batch.rewards[:32]),
         "features": batch._replace(observations=batch.observations[:, :5]),
@@ -434,18 +438,18 @@ def test_batches_of_another_make_are_refused() -> None:
 
 
 def test_rewards_that_cannot_be_learnt_from_are_refused() -> None:
-    decisions = learner.compile_decide(SMALL)(ENV, start())
-    with pytest.raises(UserError, match="decisions were answered with"):
-        learner.rewarded(decisions, np.zeros(63))
+    decisions = compilation.compile_decide(SMALL)(ENV, start())
+    with pytest.raises(UserError, match=r"decisions of shape \(64,\) got rewards of shape \(63,\)"):
+        add_rewards(decisions, np.zeros(63))
     rewards = np.zeros(64)
     rewards[7] = np.nan
     with pytest.raises(UserError, match=r"reward of decision \(7,\) is nan"):
-        learner.rewarded(decisions, rewards)
+        add_rewards(decisions, rewards)
 
 
 def test_scalars_have_cleanrls_names() -> None:
     _, metrics = trainer(3)(ENV, start_seeds())
-    named = learner.scalars(metrics, (0.0, 0.25, 0.5, 0.75, 1.0))
+    named = named_scalars(metrics, (0.0, 0.25, 0.5, 0.75, 1.0))
     assert set(named) == {
         "charts/episodic_return",
         "charts/learning_rate",

@@ -9,8 +9,8 @@ import numpy as np
 
 from jroute.controller import networks
 from jroute.envs.functional import TableEnv
-from jroute.ppo import learner
-from jroute.ppo.learner import PPOConfig
+from jroute.ppo import compilation, learner
+from jroute.ppo.config import PPOConfig
 from tests.ppo.bandits import Layers, Locks, Ridge
 
 KEY = jax.random.key(0)
@@ -19,7 +19,7 @@ SMALL = PPOConfig(updates=100, batch_size=64, hidden=(16,), learning_rate=1e-2)
 
 @cache
 def program(config: PPOConfig):
-    return learner.compile_train(config, config.updates)
+    return compilation.compile_train(config, config.updates)
 
 
 def trained(config: PPOConfig, env, num_features: int, nvec: tuple[int, ...]):
@@ -84,7 +84,7 @@ def test_bandit_is_solved_to_99_percent_of_the_best_policy_by_each_of_20_seeds()
     config = PPOConfig(updates=120, batch_size=512, hidden=(32,), learning_rate=1e-2)
     assert config.seeds == 20
     state = jax.jit(partial(learner.init_seeds, config, 6, (5,)))(KEY)
-    state, metrics = learner.compile_train(config, config.updates)(env, state)
+    state, metrics = compilation.compile_train(config, config.updates)(env, state)
 
     observations = jax.random.normal(jax.random.key(7), (4000, 6))
     chances = np.asarray(jax.vmap(env.chances)(observations))

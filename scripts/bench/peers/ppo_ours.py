@@ -27,13 +27,15 @@ from ppo_worker import answer
 
 from jroute.controller import networks
 from jroute.envs.functional import TableEnv
-from jroute.ppo import learner
+from jroute.ppo import compilation, learner
+from jroute.ppo.config import PPOConfig
+from jroute.ppo.types import Batch
 
 
 @functools.cache
-def config(seeds: int) -> learner.PPOConfig:
+def config(seeds: int) -> PPOConfig:
     """Return the learner's configuration."""
-    return learner.PPOConfig(
+    return PPOConfig(
         batch_size=BATCH,
         epochs=EPOCHS,
         minibatches=MINIBATCHES,
@@ -71,7 +73,7 @@ class Jroute:
 
     def program(self, seeds: int, updates: int) -> None:
         """Compile a program of so many updates a call."""
-        self.programs[seeds, updates] = learner.compile_train(config(seeds), updates)
+        self.programs[seeds, updates] = compilation.compile_train(config(seeds), updates)
 
     def run(self, seeds: int, updates: int) -> None:
         """Continue the training from where the last call ended."""
@@ -88,8 +90,8 @@ class Jroute:
         """Prepare to learn from given rollouts."""
         given = rollout()
         given["actions"] = given["actions"][:, None]
-        self.batch = learner.Batch(**{name: jnp.asarray(x) for name, x in given.items()})
-        self.step = learner.compile_update(config(1))
+        self.batch = Batch(**{name: jnp.asarray(x) for name, x in given.items()})
+        self.step = compilation.compile_update(config(1))
         self.state = init(1)(jax.random.key(0))  # not that of the race
 
     def update(self, updates: int) -> None:
