@@ -1,5 +1,15 @@
-"""A run as one HTML page: what was found, and every problem it was found on.
+"""A run as one HTML page: its verdict, its numbers and figures, and every problem.
 
-``reading`` takes a run folder into plain ``material``; ``figures`` and ``gate_figures`` draw it on
-a ``canvas``, ``problems`` packs the table of problems, ``page`` puts the page together.
+A run folder becomes ``ReportData`` (``run_reader``); ``page`` renders it with the templates.
+
+=====================================  ========================================================
+``header``, ``sections``               the content of the page's parts
+``result_rows``, ``interval_table``    numbers with intervals, as rows and as tables
+``problem_table``                      every problem, packed for ``problem_table.js``
+``figures``                            the list of figures: ``interval_figures``,
+                                       ``training_figures``, ``gate_histograms`` (with
+                                       ``difficulty``), ``stream_figures``; drawn by ``svg``
+``text``                               the results as text, for the screen
+``episodes``                           every judged problem as an episode, for traces
+=====================================  ========================================================
 """

@@ -6,20 +6,27 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from jroute.report.report_data import ProblemRow, SplitReport, steps
+from jroute.report.report_data import ProblemRow, SplitReport, count_steps
 
 BINS = 6
-"""Most groups of problems in a figure."""
+"""Largest number of groups in a figure."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One measure of difficulty."""
+    """One measure of difficulty.
 
-    short: str
+    Attributes:
+        name: Part of the figures' names.
+        title: What the figures say after "by".
+        axis: Label of the horizontal axis.
+        value: Measures a problem.
+    """
+
+    name: str
     title: str
     axis: str
-    of: Callable[[ProblemRow], float]
+    value: Callable[[ProblemRow], float]
 
 
 MEASURES = (
@@ -35,19 +42,24 @@ MEASURES = (
         "tokens of the prompt",
         lambda row: row.features.get("prompt_length", 0.0),
     ),
-    Measure("steps", "steps", "steps of the reference solution", lambda row: steps(row.problem)),
+    Measure(
+        "steps",
+        "steps",
+        "steps of the reference solution",
+        lambda row: count_steps(row.problem),
+    ),
 )
 
 
 @dataclass(frozen=True)
 class GateShares:
-    """What all seeds chose in groups of problems.
+    """The choices of all seeds in groups of problems.
 
     Attributes:
-        labels: Ranges of the groups.
-        gates: Gates that were chosen at all, the smallest first.
-        colours: Their places in the report's grid.
-        share: Of each gate in each group, over seeds, problems and parts.
+        labels: The range of each group.
+        gates: Gates chosen at least once, the smallest first.
+        colours: Indices of those gates in the report's grid.
+        share: Share of each gate in each group, over seeds, problems and parts.
         mean: Mean gate of each group.
         parts: Mean gate of each part (band or layer) in each group.
         scale: Smallest and largest gate of the grid.
@@ -62,50 +74,50 @@ class GateShares:
     scale: tuple[float, float]
 
 
-def measures(judged: SplitReport) -> list[Measure]:
-    """Measures that tell the problems of a split apart."""
-    return [m for m in MEASURES if len({m.of(row) for row in judged.rows}) > 1]
+def measures(split: SplitReport) -> list[Measure]:
+    """Return the measures that differ between the problems of a split."""
+    return [m for m in MEASURES if len({m.value(row) for row in split.rows}) > 1]
 
 
 def groups(values: Float[np.ndarray, " items"]) -> tuple[Int[np.ndarray, " items"], list[str]]:
-    """Put items into at most ``BINS`` groups of neighbouring values, of about equal size.
+    """Put items into at most ``BINS`` groups of neighbouring values and about equal size.
 
     Returns:
-        The group of every item, and what values each group has.
+        The group of every item, and the range of every group.
     """
-    known = np.unique(values)
-    if len(known) <= BINS:
-        edges = known[1:]
+    distinct = np.unique(values)
+    if len(distinct) <= BINS:
+        edges = distinct[1:]
     else:
         edges = np.unique(np.quantile(values, np.linspace(0, 1, BINS + 1)[1:-1], method="nearest"))
-        # Where one value is most of them it is a group of its own.
-        edges = np.unique(np.where(edges == known[0], known[1], edges))
-    placed = np.searchsorted(edges, values, side="right")
+        # A value that most items share is a group of its own.
+        edges = np.unique(np.where(edges == distinct[0], distinct[1], edges))
+    members = np.searchsorted(edges, values, side="right")
     labels = []
     for group in range(len(edges) + 1):
-        inside = values[placed == group]
+        inside = values[members == group]
         low, high = f"{inside.min():g}", f"{inside.max():g}"
         labels.append(low if low == high else f"{low}–{high}")
-    return placed, labels
+    return members, labels
 
 
-def by_difficulty(judged: SplitReport, measure: Measure) -> GateShares | None:
-    """Gates in groups of problems; ``None`` without a choice of any controller."""
-    if not judged.gates.size:
+def by_difficulty(split: SplitReport, measure: Measure) -> GateShares | None:
+    """Return the gates in groups of problems; ``None`` if no controller chose any."""
+    if not split.gates.size:
         return None
-    placed, labels = groups(np.array([measure.of(row) for row in judged.rows], float))
-    known = sorted(
-        {float(g) for g in np.unique(judged.gates)}
-        | {part for row in judged.rows for cell in row.cells for part in cell.gate}
+    members, labels = groups(np.array([measure.value(row) for row in split.rows], float))
+    grid = sorted(
+        {float(gate) for gate in np.unique(split.gates)}
+        | {part for row in split.rows for cell in row.cells for part in cell.gate}
     )
-    used = [gate for gate in known if (judged.gates == gate).any()]
-    inside = [judged.gates[:, placed == group] for group in range(len(labels))]
+    chosen = [gate for gate in grid if (split.gates == gate).any()]
+    by_group = [split.gates[:, members == group] for group in range(len(labels))]
     return GateShares(
         labels=labels,
-        gates=used,
-        colours=[known.index(gate) for gate in used],
-        share=np.array([[(g == gate).mean() for g in inside] for gate in used]),
-        mean=np.array([g.mean() for g in inside]),
-        parts=np.stack([g.mean(axis=(0, 1)) for g in inside], axis=1),
-        scale=(known[0], known[-1]),
+        gates=chosen,
+        colours=[grid.index(gate) for gate in chosen],
+        share=np.array([[(gates == gate).mean() for gates in by_group] for gate in chosen]),
+        mean=np.array([gates.mean() for gates in by_group]),
+        parts=np.stack([gates.mean(axis=(0, 1)) for gates in by_group], axis=1),
+        scale=(grid[0], grid[-1]),
     )

@@ -1,19 +1,22 @@
-"""SplitReport problems as episodes for traces: one for every problem and gate."""
+"""Judged problems as episodes for traces: one for every problem and gate."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from jroute.observe.traces import Episode
+from jroute.arms.registry import fixed_name
+from jroute.observe.progress import progress_bar
+from jroute.observe.traces import Episode, TraceConfig, Traces
 from jroute.report.report_data import Cell, ProblemRow, ReportData, SplitReport
 
 
-def episodes(judged: SplitReport, material: ReportData) -> Iterator[Episode]:
-    """Every cell of a split; arms that choose the same gate share an episode, and are named."""
-    outcomes = material.results.get("outcomes", "")
-    for row in judged.rows:
+def episodes(split: SplitReport, data: ReportData) -> Iterator[Episode]:
+    """Yield every cell of a split; arms that choose the same gate share an episode."""
+    outcomes = data.results.get("outcomes", "")
+    for row in split.rows:
         for cell in row.cells:
             yield Episode(
-                key=f"{outcomes}/{judged.name}/{row.problem.id}/{cell.gate}",
+                key=f"{outcomes}/{split.name}/{row.problem.id}/{cell.gate}",
                 prompt=row.prompt or row.problem.question,
                 features=row.features,
                 gate=cell.gate,
@@ -26,8 +29,8 @@ def episodes(judged: SplitReport, material: ReportData) -> Iterator[Episode]:
                 correct=cell.correct,
                 reward=cell.reward,
                 labels={
-                    "run": material.name,
-                    "split": judged.name,
+                    "run": data.name,
+                    "split": split.name,
                     "problem": row.problem.id,
                     "arms": _arms(row, cell),
                 },
@@ -35,24 +38,44 @@ def episodes(judged: SplitReport, material: ReportData) -> Iterator[Episode]:
 
 
 def _arms(row: ProblemRow, cell: Cell) -> list[str]:
-    named = [name for name, gate in row.arms.items() if gate == cell.gate]
-    constant = f"fixed:{cell.gate[0]:g}"
-    if len(set(cell.gate)) == 1 and constant not in named:
-        named.append(constant)
-    return named
+    """Return the arms that choose a cell, the fixed gate included."""
+    names = [name for name, gate in row.arms.items() if gate == cell.gate]
+    fixed = fixed_name(cell.gate[0])
+    if len(set(cell.gate)) == 1 and fixed not in names:
+        names.append(fixed)
+    return names
 
 
-def shared(material: ReportData) -> Mapping[str, Any]:
-    """What all episodes of a run share, under OpenTelemetry's names."""
-    decoding = material.decoding
-    known = {
+def run_attributes(data: ReportData) -> Mapping[str, Any]:
+    """Return what all episodes of a run share, under OpenTelemetry's names."""
+    decoding = data.decoding
+    attributes = {
         "gen_ai.operation.name": "text_completion",
         "gen_ai.provider.name": "jroute",
-        "gen_ai.request.model": material.results.get("model"),
+        "gen_ai.request.model": data.results.get("model"),
         "gen_ai.request.max_tokens": decoding.get("max_new_tokens"),
         "gen_ai.request.temperature": decoding.get("temperature"),
         "gen_ai.request.top_k": decoding.get("top_k"),
         "gen_ai.request.top_p": decoding.get("top_p"),
         "gen_ai.request.stop_sequences": list(decoding.get("stop", ())) or None,
     }
-    return {name: value for name, value in known.items() if value is not None}
+    return {name: value for name, value in attributes.items() if value is not None}
+
+
+def export(data: ReportData, config: TraceConfig, folder: Path) -> list[str]:
+    """Write every judged episode as a span.
+
+    Returns:
+        For every split and place, how many episodes were written, in words.
+    """
+    summary = []
+    for split in data.splits:
+        total = sum(len(row.cells) for row in split.rows)
+        with Traces(config, folder, split.name, run_attributes(data)) as traces:
+            title = f"traces {split.name}"
+            traces.write(iter(progress_bar(episodes(split, data), title, total, unit="episode")))
+        summary += [
+            f"{place}: {total - lost:,} of {total:,} episodes of {split.name}"
+            for place, lost in traces.lost.items()
+        ]
+    return summary

@@ -1,105 +1,122 @@
-"""Puts a report together: one HTML file that needs nothing but itself."""
+"""The page: one HTML file that needs nothing but itself.
+
+The templates in ``templates`` hold all of its HTML and prose. They escape every value, so texts
+that a model or a data set wrote are shown and never run. Only four things enter the page as they
+are: the figures (`jroute.report.svg`), the problem table's JSON (`jroute.report.problem_table`),
+and the style sheet and the script of this package.
+"""
 
 import base64
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from html import escape
 from importlib import resources
 from pathlib import Path
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
 from jroute.report import svg
-from jroute.report.figures import figures, grid
+from jroute.report.figures import figures
+from jroute.report.formats import FILTERS
 from jroute.report.header import header
-from jroute.report.problem_table import for_script, pack
+from jroute.report.problem_table import pack, script_json
 from jroute.report.report_data import ReportData
-from jroute.report.sections import sections
+from jroute.report.result_rows import arm_label
+from jroute.report.sections import run_facts, split_tables
 from jroute.report.svg import Figure
 from jroute.utils.files import write_text
 
 
 def write(
-    material: ReportData,
+    data: ReportData,
     folder: Path,
-    progress: Callable[[Sequence[Figure]], Iterable[Figure]] = lambda found: found,
+    progress: Callable[[Sequence[Figure]], Iterable[Figure]] = lambda drawn: drawn,
 ) -> list[Path]:
     """Write ``report.html`` and, beside it, ``figures`` as PNG and SVG.
 
     Args:
-        material: What there is to show.
-        folder: Where to.
-        progress: Hands the figures on one by one, and may show how far it is.
+        data: Content of the report.
+        folder: Folder for the page.
+        progress: Iterates over the figures, and may show a progress bar.
 
     Returns:
-        The page, then the figures.
+        The path of the page, then those of the figures.
     """
-    found, count = figures(material), len(grid(material))
+    drawn, num_gates = figures(data), len(data.grid)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     page = folder / "report.html"
-    write_text(page, render(material, found))
-    files = [svg.save(figure, count, folder / "figures") for figure in progress(found)]
+    write_text(page, render(data, drawn))
+    files = [svg.save(figure, num_gates, folder / "figures") for figure in progress(drawn)]
     return [page, *(file for pair in files for file in pair)]
 
 
-def render(material: ReportData, drawn: Sequence[Figure]) -> str:
-    """The whole page."""
-    found = {figure.name: figure for figure in drawn}
-    gates = grid(material)
-    inside = {
-        name: svg.inline(figure, len(gates))
-        for name, figure in found.items()
-        if not name.startswith(("arms-", "contrasts-", "headroom-"))
-    }
-    style = resources.files("jroute.report").joinpath("page.css").read_text("utf-8")
-    style = f"{_variables(len(gates))}\n{style}"
-    script = resources.files("jroute.report").joinpath("problem_table.js").read_text("utf-8")
-    policy = (
-        f"default-src 'none'; style-src 'unsafe-inline'; script-src '{_digest(script)}'; "
+def render(data: ReportData, drawn: Sequence[Figure]) -> str:
+    """Return the page as HTML.
+
+    Args:
+        data: Content of the report.
+        drawn: Its figures.
+    """
+    grid = data.grid
+    script = _asset("problem_table.js")
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            policy=_content_security_policy(script),
+            variables=_css_variables(len(grid)),
+            style=_asset("page.css"),
+            script=script,
+            problems=script_json(pack(data.splits, grid)),
+            data=data,
+            header=header(data),
+            tables=split_tables(data),
+            facts=run_facts(data.results),
+            figures={
+                figure.name: {
+                    "title": figure.title,
+                    "wide": figure.width > svg.WIDTH,
+                    "svg": svg.inline(figure, len(grid)),
+                }
+                for figure in drawn
+                if figure.in_page
+            },
+        )
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("jroute.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(FILTERS, arm_label=arm_label)
+    return environment
+
+
+def _asset(name: str) -> Markup:
+    """Return a file of this package, to stand in the page as it is."""
+    return Markup(resources.files("jroute.report").joinpath(name).read_text("utf-8"))
+
+
+def _content_security_policy(script: str) -> str:
+    """Return a policy that loads nothing and runs one script."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
         "base-uri 'none'; form-action 'none'"
     )
 
-    def panels(*names: str) -> str:
-        html = "".join(
-            f"<figure{' class=wide' if found[name].width > svg.WIDTH else ''}>"
-            f"<figcaption>{escape(found[name].title)}</figcaption>{inside[name]}</figure>"
-            for name in names
-            if name in inside
-        )
-        return f'<div class="panels">{html}</div>' if html else ""
 
-    data = for_script(pack(material.splits, gates))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{escape(policy, quote=True)}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(material.name)} · jroute</title>
-<style>
-{style}
-</style>
-</head>
-<body>
-{header(material)}
-<main>
-{sections(material, panels)}
-</main>
-<script type="application/json" id="data">{data}</script>
-<script>{script}</script>
-</body>
-</html>
-"""
-
-
-def _digest(script: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
-
-
-def _variables(count: int) -> str:
-    """Every colour of the page, for light and for dark."""
+def _css_variables(num_gates: int) -> str:
+    """Return CSS that defines every colour of the page, for light and for dark mode."""
 
     def block(mode: str) -> str:
-        return "".join(f"--{n}:{c};" for n, c in svg.theme(count, mode).colours.items())
+        colours = svg.theme(num_gates, mode).colours
+        return "".join(f"--{name}:{colour};" for name, colour in colours.items())
 
     return (
         f":root{{{block('light')}}}\n@media (prefers-color-scheme:dark){{:root{{{block('dark')}}}}}"

@@ -1,96 +1,101 @@
-"""The table of problems, packed for the page: columns of numbers, and every text once."""
+"""The table of problems, packed for the page's script: columns of numbers, every text once.
+
+``problem_table.js`` unpacks it and draws the rows in sight.
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
-from jroute.report.report_data import SplitReport, steps
-from jroute.report.result_rows import words
-from jroute.routing.gate import Gate
+from jroute.arms.registry import FIXED
+from jroute.report.report_data import Cell, SplitReport, count_steps
+from jroute.report.result_rows import arm_label
 
 
-def pack(splits: Sequence[SplitReport], grid: Sequence[Gate]) -> dict[str, Any]:
-    """Every problem of every split with all that is known of it.
+def pack(splits: Sequence[SplitReport], grid: Sequence[float]) -> dict[str, Any]:
+    """Return every problem of every split with all its cells.
 
-    Texts stand in ``texts`` once and are numbers elsewhere: under greedy decoding many gates give
-    the same completion.
+    Each text stands once in ``texts`` and is an index everywhere else: under greedy decoding many
+    gates give the same completion.
 
     Args:
         splits: The judged splits.
-        grid: Gates in order of their colours.
+        grid: Numbers of gates in the order of their colours.
     """
     texts: dict[str, int] = {}
 
-    def number(text: str) -> int:
+    def index(text: str) -> int:
         return texts.setdefault(text, len(texts))
 
-    packed = [_split(judged, grid, number) for judged in splits if judged.rows]
+    packed = [_pack_split(split, grid, index) for split in splits if split.rows]
     return {
-        "grid": [gate[0] for gate in grid],
+        "grid": list(grid),
         "splits": packed,
         "texts": list(texts),
         "statuses": {"ok": "", "no_answer": "no answer found", "truncated": "cut off"},
     }
 
 
-def _split(judged: SplitReport, grid: Sequence[Gate], number: Any) -> dict[str, Any]:
-    right = judged.right.mean(axis=0) if judged.gates.size else np.full(len(judged.rows), np.nan)
-    names = list(judged.rows[0].features)
-    arms = [name for name in judged.rows[0].arms if not name.startswith("fixed:")]
+def _pack_split(
+    split: SplitReport, grid: Sequence[float], index: Callable[[str], int]
+) -> dict[str, Any]:
+    """Return one split; ``index`` stores a text and returns its place."""
+    shares = split.solved.mean(axis=0) if split.gates.size else np.full(len(split.rows), np.nan)
+    features = list(split.rows[0].features)
+    arms = [name for name in split.rows[0].arms if not name.startswith(FIXED)]
+
+    def pack_cell(cell: Cell, chosen: Sequence[tuple[float, ...]]) -> list[Any]:
+        return [
+            " ".join(f"{number:g}" for number in cell.gate),
+            [grid.index(number) if number in grid else None for number in cell.gate],
+            [i for i, gate in enumerate(chosen) if gate == cell.gate],
+            index(cell.completion),
+            cell.tokens,
+            index(cell.parsed),
+            cell.status,
+            int(cell.correct),
+            _rounded(cell.reward),
+        ]
+
     return {
-        "name": judged.name,
-        "features": names,
-        "arms": [words(name) for name in arms],
+        "name": split.name,
+        "features": features,
+        "arms": [arm_label(name) for name in arms],
         "rows": [
             {
                 "id": row.problem.id,
-                "question": number(row.problem.question),
-                "prompt": number(row.prompt) if row.prompt else None,
-                "gold": number(row.problem.answer),
-                "solution": number(row.problem.solution) if row.problem.solution else None,
-                "features": [_short(row.features[name]) for name in names],
-                "steps": steps(row.problem) or None,
+                "question": index(row.problem.question),
+                "prompt": index(row.prompt) if row.prompt else None,
+                "gold": index(row.problem.answer),
+                "solution": index(row.problem.solution) if row.problem.solution else None,
+                "features": [_rounded(row.features[name]) for name in features],
+                "steps": count_steps(row.problem) or None,
                 "base": row.base,
                 "rl": row.rl,
                 "seeds": None if np.isnan(share) else round(float(share), 3),
-                "cells": [
-                    [
-                        _label(cell.gate),
-                        [grid.index((part,)) if (part,) in grid else None for part in cell.gate],
-                        [i for i, name in enumerate(arms) if row.arms[name] == cell.gate],
-                        number(cell.completion),
-                        cell.tokens,
-                        number(cell.parsed),
-                        cell.status,
-                        int(cell.correct),
-                        _short(cell.reward),
-                    ]
-                    for cell in row.cells
-                ],
+                "cells": [pack_cell(cell, [row.arms[name] for name in arms]) for cell in row.cells],
             }
-            for row, share in zip(judged.rows, right, strict=True)
+            for row, share in zip(split.rows, shares, strict=True)
         ],
     }
 
 
-def _short(value: float) -> float | None:
+def _rounded(value: float) -> float | None:
+    """Return four significant digits; ``None`` for what JSON cannot hold."""
     return float(f"{value:.4g}") if np.isfinite(value) else None
 
 
-def _label(gate: Gate) -> str:
-    return " ".join(f"{part:g}" for part in gate)
+def script_json(content: Any) -> Markup:
+    r"""Return JSON that is safe inside a ``<script>`` element, whatever its texts contain.
 
-
-def for_script(content: Any) -> str:
-    """JSON that may stand inside a ``<script>`` element, whatever its texts say.
-
-    No ``<`` is left that could open or end a tag or a comment, and none of the line ends that
-    JavaScript knows and JSON does not.
+    Characters that could open or end a tag or a comment become escapes such as ``\u003c``, and so
+    do the line ends that JavaScript has and JSON has not.
     """
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for sign in "<>&\u2028\u2029":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    # A lone surrogate has no UTF-8.
-    return text.encode("utf-8", "backslashreplace").decode()
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    # Lone surrogates have no UTF-8.
+    return Markup(text.encode("utf-8", "backslashreplace").decode())

@@ -1,4 +1,4 @@
-"""What a report shows, as plain data; ``reading`` takes it from the files of a run folder."""
+"""The content of a report as plain data; `jroute.report.run_reader` reads it from a run folder."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,15 +7,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jroute.routing.gate import Gate
 from jroute.tasks import Problem
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What one problem gave under one gate; fields as in ``Outcome``."""
+    """The outcome of one problem under one gate, given by its numbers; fields as in ``Outcome``."""
 
-    gate: Gate
+    gate: tuple[float, ...]
     completion: str
     tokens: int
     parsed: str
@@ -27,16 +26,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class ProblemRow:
-    """One problem and every answer to it that is known.
+    """One problem and every known answer to it.
 
     Attributes:
         problem: The problem.
-        prompt: The text the model read; empty if its tokenizer is not at hand.
-        features: What a controller saw, by name, before standardisation.
-        cells: What was generated, one for each gate.
-        base: Which cell is the plain model's.
-        rl: Which cell the deployed controller chose.
-        arms: Gate of every arm that gives each problem one, by name.
+        prompt: The text that the model read; empty without its tokenizer.
+        features: The features that controllers saw, by name, before standardisation.
+        cells: One cell per generated gate.
+        base: Index of the plain model's cell.
+        rl: Index of the cell that the deployed controller chose.
+        arms: Numbers of the gate by arm, for the arms that give one gate to a problem.
     """
 
     problem: Problem
@@ -45,7 +44,7 @@ class ProblemRow:
     cells: tuple[Cell, ...]
     base: int
     rl: int
-    arms: Mapping[str, Gate] = field(default_factory=dict)
+    arms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,11 @@ class SplitReport:
     """One judged split.
 
     Attributes:
-        name: Of the split.
+        name: Name of the split.
         results: Its part of ``results.json``.
         rows: Its problems, in order.
-        gates: What every seed's controller chose.
-        absent: Why there are no rows, in one sentence; empty if there are.
+        gates: The choices of every seed's controller.
+        missing: Why there are no rows, in one sentence; empty if there are.
     """
 
     name: str
@@ -66,15 +65,18 @@ class SplitReport:
     gates: Float[np.ndarray, "seeds problems parts"] = field(
         default_factory=lambda: np.zeros((0, 0, 1))
     )
-    absent: str = ""
+    missing: str = ""
 
     @property
-    def right(self) -> Bool[np.ndarray, "seeds problems"]:
+    def solved(self) -> Bool[np.ndarray, "seeds problems"]:
         """Whether each seed's choice solved each problem; a choice without a cell did not."""
-        solved = [{cell.gate: cell.correct for cell in row.cells} for row in self.rows]
+        correct = [{cell.gate: cell.correct for cell in row.cells} for row in self.rows]
         return np.array(
             [
-                [known.get(tuple(gate), False) for gate, known in zip(seed, solved, strict=True)]
+                [
+                    by_gate.get(tuple(gate), False)
+                    for gate, by_gate in zip(seed, correct, strict=True)
+                ]
                 for seed in self.gates.tolist()
             ],
             bool,
@@ -83,17 +85,17 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything a report shows.
+    """Everything that a report shows.
 
     Attributes:
-        name: Of the run.
+        name: Name of the run.
         results: ``results.json``.
         splits: The judged splits, the primary one first.
-        curves: Training curves by name, ``[seeds, updates]``.
-        banded: Whether the curves are known seed by seed, not as their mean alone.
+        curves: Training curves by name.
+        curves_by_seed: Whether the curves hold every seed, not only the mean.
         batch: Episodes in one update.
-        probe: What ``python -m jroute.probe`` wrote, if it was run.
-        settings: The experiment's settings, for the end of the page.
+        probe: ``probe.json``, if ``python -m jroute.probe`` wrote it.
+        config: ``config.yaml`` as text.
         decoding: How completions were generated.
     """
 
@@ -101,14 +103,21 @@ class ReportData:
     results: Mapping[str, Any]
     splits: tuple[SplitReport, ...]
     curves: Mapping[str, Float[np.ndarray, "seeds updates"]] = field(default_factory=dict)
-    banded: bool = False
+    curves_by_seed: bool = False
     batch: int = 1
     probe: Mapping[str, Any] | None = None
-    settings: str = ""
+    config: str = ""
     decoding: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def grid(self) -> list[float]:
+        """All numbers that were tried or chosen as gates, the smallest first."""
+        tried = set(map(float, self.results.get("gates", ())))
+        chosen = {gate for split in self.splits for gate in np.unique(split.gates).tolist()}
+        return sorted(tried | chosen)
 
-def steps(problem: Problem) -> int:
-    """Lines of the reference solution, its final ``####`` line aside; 0 if there is none."""
+
+def count_steps(problem: Problem) -> int:
+    """Count the lines of the reference solution, except its final ``####`` line; 0 without one."""
     lines = (line.strip() for line in problem.solution.splitlines())
     return sum(bool(line) and not line.startswith("####") for line in lines)

@@ -4,21 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-ARMS = {
-    "rl": "PPO controller, mean over seeds",
-    "rl_selected": "the seed that was best on validation",
-    "rl_modal": "the gate PPO chooses most often, for every prompt",
-    "exact_gradient": "exact gradient on the table: PPO's ceiling",
-    "supervised": "predicts every gate's reward from prompt length",
-    "supervised_features": "the same from all that PPO sees",
-    "shuffled_prompt": "RL's gates dealt out to other prompts, in expectation",
-    "random_reward": "PPO paid at random",
-    "random": "a gate drawn evenly, in expectation",
-    "baseline": "the plain model, gate 0",
-    "best_fixed": "the fixed gate that was best on train",
-    "oracle": "best gate of each problem in hindsight: a bound, no rule",
-}
-"""What every arm is, in the order they are shown; ``fixed:G`` stand before ``best_fixed``."""
+from jroute.arms.registry import ARMS, FIXED, PAGE_ORDER, SUBJECT
 
 
 @dataclass(frozen=True)
@@ -26,62 +12,60 @@ class ResultRow:
     """One number with its 95 % interval.
 
     Attributes:
-        name: What it is of.
-        value: In per cent or points.
-        ci95: Its interval, if there is one.
-        about: A few words on what that is.
-        p: Two-sided.
-        p_holm: The same, adjusted over the declared contrasts.
-        bold: Whether it is what the page is about.
+        name: Label of the row.
+        value: The number, in per cent or points.
+        ci95: Its interval, if it has one.
+        description: The label explained in a few words.
+        p: Two-sided p-value.
+        p_holm: The p-value adjusted over the declared contrasts by Holm's method.
+        bold: Whether the row is one that the page is about.
     """
 
     name: str
     value: float
     ci95: tuple[float, float] | None = None
-    about: str = ""
+    description: str = ""
     p: float | None = None
     p_holm: float | None = None
     bold: bool = False
 
     @property
-    def said(self) -> str:
-        """The row as words."""
-        low_high = f" ({self.ci95[0]:.1f} to {self.ci95[1]:.1f})" if self.ci95 else ""
-        return f"{self.name} {self.value:.1f}{low_high}"
+    def text(self) -> str:
+        """The row in words."""
+        interval = f" ({self.ci95[0]:.1f} to {self.ci95[1]:.1f})" if self.ci95 else ""
+        return f"{self.name} {self.value:.1f}{interval}"
 
 
-def words(name: str) -> str:
-    """An arm's name to read: ``best_fixed`` is "best fixed"."""
-    return {"rl": "RL", "rl_selected": "RL, one seed", "rl_modal": "RL's modal gate"}.get(
-        name, name.replace("_", " ").replace("fixed:", "fixed ")
-    )
+def arm_label(name: str) -> str:
+    """Return the label of an arm; a name that is not registered is only made legible."""
+    return ARMS[name].label if name in ARMS else name.replace("_", " ").replace(FIXED, "fixed ")
 
 
-def arms(results: Mapping[str, Any]) -> list[ResultRow]:
-    """Accuracies of all arms in per cent, RL first."""
-    known = list(ARMS)
-    fixed = known.index("best_fixed")
+def _page_order(name: str) -> tuple[float, str]:
+    """Sort by ``PAGE_ORDER``: fixed gates before ``best_fixed``, unknown arms before the last."""
+    if name.startswith(FIXED):
+        return PAGE_ORDER.index("best_fixed") - 0.5, ""
+    place = PAGE_ORDER.index(name) if name in PAGE_ORDER else len(PAGE_ORDER) - 1.5
+    return place, name
 
-    def place(name: str) -> tuple[float, str]:
-        if name.startswith("fixed:"):
-            return fixed - 0.5, ""
-        return (float(known.index(name)) if name in known else len(known) - 1.5), name
 
-    found = results.get("arms", {})
+def arm_rows(results: Mapping[str, Any]) -> list[ResultRow]:
+    """Return the accuracies of all arms in per cent, RL first."""
+    arms = results.get("arms", {})
     return [
         ResultRow(
-            words(name),
-            100 * found[name]["accuracy"],
-            _percent(found[name].get("ci95")),
-            ARMS.get(name, ""),
-            bold=name == "rl",
+            arm_label(name),
+            100 * arms[name]["accuracy"],
+            _percent(arms[name].get("ci95")),
+            ARMS[name].description if name in PAGE_ORDER else "",
+            bold=name == SUBJECT,
         )
-        for name in sorted(found, key=place)
+        for name in sorted(arms, key=_page_order)
     ]
 
 
-def contrasts(results: Mapping[str, Any], *, declared: bool | None = None) -> list[ResultRow]:
-    """Differences in points; those declared beforehand have a p adjusted by Holm.
+def contrast_rows(results: Mapping[str, Any], *, declared: bool | None = None) -> list[ResultRow]:
+    """Return differences in points; those declared beforehand have a p adjusted by Holm.
 
     Args:
         results: One split's part of ``results.json``.
@@ -89,7 +73,7 @@ def contrasts(results: Mapping[str, Any], *, declared: bool | None = None) -> li
     """
     return [
         ResultRow(
-            f"{words(c['a'])} − {words(c['b'])}",
+            f"{arm_label(c['a'])} − {arm_label(c['b'])}",
             100 * c["difference"],
             _percent(c.get("ci95")),
             p=c.get("p"),
@@ -108,36 +92,43 @@ HEADROOM = {
     "hindsight": "best gate of each problem in hindsight: an upper bound",
     "noise_floor": "what chance flips alone would show in hindsight",
 }
-"""What is known of headroom, in the order it is shown."""
+"""Every estimate of headroom with its description, in the order of the page."""
 
 
-def headroom(results: Mapping[str, Any]) -> list[ResultRow]:
-    """Gains over the best fixed gate in points: what RL took, what can be learnt, what there is."""
-    found = results.get("arms", {})
-    if not {"best_fixed", "oracle"} <= found.keys():
+def headroom_rows(results: Mapping[str, Any]) -> list[ResultRow]:
+    """Return gains over the best fixed gate in points: RL's, what can be learned, what exists."""
+    arms, stored = results.get("arms", {}), results.get("headroom", {})
+    if not {"best_fixed", "oracle"} <= arms.keys():
         return []
-    base = found["best_fixed"]["accuracy"]
-    against = next(
-        (c for c in results.get("contrasts", ()) if (c["a"], c["b"]) == ("rl", "best_fixed")), None
-    )
+    best_fixed = arms["best_fixed"]["accuracy"]
     rows = []
-    if "rl" in found:
-        gain = 100 * (found["rl"]["accuracy"] - base)
-        ends = _percent(against.get("ci95")) if against else None
+    if SUBJECT in arms:
+        gain = 100 * (arms[SUBJECT]["accuracy"] - best_fixed)
+        ends = next(
+            (
+                _percent(c.get("ci95"))
+                for c in results.get("contrasts", ())
+                if (c["a"], c["b"]) == (SUBJECT, "best_fixed")
+            ),
+            None,
+        )
         rows.append(ResultRow("RL", gain, ends, "what the controllers gained", bold=True))
-    stored = results.get("headroom", {})
-    for key, about in HEADROOM.items():
-        if isinstance(stored.get(key), Mapping):
-            one = stored[key]
-            if key == "learnable" and one.get("upper95") is not None:
-                about += f"; at most {100 * one['upper95']:+.1f} (one-sided 95 %)"
-            rows.append(ResultRow(words(key), 100 * one["value"], _percent(one.get("ci95")), about))
+    for key, description in HEADROOM.items():
+        estimate = stored.get(key)
+        if isinstance(estimate, Mapping):
+            if key == "learnable" and estimate.get("upper95") is not None:
+                upper = 100 * estimate["upper95"]
+                description = f"{description}; at most {upper:+.1f} (one-sided 95 %)"
+            value, ends = 100 * estimate["value"], _percent(estimate.get("ci95"))
+            rows.append(ResultRow(key.replace("_", " "), value, ends, description))
         elif key == "hindsight":
-            rows.append(ResultRow(key, 100 * (found["oracle"]["accuracy"] - base), None, about))
+            gain = 100 * (arms["oracle"]["accuracy"] - best_fixed)
+            rows.append(ResultRow(key, gain, None, description))
     return rows
 
 
 def _percent(ends: Any) -> tuple[float, float] | None:
+    """Return an interval in per cent; ``None`` if it is absent or open."""
     if not ends or None in ends:
         return None
     return 100 * float(ends[0]), 100 * float(ends[1])

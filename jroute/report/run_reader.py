@@ -1,4 +1,4 @@
-"""From the files of a run folder to what a report shows; no model is loaded for it."""
+"""Reads a run folder into the content of a report; it loads no model."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,31 +10,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
+from jroute.arms.registry import SELECTED, SUBJECT
 from jroute.controller.features import SCALARS, RawFeatures
 from jroute.experiment.config import Experiment
 from jroute.observe.scalars import read_curves
 from jroute.report.report_data import Cell, ProblemRow, ReportData, SplitReport
-from jroute.routing.gate import Gate
+from jroute.routing.gate import as_gate, gate_numbers
 from jroute.tasks import Problem, Split, load_problems
 from jroute.utils.config import load as load_config
 from jroute.utils.errors import UserError
 
 ITEMS = "items.parquet"
-"""The gate every arm gave to every problem, where judging wrote it down."""
+"""The gate that every arm gave to every problem, if judging wrote it."""
 
-_COLUMNS = tuple(name for name in Cell.__dataclass_fields__ if name != "gate")
+_OUTCOME_COLUMNS = tuple(name for name in Cell.__dataclass_fields__ if name != "gate")
 
 Choices = dict[str, Float[np.ndarray, "seeds problems parts"]]
-"""Gates by arm; those without seeds have one."""
+"""Gates by arm; an arm without seeds counts as one seed."""
 
 
 def read_run(directory: str | Path) -> ReportData:
     """Read a finished run.
 
-    What is missing beside ``results.json`` leaves its place empty.
+    Whatever is missing besides ``results.json`` leaves its place in the report empty.
 
     Raises:
-        UserError: There is no finished run in the folder.
+        UserError: The folder holds no finished run.
     """
     directory = Path(directory)
     for name in ("config.yaml", "results.json"):
@@ -45,106 +46,134 @@ def read_run(directory: str | Path) -> ReportData:
             )
     experiment = load_config(Experiment, directory / "config.yaml")
     results = json.loads((directory / "results.json").read_text())
-    named = {results["split"]: results, **results.get("other_splits", {})}
-    curves, banded = read_curves(directory / "tensorboard")
+    by_split = {results["split"]: results, **results.get("other_splits", {})}
+    curves, curves_by_seed = read_curves(directory / "tensorboard")
     probe = directory / "probe" / "probe.json"
     return ReportData(
         name=directory.absolute().name,
         results=results,
         splits=tuple(
-            _judged(directory, experiment, results, name, part) for name, part in named.items()
+            _read_split(directory, experiment, results, split, part)
+            for split, part in by_split.items()
         ),
         curves=curves,
-        banded=banded,
+        curves_by_seed=curves_by_seed,
         batch=experiment.ppo.batch_size,
         probe=json.loads(probe.read_text()) if probe.is_file() else None,
-        settings=(directory / "config.yaml").read_text(),
+        config=(directory / "config.yaml").read_text(),
         decoding=vars(experiment.decoding),
     )
 
 
-def _judged(
+def _read_split(
     directory: Path,
     experiment: Experiment,
     results: Mapping[str, Any],
     split: Split,
-    part: Mapping[str, Any],
+    split_results: Mapping[str, Any],
 ) -> SplitReport:
+    """Return one split; if its problems cannot be read, the reason instead of them."""
     try:
         problems = load_problems(experiment.task, split)
-        folder = _table(directory, experiment, str(results.get("outcomes", "")))
-        cells = _cells(folder)
-        features, raw = _features(directory, split, len(problems))
-        chosen = _recorded(directory, split, problems)
-        if not chosen:
-            chosen = _acted(directory, results, raw, experiment.gates)
-        rows = _rows(problems, _prompts(directory, experiment, problems), features, cells, chosen)
+        table = _find_table(directory, experiment, str(results.get("outcomes", "")))
+        cells = _read_cells(table)
+        features, raw = _read_features(directory, split, len(problems))
+        choices = _read_choices(directory, split, problems)
+        if not choices:
+            choices = _decide(directory, results, raw, experiment.gates)
+        prompts = _render_prompts(directory, experiment, problems)
+        rows = _problem_rows(problems, prompts, features, cells, choices)
     except UserError as error:
-        return SplitReport(split, part, absent=f"The problems cannot be shown: {error}.")
-    return SplitReport(split, part, rows, chosen["rl"])
+        return SplitReport(split, split_results, missing=f"The problems cannot be shown: {error}.")
+    return SplitReport(split, split_results, rows, choices[SUBJECT])
 
 
-def _rows(
+def _problem_rows(
     problems: Sequence[Problem],
     prompts: Sequence[str],
     features: Sequence[Mapping[str, float]],
-    cells: Mapping[str, Mapping[Gate, Cell]],
-    chosen: Choices,
+    cells: Mapping[str, Mapping[tuple[float, ...], Cell]],
+    choices: Choices,
 ) -> tuple[ProblemRow, ...]:
-    alone = {name: gates[0].tolist() for name, gates in chosen.items() if len(gates) == 1}
-    plain = (0.0,) * chosen["rl"].shape[-1]
+    """Join what is known of every problem.
+
+    Raises:
+        UserError: The plain model's cell or the deployed controller's is missing.
+    """
+    without_seeds = {name: gates[0].tolist() for name, gates in choices.items() if len(gates) == 1}
+    baseline = (0.0,) * choices[SUBJECT].shape[-1]
     rows = []
     for i, problem in enumerate(problems):
-        arms = {"baseline": plain} | {name: tuple(gates[i]) for name, gates in alone.items()}
-        known = cells.get(problem.id, {})
-        for gate in (plain, arms["rl_selected"]):
-            if gate not in known:
+        arms = {"baseline": baseline}
+        arms |= {name: tuple(gates[i]) for name, gates in without_seeds.items()}
+        by_gate = cells.get(problem.id, {})
+        for gate in (baseline, arms[SELECTED]):
+            if gate not in by_gate:
                 raise UserError(f"problem {problem.id} has no outcome at gate {gate}")
-        order = sorted(known)
-        base, rl = (order.index(gate) for gate in (plain, arms["rl_selected"]))
-        found = tuple(known[gate] for gate in order)
-        rows.append(ProblemRow(problem, prompts[i], features[i], found, base, rl, arms))
+        gates = sorted(by_gate)
+        rows.append(
+            ProblemRow(
+                problem=problem,
+                prompt=prompts[i],
+                features=features[i],
+                cells=tuple(by_gate[gate] for gate in gates),
+                base=gates.index(baseline),
+                rl=gates.index(arms[SELECTED]),
+                arms=arms,
+            )
+        )
     return tuple(rows)
 
 
-def _table(directory: Path, experiment: Experiment, fingerprint: str) -> Path:
-    """The folder of the cells: in the run, or where several runs share their tables."""
-    shared = Path(getattr(experiment, "outcomes", "") or directory)
-    run, here = Path(experiment.run), directory.absolute()
-    if here.parts[-len(run.parts) :] == run.parts:  # where the paths of the experiment start
-        shared = Path(*here.parts[: -len(run.parts)]) / shared
-    places = [directory / "outcomes", directory / "memo", shared]
-    for place in places:
-        if fingerprint and (place / fingerprint).is_dir():
-            return place / fingerprint
-    raise UserError(f"no outcome table {fingerprint[:16]} is in {places[0]}; train again")
+# Outcomes and features --------------------------------------------------------------------------
 
 
-def _cells(folder: Path) -> dict[str, dict[Gate, Cell]]:
-    """First samples by problem and gate."""
-    found: dict[str, dict[Gate, Cell]] = {}
+def _find_table(directory: Path, experiment: Experiment, fingerprint: str) -> Path:
+    """Return the folder of the outcome table: in the run, or where several runs share tables.
+
+    Raises:
+        UserError: No table has this fingerprint.
+    """
+    shared = Path(experiment.outcomes or directory)
+    run, absolute = Path(experiment.run), directory.absolute()
+    if absolute.parts[-len(run.parts) :] == run.parts:  # the experiment's paths start above it
+        shared = Path(*absolute.parts[: -len(run.parts)]) / shared
+    candidates = [directory / "outcomes", directory / "memo", shared]
+    for folder in candidates:
+        if fingerprint and (folder / fingerprint).is_dir():
+            return folder / fingerprint
+    raise UserError(f"no outcome table {fingerprint[:16]} is in {candidates[0]}; train again")
+
+
+def _read_cells(folder: Path) -> dict[str, dict[tuple[float, ...], Cell]]:
+    """Return the first sample of every cell, by problem and the numbers of its gate."""
+    cells: dict[str, dict[tuple[float, ...], Cell]] = {}
     for part in sorted(folder.glob("part-*.parquet")):
         try:
-            rows = pq.read_table(part, columns=["problem_id", "gate", "sample", *_COLUMNS])
+            columns = ["problem_id", "gate", "sample", *_OUTCOME_COLUMNS]
+            rows = pq.read_table(part, columns=columns)
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{part} cannot be read ({error})") from error
         for row in rows.to_pylist():
-            gate = row["gate"]
-            gate = tuple(gate) if isinstance(gate, list) else (gate,)
             if row["sample"] == 0:
-                cell = Cell(gate, *(row[name] for name in _COLUMNS))
-                found.setdefault(row["problem_id"], {})[gate] = cell
-    return found
+                gate = gate_numbers(as_gate(row["gate"]))
+                cell = Cell(gate, *(row[name] for name in _OUTCOME_COLUMNS))
+                cells.setdefault(row["problem_id"], {})[gate] = cell
+    return cells
 
 
-def _features(
+def _read_features(
     directory: Path, split: str, count: int
 ) -> tuple[list[dict[str, float]], RawFeatures]:
-    """What was read of every prompt: by name, and as a controller takes it."""
+    """Return the features of every prompt by name, and as a controller takes them.
+
+    Raises:
+        UserError: There are none, or they belong to another number of problems.
+    """
     folder = directory / "features"
     files = [*folder.glob(f"{split}.npz"), *folder.glob(f"{split}-*.npz")]
     if not files:
-        raise UserError(f"{folder} has no features of {split}, train again to have them made anew")
+        raise UserError(f"{folder} has no features of {split}; train again to compute them")
     newest = max(files, key=lambda file: file.stat().st_mtime_ns)
     with np.load(newest) as stored:
         raw = RawFeatures(stored["scalars"], stored["hidden"])
@@ -154,38 +183,50 @@ def _features(
     return [dict(zip(names, row, strict=True)) for row in raw.scalars.tolist()], raw
 
 
-def _recorded(directory: Path, split: str, problems: Sequence[Problem]) -> Choices:
-    """Gates of every arm as judging wrote them down; nothing if it did not."""
+# Choices of the arms ----------------------------------------------------------------------------
+
+
+def _read_choices(directory: Path, split: str, problems: Sequence[Problem]) -> Choices:
+    """Return the gates of every arm as judging wrote them; empty if it did not.
+
+    Raises:
+        UserError: The file belongs to other problems, or lacks some.
+    """
     path = directory / ITEMS
     if not path.is_file():
         return {}
     items = pq.read_table(path, filters=[("split", "=", split)])
     places = {problem.id: i for i, problem in enumerate(problems)}
-    if not places.keys() >= set(items["problem"].to_pylist()):
-        raise UserError(f"{path} is of other problems; judge the run again")
-    at = np.array([places[problem] for problem in items["problem"].to_pylist()], int)
+    ids = items["problem"].to_pylist()
+    if not places.keys() >= set(ids):
+        raise UserError(f"{path} belongs to other problems; judge the run again")
+    columns = np.array([places[problem_id] for problem_id in ids], int)
     arms = np.array(items["arm"].to_pylist())
     seeds = np.array(items["seed"].to_pylist(), int)
-    gates_told = [np.nan if gate is None else gate for gate in items["gate"].to_pylist()]
-    values = np.array([np.ravel(gate) for gate in gates_told], float)  # [rows, parts]
-    found: Choices = {}
+    gates = [np.nan if gate is None else gate for gate in items["gate"].to_pylist()]
+    values = np.array([np.ravel(gate) for gate in gates], float)  # [rows, parts]
+    choices: Choices = {}
     for arm in sorted(set(arms.tolist())):
-        own = arms == arm
-        if np.isnan(values[own]).any():
-            continue  # an expectation
-        shape = int(seeds[own].max()) + 1, len(problems), values.shape[1]
-        gates = np.full(shape, np.nan)
-        gates[seeds[own], at[own]] = values[own]
-        if np.isnan(gates).any():
+        rows = arms == arm
+        if np.isnan(values[rows]).any():
+            continue  # an arm that is judged by its expectation has no gates
+        shape = int(seeds[rows].max()) + 1, len(problems), values.shape[1]
+        chosen = np.full(shape, np.nan)
+        chosen[seeds[rows], columns[rows]] = values[rows]
+        if np.isnan(chosen).any():
             raise UserError(f"{path} lacks problems; judge the run again")
-        found[arm] = gates
-    return found
+        choices[arm] = chosen
+    return choices
 
 
-def _acted(
+def _decide(
     directory: Path, results: Mapping[str, Any], raw: RawFeatures, grid: Sequence[float]
 ) -> Choices:
-    """Gates of every seed and of the deployed controller, asked anew."""
+    """Let the saved controllers choose again, for runs whose judging wrote no choices.
+
+    Raises:
+        UserError: There are no controllers, or a version wrote them that cannot be read.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -195,23 +236,27 @@ def _acted(
 
     folder = directory / "controller" / str(results.get("training", ""))
     if not results.get("training") or not folder.is_dir():
-        raise UserError(f"{folder} is missing, train again to have the controllers")
+        raise UserError(f"{folder} is missing; train again to get the controllers")
     tree = load_state(folder)[1]
     try:
         featurizer = Featurizer.of(tree["featurizer"])
     except KeyError as error:
-        raise UserError(f"{folder} is of an older version (no {error}), train again") from error
+        raise UserError(
+            f"{folder} was written by an older version (no {error}); train again"
+        ) from error
     observations = jnp.asarray(featurizer(raw), jnp.float32)
-    decided = jax.vmap(networks.act, in_axes=(0, None))(tree["seeds"], observations)
-    gates = np.asarray(grid)[np.asarray(decided)]
-    found = {"rl": gates, "rl_selected": gates[int(tree["selected"])][None]}
+    actions = jax.vmap(networks.act, in_axes=(0, None))(tree["seeds"], observations)
+    gates = np.asarray(grid)[np.asarray(actions)]
+    choices = {SUBJECT: gates, SELECTED: gates[int(tree["selected"])][None]}
     if "best_fixed" in tree:
-        found["best_fixed"] = np.full_like(gates[:1], grid[int(tree["best_fixed"])])
-    return found
+        choices["best_fixed"] = np.full_like(gates[:1], grid[int(tree["best_fixed"])])
+    return choices
 
 
-def _prompts(directory: Path, experiment: Experiment, problems: Sequence[Problem]) -> Sequence[str]:
-    """Prompts as the model reads them; empty texts where its tokenizer is out of reach."""
+def _render_prompts(
+    directory: Path, experiment: Experiment, problems: Sequence[Problem]
+) -> Sequence[str]:
+    """Return the prompts as the model reads them; empty texts without its tokenizer."""
     from jroute.tasks.prompts import render
     from jroute.tasks.tokenizer import load_tokenizer
 

@@ -1,9 +1,11 @@
-"""Drawing a figure once: inline in the page, and as files of its own.
+"""Figures as SVG: inline in the page, and as files of their own.
 
-A figure names its colours (``ink``, ``accent``, ``gate3``); a look says what they are. In the page
-they are CSS variables, so one drawing is right in light and dark.
+matplotlib draws them. A library that draws in the browser, such as Vega-Lite, would embed close to
+a megabyte of JavaScript in every report, and its static SVG has fixed colours. matplotlib's SVG
+takes a few kilobytes per figure, needs no script, prints as it is, and names its colours: every
+colour becomes a CSS variable of the page, so one drawing serves light and dark mode.
 
-matplotlib is imported where it is used: doors start without it.
+matplotlib is imported where it is used, so that commands start without it.
 """
 
 import io
@@ -11,25 +13,25 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from jroute.utils.files import atomic_write
 
-INK = ("ink", "muted", "faint", "accent", "paper")
-LIGHT = dict(zip(INK, ("#1b1f24", "#5b636d", "#dfe3e8", "#3350c4", "#ffffff"), strict=True))
-DARK = dict(zip(INK, ("#e8eaed", "#9aa3ad", "#343a42", "#93a7ff", "#14171a"), strict=True))
+NAMES = ("ink", "muted", "faint", "accent", "paper")
+LIGHT = dict(zip(NAMES, ("#1b1f24", "#5b636d", "#dfe3e8", "#3350c4", "#ffffff"), strict=True))
+DARK = dict(zip(NAMES, ("#e8eaed", "#9aa3ad", "#343a42", "#93a7ff", "#14171a"), strict=True))
 
-_RAMP = {  # from no mixing, a grey, over a teal that grows away from the page's ground
+_RAMP = {  # grey for no mixing, then teals of growing contrast to the page
     "light": ("#c3c8ce", "#a9d8d0", "#2f9488", "#0b4741"),
     "dark": ("#565d66", "#1f5f59", "#3fae9f", "#bdeee5"),
 }
 
 WIDTH = 340
-"""Points of a small figure, which are pixels in the page: the width of a phone."""
+"""Width of a small figure in points, which are pixels of the page: as wide as a phone."""
 
 _STYLE = {
     "font.size": 11,
@@ -49,14 +51,18 @@ _STYLE = {
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a drawing, by name."""
+    """The colours of a drawing, by name; each is an attribute as well."""
 
     colours: dict[str, str]
 
     @property
-    def gates(self) -> int:
-        """How many gates have a colour."""
+    def num_gates(self) -> int:
+        """Number of gates that have a colour."""
         return sum(name.startswith("gate") for name in self.colours)
+
+    def gate(self, index: int) -> str:
+        """Return the colour of a gate by its index in the grid, the smallest gate first."""
+        return self.colours[f"gate{index}"]
 
     def __getattr__(self, name: str) -> str:
         try:
@@ -70,106 +76,134 @@ class Figure:
     """One figure.
 
     Attributes:
-        name: Of its files, and of its place in the page.
-        title: What it shows, in a few words.
-        said: What it shows to somebody who cannot see it.
-        draw: Draws it on axes.
-        height: In points.
-        width: In points.
+        name: Stem of its files and prefix of its ids in the page.
+        title: Subject, in a few words.
+        description: Content in words, for readers who cannot see it.
+        draw: Draws it on matplotlib axes.
+        height: Height in points.
+        width: Width in points.
+        in_page: Whether the page shows it; otherwise it is written to files only.
     """
 
     name: str
     title: str
-    said: str
+    description: str
     draw: Callable[[Any, Theme], None]
     height: int = 220
     width: int = WIDTH
+    in_page: bool = True
 
 
-def gate_ramp(count: int, mode: str) -> list[str]:
-    """Colours of the gates of a grid, from the smallest on; ``mode`` is ``light`` or ``dark``."""
-    first, *rest = (np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in _RAMP[mode])
-    places = np.linspace(0, len(rest) - 1, max(count - 1, 1))
-    grown = np.stack([np.interp(places, range(len(rest)), [c[i] for c in rest]) for i in range(3)])
-    return ["#" + "".join(f"{round(v):02x}" for v in c) for c in (first, *grown.T)][:count]
+def gate_ramp(num_gates: int, mode: str) -> list[str]:
+    """Return a colour for every gate of a grid, the smallest first.
+
+    Args:
+        num_gates: Size of the grid.
+        mode: ``light`` or ``dark``.
+    """
+    grey, *teals = (np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in _RAMP[mode])
+    positions = np.linspace(0, len(teals) - 1, max(num_gates - 1, 1))
+    channels = [np.interp(positions, range(len(teals)), [c[i] for c in teals]) for i in range(3)]
+    colours = (grey, *np.stack(channels).T)
+    return ["#" + "".join(f"{round(v):02x}" for v in colour) for colour in colours][:num_gates]
 
 
-def theme(count: int, mode: str = "light") -> Theme:
-    """Plain colours."""
-    ramp = {f"gate{i}": colour for i, colour in enumerate(gate_ramp(count, mode))}
+def theme(num_gates: int, mode: str = "light") -> Theme:
+    """Return the colours of light or dark mode as hexadecimal codes."""
+    ramp = {f"gate{i}": colour for i, colour in enumerate(gate_ramp(num_gates, mode))}
     return Theme({**(LIGHT if mode == "light" else DARK), **ramp})
 
 
-def _placeholders(count: int) -> dict[str, str]:
-    """Colours that stand for the names until a drawing is in the page."""
-    names = [*INK, *(f"gate{i}" for i in range(count))]
+def _placeholders(num_gates: int) -> dict[str, str]:
+    """Return a unique code for every colour, to be replaced by its CSS variable."""
+    names = [*NAMES, *(f"gate{i}" for i in range(num_gates))]
     return {name: f"#fe{i:02x}dc" for i, name in enumerate(names)}
 
 
-def inline(figure: Figure, gates: int) -> str:
-    """A figure as an ``<svg>`` whose colours are the page's CSS variables."""
-    named = _placeholders(gates)
-    drawn = io.StringIO()
-    with _drawing(figure, Theme(named)) as canvas:
-        canvas.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
-    text = drawn.getvalue()
+def inline(figure: Figure, num_gates: int) -> Markup:
+    """Return a figure as an ``<svg>`` element whose colours are CSS variables of the page.
+
+    matplotlib escapes every text that it draws, so the element is safe as it is.
+    """
+    placeholders = _placeholders(num_gates)
+    buffer = io.StringIO()
+    with _drawing(figure, Theme(placeholders)) as drawing:
+        drawing.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"\s*font-family: [^;\"]*;?", "", text)
     text = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 var(--sans)", text)
-    # Names must be the page's own: several figures stand in it.
+    # The page holds several figures, so their ids take the figure's name as prefix.
     text = re.sub(r'\bid="([^"]+)"', rf'id="{figure.name}-\1"', text)
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{figure.name}-\1)", text)
     text = re.sub(r'href="#([^"]+)"', rf'href="#{figure.name}-\1"', text)
-    for name, colour in named.items():
-        text = text.replace(colour, f"var(--{name})")
-    head = text[: text.index(">") + 1]
-    box = re.search(r'viewBox="[^"]*"', head)
-    assert box is not None
-    said = escape(figure.said, quote=True)
-    opened = (
-        f'<svg {box[0]} width="{figure.width}" role="img" aria-label="{said}" '
+    for name, code in placeholders.items():
+        text = text.replace(code, f"var(--{name})")
+    matplotlib_tag = text[: text.index(">") + 1]
+    view_box = re.search(r'viewBox="([^"]*)"', matplotlib_tag)
+    assert view_box is not None
+    tag = Markup(
+        '<svg viewBox="{}" width="{}" role="img" aria-label="{}" '
         'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
-    )
-    return opened + text[len(head) :]
+    ).format(view_box[1], figure.width, figure.description)
+    return tag + Markup(text[len(matplotlib_tag) :])
 
 
-def save(figure: Figure, gates: int, folder: Path) -> list[Path]:
-    """A figure as PNG and SVG files."""
+def save(figure: Figure, num_gates: int, folder: Path) -> list[Path]:
+    """Write a figure as PNG and SVG files with its title, and return their paths."""
     files = [folder / f"{figure.name}.{kind}" for kind in ("png", "svg")]
-    with _drawing(figure, theme(gates), titled=True) as canvas:
+    with _drawing(figure, theme(num_gates), titled=True) as drawing:
         for file in files:
             kind = file.suffix.removeprefix(".")
+            metadata = {"Date": None} if kind == "svg" else {}
             with atomic_write(file) as partial:
-                canvas.savefig(
-                    partial, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else {}
-                )
+                drawing.savefig(partial, format=kind, dpi=200, metadata=metadata)
     return files
 
 
 @contextmanager
 def _drawing(figure: Figure, colours: Theme, *, titled: bool = False) -> Iterator[Any]:
+    """Draw a figure with matplotlib, in the page's style and the given colours."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
+    from matplotlib.figure import Figure as Drawing
 
-    ink = {f"{what}.color": colours.ink for what in ("text",)}
-    ink |= {f"{axis}tick.color": colours.faint for axis in "xy"}
-    ink |= {f"{axis}tick.labelcolor": colours.muted for axis in "xy"}
-    ink |= {"axes.edgecolor": colours.faint, "axes.labelcolor": colours.muted}
-    ink |= {"axes.facecolor": "none", "figure.facecolor": colours.paper}
-    with matplotlib.rc_context({**_STYLE, **ink}):
-        canvas = Canvas((figure.width / 72, figure.height / 72), layout="constrained")
-        FigureCanvasAgg(canvas)
-        axes = canvas.subplots()
+    style = {
+        **_STYLE,
+        "text.color": colours.ink,
+        "xtick.color": colours.faint,
+        "ytick.color": colours.faint,
+        "xtick.labelcolor": colours.muted,
+        "ytick.labelcolor": colours.muted,
+        "axes.edgecolor": colours.faint,
+        "axes.labelcolor": colours.muted,
+        "axes.facecolor": "none",
+        "figure.facecolor": colours.paper,
+    }
+    with matplotlib.rc_context(style):
+        drawing = Drawing((figure.width / 72, figure.height / 72), layout="constrained")
+        FigureCanvasAgg(drawing)
+        axes = drawing.subplots()
         figure.draw(axes, colours)
         if titled:
             axes.set_title(figure.title, loc="left", fontsize=12, fontweight="bold")
-        yield canvas
+        yield drawing
 
 
 def end_label(axes: Any, x: float, y: float, text: str, colour: str) -> None:
-    """Write what ends at a point to its right."""
+    """Write a label to the right of a point."""
     axes.annotate(
         text, (x, y), xytext=(5, 0), textcoords="offset points", va="center", color=colour
     )
+
+
+def percent_ticks(axis: Any) -> None:
+    """Label a matplotlib axis of shares in per cent."""
+    axis.set_ticks([0, 0.5, 1], ["0", "50", "100 %"])
+
+
+def hide_bottom(axes: Any) -> None:
+    """Hide the line and the ticks below bars."""
+    axes.spines["bottom"].set_visible(False)
+    axes.tick_params(axis="x", length=0)

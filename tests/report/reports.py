@@ -1,4 +1,4 @@
-"""ReportData for a report: hostile, larger than a screen, and with a known answer everywhere."""
+"""Made-up reports: hostile, larger than a screen, and with a known answer everywhere."""
 
 import numpy as np
 
@@ -78,9 +78,9 @@ def rows(n: int, *, hostile: bool = False) -> tuple[ProblemRow, ...]:
     return tuple(made)
 
 
-def material(n: int = 40, *, hostile: bool = False, **changes) -> ReportData:
-    found = rows(n, hostile=hostile)
-    chosen = np.array([[GRID[row.rl] for row in found], [GRID[0]] * n, [GRID[4]] * n])
+def report_data(n: int = 40, *, hostile: bool = False, **changes) -> ReportData:
+    problem_rows = rows(n, hostile=hostile)
+    chosen = np.array([[GRID[row.rl] for row in problem_rows], [GRID[0]] * n, [GRID[4]] * n])
     updates = np.linspace(0, 1, 30)
     curves = {"charts/episodic_return": np.stack([updates, updates**2, updates**0.5])}
     for k, gate in enumerate(GRID):
@@ -89,11 +89,11 @@ def material(n: int = 40, *, hostile: bool = False, **changes) -> ReportData:
     kept = {
         "name": f"run{SCRIPT}" if hostile else "run",
         "results": results(n),
-        "splits": (SplitReport("test", results(n), found, chosen[..., None]),),
+        "splits": (SplitReport("test", results(n), problem_rows, chosen[..., None]),),
         "curves": curves,
-        "banded": True,
+        "curves_by_seed": True,
         "batch": 64,
-        "settings": f"run: {SCRIPT}" if hostile else "run: x",
+        "config": f"run: {SCRIPT}" if hostile else "run: x",
     }
     return ReportData(**{**kept, **changes})
 

@@ -29,7 +29,7 @@ def browser(tmp_path_factory):
 def file(tmp_path_factory) -> Path:
     """As many problems as GSM8K's test has; problem 7's every text is hostile."""
     folder = tmp_path_factory.mktemp("page")
-    (folder / "report.html").write_text(page.render(reports.material(COUNT, hostile=True), []))
+    (folder / "report.html").write_text(page.render(reports.report_data(COUNT, hostile=True), []))
     return folder / "report.html"
 
 
@@ -84,17 +84,19 @@ def test_nothing_that_was_written_runs(browser, file, tmp_path, guarded) -> None
     assert lines(browser) == [reports.HOSTILE]
     browser.run("document.querySelector('#rows .line').click()")
     browser.run("document.querySelectorAll('#detail details').forEach(d => { d.open = true; })")
-    told = browser.run(
+    state = browser.run(
         "return {planted: window.planted ?? null, scripts: document.scripts.length,"
         "images: document.images.length, open: document.getElementById('detail').open,"
         "pres: [...document.querySelectorAll('#detail pre')].map(p => p.textContent),"
         "title: document.title, loaded: performance.getEntriesByType('resource').length}"
     )
-    assert told["planted"] is None and told["scripts"] == 2 and told["images"] == 0
-    assert told["open"] and told["loaded"] == 0
+    assert state["planted"] is None and state["scripts"] == 2 and state["images"] == 0
+    assert state["open"] and state["loaded"] == 0
     bad = reports.SCRIPT + reports.BREAKOUT
-    assert told["pres"][0] == f"It is -7.{bad}" and told["pres"][1] == f"It is 8.{bad}"
-    assert told["pres"][2] == f"<|user|>7{bad}" and told["title"].startswith(f"run{reports.SCRIPT}")
+    assert state["pres"][0] == f"It is -7.{bad}" and state["pres"][1] == f"It is 8.{bad}"
+    assert state["pres"][2] == f"<|user|>7{bad}" and state["title"].startswith(
+        f"run{reports.SCRIPT}"
+    )
     log = [line for line in browser.log() if "favicon" not in line["message"]]
     assert log == []
 
@@ -139,14 +141,14 @@ def test_the_table_sorts(opened) -> None:
 
 def test_only_rows_in_sight_are_in_the_document(opened) -> None:
     assert 10 < len(lines(opened)) < 40
-    found = opened.post(
+    height = opened.post(
         "execute/async",
         script="const done = arguments[0], box = document.getElementById('rows');"
         "box.scrollTop = box.scrollHeight;"
         "requestAnimationFrame(() => requestAnimationFrame(() => done(box.scrollHeight)))",
         args=[],
     )
-    assert found == COUNT * 44
+    assert height == COUNT * 44
     assert lines(opened)[-1] == COUNT - 1 and len(lines(opened)) < 40
 
 

@@ -1,4 +1,4 @@
-"""The report: its numbers, its figures, what it says of what is absent."""
+"""The page: its numbers, its figures, and what it says of missing data."""
 
 import base64
 import dataclasses
@@ -13,12 +13,13 @@ import pytest
 from jroute.report import (
     difficulty,
     figures,
-    gate_figures,
+    gate_histograms,
     header,
     page,
     problem_table,
     result_rows,
     svg,
+    training_figures,
 )
 from jroute.report.report_data import SplitReport
 from tests.report import reports
@@ -30,13 +31,13 @@ def text_of(html: str) -> str:
     return " ".join(unescape(re.sub(r"<[^>]+>", " ", html)).split())
 
 
-def rendered(material) -> str:
-    return page.render(material, figures.figures(material))
+def rendered(data) -> str:
+    return page.render(data, figures.figures(data))
 
 
 @pytest.fixture(scope="module")
 def whole() -> str:
-    return rendered(reports.material(probe=reports.probe()))
+    return rendered(reports.report_data(probe=reports.probe()))
 
 
 def test_the_verdict_stands_first_and_the_numbers_follow(whole) -> None:
@@ -80,21 +81,21 @@ def test_without_a_verdict_only_the_contrasts_speak(changes, headline) -> None:
 
 
 def test_rows_are_in_per_cent_and_points() -> None:
-    arms = result_rows.arms(reports.results())
+    arms = result_rows.arm_rows(reports.results())
     assert [row.name for row in arms] == [
         *("RL", "supervised", "baseline", "fixed 0.5", "best fixed", "oracle")
     ]
     assert arms[0].value == 75.0 and arms[0].ci95 == pytest.approx((65.0, 85.0))
-    found = {row.name: row for row in result_rows.contrasts(reports.results())}
-    assert found["RL − baseline"].value == 25.0 and found["RL − baseline"].p_holm == 0.002
-    assert found["RL − oracle"].p_holm is None and not found["RL − oracle"].bold
-    room = {row.name: row.value for row in result_rows.headroom(reports.results())}
+    contrasts = {row.name: row for row in result_rows.contrast_rows(reports.results())}
+    assert contrasts["RL − baseline"].value == 25.0 and contrasts["RL − baseline"].p_holm == 0.002
+    assert contrasts["RL − oracle"].p_holm is None and not contrasts["RL − oracle"].bold
+    room = {row.name: row.value for row in result_rows.headroom_rows(reports.results())}
     assert room == pytest.approx({"RL": 25.0, "hindsight": 40.0})
     stored = {"learnable": {"value": 0.3, "ci95": [0.2, 0.4]}, "noise_floor": {"value": 0.01}}
-    room = {r.name: r for r in result_rows.headroom({**reports.results(), "headroom": stored})}
+    room = {r.name: r for r in result_rows.headroom_rows({**reports.results(), "headroom": stored})}
     assert list(room) == ["RL", "learnable", "hindsight", "noise floor"]
     unknown = {**reports.results(), "arms": {"rl": {"accuracy": 0.5, "ci95": [None, None]}}}
-    assert result_rows.arms(unknown)[0].ci95 is None
+    assert result_rows.arm_rows(unknown)[0].ci95 is None
     assert (
         room["learnable"].value == 30.0
         and room["learnable"].ci95 == (20.0, 40.0)
@@ -127,38 +128,38 @@ def test_groups_are_neighbours_of_about_equal_size() -> None:
 
 
 def test_shares_are_of_all_seeds() -> None:
-    judged = reports.material(30).splits[0]
-    steps = next(m for m in difficulty.measures(judged) if m.short == "steps")
-    found = difficulty.by_difficulty(judged, steps)
-    assert found is not None and found.labels == ["0", "1", "2", "3", "4"]
-    np.testing.assert_allclose(found.share.sum(axis=0), 1)
+    split = reports.report_data(30).splits[0]
+    steps = next(m for m in difficulty.measures(split) if m.name == "steps")
+    shares = difficulty.by_difficulty(split, steps)
+    assert shares is not None and shares.labels == ["0", "1", "2", "3", "4"]
+    np.testing.assert_allclose(shares.share.sum(axis=0), 1)
     # Of problems with no steps the best gate is 0: seed 1 of 3 chooses it in 2 of 3, seed 2 always.
-    chosen = {gate: found.share[i, 0] for i, gate in enumerate(found.gates)}
+    chosen = {gate: shares.share[i, 0] for i, gate in enumerate(shares.gates)}
     assert chosen == pytest.approx({0.0: 5 / 9, 0.25: 1 / 9, 0.5: 0, 0.75: 0, 1.0: 3 / 9})
-    assert found.mean[0] == pytest.approx((1 / 9) * 0.25 + 3 / 9)
-    judged = dataclasses.replace(judged, gates=np.zeros((0, 30, 1)))
-    assert difficulty.by_difficulty(judged, steps) is None
+    assert shares.mean[0] == pytest.approx((1 / 9) * 0.25 + 3 / 9)
+    split = dataclasses.replace(split, gates=np.zeros((0, 30, 1)))
+    assert difficulty.by_difficulty(split, steps) is None
 
 
 def test_gates_of_several_parts_get_a_heatmap() -> None:
-    whole = reports.material(30)
-    judged = whole.splits[0]
-    parts = np.stack([judged.gates[..., 0], 1 - judged.gates[..., 0]], axis=-1)
-    judged = dataclasses.replace(judged, gates=parts)
-    assert not judged.right.any()  # no cell of such a gate is known
-    found = figures.figures(dataclasses.replace(whole, splits=(judged,)))
-    names = [figure.name for figure in found]
+    whole = reports.report_data(30)
+    split = whole.splits[0]
+    parts = np.stack([split.gates[..., 0], 1 - split.gates[..., 0]], axis=-1)
+    split = dataclasses.replace(split, gates=parts)
+    assert not split.solved.any()  # no cell of such a gate is known
+    drawn = figures.figures(dataclasses.replace(whole, splits=(split,)))
+    names = [figure.name for figure in drawn]
     assert {"parts-steps", "parts-answer-length", "parts-prompt-length"} <= set(names)
-    steps = next(m for m in difficulty.measures(judged) if m.short == "steps")
-    means = difficulty.by_difficulty(judged, steps).parts
+    steps = next(m for m in difficulty.measures(split) if m.name == "steps")
+    means = difficulty.by_difficulty(split, steps).parts
     np.testing.assert_allclose(means[0] + means[1], 1)
-    drawn = svg.inline(found[names.index("parts-steps")], 5)
-    depths = [float(d) for d in re.findall(r"fill: var\(--gate4\); opacity: ([\d.]+)", drawn)]
+    element = svg.inline(drawn[names.index("parts-steps")], 5)
+    depths = [float(d) for d in re.findall(r"fill: var\(--gate4\); opacity: ([\d.]+)", element)]
     np.testing.assert_allclose(depths, means.ravel(), atol=1e-5)  # the grid is 0 to 1
 
 
 def test_a_seed_is_right_where_its_gate_solves_the_problem() -> None:
-    right = reports.material(30).splits[0].right
+    right = reports.report_data(30).splits[0].solved
     assert right.shape == (3, 30)
     np.testing.assert_array_equal(right[0], [bool(i % 3) for i in range(30)])
     np.testing.assert_array_equal(right[1], [i % 5 == 0 for i in range(30)])
@@ -192,7 +193,7 @@ def test_ramps_run_from_grey_away_from_the_ground() -> None:
 
 
 def test_the_same_figures_are_files(tmp_path) -> None:
-    files = page.write(reports.material(12, curves={}), tmp_path)
+    files = page.write(reports.report_data(12, curves={}), tmp_path)
     assert files[0] == tmp_path / "report.html"
     names = {path.name for path in files[1:]}
     assert {"arms-test.png", "arms-test.svg", "contrasts-test.png", "gate-steps.svg"} <= names
@@ -204,28 +205,28 @@ def test_the_same_figures_are_files(tmp_path) -> None:
 
 ABSENT = {
     "curves": ({"curves": {}}, "No training curves are in the run's tensorboard folder"),
-    "seeds": ({"banded": False}, "did not store its seeds one by one"),
+    "seeds": ({"curves_by_seed": False}, "did not store its seeds one by one"),
     "probe": ({}, "The streams of this run were not measured"),
     "noise floor": ({}, "No noise floor was measured"),
     "learnable": ({}, "Learnable headroom is not stored"),
     "problems": (
         {
             "splits": (
-                SplitReport("test", reports.results(), absent="The problems cannot be shown: x."),
+                SplitReport("test", reports.results(), missing="The problems cannot be shown: x."),
             )
         },
         "The problems cannot be shown: x.",
     ),
     "contrasts": (
-        {"splits": (SplitReport("test", {**reports.results(), "contrasts": []}, absent="a"),)},
+        {"splits": (SplitReport("test", {**reports.results(), "contrasts": []}, missing="a"),)},
         "This run stores no contrasts.",
     ),
     "arms": (
-        {"splits": (SplitReport("test", {**reports.results(), "arms": {}}, absent="a"),)},
+        {"splits": (SplitReport("test", {**reports.results(), "arms": {}}, missing="a"),)},
         "This run stores no arms.",
     ),
     "oracle": (
-        {"splits": (SplitReport("test", {**reports.results(), "arms": {}}, absent="a"),)},
+        {"splits": (SplitReport("test", {**reports.results(), "arms": {}}, missing="a"),)},
         "stores neither a best fixed gate nor the oracle",
     ),
 }
@@ -233,32 +234,32 @@ ABSENT = {
 
 def test_what_is_absent_is_said() -> None:
     for name, (changes, sentence) in ABSENT.items():
-        kept = {} if {"curves", "splits", "banded"} & changes.keys() else {"curves": {}}
-        material = reports.material(6, **{**kept, **changes})
-        drawn = [f for f in figures.figures(material) if f.name == "return"]
-        seen = text_of(page.render(material, drawn))
+        kept = {} if {"curves", "splits", "curves_by_seed"} & changes.keys() else {"curves": {}}
+        data = reports.report_data(6, **{**kept, **changes})
+        drawn = [f for f in figures.figures(data) if f.name == "return"]
+        seen = text_of(page.render(data, drawn))
         assert sentence in seen, name
         assert all(head in seen for head in ("Headroom", "Training", "Streams", "Problems"))
 
 
 def test_nothing_in_the_data_can_end_the_script() -> None:
     content = {"text": reports.SCRIPT + reports.BREAKOUT + "\ud800 &amp; ü"}
-    packed = problem_table.for_script(content)
+    packed = problem_table.script_json(content)
     assert not set("<>&\u2028\u2029") & set(packed)
     assert json.loads(packed) == content
     packed.encode()
     with pytest.raises(ValueError, match="JSON"):
-        problem_table.for_script({"x": float("nan")})
+        problem_table.script_json({"x": float("nan")})
 
 
 def test_a_hostile_run_leaves_the_page_as_it_is(whole) -> None:
-    page_ = page.render(reports.material(hostile=True), [])
+    page_ = page.render(reports.report_data(hostile=True), [])
     assert page_.count("<script") == 2 and page_.count("</script") == 2 and "<img" not in page_
     assert "&lt;script&gt;window.planted=1&lt;/script&gt;" in page_  # the run's name
     script = re.search(r"<script>(.*?)</script>", page_, flags=re.DOTALL)
     assert script is not None
     digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
-    assert f"script-src &#x27;sha256-{digest}&#x27;" in page_
+    assert f"script-src 'sha256-{digest}'" in unescape(page_)
     assert "innerHTML" not in script[1] and "http" not in script[1]
     outside = re.findall(r"https?://[^\s\"'<]+", re.sub(r"<script.*?</script>", "", whole))
     assert set(outside) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
@@ -286,11 +287,11 @@ def test_all_that_judging_stores_is_said() -> None:
         "not_available": {"oracle": "the best gate of every problem"},
     }
     floor = {"share": 0.031, "ci95": [0.02, 0.05], "n": 512}
-    judged = {**reports.results(), **stored}
-    whole = {**judged, "noise_floor": {"text": floor, "correct": {**floor, "share": 0.004}}}
+    split_results = {**reports.results(), **stored}
+    whole = {**split_results, "noise_floor": {"text": floor, "correct": {**floor, "share": 0.004}}}
     html = rendered(
-        reports.material(
-            6, results=whole, curves={}, splits=(SplitReport("test", judged, absent="a"),)
+        reports.report_data(
+            6, results=whole, curves={}, splits=(SplitReport("test", split_results, missing="a"),)
         )
     )
     seen = text_of(html)
@@ -317,8 +318,8 @@ def test_every_arm_and_every_seed_has_its_bar_of_gates() -> None:
             "supervised": [[2, 8]],
         },
     }
-    figure = gate_figures.of_arms(results)
-    assert figure.said == "RL: 0 53%, 1 47%; supervised: 0 80%, 1 20%"
+    figure = gate_histograms.arm_histogram(results)
+    assert figure.description == "RL: 0 53%, 1 47%; supervised: 0 80%, 1 20%"
     drawn = svg.inline(figure, 2)
     widths = {}
     for path, colour in re.findall(r'<path d="([^"]+)"[^>]*style="fill: var\(--(gate\d)\)', drawn):
@@ -332,18 +333,18 @@ def test_every_arm_and_every_seed_has_its_bar_of_gates() -> None:
 
 
 def test_labels_stand_apart_in_the_order_of_their_values() -> None:
-    found = np.array(figures.apart([0.5, 0.9, 0.51, 0.1], 0.1))
-    assert found[[3, 1]].tolist() == [0.1, 0.9]  # with room enough a label is where its value is
-    assert found[2] - found[0] == pytest.approx(0.1)
-    assert found[[0, 2]].mean() == pytest.approx(0.505)
-    assert figures.apart([], 0.1) == []
+    heights = np.array(training_figures.spread([0.5, 0.9, 0.51, 0.1], 0.1))
+    assert heights[[3, 1]].tolist() == [0.1, 0.9]  # with room enough a label is where its value is
+    assert heights[2] - heights[0] == pytest.approx(0.1)
+    assert heights[[0, 2]].mean() == pytest.approx(0.505)
+    assert training_figures.spread([], 0.1) == []
 
 
 def test_texts_of_the_table_stand_once() -> None:
-    material = reports.material(10)
-    packed = problem_table.pack(material.splits, figures.grid(material))
+    data = reports.report_data(10)
+    packed = problem_table.pack(data.splits, data.grid)
     assert len(packed["texts"]) == len(set(packed["texts"]))
-    row, made = packed["splits"][0]["rows"][7], material.splits[0].rows[7]
+    row, made = packed["splits"][0]["rows"][7], data.splits[0].rows[7]
     assert [packed["texts"][cell[3]] for cell in row["cells"]] == [c.completion for c in made.cells]
     assert row["cells"][0][3] == row["cells"][1][3] != row["cells"][2][3]
     assert packed["splits"][0]["arms"] == ["baseline", "RL, one seed"]

@@ -16,9 +16,8 @@ from jroute.arms.rl import choices_of_policy
 from jroute.checkpoint import save_state
 from jroute.controller import networks
 from jroute.controller.features import SCALARS, FeatureConfig, Featurizer, RawFeatures
-from jroute.report import figures
 from jroute.report.__main__ import main as report
-from jroute.report.episodes import episodes, shared
+from jroute.report.episodes import episodes, run_attributes
 from jroute.report.problem_table import pack
 from jroute.report.run_reader import read_run
 from jroute.tasks.synthetic import problems
@@ -29,10 +28,10 @@ COUNT = 8
 GATES = (0.0, 0.5, 1.0)
 
 
-def write_cells(folder, asked, gates) -> None:
+def write_cells(folder, toy_problems, gates) -> None:
     """A table as experiments leave it; cell k of problem i is right if i + k is odd."""
     folder.mkdir(parents=True)
-    cells = [(i, p, k, gate) for i, p in enumerate(asked) for k, gate in enumerate(gates)]
+    cells = [(i, p, k, gate) for i, p in enumerate(toy_problems) for k, gate in enumerate(gates)]
     count = len(cells)
     columns = {
         "problem_id": [p.id for _, p, _, _ in cells],
@@ -66,8 +65,8 @@ def run(tmp_path_factory):
         "decoding": {"max_new_tokens": 40},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    asked = problems("test", COUNT)
-    write_cells(folder / "outcomes" / "ab12", asked, GATES)
+    toy_problems = problems("test", COUNT)
+    write_cells(folder / "outcomes" / "ab12", toy_problems, GATES)
     rng = np.random.default_rng(0)
     raw = RawFeatures(
         rng.normal(size=(COUNT, len(SCALARS))).astype(np.float32),
@@ -86,34 +85,34 @@ def run(tmp_path_factory):
     results = {**reports.results(COUNT), "outcomes": "ab12", "training": "cd34"}
     (folder / "results.json").write_text(json.dumps({**results, "gates": list(GATES)}))
     chosen = [choices_of_policy(p, featurizer(raw).astype(np.float32)) for p in each]
-    return folder, asked, raw, np.stack(chosen)
+    return folder, toy_problems, raw, np.stack(chosen)
 
 
 def test_a_run_is_read_without_its_model(run) -> None:
-    folder, asked, raw, chosen = run
-    found = read_run(folder)
-    judged = found.splits[0]
-    assert found.name == "toy" and [s.name for s in found.splits] == ["test"] and not judged.absent
-    assert [row.problem for row in judged.rows] == asked
+    folder, toy_problems, raw, chosen = run
+    data = read_run(folder)
+    split = data.splits[0]
+    assert data.name == "toy" and [s.name for s in data.splits] == ["test"] and not split.missing
+    assert [row.problem for row in split.rows] == toy_problems
     assert len(np.unique(chosen)) > 1
-    np.testing.assert_array_equal(judged.gates[..., 0], np.asarray(GATES)[chosen])
-    assert [row.rl for row in judged.rows] == chosen[1].tolist()  # the selected seed
-    assert {row.base for row in judged.rows} == {0}
-    row = judged.rows[3]
+    np.testing.assert_array_equal(split.gates[..., 0], np.asarray(GATES)[chosen])
+    assert [row.rl for row in split.rows] == chosen[1].tolist()  # the selected seed
+    assert {row.base for row in split.rows} == {0}
+    row = split.rows[3]
     assert row.features == pytest.approx(dict(zip(SCALARS, raw.scalars[3].tolist(), strict=True)))
     assert [cell.gate for cell in row.cells] == [(0.0,), (0.5,), (1.0,)]
     assert [cell.correct for cell in row.cells] == [True, False, True] and row.cells[0].tokens == 8
-    assert {cell.completion for cell in row.cells} == {f"#### {asked[3].answer}"}  # sample 0
-    assert row.prompt == "" and found.curves == {} and found.probe is None
+    assert {cell.completion for cell in row.cells} == {f"#### {toy_problems[3].answer}"}  # sample 0
+    assert row.prompt == "" and data.curves == {} and data.probe is None
     expected = [[bool((i + chosen[s, i]) % 2) for i in range(COUNT)] for s in range(2)]
-    np.testing.assert_array_equal(judged.right, expected)
-    assert figures.grid(found) == [(0.0,), (0.5,), (1.0,)]
+    np.testing.assert_array_equal(split.solved, expected)
+    assert data.grid == [0.0, 0.5, 1.0]
 
 
 def test_every_cell_is_an_episode_that_names_its_arms(run) -> None:
-    folder, asked, _, chosen = run
-    found = read_run(folder)
-    made = list(episodes(found.splits[0], found))
+    folder, toy_problems, _, chosen = run
+    data = read_run(folder)
+    made = list(episodes(data.splits[0], data))
     assert len(made) == COUNT * len(GATES) == len({episode.key for episode in made})
     for i, episode in enumerate(made):
         problem, gate = divmod(i, len(GATES))
@@ -121,12 +120,12 @@ def test_every_cell_is_an_episode_that_names_its_arms(run) -> None:
         expected |= {"baseline", "best_fixed"} if gate == 0 else set()
         expected |= {"rl_selected"} if chosen[1, problem] == gate else set()
         assert set(episode.labels["arms"]) == expected
-        assert episode.prompt == asked[problem].question and episode.gate == (GATES[gate],)
-    assert shared(found)["gen_ai.request.max_tokens"] == 40
+        assert episode.prompt == toy_problems[problem].question and episode.gate == (GATES[gate],)
+    assert run_attributes(data)["gen_ai.request.max_tokens"] == 40
 
 
-def test_the_door_writes_the_page_and_the_traces(run, tmp_path, capsys) -> None:
-    folder, asked, _, _ = run
+def test_the_command_writes_the_page_and_the_traces(run, tmp_path, capsys) -> None:
+    folder, toy_problems, _, _ = run
     out = tmp_path / "out"
     before = sorted(path for path in folder.rglob("*"))
     options = ["--run", str(folder), "--out", str(out), "--traces.format", "jsonl"]
@@ -135,7 +134,7 @@ def test_the_door_writes_the_page_and_the_traces(run, tmp_path, capsys) -> None:
     assert "test: n = 8 problems" in printed and f"{out / 'report.html'}: the report" in printed
     assert "24 of 24 episodes of test" in printed
     page = (out / "report.html").read_text()
-    assert asked[0].question in page and (out / "figures" / "arms-test.png").is_file()
+    assert toy_problems[0].question in page and (out / "figures" / "arms-test.png").is_file()
     assert len((out / "traces" / "test.jsonl").read_text().splitlines()) == 24
     assert before == sorted(path for path in folder.rglob("*"))
 
@@ -150,13 +149,13 @@ def test_what_is_missing_is_named(run, tmp_path, capsys) -> None:
     with pytest.raises(UserError, match=r"has no results\.json"):
         read_run(part)
     (part / "results.json").write_text((folder / "results.json").read_text())
-    found = read_run(part).splits[0]
-    assert not found.rows and "The problems cannot be shown: " in found.absent
-    assert "no outcome table ab12" in found.absent
+    split = read_run(part).splits[0]
+    assert not split.rows and "The problems cannot be shown: " in split.missing
+    assert "no outcome table ab12" in split.missing
 
 
 def test_what_judging_wrote_down_is_taken_before_controllers_are_asked(run, tmp_path) -> None:
-    folder, asked, _, _ = run
+    folder, toy_problems, _, _ = run
     copy = tmp_path / "toy"
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("controller"))
     rng = np.random.default_rng(1)
@@ -165,19 +164,19 @@ def test_what_judging_wrote_down_is_taken_before_controllers_are_asked(run, tmp_
         rows += [
             ("test", arm, seed, p.id, 0.0 if arm == "baseline" else float(rng.choice(GATES)))
             for seed in range(seeds)
-            for p in asked
+            for p in toy_problems
         ]
-    rows += [("test", "random", 0, p.id, None) for p in asked]
+    rows += [("test", "random", 0, p.id, None) for p in toy_problems]
     rows += [("ood", a, seed, f"{p}-other", g) for _, a, seed, p, g in rows[:8]]
     rng.shuffle(rows)  # of no order
     names = ("split", "arm", "seed", "problem", "gate")
     columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
     columns |= {"seed": list(map(int, columns["seed"]))}
     pq.write_table(pa.table(columns), copy / "items.parquet")
-    (judged,) = read_run(copy).splits
-    assert not judged.absent and judged.gates.shape == (3, COUNT, 1)
+    (split,) = read_run(copy).splits
+    assert not split.missing and split.gates.shape == (3, COUNT, 1)
     stored = {(a, seed, p): g for s, a, seed, p, g in rows if s == "test"}
-    for i, (row, problem) in enumerate(zip(judged.rows, asked, strict=True)):
+    for i, (row, problem) in enumerate(zip(split.rows, toy_problems, strict=True)):
         assert set(row.arms) == {"baseline", "supervised", "rl_selected"}
         assert row.arms["supervised"] == (stored["supervised", 0, problem.id],)
         assert (
@@ -185,15 +184,15 @@ def test_what_judging_wrote_down_is_taken_before_controllers_are_asked(run, tmp_
             == row.arms["rl_selected"]
             == (stored["rl_selected", 0, problem.id],)
         )
-        assert judged.gates[:, i, 0].tolist() == [stored["rl", s, problem.id] for s in range(3)]
+        assert split.gates[:, i, 0].tolist() == [stored["rl", s, problem.id] for s in range(3)]
     half = {name: values[: len(rows) // 2] for name, values in columns.items()}
     pq.write_table(pa.table(half), copy / "items.parquet")
-    assert "judge the run again" in read_run(copy).splits[0].absent
+    assert "judge the run again" in read_run(copy).splits[0].missing
 
 
 def test_gates_of_several_parts_are_read_from_the_memo(run, tmp_path) -> None:
-    """A gate per band: controllers decide each part, and only what was asked for is known."""
-    folder, asked, raw, _ = run
+    """A gate per band: controllers decide each part, and only requested cells are known."""
+    folder, toy_problems, raw, _ = run
     copy = tmp_path / "toy"
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("controller", "outcomes"))
     featurizer = Featurizer.fit(raw, FeatureConfig(components=4))
@@ -206,13 +205,15 @@ def test_gates_of_several_parts_are_read_from_the_memo(run, tmp_path) -> None:
     decided = np.asarray(networks.act(params, jnp.asarray(observations)))
     expected = [tuple(GATES[part] for part in row) for row in decided]
     assert len(set(expected)) > 1
-    write_cells(copy / "memo" / "ab12", asked, [[0.0, 0.0], *map(list, dict.fromkeys(expected))])
-    (judged,) = read_run(copy).splits
-    assert not judged.absent and judged.gates.shape == (1, COUNT, 2)
-    assert [row.cells[row.rl].gate for row in judged.rows] == expected
-    assert {row.cells[row.base].gate for row in judged.rows} == {(0.0, 0.0)}
-    material = dataclasses.replace(read_run(copy), splits=(judged,))
-    packed = pack(material.splits, figures.grid(material))["splits"][0]["rows"][0]
+    write_cells(
+        copy / "memo" / "ab12", toy_problems, [[0.0, 0.0], *map(list, dict.fromkeys(expected))]
+    )
+    (split,) = read_run(copy).splits
+    assert not split.missing and split.gates.shape == (1, COUNT, 2)
+    assert [row.cells[row.rl].gate for row in split.rows] == expected
+    assert {row.cells[row.base].gate for row in split.rows} == {(0.0, 0.0)}
+    data = dataclasses.replace(read_run(copy), splits=(split,))
+    packed = pack(data.splits, data.grid)["splits"][0]["rows"][0]
     label, colours, *_ = packed["cells"][packed["rl"]]
     assert label == " ".join(f"{part:g}" for part in expected[0])
     assert colours == decided[0].tolist()
