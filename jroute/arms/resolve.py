@@ -162,7 +162,8 @@ def check_available(arm: Arm, *, has_table: bool) -> None:
     """
     if not arm.gate_per_prompt:
         raise UserError(
-            f"arm {arm.name} does not give one gate to a prompt; choose of {', '.join(selectable())}"
+            f"arm {arm.name} does not give one gate to a prompt; "
+            f"choose of {', '.join(selectable())}"
         )
     if "table" in arm.needs and not has_table:
         raise UserError(
