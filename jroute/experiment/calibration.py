@@ -45,9 +45,6 @@ from jroute.statistics.headroom import CrossValidator, headroom
 from jroute.statistics.results import arm_results
 from jroute.utils.keys import Keys, keys, stored
 
-PARTS = ("positive", "null", "dose")
-"""The parts of a calibration."""
-
 CHUNK = 10
 """Permutations that are trained together and then kept."""
 
@@ -162,7 +159,7 @@ def calibrate(
         models: Models of the positive part; the null is of the first.
         plain: Models trained without gates: judged, with nothing expected.
         config: The size of every part.
-        parts: Some of ``PARTS``.
+        parts: Some of ``positive``, ``null`` and ``dose``.
         cache: What earlier commands finished.
 
     Returns:

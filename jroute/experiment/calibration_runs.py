@@ -131,7 +131,7 @@ class ModelRuns:
             sources: Models whose tables are wanted.
             models: Number of models that every arm is trained for.
             config: The size of every part.
-            parts: Some of ``calibration.PARTS``.
+            parts: Some of ``positive``, ``null`` and ``dose``.
         """
         lines, problems = [], config.problems[0]
         with tempfile.TemporaryDirectory() as scratch:

@@ -8,8 +8,9 @@ import pytest
 
 from jroute import calibrate
 from jroute.arms.supervised import SupervisedConfig
+from jroute.calibrate import PARTS
 from jroute.experiment import calibration
-from jroute.experiment.calibration import PARTS, CalibrationConfig, ModelTables, Tables
+from jroute.experiment.calibration import CalibrationConfig, ModelTables, Tables
 from jroute.experiment.calibration_runs import ModelRuns
 from jroute.experiment.result_cache import ResultCache
 from jroute.ppo.config import PPOConfig
