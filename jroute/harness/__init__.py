@@ -1,1 +1,5 @@
-"""The lm-evaluation-harness adapter: a model in which an arm chooses each prompt's gate."""
+"""The adapter of lm-evaluation-harness; importing this package registers the model ``jroute``."""
+
+from jroute.harness.model import JaxLM
+
+__all__ = ["JaxLM"]
