@@ -1,4 +1,4 @@
-# make demo    environment, install, then the main job end to end on the bundled tiny model
+# make demo    environment, install, then the whole experiment on the bundled tiny model
 # make test    environment, install, then lint, types and tests
 # make lint, make types, make unit    one part of `make test`; ARGS goes to pytest
 # make clean   remove the environment, the caches and the demo's run
@@ -28,7 +28,7 @@ demo: $(VENV)/.installed
 	python scripts/lm_eval_jax.py --run runs/demo --arm baseline,fixed:0.5,random,supervised,rl --tasks test
 	python -m jroute.report --run runs/demo
 
-# One after the other, cheapest first, whatever -j says.
+# In this order, cheapest first, even under -j.
 test: $(VENV)/.installed-dev
 	$(MAKE) --no-print-directory lint
 	$(MAKE) --no-print-directory types
@@ -46,9 +46,9 @@ unit: $(VENV)/.installed-dev
 	python -m pytest -n 2 --dist loadfile $(ARGS)
 
 clean:
-	rm -rf $(VENV) .cache .hypothesis .pytest_cache .ruff_cache build dist runs/demo
+	rm -rf $(VENV) .cache .hypothesis .import_linter_cache .pytest_cache .ruff_cache build dist runs/demo
 
-# The stamps say that a step is complete; a step cut short is done again.
+# A stamp says that a step is complete; an interrupted step runs again.
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "error: jroute needs Python 3.11 or later, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1);" \
