@@ -15,7 +15,7 @@ import numpy as np
 
 from converters.safetensors import DTYPES, WEIGHTS, Checkpoint, write
 from jroute.model.config import Qwen3Config
-from jroute.model.decoder import abstract_params, logical_axes
+from jroute.model.params import abstract_params, logical_axes
 from jroute.utils.errors import UserError
 from jroute.utils.files import atomic_write
 

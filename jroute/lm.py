@@ -26,10 +26,13 @@ from jroute.generate.sampling import Logprobs
 from jroute.generate.scoring import token_scores
 from jroute.generate.shapes import bucket, check_context
 from jroute.model.config import Qwen3Config
-from jroute.model.decoder import Params, abstract_params, forward, logical_axes, unembed
+from jroute.model.decoder import ForwardOptions, forward, unembed
+from jroute.model.params import Params, abstract_params, logical_axes
+from jroute.routing.config import RoutingConfig
 from jroute.routing.diagnostics import StreamMetrics
 from jroute.routing.gate import GateLike
-from jroute.routing.routing import Routing, RoutingConfig, routing_file
+from jroute.routing.mixing import Routing
+from jroute.routing.presets import routing_file
 from jroute.tasks.tokenizer import load_tokenizer
 from jroute.utils.config import load as load_config
 from jroute.utils.errors import UserError
@@ -46,7 +49,15 @@ def _logits(
     config: Qwen3Config,
     metrics: bool,
 ) -> tuple[Float[Array, "batch seq vocab"], StreamMetrics | None]:
-    out = forward(params, config, tokens, positions, routing=routing, gate=gate, metrics=metrics)
+    out = forward(
+        params,
+        config,
+        tokens,
+        positions,
+        routing=routing,
+        gate=gate,
+        options=ForwardOptions(metrics=metrics),
+    )
     return unembed(params, config, out.hidden), out.metrics
 
 
@@ -115,9 +126,9 @@ class LanguageModel:
         """Token ids of a text as it stands; special tokens in it are recognised, none is added."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
 
-    def gates(self, gate: GateLike, batch: int) -> Float[Array, "batch layers"] | None:
+    def layer_gates(self, gate: GateLike, batch: int) -> Float[np.ndarray, "batch layers"] | None:
         """Spreads a gate over the batch and the layers; ``None`` stays ``None``."""
-        return None if gate is None else self.routing.gates(gate, batch)
+        return None if gate is None else self.routing.layer_gates(gate, batch)
 
     def _check_ids(self, rows: Iterable[Sequence[int] | np.ndarray]) -> None:
         for row in rows:
@@ -152,7 +163,7 @@ class LanguageModel:
             to[: row.size] = row
         self._check_ids([np.maximum(tokens, 0).ravel()])
         check_context(int((tokens >= 0).sum(axis=1).max()), 0, self.context)
-        spread = self.gates(gate, len(rows))
+        spread = self.layer_gates(gate, len(rows))
         if metrics and spread is None:
             raise UserError(
                 "stream metrics need a gate; give gate=0.0 to measure the plain model's streams"
@@ -236,8 +247,8 @@ class LanguageModel:
             raise UserError(
                 f"shared must be a number of tokens, or one for each of the {len(rows)} prompts"
             )
-        spread = self.gates(gate, len(rows))
-        gates = [None] * len(rows) if spread is None else list(np.asarray(spread))
+        spread = self.layer_gates(gate, len(rows))
+        gates = [None] * len(rows) if spread is None else list(spread)
         runner = Engine(
             self.params,
             self.config,
@@ -286,7 +297,7 @@ class LanguageModel:
                     "loglikelihood needs at least one context token and one continuation token"
                 )
             check_context(len(context) + len(continuation) - 1, 0, self.context)
-        spread = self.gates(gate, len(pairs))
+        spread = self.layer_gates(gate, len(pairs))
         groups: dict[int, list[int]] = {}
         for i, (context, continuation) in enumerate(pairs):
             groups.setdefault(bucket(len(context) + len(continuation)), []).append(i)
@@ -310,7 +321,7 @@ class LanguageModel:
         self,
         pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
         indices: Sequence[int],
-        gates: Float[Array, "pairs layers"] | None,
+        gates: Float[np.ndarray, "pairs layers"] | None,
         slots: int,
         width: int,
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -326,7 +337,7 @@ class LanguageModel:
                 place(tokens, ("batch", "seq")),
                 place(lengths, ("batch",)),
                 None if gates is None else replicate(self.routing),
-                None if gates is None else place(np.asarray(gates)[rows], ("batch", "layers")),
+                None if gates is None else place(gates[rows], ("batch", "layers")),
                 config=self.config,
             )
             return fetch(found)

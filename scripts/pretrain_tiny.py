@@ -38,8 +38,11 @@ from jroute.generate.decoding import Decoding
 from jroute.generate.engine import Engine
 from jroute.generate.requests import Request
 from jroute.model.config import Qwen3Config
-from jroute.model.decoder import forward, init_params, unembed
-from jroute.routing.routing import Routing, RoutingConfig, routing_file
+from jroute.model.decoder import forward, unembed
+from jroute.model.params import init_params
+from jroute.routing.config import RoutingConfig
+from jroute.routing.mixing import Routing
+from jroute.routing.presets import routing_file
 from jroute.tasks.answers import is_correct, parse_answer
 from jroute.tasks.problem import Problem
 from jroute.tasks.prompts import PromptConfig, render
@@ -151,7 +154,7 @@ def pretrain(
     bar = trange(steps, desc="pretrain", unit="step")
     for i in bar:
         rows = slice(i * batch, (i + 1) * batch)
-        gate = routing.gates(gates[rows], batch) if routing else None
+        gate = routing.layer_gates(gates[rows], batch) if routing else None
         params, state, value = step(params, state, tokens[rows], lengths[rows], gate)
         losses.append(float(value))
         if i % 20 == 0:

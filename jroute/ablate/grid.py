@@ -24,7 +24,7 @@ from jroute.generate.decoding import Decoding
 from jroute.lm import resolve_routing
 from jroute.outcomes.outcome import judge
 from jroute.probe import effects
-from jroute.routing.routing import RoutingConfig
+from jroute.routing.config import RoutingConfig
 from jroute.statistics.intervals import accuracy
 from jroute.tasks import Split, TaskConfig
 from jroute.tasks.prompts import PromptConfig

@@ -14,7 +14,8 @@ from converters.safetensors import Checkpoint
 from jroute.checkpoint.export import StoredTensors
 from jroute.checkpoint.model import has_tokenizer, load_model, read_manifest
 from jroute.model.config import Qwen3Config
-from jroute.model.decoder import Params, forward, unembed
+from jroute.model.decoder import forward, unembed
+from jroute.model.params import Params
 from jroute.tasks.tokenizer import load_tokenizer
 from jroute.utils.errors import UserError
 

@@ -21,8 +21,9 @@ from jaxtyping import Array, Float, Int
 from jroute.distributed.mesh import fetch, place, replicate
 from jroute.generate.shapes import bucket, check_context
 from jroute.model.config import Qwen3Config
-from jroute.model.decoder import Params, forward, unembed
-from jroute.routing.routing import Routing
+from jroute.model.decoder import ForwardOptions, forward, unembed
+from jroute.model.params import Params
+from jroute.routing.mixing import Routing
 from jroute.utils.errors import UserError
 from jroute.utils.keys import Keys, keys, restored, stored
 
@@ -120,8 +121,7 @@ def _read(
         jnp.where(real, columns, -1),
         routing=routing,
         gate=gate,
-        metrics=routing is not None,
-        tap=lambda block: pooled(block.trunk),
+        options=ForwardOptions(metrics=routing is not None, tap=lambda block: pooled(block.trunk)),
     )
     final = jnp.take_along_axis(out.hidden, last, axis=1)[:, 0]
     log_probs = jax.nn.log_softmax(unembed(params, config, final), axis=-1)
@@ -221,7 +221,15 @@ def _change(
 ) -> Float[Array, " batch"]:
     columns = jnp.arange(tokens.shape[1])[None]
     positions = jnp.where(columns < lengths[:, None], columns, -1)
-    out = forward(params, config, tokens, positions, routing=routing, gate=gate, metrics=True)
+    out = forward(
+        params,
+        config,
+        tokens,
+        positions,
+        routing=routing,
+        gate=gate,
+        options=ForwardOptions(metrics=True),
+    )
     assert out.metrics is not None
     sites = routing.sites.astype(jnp.float32)
     return jnp.einsum("lhb,l->b", out.metrics.change, sites / sites.sum()) / len(

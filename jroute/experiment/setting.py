@@ -319,12 +319,10 @@ class Setting:
         new = {pair: i for i, pair in enumerate(asked) if pair not in known}
         if new:
             tokens = [lm.encode(self.render(problems[i].question)) for i in new.values()]
-            spread = lm.routing.gates(self.spread([gate for _, gate in new]), len(new))
+            spread = lm.routing.layer_gates(self.spread([gate for _, gate in new]), len(new))
             slots = self.experiment.engine.batch
             with lm.devices():
-                found = trunk_change(
-                    lm.params, lm.config, tokens, lm.routing, np.asarray(spread), slots=slots
-                )
+                found = trunk_change(lm.params, lm.config, tokens, lm.routing, spread, slots=slots)
             known.update(zip(new, found.tolist(), strict=True))
         return np.array([known[pair] for pair in asked])
 

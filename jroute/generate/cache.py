@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Shaped
 
 from jroute.distributed.mesh import constrain
+from jroute.model.attention import CACHED_KEY_AXES, CACHED_VALUE_AXES, KeyValue, to_cache_layout
 from jroute.model.config import Qwen3Config
-from jroute.model.decoder import CACHED_KEYS, CACHED_VALUES, KeyValue, in_cache
 
 Cache = KeyValue | tuple[KeyValue, ...]
 """Keys and values of all layers: stacked, to scan over, or one pair per layer."""
@@ -83,7 +83,7 @@ def from_prefill(kv: KeyValue, length: int, *, stacked: bool = False) -> Cache:
         stacked: Keep the layers in one array; otherwise they are taken apart.
     """
     if not isinstance(kv.key, tuple):
-        kv = in_cache(kv)
+        kv = to_cache_layout(kv)
         sizes = block_sizes(kv.key.shape[-1])
         kv = KeyValue(_cut(kv.key, -1, sizes), _cut(kv.value, -2, sizes))
     grown = grow(kv, length)
@@ -128,7 +128,9 @@ def grow(cache: KeyValue, length: int) -> KeyValue:
                 found[i] = _constrain(jnp.pad(found[i], room), axes)
         return tuple(found)
 
-    return KeyValue(longer(cache.key, -1, CACHED_KEYS), longer(cache.value, -2, CACHED_VALUES))
+    return KeyValue(
+        longer(cache.key, -1, CACHED_KEY_AXES), longer(cache.value, -2, CACHED_VALUE_AXES)
+    )
 
 
 def insert(cache: Cache, rows: Cache, at: Int[Array, " rows"]) -> Cache:
@@ -146,7 +148,7 @@ def _insert(cache: KeyValue, rows: KeyValue, at: Array, put: Callable[..., Array
         return (*changed, *old[len(new) :])
 
     return KeyValue(
-        one(cache.key, rows.key, CACHED_KEYS), one(cache.value, rows.value, CACHED_VALUES)
+        one(cache.key, rows.key, CACHED_KEY_AXES), one(cache.value, rows.value, CACHED_VALUE_AXES)
     )
 
 

@@ -27,9 +27,10 @@ from jroute.generate.sampling import Choice, Logprobs
 from jroute.generate.shapes import BatchPlan, Program, Width, check_context
 from jroute.generate.slots import Kind, Refill, Slots
 from jroute.generate.stopping import Stops, Watch
+from jroute.model.attention import KeyValue
 from jroute.model.config import Qwen3Config
-from jroute.model.decoder import KeyValue, Params
-from jroute.routing.routing import Routing
+from jroute.model.params import Params
+from jroute.routing.mixing import Routing
 from jroute.utils.errors import UserError
 
 

@@ -13,7 +13,7 @@ from jroute.distributed.mesh import num_replicas
 from jroute.generate.config import EngineConfig
 from jroute.generate.shapes import BatchPlan
 from jroute.model.config import Qwen3Config
-from jroute.model.decoder import Params
+from jroute.model.params import Params
 from jroute.utils.errors import UserError
 
 MAX_AUTO_SLOTS = 256

@@ -17,9 +17,11 @@ from jroute.distributed.mesh import constrain
 from jroute.generate import cache as caches
 from jroute.generate.cache import Cache
 from jroute.generate.sampling import Choice, choose
+from jroute.model.attention import KeyValue
 from jroute.model.config import Qwen3Config
-from jroute.model.decoder import KeyValue, Params, forward, unembed, unstack_blocks
-from jroute.routing.routing import Routing
+from jroute.model.decoder import forward, unembed
+from jroute.model.params import Params, unstack_blocks
+from jroute.routing.mixing import Routing
 
 
 class Rows(NamedTuple):

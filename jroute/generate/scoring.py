@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jroute.model.config import Qwen3Config
-from jroute.model.decoder import Params, forward, unembed
-from jroute.routing.routing import Routing
+from jroute.model.decoder import forward, unembed
+from jroute.model.params import Params
+from jroute.routing.mixing import Routing
 
 TOKENS = 2048
 """Tokens whose logits are held at a time: they take 2048 x vocab x 4 bytes, and that few times."""

@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from jroute.utils.keys import Keys, keys, restored
-
 from jroute.routing.gate import Gate
+from jroute.utils.keys import Keys, keys, restored
 
 
 @dataclass(frozen=True)

@@ -1,299 +1,220 @@
-"""A frozen dense Qwen3 decoder in Flax NNX, with an optional multi-stream residual.
+"""The forward pass of a frozen dense Qwen3 decoder, with an optional multi-stream residual.
 
-Modules define and name the parameters; everything that runs takes them as one plain nested
-dictionary (``params``), so a jit boundary never sees a module. Block parameters are stacked on a
-leading ``layers`` axis and the forward pass scans over it; ``unstack_blocks`` slices them apart
-once for decoding, where a loop over separate layers is faster. Both drivers run the same block.
+Parameters are one nested dictionary (``jroute.model.params``). With stacked blocks the forward pass
+scans over layers; with unstacked ones, which decode faster, it loops. Both drivers run the same
+block.
 
-Under ``jax.set_mesh`` activations lie on the mesh as ``jroute.distributed.mesh`` says, so that
-matrix products meet the weights where they are and only activations travel between devices.
+Under ``jax.set_mesh`` activations are sharded as ``jroute.distributed.mesh`` says, so matrix
+products meet the weights where they are and only activations travel between devices.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jroute.distributed.mesh import constrain
-from jroute.model.attention import (
-    apply_rope,
-    attend,
-    attend_cached,
-    attention_to,
-    causal_mask,
-    rope_tables,
-)
+from jroute.model.attention import KeyValue, attention_share, causal_mask
 from jroute.model.config import Qwen3Config
+from jroute.model.layers import STATE_AXES, rms_norm
+from jroute.model.params import Params, block_graph
+from jroute.model.rope import rope_tables
 from jroute.routing import streams
-from jroute.routing.routing import Hook, Routing, StreamMetrics
-from jroute.routing.streams import Part
+from jroute.routing.config import Hook
+from jroute.routing.diagnostics import StreamMetrics
+from jroute.routing.mixing import BlockStreams, LayerRouting, Routing
 
-Params = Mapping[str, Any]
-
-STATES = ("batch", "seq", "embed")
-QUERIES = ("batch", "seq", "heads", "head_dim")
-KEYS = ("batch", "seq", "kv_heads", "head_dim")
-"""Logical axes of the activations, see ``jroute.distributed.mesh``."""
-
-CACHED_KEYS = ("batch", "kv_heads", "head_dim", "keys")
-CACHED_VALUES = ("batch", "kv_heads", "keys", "head_dim")
-"""Logical axes of a block of the cache."""
-
-
-class KeyValue(NamedTuple):
-    """Keys and values of one layer, or of all layers stacked.
-
-    Attributes:
-        key: Of a call's tokens ``[*layers, batch, keys, kv_heads, head_dim]``. In a cache a tuple
-            of blocks ``[*layers, batch, kv_heads, head_dim, keys]`` that follow one another.
-        value: Likewise; in a cache blocks ``[*layers, batch, kv_heads, keys, head_dim]``.
-    """
-
-    key: Any
-    value: Any
+_fence = jax.lax.optimization_barrier
 
 
 class BlockTrace(NamedTuple):
-    """What one block read and made, for a ``tap``.
+    """The states in one block, for a ``tap``.
 
     Attributes:
-        reader: What attention read (before its norm).
-        attention: Its update.
-        middle: What the MLP read.
-        mlp: Its update.
+        attention_input: The state that attention read (before its norm).
+        attention_update: What attention added.
+        mlp_input: The state that the MLP read (before its norm).
+        mlp_update: What the MLP added.
         trunk: The trunk after the block and its mixing.
-        first_attention: Share of attention to the row's first token.
+        first_attention: Share of attention that the row's first token receives.
     """
 
-    reader: Float[Array, "batch seq embed"]
-    attention: Float[Array, "batch seq embed"]
-    middle: Float[Array, "batch seq embed"]
-    mlp: Float[Array, "batch seq embed"]
+    attention_input: Float[Array, "batch seq embed"]
+    attention_update: Float[Array, "batch seq embed"]
+    mlp_input: Float[Array, "batch seq embed"]
+    mlp_update: Float[Array, "batch seq embed"]
     trunk: Float[Array, "batch seq embed"]
     first_attention: Float[Array, "batch seq"]
+
+
+@dataclass(frozen=True)
+class ForwardOptions:
+    """What a forward pass does besides computing hidden states; static, and free where off.
+
+    Attributes:
+        metrics: Measure the streams at every hook; needs a routing and a gate.
+        tap: Called with the trace of every block; the results are returned. Not with a cache.
+        rematerialise: For gradients: keep only what passes from block to block, and run each block
+            once more in the backward pass.
+    """
+
+    metrics: bool = False
+    tap: Callable[[BlockTrace], Any] | None = None
+    rematerialise: bool = False
 
 
 class ForwardOutput(NamedTuple):
     """Result of a forward pass.
 
     Attributes:
-        hidden: Final-normed states ``[batch, seq, embed]``; ``unembed`` makes logits of them.
+        hidden: Final-normed states; ``unembed`` turns them into logits.
         kv: Keys and values of every layer: stacked, or a tuple when the blocks are unstacked.
-        metrics: Stream metrics with leading ``layers hooks`` axes, if asked for.
-        final: What the final norm reads.
-        taps: What ``tap`` made of each block, stacked on a leading ``layers`` axis.
+        metrics: Stream metrics with leading ``layers hooks`` axes, or ``None``.
+        residual: The state that the final norm reads.
+        taps: The results of ``tap``, stacked on a leading ``layers`` axis, or ``None``.
     """
 
     hidden: Float[Array, "batch seq embed"]
     kv: Any
     metrics: StreamMetrics | None
-    final: Float[Array, "batch seq embed"]
+    residual: Float[Array, "batch seq embed"]
     taps: Any
 
 
-def rms_norm(
-    x: Float[Array, "*rest dim"], weight: Float[Array, " dim"], eps: float
-) -> Float[Array, "*rest dim"]:
-    """Root-mean-square norm (Zhang & Sennrich 2019), computed in float32 whatever the dtype.
+class _Carry(NamedTuple):
+    """State that passes from block to block.
 
-    The sum of squares is a dot product: for the CPU, XLA drops barriers before it fuses, and
-    would sum in another order where another program computes ``x`` in the same loop.
+    Attributes:
+        trunk: The residual.
+        reader: With read-only injection, the mixed state that is read instead of the trunk.
+        side: Side streams.
     """
-    wide = x.astype(jnp.float32)
-    total = jnp.einsum("...e,...e->...", wide, wide, precision="highest")[..., None]
-    wide = wide * jax.lax.rsqrt(total / x.shape[-1] + eps)
-    return jnp.broadcast_to(weight, x.shape) * wide.astype(x.dtype)
+
+    trunk: Float[Array, "batch seq embed"]
+    reader: Float[Array, "batch seq embed"] | None
+    side: tuple[Array, ...]
 
 
-def _parameter(
-    config: Qwen3Config, rngs: nnx.Rngs, axes: tuple[str, ...], fan_in: int = 1
-) -> nnx.Param:
-    """One declaration from which shape, initial values and sharding all follow."""
-    shape = tuple(config.axis_sizes[axis] for axis in axes)
-    init = nnx.initializers.normal(1 / fan_in**0.5) if fan_in > 1 else nnx.initializers.ones
-    return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
+class _LayerInputs(NamedTuple):
+    """Inputs of one block, or of all blocks stacked.
 
-
-class Attention(nnx.Module):
-    """Self-attention with per-head query and key norms before the rotation."""
-
-    def __init__(self, config: Qwen3Config, rngs: nnx.Rngs):
-        embed, out = config.hidden_size, config.num_attention_heads * config.head_dim
-        self.q_proj = _parameter(config, rngs, ("embed", "heads", "head_dim"), embed)
-        self.k_proj = _parameter(config, rngs, ("embed", "kv_heads", "head_dim"), embed)
-        self.v_proj = _parameter(config, rngs, ("embed", "kv_heads", "head_dim"), embed)
-        self.o_proj = _parameter(config, rngs, ("heads", "head_dim", "embed"), out)
-        self.q_norm = _parameter(config, rngs, ("head_dim",))
-        self.k_norm = _parameter(config, rngs, ("head_dim",))
-        self.eps = config.rms_norm_eps
-
-    def __call__(self, x, cos, sin, positions, past: KeyValue | None):
-        """Return the update of ``x``, its queries, and the keys and values they attended to.
-
-        ``past`` is the layer's part of the cache, to which this call's keys are added.
-        """
-        query = constrain(jnp.einsum("bse,ehd->bshd", x, self.q_proj[...]), QUERIES)
-        key = constrain(jnp.einsum("bse,ehd->bshd", x, self.k_proj[...]), KEYS)
-        value = constrain(jnp.einsum("bse,ehd->bshd", x, self.v_proj[...]), KEYS)
-        query = apply_rope(rms_norm(query, self.q_norm[...], self.eps), cos, sin)
-        key = apply_rope(rms_norm(key, self.k_norm[...], self.eps), cos, sin)
-        if past is None:
-            kv = KeyValue(key, value)
-            attended = attend(query, key, value, causal_mask(positions, positions))
-        else:
-            kv = write(past, KeyValue(key, value), positions)
-            attended = attend_cached(query, kv.key, kv.value, positions)
-        # One axis to sum over: with two XLA would transpose the weight at every step on a CPU.
-        merged = constrain(attended, QUERIES).reshape(*x.shape[:2], -1)
-        update = constrain(merged @ self.o_proj[...].reshape(merged.shape[-1], -1), STATES)
-        return update, query, kv
-
-
-class MLP(nnx.Module):
-    """SwiGLU feed-forward (Shazeer 2020)."""
-
-    def __init__(self, config: Qwen3Config, rngs: nnx.Rngs):
-        self.gate_proj = _parameter(config, rngs, ("embed", "mlp"), config.hidden_size)
-        self.up_proj = _parameter(config, rngs, ("embed", "mlp"), config.hidden_size)
-        self.down_proj = _parameter(config, rngs, ("mlp", "embed"), config.intermediate_size)
-
-    def __call__(self, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq embed"]:
-        """The update of ``x``."""
-        gated = jax.nn.silu(x @ self.gate_proj[...]) * (x @ self.up_proj[...])
-        return constrain(constrain(gated, ("batch", "seq", "mlp")) @ self.down_proj[...], STATES)
-
-
-class Block(nnx.Module):
-    """One pre-norm decoder block."""
-
-    def __init__(self, config: Qwen3Config, rngs: nnx.Rngs):
-        self.input_norm = _parameter(config, rngs, ("embed",))
-        self.attention = Attention(config, rngs)
-        self.post_attention_norm = _parameter(config, rngs, ("embed",))
-        self.mlp = MLP(config, rngs)
-        self.eps = config.rms_norm_eps
-
-    def attend(self, x, cos, sin, positions, past):
-        """Update by attention, its queries, keys and values; arguments as for ``Attention``."""
-        normed = rms_norm(x, self.input_norm[...], self.eps)
-        return self.attention(normed, cos, sin, positions, past)
-
-    def feed(self, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq embed"]:
-        """Update by the MLP."""
-        return self.mlp(rms_norm(x, self.post_attention_norm[...], self.eps))
-
-
-class Qwen3(nnx.Module):
-    """All parameters of the decoder; ``blocks`` are stacked on a leading ``layers`` axis."""
-
-    def __init__(self, config: Qwen3Config, rngs: nnx.Rngs):
-        self.embed_tokens = _parameter(config, rngs, ("vocab", "embed"), config.hidden_size)
-        stacked = nnx.vmap(lambda keys: Block(config, keys), axis_size=config.num_hidden_layers)
-        self.blocks = stacked(rngs.split(config.num_hidden_layers))
-        self.final_norm = _parameter(config, rngs, ("embed",))
-        if not config.tie_word_embeddings:
-            self.lm_head = _parameter(config, rngs, ("embed", "vocab"), config.hidden_size)
-
-
-def in_cache(new: KeyValue) -> KeyValue:
-    """The keys and values of a call with their axes as in a cache.
-
-    A value that is not finite becomes 0: it would reach whoever has the row next, unseen as it is,
-    since zero times infinity is none.
+    Attributes:
+        gate: The gate of every row.
+        index: Number of the block.
+        past: The layer's part of the cache.
+        routing: The routing's numbers.
+        weights: The block's parameters.
     """
-    value = jnp.where(jnp.isfinite(new.value), new.value, jnp.zeros_like(new.value))
-    return KeyValue(jnp.moveaxis(new.key, -3, -1), jnp.swapaxes(value, -3, -2))
+
+    gate: Any
+    index: Any
+    past: Any
+    routing: LayerRouting | None
+    weights: Any
 
 
-def write(past: KeyValue, new: KeyValue, positions: Int[Array, "batch seq"]) -> KeyValue:
-    """Add a call's keys and values to one layer of a cache, each at its position.
+class _LayerOutputs(NamedTuple):
+    """Outputs of one block, or of all blocks stacked; fields as in ``ForwardOutput``."""
 
-    What does not fit and padding (position -1) is left out.
-    """
-    # Row by row, so that the batch axis may lie on several devices.
-    put_keys = jax.vmap(lambda old, at, add: old.at[:, :, at].set(add, mode="drop"))
-    put_values = jax.vmap(lambda old, at, add: old.at[:, at].set(add, mode="drop"))
-    if positions.size == 1:  # with padding: for the CPU, XLA copies a cache to write a single key
-        positions = jnp.pad(positions, ((0, 0), (0, 1)), constant_values=-1)
-        new = KeyValue(*(jnp.pad(part, ((0, 0), (0, 1), (0, 0), (0, 0))) for part in new))
-    added = in_cache(new)
-    keys, values, start = [], [], 0
-    for key, value in zip(past.key, past.value, strict=True):
-        size = key.shape[-1]
-        at = positions - start
-        at = jnp.where((at >= 0) & (at < size), at, size)  # falls off the end
-        keys.append(constrain(put_keys(key, at, added.key), CACHED_KEYS))
-        values.append(constrain(put_values(value, at, added.value), CACHED_VALUES))
-        start += size
-    return KeyValue(tuple(keys), tuple(values))
+    kv: Any
+    metrics: StreamMetrics | None
+    taps: Any
 
 
-@cache
-def _block_graph(config: Qwen3Config) -> nnx.GraphDef:
-    return nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))))[0]
+@dataclass(frozen=True, eq=False)
+class _BlockStep:
+    """One step of the pass over the blocks; holds what all blocks share."""
 
+    graph: nnx.GraphDef
+    cos: Float[Array, "batch seq head_dim"]
+    sin: Float[Array, "batch seq head_dim"]
+    positions: Int[Array, "batch seq"]
+    valid: Bool[Array, "batch seq"]
+    routing: Routing | None
+    options: ForwardOptions
 
-@cache
-def _abstract_model(config: Qwen3Config) -> nnx.State:
-    return nnx.state(nnx.eval_shape(lambda: Qwen3(config, nnx.Rngs(0))), nnx.Param)
-
-
-def logical_axes(config: Qwen3Config) -> dict[str, Any]:
-    """The tree of ``params`` with, for every array, the tuple of its logical axis names."""
-
-    def axes(path: tuple[Any, ...], variable: nnx.Variable) -> tuple[str, ...]:
-        stacked = path[0] == "blocks"
-        return (
-            ("layers", *variable.get_metadata()["axes"])
-            if stacked
-            else variable.get_metadata()["axes"]
+    def __call__(self, carry: _Carry, layer: _LayerInputs) -> tuple[_Carry, _LayerOutputs]:
+        """Run one block and mix its streams."""
+        block = nnx.merge(self.graph, layer.weights)
+        mixer = BlockStreams(
+            self.routing,
+            layer.routing,
+            layer.gate,
+            layer.index,
+            carry.side,
+            self.positions,
+            self.valid if self.options.metrics else None,
         )
+        read = _fence(carry.trunk if carry.reader is None else carry.reader)
+        attended, query, kv = block.attend(read, self.cos, self.sin, self.positions, layer.past)
+        attended, middle, kv = _fence((attended, read + attended, kv))
+        trunk = _fence(carry.trunk + attended) if mixer.read_only else middle
+        mixer.receive("attention", attended)
+        mixed = mixer.mix("attention", trunk, attended)
+        middle = _fence(middle if mixed is None else mixed)
+        fed = block.feed_forward(middle)
+        fed, after = _fence((fed, middle + fed))
+        trunk = _fence(trunk + fed) if mixer.read_only else after
+        mixer.receive("mlp", fed)
+        trunk, reader = _mix_after_mlp(mixer, trunk, fed, attended + fed)
+        mixer.remember(trunk)
+        taps = None
+        if self.options.tap is not None:
+            share = self._first_attention(query, kv.key)
+            taps = self.options.tap(BlockTrace(read, attended, middle, fed, trunk, share))
+        return _Carry(trunk, reader, mixer.carried), _LayerOutputs(kv, mixer.metrics(), taps)
 
-    flat = nnx.to_flat_state(_abstract_model(config))
-    return nnx.traversals.unflatten_mapping({path: axes(path, variable) for path, variable in flat})
+    def _first_attention(
+        self,
+        query: Float[Array, "batch seq heads head_dim"],
+        key: Float[Array, "batch seq kv_heads head_dim"],
+    ) -> Float[Array, "batch seq"]:
+        """Return the share of attention that each row's first token receives."""
+        mask = causal_mask(self.positions, self.positions)
+        return attention_share(self.positions == 0, query, key, mask)
 
 
-def abstract_params(config: Qwen3Config, dtype: Any = "float32") -> dict[str, Any]:
-    """The tree of ``params`` as ``jax.ShapeDtypeStruct``, nothing allocated."""
-    shapes = nnx.to_pure_dict(_abstract_model(config))
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)
+def _mix_after_mlp(
+    mixer: BlockStreams,
+    trunk: Float[Array, "batch seq embed"],
+    fed: Float[Array, "batch seq embed"],
+    update: Float[Array, "batch seq embed"],
+) -> tuple[Float[Array, "batch seq embed"], Float[Array, "batch seq embed"] | None]:
+    """Mix at the hooks ``mlp`` and ``block``; return the trunk and the next block's reader."""
+    reader = None
+    hooks: tuple[tuple[Hook, Array], ...] = (("mlp", fed), ("block", update))
+    for hook, hook_update in hooks:
+        mixed = mixer.mix(hook, trunk, hook_update)
+        if mixed is not None and mixer.read_only:
+            reader = mixed
+        elif mixed is not None:
+            trunk = mixed
+    if mixer.read_only and reader is None:
+        reader = trunk
+    return trunk, reader
 
 
-def init_params(config: Qwen3Config, key: Array, dtype: Any = "float32") -> dict[str, Any]:
-    """Random parameters: every projection normal with variance 1 / fan-in, norms one."""
-    state = nnx.state(Qwen3(config, nnx.Rngs(key)), nnx.Param)
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), nnx.to_pure_dict(state))
-
-
-def unstack_blocks(params: Params) -> dict[str, Any]:
-    """The same parameters with ``blocks`` as a tuple of per-layer trees, for unrolled decoding."""
-    blocks = params["blocks"]
-    if isinstance(blocks, tuple):
-        return dict(params)
-    layers = jax.tree.leaves(blocks)[0].shape[0]
-    return {
-        **params,
-        "blocks": tuple(jax.tree.map(lambda leaf, i=i: leaf[i], blocks) for i in range(layers)),
-    }
-
-
-def unembed(
-    params: Params, config: Qwen3Config, hidden: Float[Array, "*rest embed"]
-) -> Float[Array, "*rest vocab"]:
-    """Logits in float32; with tied embeddings the token table is the output layer."""
-    product = partial(jnp.matmul, preferred_element_type=jnp.float32)
-    if not config.tie_word_embeddings:
-        logits = product(hidden, params["lm_head"])
-    elif hidden.size == hidden.shape[-1]:  # for the CPU, XLA would copy the table transposed
-        logits = product(params["embed_tokens"], hidden.ravel())
-        logits = logits.reshape(*hidden.shape[:-1], -1)
-    else:
-        logits = product(hidden, params["embed_tokens"].T)
-    return constrain(logits, (*STATES[: hidden.ndim - 1], "vocab"))
+def _loop(
+    step: Callable[[_Carry, _LayerInputs], tuple[_Carry, _LayerOutputs]],
+    carry: _Carry,
+    layers: _LayerInputs,
+) -> tuple[_Carry, _LayerOutputs]:
+    """Do what ``jax.lax.scan`` does, unrolled; weights, cache, and ``kv`` are tuples of layers."""
+    outputs = []
+    for i, weights in enumerate(layers.weights):
+        stacked = layers._replace(past=None, weights=None)
+        layer = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
+        past = None if layers.past is None else layers.past[i]
+        carry, output = step(carry, layer._replace(past=past, weights=weights))
+        outputs.append(output)
+    without_kv = [output._replace(kv=None) for output in outputs]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *without_kv)
+    return carry, stacked._replace(kv=tuple(output.kv for output in outputs))
 
 
 def forward(
@@ -305,9 +226,7 @@ def forward(
     cache: KeyValue | Sequence[KeyValue] | None = None,
     routing: Routing | None = None,
     gate: Float[Array, "batch layers"] | None = None,
-    metrics: bool = False,
-    tap: Callable[[BlockTrace], Any] | None = None,
-    rematerialise: bool = False,
+    options: ForwardOptions = ForwardOptions(),
 ) -> ForwardOutput:
     """Run the decoder.
 
@@ -316,118 +235,66 @@ def forward(
         config: Shape of the model.
         tokens: Token ids.
         positions: Position of every token in its own row; padding, on either side, is -1.
-        cache: Keys and values of earlier tokens (see ``jroute.generate.cache``), stacked or not
-            as the blocks are. The new keys are written at ``positions``.
+        cache: Keys and values of earlier tokens (see ``jroute.generate.cache``), stacked if and
+            only if the blocks are. The new keys are written at ``positions``.
         routing: The streams and their mixing; ``None`` is the plain model.
-        gate: Mixing strength per row and layer; required with ``routing``.
-        metrics: Also return stream metrics (static; off costs nothing); needs a routing.
-        tap: Asked for a summary of every block; not with a cache.
-        rematerialise: For gradients: keep only what goes from block to block, and run each block
-            once more on the way back.
+        gate: Mixing strength per row and layer; without it the plain model runs.
+        options: What to measure, and how to differentiate.
 
     Returns:
         A ``ForwardOutput``; ``kv`` is the updated cache, or the new keys if there was none.
 
-    With ``gate == 0`` the values of a row equal the plain model's bit for bit. This rests on
-    three things. The select in ``Routing.mix`` hands back the block's own trunk. The optimization
-    barriers around attention and MLP keep XLA from fusing their arithmetic with what comes before
-    and after, so that they are compiled alike in both programs. And where XLA drops barriers before
-    it fuses, as for the CPU, all that is summed is summed in dot products, which it never fuses
-    with what makes their operands; single additions and products round alike wherever they stand.
+    With ``gate == 0`` the values of a row equal the plain model's bit for bit. Three things ensure
+    this. The select in ``Routing.mix`` passes the block's own trunk. The optimization barriers
+    around attention and MLP keep XLA from fusing their arithmetic with what precedes and follows,
+    so both programs compile them alike. And where XLA drops barriers before it fuses, as it does
+    for the CPU, everything that is summed is summed in dot products, which it never fuses with what
+    computes their operands; single additions and products round alike wherever they stand.
     """
     valid = positions >= 0
-    x = constrain(params["embed_tokens"][tokens], STATES)
+    x = constrain(params["embed_tokens"][tokens], STATE_AXES)
     cos, sin = rope_tables(jnp.maximum(positions, 0), config.head_dim, config.rope_theta, x.dtype)
-    graph = _block_graph(config)
-    fence = jax.lax.optimization_barrier
     if routing is None or gate is None:
-        routing = None
-
-    def step(carry, per_layer):
-        trunk, reader, carried = carry
-        weights, past, layer = per_layer["weights"], per_layer["past"], per_layer["layer"]
-        block = nnx.merge(graph, weights)
-        found = []
-
-        def hook(name: Hook, carried, trunk, update):
-            """``S'[0]`` and the side streams after hook ``name``; nothing changes if it is off."""
-            if routing is None or name not in routing.config.hooks:
-                return None, carried
-            mixing = per_layer["routing"].mixing[routing.config.hooks.index(name)]
-            strength = routing.strength(per_layer["gate"], per_layer["routing"], trunk, positions)
-            mixed, carried, measured = routing.mix(
-                carried, trunk, update, mixing, strength, valid if metrics else None
-            )
-            found.append(measured)
-            return mixed, carried
-
-        def receive(carried, part: Part, update):
-            if routing is None:
-                return carried
-            return streams.receive(routing.config.streams, carried, part, update, layer)
-
-        read_only = routing is not None and routing.config.injection == "read_only"
-        read = fence(trunk if reader is None else reader)
-        attended, query, kv = block.attend(read, cos, sin, positions, past)
-        attended, middle, kv = fence((attended, read + attended, kv))
-        trunk = fence(trunk + attended) if read_only else middle
-        carried = receive(carried, "attention", attended)
-        mixed, carried = hook("attention", carried, trunk, attended)
-        if mixed is not None:
-            middle = mixed
-        middle = fence(middle)
-        fed = block.feed(middle)
-        fed, after = fence((fed, middle + fed))
-        trunk = fence(trunk + fed) if read_only else after
-        carried = receive(carried, "mlp", fed)
-        reader = None
-        ends: tuple[tuple[Hook, Array], ...] = (("mlp", fed), ("block", attended + fed))
-        for name, update in ends:
-            mixed, carried = hook(name, carried, trunk, update)
-            if mixed is not None and read_only:
-                reader = mixed
-            elif mixed is not None:
-                trunk = mixed
-        if read_only and reader is None:
-            reader = trunk
-        if routing is not None:
-            carried = streams.remember(routing.config.streams, carried, trunk)
-        measured = None
-        if metrics and routing is not None:
-            measured = jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
-        tapped = None
-        if tap is not None:
-            mask = causal_mask(positions, positions)
-            first = attention_to(positions == 0, query, kv.key, mask)
-            tapped = tap(BlockTrace(read, attended, middle, fed, trunk, first))
-        return (trunk, reader, carried), (kv, measured, tapped)
-
+        routing = gate = None
     blocks = params["blocks"]
     unstacked = isinstance(blocks, tuple)
-    if rematerialise:
-        step = jax.checkpoint(step, prevent_cse=unstacked)  # a scan is a barrier of its own
     if cache is not None and unstacked == isinstance(cache, KeyValue):
         raise ValueError("blocks and cache must both be stacked over layers, or neither")
-    per_layer: dict[str, Any] = {"layer": jnp.arange(config.num_hidden_layers)}
-    carry: Any = (x, None, ())
-    if routing is not None and gate is not None:
-        per_layer |= {"gate": gate.T, "routing": routing.per_layer()}
-        reader = x if routing.config.injection == "read_only" else None
-        carry = (x, reader, streams.start(routing.config.streams, x))
-    if unstacked:
-        outputs = []
-        for i, weights in enumerate(blocks):
-            past = None if cache is None else cache[i]
-            one = jax.tree.map(lambda leaf, i=i: leaf[i], per_layer)
-            carry, output = step(carry, {**one, "weights": weights, "past": past})
-            outputs.append(output)
-        kv = tuple(output[0] for output in outputs)
-        found, kept = jax.tree.map(
-            lambda *leaves: jnp.stack(leaves), *(output[1:] for output in outputs)
-        )
+    step: Any = _BlockStep(block_graph(config), cos, sin, positions, valid, routing, options)
+    if options.rematerialise:
+        step = jax.checkpoint(step, prevent_cse=unstacked)  # a scan is a barrier of its own
+    layers = _LayerInputs(
+        index=jnp.arange(config.num_hidden_layers),
+        gate=None if gate is None else gate.T,
+        routing=None if routing is None else routing.per_layer(),
+        past=cache,
+        weights=blocks,
+    )
+    run = _loop if unstacked else jax.lax.scan
+    carry, outputs = run(step, _first_carry(x, routing), layers)
+    residual = _fence(carry.trunk if carry.reader is None else carry.reader)
+    hidden = rms_norm(residual, params["final_norm"], config.rms_norm_eps)
+    return ForwardOutput(hidden, outputs.kv, outputs.metrics, residual, outputs.taps)
+
+
+def _first_carry(x: Float[Array, "batch seq embed"], routing: Routing | None) -> _Carry:
+    """Return what enters the first block: the embedding as trunk, and as start of every stream."""
+    if routing is None:
+        return _Carry(x, None, ())
+    reader = x if routing.config.injection == "read_only" else None
+    return _Carry(x, reader, streams.start(routing.config.streams, x))
+
+
+def unembed(
+    params: Params, config: Qwen3Config, hidden: Float[Array, "*batch embed"]
+) -> Float[Array, "*batch vocab"]:
+    """Return logits in float32; with tied embeddings the token table is the output layer."""
+    product = partial(jnp.matmul, preferred_element_type=jnp.float32)
+    if not config.tie_word_embeddings:
+        logits = product(hidden, params["lm_head"])
+    elif hidden.size == hidden.shape[-1]:  # on the CPU, XLA would copy the table transposed
+        logits = product(params["embed_tokens"], hidden.ravel())
+        logits = logits.reshape(*hidden.shape[:-1], -1)
     else:
-        scanned = {**per_layer, "weights": blocks, "past": cache}
-        carry, (kv, found, kept) = jax.lax.scan(step, carry, scanned)
-    final = fence(carry[0] if carry[1] is None else carry[1])
-    hidden = rms_norm(final, params["final_norm"], config.rms_norm_eps)
-    return ForwardOutput(hidden, kv, found, final, kept)
+        logits = product(hidden, params["embed_tokens"].T)
+    return constrain(logits, (*STATE_AXES[: hidden.ndim - 1], "vocab"))

@@ -18,11 +18,12 @@ from jaxtyping import Array, Bool, Float, Int
 from jroute.distributed.mesh import fetch, place, replicate
 from jroute.generate.shapes import bucket, check_context
 from jroute.model.config import Qwen3Config
-from jroute.model.decoder import BlockTrace, Params, forward, unembed
+from jroute.model.decoder import BlockTrace, ForwardOptions, forward, unembed
+from jroute.model.params import Params
 from jroute.routing import operators
-from jroute.routing.composition import closed_form, composition, sources
+from jroute.routing.composition import closed_form_coefficients, composition, source_names
 from jroute.routing.diagnostics import StreamMetrics
-from jroute.routing.routing import Routing
+from jroute.routing.mixing import Routing
 from jroute.utils.errors import UserError
 from jroute.utils.keys import keys, stored
 
@@ -219,8 +220,7 @@ def _measure(
         positions,
         routing=routing,
         gate=gate,
-        metrics=True,
-        tap=lambda block: block.first_attention,
+        options=ForwardOptions(metrics=True, tap=lambda block: block.first_attention),
     )
     assert out.metrics is not None
     read = composition(routing.config, out.metrics.coefficients)
@@ -250,7 +250,7 @@ def divergence(
     plain = _hidden(params, tokens, positions, config=config)
     found, placed = [], replicate(routing)
     for gate in gates:
-        spread = place(routing.gates(gate, len(valid)), ("batch", "layers"))
+        spread = place(routing.layer_gates(gate, len(valid)), ("batch", "layers"))
         pair = _diverge(params, tokens, positions, plain, placed, spread, config=config)
         kl, same = fetch(pair)
         found.append(_divergence(gate, kl, same, valid))
@@ -286,7 +286,7 @@ def probe(
     tokens, positions, valid = _batch(prompts, config)
     effects, placed = [], replicate(routing)
     for gate, outcome in zip(gates, moved, strict=True):
-        spread = routing.gates(gate, len(valid))
+        spread = routing.layer_gates(gate, len(valid))
         gates_of_rows = place(spread, ("batch", "layers"))
         found = _measure(params, tokens, positions, placed, gates_of_rows, config=config)
         metrics, read, first = fetch(found)
@@ -299,7 +299,7 @@ def probe(
                 diversity=_over_prompts(metrics.diversity, valid),
                 dominance=_over_prompts(metrics.dominance, valid),
                 effective_streams=_over_prompts(metrics.effective_streams, valid),
-                gain=composite_gain(routing, np.asarray(spread)),
+                gain=composite_gain(routing, spread),
                 first_attention=first[:, valid].mean(axis=1),
                 composition=read,
             )
@@ -319,7 +319,7 @@ def _trunk_rms(
     def rms(block: BlockTrace) -> Array:
         return jnp.sqrt(jnp.mean(jnp.square(block.trunk.astype(jnp.float32)), axis=-1))
 
-    return forward(params, config, tokens, positions, tap=rms).taps
+    return forward(params, config, tokens, positions, options=ForwardOptions(tap=rms)).taps
 
 
 def sink_norms(
@@ -352,7 +352,7 @@ def composite_gain(
     config = routing.config
     if not config.streams:
         return 1.0, 1.0
-    steps = np.asarray(closed_form(routing, gate[:1]), np.float64)[:, :, 0, 0]
+    steps = np.asarray(closed_form_coefficients(routing, gate[:1]), np.float64)[:, :, 0, 0]
     carried, read = np.eye(config.size), []
     for block in steps:
         for hook, step in zip(config.hooks, block, strict=True):
@@ -395,7 +395,7 @@ def numbers(found: Probe, routing: Routing) -> dict[str, Any]:
         "hooks": list(routing.config.hooks),
         "sites": np.flatnonzero(routing.sites).tolist(),
         "readers": readers(len(routing.sites)),
-        "sources": sources(len(routing.sites)),
+        "sources": source_names(len(routing.sites)),
         "effects": [
             {name: plain(value) for name, value in stored(effect).items()}
             | {"verdict": verdict(effect.kl)}

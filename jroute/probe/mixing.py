@@ -30,8 +30,9 @@ from jaxtyping import Array, Bool, Float, Int
 from jroute.distributed.mesh import fetch, place, replicate
 from jroute.generate.shapes import bucket, check_context
 from jroute.model.config import Qwen3Config
-from jroute.model.decoder import Params, forward, unembed
-from jroute.routing.routing import Routing
+from jroute.model.decoder import ForwardOptions, forward, unembed
+from jroute.model.params import Params
+from jroute.routing.mixing import Routing
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text
 from jroute.utils.keys import Keys, keys
@@ -130,7 +131,7 @@ def loss(
         positions,
         routing=rebuilt(routing, raw),
         gate=gate,
-        rematerialise=True,
+        options=ForwardOptions(rematerialise=True),
     )
 
     @jax.checkpoint
@@ -196,7 +197,7 @@ def learn_by_gradient(
         pairs = zip(progress.state, leaves, strict=True)
         state = jax.tree.unflatten(structure, [jnp.asarray(v, like.dtype) for v, like in pairs])
     rows = min(mixing.batch_size, len(examples.tokens))
-    gate = place(routing.gates(mixing.gate, rows), ("batch", "layers"))
+    gate = place(routing.layer_gates(mixing.gate, rows), ("batch", "layers"))
     placed = replicate(routing)
 
     @jax.jit

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from jroute.probe.effects import DESTRUCTIVE_ABOVE, INERT_BELOW, STRONG_ABOVE, Probe, readers
-from jroute.routing.composition import sources
-from jroute.routing.routing import Routing
+from jroute.routing.composition import source_names
+from jroute.routing.mixing import Routing
 from jroute.utils.files import atomic_write
 
 STYLE = {
@@ -164,7 +164,7 @@ def _composition(found: Probe, file: Path) -> None:
     """C(g) at every gate; white is 1, as in the plain model."""
     effects = sorted(found.effects, key=lambda effect: effect.gate)
     layers = len(effects[0].first_attention)
-    names, rows = sources(layers), readers(layers)
+    names, rows = source_names(layers), readers(layers)
     future = np.triu(np.ones((len(rows), len(names)), bool), 1)
     step = max(1, len(rows) // 14)
     away = np.abs(np.stack([effect.composition for effect in effects])[:, ~future] - 1)

@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jroute.routing import streams
-from jroute.routing.routing import Hook, Routing, RoutingConfig
+from jroute.routing.config import Hook, RoutingConfig
+from jroute.routing.mixing import Routing
 
 
 class Composition(NamedTuple):
@@ -31,7 +32,7 @@ class Composition(NamedTuple):
     final: Float[Array, "batch seq sources"]
 
 
-def sources(layers: int) -> list[str]:
+def source_names(layers: int) -> list[str]:
     """Names of the sources, in order."""
     return ["x0", *(f"{part}{layer}" for layer in range(layers) for part in "am")]
 
@@ -44,7 +45,7 @@ def composition(
     Args:
         config: Streams, hooks and injection.
         coefficients: What every stream after mixing held of every stream before it (see
-            ``StreamMetrics``), or ``closed_form``.
+            ``StreamMetrics``), or ``closed_form_coefficients``.
     """
     layers, _, batch, seq = coefficients.shape[:4]
     kinds, read_only = config.streams, config.injection == "read_only"
@@ -90,7 +91,7 @@ def composition(
     return Composition(jnp.stack(attention), jnp.stack(mlp), reader)
 
 
-def closed_form(
+def closed_form_coefficients(
     routing: Routing, gate: Float[np.ndarray, "batch layers"]
 ) -> Float[Array, "layers hooks batch 1 n n"]:
     """Coefficients ``I + g (M - I)`` from gate and M alone: exact where guards are off."""

@@ -33,8 +33,9 @@ from jroute.generate import cache as caches
 from jroute.generate.programs import DecodeState, Rows, decode, prefill
 from jroute.generate.scoring import token_scores
 from jroute.model.config import Qwen3Config
-from jroute.model.decoder import unstack_blocks
-from jroute.routing.routing import Routing, RoutingConfig
+from jroute.model.params import unstack_blocks
+from jroute.routing.config import RoutingConfig
+from jroute.routing.mixing import Routing
 from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text

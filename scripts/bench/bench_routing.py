@@ -26,8 +26,10 @@ import numpy as np
 from converters.safetensors import read_json
 from jroute.generate.programs import Rows, decode, prefill
 from jroute.model.config import Qwen3Config
-from jroute.model.decoder import unstack_blocks
-from jroute.routing.routing import LARGEST, Routing, RoutingConfig, preset_names, routing_file
+from jroute.model.params import unstack_blocks
+from jroute.routing.config import MAX_STREAMS, RoutingConfig
+from jroute.routing.mixing import Routing
+from jroute.routing.presets import preset_names, routing_file
 from jroute.utils.cli import command, run_command
 from jroute.utils.config import load
 from jroute.utils.errors import UserError
@@ -92,7 +94,7 @@ def measure(
     states, sizes = {}, {}
     for name, routing in routings(widths).items():
         made = None if routing is None else Routing.create(routing, layers)
-        gate = None if made is None else made.gates(1.0, batch)
+        gate = None if made is None else jnp.asarray(made.layer_gates(1.0, batch))
         rows = Rows(tokens, lengths, seeds, limits, gate)
         fill[name] = jax.jit(
             lambda rows=rows, made=made: prefill(params, rows, ends, made, config=config, room=new)[
@@ -172,8 +174,10 @@ def above(figures: Mapping[str, Any], goal: float) -> str:
 
 def _widths(text: str) -> tuple[int, ...]:
     widths = tuple(int(part) for part in text.split(",")) if re.fullmatch(r"\d(,\d)*", text) else ()
-    if not widths or not all(1 <= n <= LARGEST for n in widths):
-        raise UserError(f"--streams is {text!r}; give numbers from 1 to {LARGEST}, like 1,2,4,8")
+    if not widths or not all(1 <= n <= MAX_STREAMS for n in widths):
+        raise UserError(
+            f"--streams is {text!r}; give numbers from 1 to {MAX_STREAMS}, like 1,2,4,8"
+        )
     return widths
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jroute.distributed.mesh import shardings
 from jroute.model.config import Qwen3Config
-from jroute.model.decoder import abstract_params, logical_axes
+from jroute.model.params import abstract_params, logical_axes
 
 SMALL = Qwen3Config(
     vocab_size=32_768,

@@ -26,7 +26,8 @@ import jax.numpy as jnp
 from jroute.generate.programs import DecodeState, decode, empty, unstack
 from jroute.model.attention import attend_cached
 from jroute.model.config import Qwen3Config
-from jroute.model.decoder import Params, unembed
+from jroute.model.decoder import unembed
+from jroute.model.params import Params
 from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text

@@ -12,7 +12,7 @@ from jroute.ablate import grid as ablation
 from jroute.ablate.__main__ import main
 from jroute.ablate.grid import Ablation, Laboratory, variants
 from jroute.lm import LanguageModel, resolve_routing
-from jroute.routing.routing import preset_names
+from jroute.routing.presets import preset_names
 from jroute.tasks.synthetic import problems
 from jroute.utils.config import load as load_config
 from jroute.utils.errors import UserError

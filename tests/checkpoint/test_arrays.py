@@ -23,7 +23,7 @@ from converters import qwen3
 from jroute.checkpoint import arrays, load_model, model, read_manifest, save_model
 from jroute.convert import convert
 from jroute.distributed.mesh import AXES, shardings
-from jroute.model.decoder import abstract_params, logical_axes
+from jroute.model.params import abstract_params, logical_axes
 from tests.converters.tiny import CONFIG, random_tensors, write_source
 
 WIDE = dataclasses.replace(

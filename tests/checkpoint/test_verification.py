@@ -19,7 +19,7 @@ from jroute.checkpoint.export import StoredTensors
 from jroute.checkpoint.verification import verify
 from jroute.convert import convert
 from jroute.convert import main as convert_command
-from jroute.model import attention
+from jroute.model import rope
 from jroute.utils.errors import UserError
 from tests.converters.tiny import CONFIG, random_tensors, write_source
 from tests.model.tiny import ASSET, chat_prompts, torch_logits, torch_tiny
@@ -110,7 +110,7 @@ def test_a_wrong_model_shows_in_the_logits(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    tables = attention.rope_tables
+    tables = rope.rope_tables
     monkeypatch.setattr(
         "jroute.model.decoder.rope_tables",
         lambda at, dim, theta, dtype: tables(at, dim, 3.0, dtype),

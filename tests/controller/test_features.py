@@ -156,7 +156,7 @@ def test_counting(text: str, numbers: int, sentences: int) -> None:
 
 def test_how_far_gates_move_the_trunk(tiny_lm: LanguageModel, prompts) -> None:
     gates = np.linspace(0, 1, len(prompts))
-    spread = np.asarray(tiny_lm.gates(gates, len(prompts)))
+    spread = np.asarray(tiny_lm.layer_gates(gates, len(prompts)))
     found = trunk_change(
         tiny_lm.params, tiny_lm.config, prompts, tiny_lm.routing, spread, slots=SLOTS
     )

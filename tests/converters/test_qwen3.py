@@ -13,7 +13,7 @@ import transformers
 from converters import qwen3
 from converters.safetensors import Checkpoint
 from jroute.model.config import Qwen3Config
-from jroute.model.decoder import abstract_params
+from jroute.model.params import abstract_params
 from jroute.utils.errors import UserError
 from tests.converters.tiny import CONFIG, TIED, random_tensors, write_source
 

@@ -13,8 +13,10 @@ from jax.sharding import Mesh
 from jroute.distributed.mesh import fetch, place, replicate, shardings
 from jroute.generate.programs import Chunk, DecodeState, Rows, decode, prefill
 from jroute.model.config import Qwen3Config
-from jroute.model.decoder import abstract_params, forward, init_params, logical_axes, unembed
-from jroute.routing.routing import Routing, RoutingConfig
+from jroute.model.decoder import forward, unembed
+from jroute.model.params import abstract_params, init_params, logical_axes
+from jroute.routing.config import RoutingConfig
+from jroute.routing.mixing import Routing
 
 CONFIG = Qwen3Config(
     vocab_size=96,

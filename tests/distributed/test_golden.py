@@ -18,8 +18,8 @@ from jroute.distributed import mesh as rules
 from jroute.distributed.mesh import make_mesh, shardings
 from jroute.generate.programs import decode, prefill
 from jroute.model.config import Qwen3Config
-from jroute.model.decoder import abstract_params, logical_axes
-from jroute.routing.routing import Routing
+from jroute.model.params import abstract_params, logical_axes
+from jroute.routing.mixing import Routing
 from tests.distributed.decoder import CONFIG, UNTIED, placed_inputs, placed_parameters
 
 FILE = Path(__file__).parent.parent / "golden" / "shardings.json"

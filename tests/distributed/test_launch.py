@@ -15,7 +15,7 @@ import pytest
 
 from jroute.checkpoint import save_model
 from jroute.distributed.launch import main
-from jroute.model.decoder import abstract_params
+from jroute.model.params import abstract_params
 from tests.distributed.decoder import CONFIG, LARGE, greedy, host_inputs, logits, parameters
 
 ROOT = Path(__file__).parent.parent.parent

@@ -20,7 +20,7 @@ from jroute.distributed.mesh import (
     shardings,
     spec,
 )
-from jroute.model.decoder import abstract_params, logical_axes
+from jroute.model.params import abstract_params, logical_axes
 from jroute.utils.errors import UserError
 from tests.distributed.decoder import CONFIG
 

@@ -15,7 +15,7 @@ from jroute.checkpoint import load_model
 from jroute.distributed.mesh import make_mesh, shardings
 from jroute.distributed.processes import join_processes
 from jroute.model.config import Qwen3Config
-from jroute.model.decoder import abstract_params, logical_axes
+from jroute.model.params import abstract_params, logical_axes
 from tests.distributed.decoder import CONFIG, LARGE, greedy, logits
 
 

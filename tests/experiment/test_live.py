@@ -18,8 +18,8 @@ from jroute.controller.features import Featurizer
 from jroute.envs.functional import LiveEnv, TableEnv
 from jroute.evaluate import main as evaluate
 from jroute.experiment.config import Experiment
-from jroute.experiment.pipeline import fill_outcomes, train_ppo
 from jroute.experiment.environments import environment_data
+from jroute.experiment.pipeline import fill_outcomes, train_ppo
 from jroute.experiment.run import Run
 from jroute.observe.scalars import read_curves
 from jroute.outcomes.generation import Cell, generate

@@ -11,8 +11,9 @@ from jroute.generate.decoding import Decoding
 from jroute.generate.engine import Engine
 from jroute.generate.requests import Request
 from jroute.model.config import Qwen3Config
-from jroute.model.decoder import init_params
-from jroute.routing.routing import Routing, RoutingConfig
+from jroute.model.params import init_params
+from jroute.routing.config import RoutingConfig
+from jroute.routing.mixing import Routing
 
 CONFIG = Qwen3Config(
     vocab_size=48,

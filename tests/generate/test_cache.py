@@ -10,8 +10,9 @@ import pytest
 
 from jroute.generate import cache as caches
 from jroute.model import attention
-from jroute.model.decoder import KeyValue, unstack_blocks, write
-from jroute.routing.routing import Routing
+from jroute.model.attention import KeyValue, update_cache
+from jroute.model.params import unstack_blocks
+from jroute.routing.mixing import Routing
 from tests.model import small
 from tests.model.small import CONFIG, CONFIGS, LAYERS, params
 
@@ -168,7 +169,7 @@ def decoded(capacity: int, lengths: list[int], *, unrolled: bool, routed: bool, 
     cache = caches.from_prefill(past, capacity, stacked=not unrolled)
     weights = unstack_blocks(params()) if unrolled else params()
     routing = Routing.create(CONFIGS["histories"], LAYERS) if routed else None
-    gate = None if routing is None else routing.gates(0.7, len(lengths))
+    gate = None if routing is None else routing.layer_gates(0.7, len(lengths))
     at, found = np.array(lengths), []
     for step in range(steps):
         ids = (np.arange(len(lengths))[:, None] * 7 + step) % CONFIG.vocab_size

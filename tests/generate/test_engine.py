@@ -22,7 +22,8 @@ from jroute.generate.requests import Request
 from jroute.generate.sampling import Choice, choose
 from jroute.generate.shapes import bucket, check_context
 from jroute.lm import LanguageModel
-from jroute.model.decoder import KeyValue, forward, unembed
+from jroute.model.attention import KeyValue
+from jroute.model.decoder import forward, unembed
 from jroute.utils.errors import UserError
 from tests.model.tiny import chat_prompts
 
@@ -229,7 +230,7 @@ def test_cached_decoding_equals_the_full_forward_at_every_position(
         return out.kv, unembed(params, shallow.config, out.hidden)
 
     kv, logits = jax.tree.map(
-        np.asarray, read(shallow.params, tokens, positions, shallow.gates(GATES, SLOTS))
+        np.asarray, read(shallow.params, tokens, positions, shallow.layer_gates(GATES, SLOTS))
     )
     for i, length in enumerate(state.lengths):
         for layer, cached in enumerate(state.cache):

@@ -18,7 +18,7 @@ from jroute.generate.requests import Request
 from jroute.generate.sampling import Choice, choose
 from jroute.lm import LanguageModel
 from jroute.model.decoder import forward, unembed
-from jroute.routing.routing import Routing
+from jroute.routing.mixing import Routing
 from tests.generate import dummy
 from tests.model.tiny import chat_prompts
 

@@ -10,8 +10,10 @@ import pytest
 from jroute.generate.programs import Rows, prefill
 from jroute.generate.scoring import token_scores
 from jroute.model.config import Qwen3Config
-from jroute.model.decoder import abstract_params, forward, unembed
-from jroute.routing.routing import Routing, RoutingConfig
+from jroute.model.decoder import forward, unembed
+from jroute.model.params import abstract_params
+from jroute.routing.config import RoutingConfig
+from jroute.routing.mixing import Routing
 
 # The shape of Qwen3-4B-Instruct-2507.
 QWEN3_4B = Qwen3Config(

@@ -14,7 +14,8 @@ from jroute.convert import convert
 from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Completion, Decoding
 from jroute.lm import LanguageModel
-from jroute.routing.routing import RoutingConfig, preset_names
+from jroute.routing.config import RoutingConfig
+from jroute.routing.presets import preset_names
 from jroute.utils.errors import UserError
 from tests.model.tiny import ASSET, chat_prompts, torch_logits
 
@@ -187,7 +188,7 @@ def test_routing_by_name_path_configuration_or_default(tiny_directory, tmp_path:
         assert jroute.load(tiny_directory, routing=routing).routing.config.streams == streams
     lm = jroute.load(tiny_directory, routing=str(own))
     assert lm.routing.sites.tolist() == [False, True, False, False, True, False]
-    np.testing.assert_array_equal(lm.gates(0.5, 1), [[0, 0.5, 0, 0, 0.5, 0]])
+    np.testing.assert_array_equal(lm.layer_gates(0.5, 1), [[0, 0.5, 0, 0, 0.5, 0]])
     config = RoutingConfig(streams=("copies",))
     assert jroute.load(tiny_directory, routing=config).routing.config is config
 

@@ -74,10 +74,13 @@ def torch_states(model: Any, some: Batch) -> States:
     return States(np.stack(trunks), logits.float().numpy()[some.mask])
 
 
+TRUNKS = decoder.ForwardOptions(tap=lambda block: block.trunk)
+
+
 def _run(
     params: Any, config: Qwen3Config, tokens: jax.Array, positions: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    out = decoder.forward(params, config, tokens, positions, tap=lambda block: block.trunk)
+    out = decoder.forward(params, config, tokens, positions, options=TRUNKS)
     return out.taps, decoder.unembed(params, config, out.hidden)
 
 

@@ -113,13 +113,13 @@ class Trace(NamedTuple):
     """One row: logits, what was read where, what was made of it, and every hook's mixing."""
 
     logits: np.ndarray
-    reader: list[np.ndarray]
-    attention: list[np.ndarray]
-    middle: list[np.ndarray]
-    mlp: list[np.ndarray]
+    attention_input: list[np.ndarray]
+    attention_update: list[np.ndarray]
+    mlp_input: list[np.ndarray]
+    mlp_update: list[np.ndarray]
     trunk: list[np.ndarray]
-    first: list[np.ndarray]
-    final: np.ndarray
+    first_attention: list[np.ndarray]
+    residual: np.ndarray
     seen: dict[tuple[int, str], Mixed]
 
 
@@ -257,13 +257,13 @@ def forward(params, config, tokens, setting=None, gates=None, matrices=None) -> 
     for layer in range(layers):
         w = block_weights(params, layer)
         a, first = attention(norm(reader, w["input_norm"], eps), w["attention"], config)
-        trace.reader.append(reader)
+        trace.attention_input.append(reader)
         trunk, middle = trunk + a, reader + a
         if histories:
             histories.update("attention", layer, a)
         trunk, middle = hook("attention", layer, trunk, a, middle)
         m = mlp(norm(middle, w["post_attention_norm"], eps), w["mlp"])
-        trace.middle.append(middle)
+        trace.mlp_input.append(middle)
         trunk = trunk + m
         if histories:
             histories.update("mlp", layer, m)
@@ -271,8 +271,13 @@ def forward(params, config, tokens, setting=None, gates=None, matrices=None) -> 
         trunk, reader = hook("block", layer, trunk, a + m, reader)
         if histories:
             histories.trunks.append(trunk)
-        for name, value in (("attention", a), ("mlp", m), ("trunk", trunk), ("first", first)):
+        for name, value in (
+            ("attention_update", a),
+            ("mlp_update", m),
+            ("trunk", trunk),
+            ("first_attention", first),
+        ):
             getattr(trace, name).append(value)
     final = norm(reader, params["final_norm"], eps)
     head = params["embed_tokens"].T if config.tie_word_embeddings else params["lm_head"]
-    return trace._replace(logits=final @ head, final=reader)
+    return trace._replace(logits=final @ head, residual=reader)

@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jroute.model.config import Qwen3Config
-from jroute.model.decoder import abstract_params, forward, init_params, unembed, unstack_blocks
-from jroute.routing.routing import Routing, RoutingConfig, preset_names, routing_file
+from jroute.model.decoder import ForwardOptions, forward, unembed
+from jroute.model.params import abstract_params, init_params, unstack_blocks
+from jroute.routing.config import RoutingConfig
+from jroute.routing.mixing import Routing
+from jroute.routing.presets import preset_names, routing_file
 from jroute.utils.config import load
 
 CONFIG = Qwen3Config(
@@ -107,7 +110,7 @@ def step(weights, cache, ids, at, routing=None, gate=None):
 def routed(config: RoutingConfig, gate, dtype: str = "float32", **options):
     """Logits of all tokens under a gate."""
     routing = Routing.create(config, LAYERS)
-    gates = routing.gates(gate, BATCH)
+    gates = routing.layer_gates(gate, BATCH)
     return logits(params(dtype), tokens(), positions(), routing, gates, **options)[0]
 
 
@@ -119,7 +122,13 @@ def plain(dtype: str = "float32", **options):
 def measured(weights, ids, where, routing, gate):
     """A forward pass with all its inner states and stream metrics, compiled in a hurry."""
     return forward(
-        weights, CONFIG, ids, where, routing=routing, gate=gate, metrics=True, tap=lambda t: t
+        weights,
+        CONFIG,
+        ids,
+        where,
+        routing=routing,
+        gate=gate,
+        options=ForwardOptions(metrics=True, tap=lambda t: t),
     )
 
 

@@ -8,7 +8,8 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from jroute.routing.routing import Routing, RoutingConfig
+from jroute.routing.config import RoutingConfig
+from jroute.routing.mixing import Routing
 from jroute.tasks.synthetic import CLASSES, problems
 from jroute.utils.config import load as load_config
 from tests.model.tiny import ASSET, chat_prompts, torch_logits

@@ -11,15 +11,10 @@ import pytest
 from jroute.generate.cache import from_prefill
 from jroute.model import attention
 from jroute.model.config import Qwen3Config
-from jroute.model.decoder import (
-    abstract_params,
-    forward,
-    init_params,
-    logical_axes,
-    unembed,
-    unstack_blocks,
-)
-from jroute.routing.routing import Routing, RoutingConfig
+from jroute.model.decoder import ForwardOptions, forward, unembed
+from jroute.model.params import abstract_params, init_params, logical_axes, unstack_blocks
+from jroute.routing.config import RoutingConfig
+from jroute.routing.mixing import Routing
 from jroute.utils.errors import UserError
 from tests.model import small
 from tests.model.small import (
@@ -51,7 +46,7 @@ def under(config: RoutingConfig | None):
     if config is None:
         return None, None
     routing = Routing.create(config, LAYERS)
-    return routing, routing.gates(MIXED_GATES, BATCH)
+    return routing, routing.layer_gates(MIXED_GATES, BATCH)
 
 
 @pytest.mark.parametrize(
@@ -113,14 +108,19 @@ def test_a_token_does_not_see_its_future():
 
 
 def test_a_tap_sees_what_every_block_reads_and_makes():
-    out = forward(params(), CONFIG, tokens(), positions(), tap=lambda block: block)
+    options = ForwardOptions(tap=lambda block: block)
+    out = forward(params(), CONFIG, tokens(), positions(), options=options)
     taps = out.taps
     assert taps.trunk.shape == (LAYERS, BATCH, SEQ, CONFIG.hidden_size)
     x0 = params()["embed_tokens"][tokens()]
-    np.testing.assert_array_equal(taps.reader, jnp.concatenate([x0[None], taps.trunk[:-1]]))
-    np.testing.assert_allclose(taps.middle, taps.reader + taps.attention, atol=1e-6)
-    np.testing.assert_allclose(taps.trunk, taps.middle + taps.mlp, atol=1e-6)
-    np.testing.assert_array_equal(out.final, taps.trunk[-1])
+    np.testing.assert_array_equal(
+        taps.attention_input, jnp.concatenate([x0[None], taps.trunk[:-1]])
+    )
+    np.testing.assert_allclose(
+        taps.mlp_input, taps.attention_input + taps.attention_update, atol=1e-6
+    )
+    np.testing.assert_allclose(taps.trunk, taps.mlp_input + taps.mlp_update, atol=1e-6)
+    np.testing.assert_array_equal(out.residual, taps.trunk[-1])
     last = np.asarray(taps.trunk[-1], float)
     size = np.sqrt((last**2).mean(-1, keepdims=True) + CONFIG.rms_norm_eps)
     np.testing.assert_allclose(

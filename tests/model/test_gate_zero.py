@@ -16,8 +16,10 @@ from jroute.distributed.mesh import make_mesh, place, replicate, shardings
 from jroute.generate import programs
 from jroute.generate.cache import from_prefill
 from jroute.lm import LanguageModel
-from jroute.model.decoder import abstract_params, forward, logical_axes, unstack_blocks
-from jroute.routing.routing import Routing, preset_names
+from jroute.model.decoder import forward
+from jroute.model.params import abstract_params, logical_axes, unstack_blocks
+from jroute.routing.mixing import Routing
+from jroute.routing.presets import preset_names
 from tests.model import small
 from tests.model.small import BATCH, CONFIG, CONFIGS, LAYERS, SEQ, params, positions, tokens
 from tests.model.tiny import chat_prompts
@@ -64,8 +66,10 @@ def test_with_a_cache(name, dtype, unrolled) -> None:
     routing = Routing.create(CONFIGS[name], LAYERS)
     last = tokens()[:, -1:], positions()[:, -1:]
     plain, plain_kv = small.step(weights, cache, *last)
-    mixed, _ = small.step(weights, cache, *last, routing, routing.gates(small.MIXED_GATES, BATCH))
-    at_zero, kv = small.step(weights, cache, *last, routing, routing.gates(0.0, BATCH))
+    mixed, _ = small.step(
+        weights, cache, *last, routing, routing.layer_gates(small.MIXED_GATES, BATCH)
+    )
+    at_zero, kv = small.step(weights, cache, *last, routing, routing.layer_gates(0.0, BATCH))
     hold(*(np.asarray(x) for x in (mixed, at_zero, plain)))
     jax.tree.map(np.testing.assert_array_equal, kv, plain_kv)
 
@@ -111,7 +115,9 @@ def test_over_eight_devices(name, dtype, cached) -> None:
     with jax.set_mesh(mesh):
         spread = replicate(routing)
         mixed, at_zero = (
-            program(*inputs, spread, place(np.asarray(routing.gates(g, 8)), ("batch", "layers")))
+            program(
+                *inputs, spread, place(np.asarray(routing.layer_gates(g, 8)), ("batch", "layers"))
+            )
             for g in (np.where(zero, 0.0, 0.7), 0.0)
         )
         hold(*(np.asarray(x) for x in (mixed, at_zero, plain)), zero=zero)
@@ -131,7 +137,7 @@ def test_without_a_gate_there_is_not_one_operation_more(tiny_lm: LanguageModel) 
         return jax.jit(logits).lower(params(), ids, where).as_text()
 
     routing = Routing.create(CONFIGS["everything"], LAYERS)
-    zero = routing.gates(0.0, BATCH)
+    zero = routing.layer_gates(0.0, BATCH)
     for cache in (None, from_prefill(prefilled("float32"), SEQ, stacked=True)):
         plain = program(None, None, cache)
         assert program(routing, None, cache) == program(None, zero, cache) == plain
@@ -160,7 +166,9 @@ def test_streams_that_overflow(name) -> None:
     routing = Routing.create(CONFIGS[name], LAYERS)
     broken = dataclasses.replace(routing, mixing=routing.mixing * jnp.inf)
     for gate in (0.0, small.MIXED_GATES):
-        found, _ = small.logits(params(), tokens(), positions(), broken, routing.gates(gate, BATCH))
+        found, _ = small.logits(
+            params(), tokens(), positions(), broken, routing.layer_gates(gate, BATCH)
+        )
         zero = np.broadcast_to(np.asarray(gate) == 0, BATCH)
         np.testing.assert_array_equal(found[zero], small.plain()[zero])
         assert not np.isfinite(np.asarray(found)[~zero]).any(axis=(1, 2)).all() or zero.all()

@@ -15,7 +15,7 @@ import converters.qwen3
 from converters.safetensors import Checkpoint
 from jroute import convert
 from jroute.checkpoint import load_model
-from jroute.model import attention, decoder
+from jroute.model import attention, decoder, layers, rope
 from jroute.model.config import Qwen3Config
 from tests.model.parity import (
     RUN,
@@ -158,7 +158,7 @@ def test_the_config_is_read_not_assumed(pair: Pair) -> None:
 
 def without_norm_of(count: int) -> Callable[..., jax.Array]:
     """An ``rms_norm`` that leaves arrays of ``count`` heads as they are."""
-    original = decoder.rms_norm
+    original = layers.rms_norm
 
     def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
         return x if x.ndim == 4 and x.shape[2] == count else original(x, weight, eps)
@@ -186,31 +186,31 @@ def attend_interleaved(
 def rope_tables_at_1e6(
     positions: jax.Array, head_dim: int, theta: float, dtype: jnp.dtype
 ) -> tuple[jax.Array, jax.Array]:
-    return attention.rope_tables(positions, head_dim, 1e6, dtype)
+    return rope.rope_tables(positions, head_dim, 1e6, dtype)
 
 
 def rms_norm_at_1e6th(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     return RMS_NORM(x, weight, 1e-6)
 
 
-RMS_NORM = decoder.rms_norm
+RMS_NORM = layers.rms_norm
 
 MUTATIONS: dict[str, tuple[object, str, Callable[..., object]]] = {
-    "rope halves swapped": (attention, "rotate_half", rotate_swapped_halves),
-    "rope over neighbours": (attention, "rotate_half", rotate_neighbours),
+    "rope halves swapped": (rope, "rotate_half", rotate_swapped_halves),
+    "rope over neighbours": (rope, "rotate_half", rotate_neighbours),
     "q-norm dropped": (
-        decoder,
+        layers,
         "rms_norm",
         without_norm_of(SHAPES[MUTATED]["num_attention_heads"]),
     ),
     "k-norm dropped": (
-        decoder,
+        layers,
         "rms_norm",
         without_norm_of(SHAPES[MUTATED]["num_key_value_heads"]),
     ),
-    "heads grouped the other way": (decoder, "attend", attend_interleaved),
+    "heads grouped the other way": (layers, "attend", attend_interleaved),
     "rope_theta fixed at 1e6": (decoder, "rope_tables", rope_tables_at_1e6),
-    "epsilon fixed at 1e-6": (decoder, "rms_norm", rms_norm_at_1e6th),
+    "epsilon fixed at 1e-6": (layers, "rms_norm", rms_norm_at_1e6th),
 }
 
 

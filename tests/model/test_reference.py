@@ -11,9 +11,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from jroute.model.decoder import BlockTrace, ForwardOutput
-from jroute.routing.composition import closed_form, composition
+from jroute.routing.composition import closed_form_coefficients, composition
+from jroute.routing.config import RoutingConfig
+from jroute.routing.mixing import Routing
 from jroute.routing.operators import Operator
-from jroute.routing.routing import Routing, RoutingConfig
 from tests.model import reference, small
 from tests.model.small import CONFIG, CONFIGS, LAYERS, params, relative
 
@@ -71,7 +72,7 @@ def draw(seed: int, turn: int) -> tuple[RoutingConfig, np.ndarray, np.ndarray]:
 
 def run(config: RoutingConfig, raw, gates) -> tuple[Routing, np.ndarray, ForwardOutput]:
     routing = Routing.create(config, LAYERS, raw)
-    spread = routing.gates(gates, ROWS)
+    spread = routing.layer_gates(gates, ROWS)
     found = small.measured(params(), *inputs(), routing, spread)
     return routing, np.asarray(spread), jax.device_get(found)
 
@@ -83,12 +84,12 @@ def hold_against_reference(config, raw, spread, found: ForwardOutput) -> None:
         expected = reference.forward(
             params(), CONFIG, inputs()[0][row], config, spread[row], matrices
         )
-        for name in ("reader", "attention", "middle", "mlp", "trunk"):
+        for name in ("attention_input", "attention_update", "mlp_input", "mlp_update", "trunk"):
             states = getattr(found.taps, name)[:, row]
             worst = max(worst, relative(states, np.stack(getattr(expected, name))))
-        worst = max(worst, relative(found.final[row], expected.final))
+        worst = max(worst, relative(found.residual[row], expected.residual))
         np.testing.assert_allclose(
-            found.taps.first_attention[:, row], np.stack(expected.first), atol=1e-5
+            found.taps.first_attention[:, row], np.stack(expected.first_attention), atol=1e-5
         )
     assert worst < 1e-5
 
@@ -98,12 +99,14 @@ def hold_against_composition(config, routing, spread, found: ForwardOutput) -> N
     assert found.metrics is not None
     taps: BlockTrace = found.taps
     x0 = np.asarray(params()["embed_tokens"])[np.asarray(inputs()[0])]
-    updates = np.stack([taps.attention, taps.mlp], 1).reshape(-1, *x0.shape)
+    updates = np.stack([taps.attention_update, taps.mlp_update], 1).reshape(-1, *x0.shape)
     sources = np.concatenate([x0[None], updates]).astype(float)
     c = composition(config, jnp.asarray(found.metrics.coefficients))
     worst = 0.0
     for weights, read in zip(
-        (*c.attention, *c.mlp, c.final), (*taps.reader, *taps.middle, found.final), strict=True
+        (*c.attention, *c.mlp, c.final),
+        (*taps.attention_input, *taps.mlp_input, found.residual),
+        strict=True,
     ):
         rebuilt = np.einsum("bsx,xbse->bse", np.asarray(weights, float), sources)
         worst = max(worst, relative(rebuilt, read))
@@ -112,7 +115,9 @@ def hold_against_composition(config, routing, spread, found: ForwardOutput) -> N
     if unguarded:
         np.testing.assert_allclose(
             found.metrics.coefficients,
-            np.broadcast_to(closed_form(routing, spread), found.metrics.coefficients.shape),
+            np.broadcast_to(
+                closed_form_coefficients(routing, spread), found.metrics.coefficients.shape
+            ),
             atol=1e-6,
         )
 
@@ -165,7 +170,7 @@ def test_transposed_mixing_is_seen() -> None:
     config = CONFIGS["lopsided persistent"]
     routing = Routing.create(config, LAYERS)
     turned = dataclasses.replace(routing, mixing=routing.mixing.swapaxes(-1, -2))
-    spread = routing.gates(0.5, ROWS)
+    spread = routing.layer_gates(0.5, ROWS)
     raw, found = config.initial_raw(LAYERS), []
     for one in (routing, turned):
         found.append(jax.device_get(small.measured(params(), *inputs(), one, spread)))

@@ -15,10 +15,11 @@ from jroute.experiment.pipeline import inert, refuse_inert
 from jroute.experiment.run import Run
 from jroute.lm import LanguageModel
 from jroute.lm import load as load_lm
-from jroute.model.decoder import forward
+from jroute.model.decoder import ForwardOptions, forward
 from jroute.probe import effects
 from jroute.probe.__main__ import main
-from jroute.routing.routing import Routing, RoutingConfig
+from jroute.routing.config import RoutingConfig
+from jroute.routing.mixing import Routing
 from jroute.train import main as train
 from jroute.utils.config import load as load_config
 from tests.model.tiny import chat_prompts
@@ -139,7 +140,8 @@ def test_sink_norms_are_causal_and_ready_to_paste(config, tiny_lm, capsys) -> No
     tokens = jnp.array([[*row, *[0] * (width - len(row))] for row in rows])
     valid = np.array([[i < len(row) for i in range(width)] for row in rows])
     positions = jnp.where(valid, jnp.arange(width)[None], -1)
-    out = forward(tiny_lm.params, tiny_lm.config, tokens, positions, tap=lambda block: block.trunk)
+    options = ForwardOptions(tap=lambda block: block.trunk)
+    out = forward(tiny_lm.params, tiny_lm.config, tokens, positions, options=options)
     trunks = np.asarray(out.taps, np.float64)[:, valid]
     rms = np.sqrt(np.mean(trunks**2, axis=-1))
     np.testing.assert_allclose(norms, 20 * np.median(rms, axis=1), rtol=1e-3)

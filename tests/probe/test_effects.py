@@ -22,7 +22,9 @@ from jroute.probe.effects import (
     probe,
     verdict,
 )
-from jroute.routing.routing import Routing, RoutingConfig, preset_names, routing_file
+from jroute.routing.config import RoutingConfig
+from jroute.routing.mixing import Routing
+from jroute.routing.presets import preset_names, routing_file
 from jroute.utils.config import load
 from jroute.utils.errors import UserError
 from tests.model import reference, small
@@ -128,12 +130,16 @@ def test_numbers_equal_torch_and_numpy(tiny_lm, tiny_torch, prompts) -> None:
     np.testing.assert_allclose(effect.first_attention, first, atol=1e-5)
     # Guards are off, so what every block reads is the composition of its sources, token by token.
     for trace in traces:
-        sources = [trace.reader[0]]
-        for a, m in zip(trace.attention, trace.mlp, strict=True):
+        sources = [trace.attention_input[0]]
+        for a, m in zip(trace.attention_update, trace.mlp_update, strict=True):
             sources += [a, m]
-        readers = [read for pair in zip(trace.reader, trace.middle, strict=True) for read in pair]
+        readers = [
+            read
+            for pair in zip(trace.attention_input, trace.mlp_input, strict=True)
+            for read in pair
+        ]
         rebuilt = np.tensordot(effect.composition, np.stack(sources), 1)
-        np.testing.assert_allclose(rebuilt, [*readers, trace.final], atol=2e-4)
+        np.testing.assert_allclose(rebuilt, [*readers, trace.residual], atol=2e-4)
     step = np.eye(3) + gate * (np.array([*rows, [0, 0, 1]]) - np.eye(3))
     step[2] = [0, 0, 1]  # histories have no row of their own
     product = np.linalg.matrix_power(step, layers * len(hooks))

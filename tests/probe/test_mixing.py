@@ -19,10 +19,11 @@ from jroute.experiment.pipeline import learn_mixing
 from jroute.experiment.run import Run
 from jroute.lm import LanguageModel
 from jroute.model.config import Qwen3Config
-from jroute.model.decoder import abstract_params
+from jroute.model.params import abstract_params
 from jroute.probe import mixing
 from jroute.probe.mixing import MixingConfig, Progress
-from jroute.routing.routing import Routing, RoutingConfig
+from jroute.routing.config import RoutingConfig
+from jroute.routing.mixing import Routing
 from jroute.utils.config import load as load_config
 from jroute.utils.errors import UserError
 from tests.model.small import drawn_params
@@ -69,7 +70,7 @@ def guarded() -> Routing:
 
 def batch(routing: Routing, gate: float):
     examples = mixing.pad_examples(PAIRS, SMALL.max_position_embeddings)
-    return (*(part[:2] for part in examples), routing.gates(gate, 2))
+    return (*(part[:2] for part in examples), routing.layer_gates(gate, 2))
 
 
 def test_the_gradient_is_that_of_finite_differences(small) -> None:
@@ -129,7 +130,7 @@ def test_the_loss_is_the_likelihood_of_the_answers(tiny_lm: LanguageModel) -> No
     lm = tiny_lm.routed(RoutingConfig())
     for gate in (0.0, 1.0):
         found = mixing.loss(
-            raw, lm.params, lm.routing, *examples, lm.routing.gates(gate, 2), config=lm.config
+            raw, lm.params, lm.routing, *examples, lm.routing.layer_gates(gate, 2), config=lm.config
         )
         scores = [score for score, _ in lm.loglikelihood(pairs, gate)]
         tokens = sum(len(answer) for _, answer in pairs)

@@ -7,21 +7,27 @@ import numpy as np
 import pytest
 
 from jroute.probe.effects import composite_gain
-from jroute.routing.composition import Composition, closed_form, composition, sources
-from jroute.routing.routing import Routing, RoutingConfig
+from jroute.routing.composition import (
+    Composition,
+    closed_form_coefficients,
+    composition,
+    source_names,
+)
+from jroute.routing.config import RoutingConfig
+from jroute.routing.mixing import Routing
 from tests.model.small import PRESETS
 
 LAYERS, FINAL = 6, 2 * 6
-NAMES = sources(LAYERS)
+NAMES = source_names(LAYERS)
 
 
 def composed(config: RoutingConfig, gate: float, layers: int = LAYERS) -> np.ndarray:
     """C(g) of one token: attention and MLP of every block in turn, then the final norm."""
     routing = Routing.create(config, layers)
-    gates = np.asarray(routing.gates(gate, 1))
+    gates = np.asarray(routing.layer_gates(gate, 1))
 
     follow = jax.jit(composition, static_argnums=0)
-    c: Composition = follow(config, closed_form(routing, gates))
+    c: Composition = follow(config, closed_form_coefficients(routing, gates))
     readers = np.stack([c.attention, c.mlp], 1).reshape(2 * layers, -1)
     return np.concatenate([readers, np.asarray(c.final).reshape(1, -1)]).astype(float)
 
@@ -110,4 +116,4 @@ def test_histories_halve_all_updates_before_they_are_scaled() -> None:
 
 
 def test_sources_are_named_in_order() -> None:
-    assert sources(2) == ["x0", "a0", "m0", "a1", "m1"]
+    assert source_names(2) == ["x0", "a0", "m0", "a1", "m1"]

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from jroute.routing import operators
+from jroute.routing.config import RoutingConfig
+from jroute.routing.mixing import Routing
 from jroute.routing.operators import Operator
-from jroute.routing.routing import Routing, RoutingConfig
 from jroute.utils.errors import UserError
 from tests.model import reference
 from tests.model.small import PRESETS
@@ -153,6 +154,6 @@ def test_learned_weights_take_the_place_of_the_first_ones() -> None:
     expected = np.exp(raw) / np.exp(raw).sum(-1, keepdims=True)
     np.testing.assert_allclose(found, expected, atol=1e-6)
     with pytest.raises(
-        UserError, match=r"shape \(4, 1, 3, 3\), this routing of 4 .* \(4, 2, 3, 3\)"
+        UserError, match=r"shape \(4, 1, 3, 3\), but this routing of 4 .* \(4, 2, 3, 3\)"
     ):
         Routing.create(config, 4, raw[:, :1])

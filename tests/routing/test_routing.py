@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from jroute.model.decoder import ForwardOutput
-from jroute.routing.routing import Routing, RoutingConfig, preset_names, routing_file
+from jroute.routing.config import RoutingConfig
+from jroute.routing.mixing import Routing
+from jroute.routing.presets import preset_names, routing_file
 from jroute.utils.config import load
 from jroute.utils.errors import UserError
 from tests.model import reference, small
@@ -31,7 +33,7 @@ def measured(config: RoutingConfig, gate, where=None, ids=None) -> ForwardOutput
     routing = Routing.create(config, LAYERS)
     ids = tokens() if ids is None else ids
     where = positions(len(ids)) if where is None else where
-    gates = routing.gates(gate, len(ids))
+    gates = routing.layer_gates(gate, len(ids))
     return jax.device_get(small.measured(params(), ids, where, routing, gates))
 
 
@@ -44,8 +46,12 @@ def test_a_gate_per_layer_is_a_site() -> None:
     gates[:, 1] = 0.6
     everywhere = Routing.create(config, LAYERS)
     alone = Routing.create(dataclasses.replace(config, sites=(1,)), LAYERS)
-    np.testing.assert_array_equal(everywhere.gates(gates, BATCH), alone.gates(0.6, BATCH))
-    np.testing.assert_array_equal(alone.gates(np.ones((BATCH, LAYERS)), BATCH)[:, [0, 2, 3]], 0)
+    np.testing.assert_array_equal(
+        everywhere.layer_gates(gates, BATCH), alone.layer_gates(0.6, BATCH)
+    )
+    np.testing.assert_array_equal(
+        alone.layer_gates(np.ones((BATCH, LAYERS)), BATCH)[:, [0, 2, 3]], 0
+    )
     expected = reference.forward(
         params(),
         CONFIG,
@@ -61,14 +67,14 @@ def test_a_gate_per_band_is_the_gate_per_layer_that_it_spreads_to() -> None:
     config = dataclasses.replace(CONFIGS["lopsided persistent"], bands=2)
     bands = np.array([[0.0, 1.0], [0.5, -0.5], [1.0, 0.0], [0.25, 0.25], [0.0, 0.0]], np.float32)
     routing = Routing.create(config, LAYERS)
-    np.testing.assert_array_equal(routing.gates(bands, BATCH), np.repeat(bands, 2, axis=1))
+    np.testing.assert_array_equal(routing.layer_gates(bands, BATCH), np.repeat(bands, 2, axis=1))
     np.testing.assert_array_equal(
         routed(config, bands), routed(config, np.repeat(bands, 2, axis=1))
     )
-    uneven = Routing.create(RoutingConfig(bands=3), 8).gates([[1.0, 2.0, 3.0]], 1)
+    uneven = Routing.create(RoutingConfig(bands=3), 8).layer_gates([[1.0, 2.0, 3.0]], 1)
     np.testing.assert_array_equal(uneven, [[1, 1, 1, 2, 2, 2, 3, 3]])
     # As many prompts as bands: one dimension is always one number per prompt.
-    per_prompt = Routing.create(RoutingConfig(bands=3), 3).gates([1.0, 2.0, 3.0], 3)
+    per_prompt = Routing.create(RoutingConfig(bands=3), 3).layer_gates([1.0, 2.0, 3.0], 3)
     np.testing.assert_array_equal(per_prompt, [[1] * 3, [2] * 3, [3] * 3])
 
 
@@ -96,8 +102,10 @@ def before_and_after(out: ForwardOutput) -> list[tuple[np.ndarray, np.ndarray]]:
     """The trunk before and after every hook of ``guarded``: attention's, then the block's."""
     taps, pairs = out.taps, []
     for layer in range(LAYERS):
-        pairs.append((taps.reader[layer] + taps.attention[layer], taps.middle[layer]))
-        pairs.append((taps.middle[layer] + taps.mlp[layer], taps.trunk[layer]))
+        pairs.append(
+            (taps.attention_input[layer] + taps.attention_update[layer], taps.mlp_input[layer])
+        )
+        pairs.append((taps.mlp_input[layer] + taps.mlp_update[layer], taps.trunk[layer]))
     return pairs
 
 
@@ -404,7 +412,7 @@ def test_what_does_not_fit_the_model_is_refused() -> None:
     for site in (9, "2-4"):
         with pytest.raises(UserError, match=f"names '{site}', but the model has blocks 0 to 3"):
             Routing.create(RoutingConfig(sites=(site,)), 4)
-    with pytest.raises(UserError, match="sink_norms has 2 numbers, the model 4"):
+    with pytest.raises(UserError, match="sink_norms has 2 numbers, but the model has 4"):
         Routing.create(RoutingConfig(sink_norms=(1.0, 2.0)), 4)
     with pytest.raises(UserError, match=r"bands is 5, .* 4 blocks"):
         Routing.create(RoutingConfig(bands=5), 4)
@@ -413,10 +421,10 @@ def test_what_does_not_fit_the_model_is_refused() -> None:
 def test_impossible_gates_are_refused() -> None:
     routing = Routing.create(RoutingConfig(bands=2), 4)
     with pytest.raises(UserError, match="gate has shape"):
-        routing.gates([0.1, 0.2], 3)
+        routing.layer_gates([0.1, 0.2], 3)
     with pytest.raises(UserError, match=r"band \(3, 2\), or .* layer \(3, 4\)"):
-        routing.gates(np.zeros((3, 3)), 3)
+        routing.layer_gates(np.zeros((3, 3)), 3)
     with pytest.raises(UserError, match="not finite"):
-        routing.gates(float("nan"), 3)
+        routing.layer_gates(float("nan"), 3)
     with pytest.raises(UserError, match="gates are numbers"):
-        routing.gates("half", 3)
+        routing.layer_gates("half", 3)

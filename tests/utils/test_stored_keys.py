@@ -30,7 +30,7 @@ from jroute.outcomes.outcome import Outcome, Provenance
 from jroute.outcomes.table import OutcomeTable
 from jroute.ppo.config import PPOConfig
 from jroute.probe.mixing import MixingConfig
-from jroute.routing.routing import RoutingConfig
+from jroute.routing.config import RoutingConfig
 from jroute.statistics.config import JudgeConfig
 from jroute.tasks import TaskConfig
 from jroute.tasks.prompts import PromptConfig

@@ -4,17 +4,18 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jroute.routing.routing import LARGEST, preset_names
+from jroute.routing.config import MAX_STREAMS
+from jroute.routing.presets import preset_names
 from jroute.utils.errors import UserError
 from scripts.bench import bench_routing as bench
 
 
 def test_any_number_of_streams_may_be_compared() -> None:
-    assert bench._widths("1,2,3,4,5,6,7,8") == tuple(range(1, LARGEST + 1))
+    assert bench._widths("1,2,3,4,5,6,7,8") == tuple(range(1, MAX_STREAMS + 1))
     for text in ("", "0", "9", "2,", "four"):
         with pytest.raises(UserError, match=r"give numbers from 1 to 8"):
             bench._widths(text)
-    figures = bench.routings(range(1, LARGEST + 1))
+    figures = bench.routings(range(1, MAX_STREAMS + 1))
     assert figures.pop("plain") is figures.pop("plain again") is None
     assert [figures.pop(name).size > 1 for name in preset_names()] == [True] * len(preset_names())
     sizes = [routing.size for routing in figures.values()]
