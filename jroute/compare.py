@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from jroute.harness import agreement
 
         samples = agreement.compare_samples(folders[0], folders[1], args.task)
-        print(agreement.table(samples, (str(folders[0]), str(folders[1]))))
+        print(agreement.agreement_table(samples, (str(folders[0]), str(folders[1]))))
         return
     for folder in folders:
         if not folder.exists():

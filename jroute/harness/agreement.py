@@ -1,7 +1,7 @@
 """Two evaluations of the same task, document by document, from the samples that lm-eval files.
 
-Backends can reach the same score by answering differently. What they have in common is told per
-document: the prompt, the text, the answer each filter read, and the score.
+Backends can reach the same score by answering differently. What two evaluations have in common is
+counted per document: the prompt, the text, the answer that each filter read, and the score.
 """
 
 import json
@@ -54,43 +54,43 @@ class Agreement:
     differing: tuple[int, ...]
 
 
-def find_samples(where: Path, task: str | None = None) -> dict[str, Path]:
-    """The newest samples file of each task in a folder, or the file itself.
+def find_samples(path: Path, task: str | None = None) -> dict[str, Path]:
+    """Return the newest samples file of each task in a folder, or the file itself.
 
     Args:
-        where: A file ``samples_<task>_<date>.jsonl``, or a folder that holds such files, at any
+        path: A file ``samples_<task>_<date>.jsonl``, or a folder that holds such files, at any
             depth.
         task: Only of this task.
 
     Raises:
-        UserError: There is none, or a folder holds samples of several models.
+        UserError: There is no such file, or a folder holds samples of several models.
     """
-    if where.is_file():
-        return {_task_of(where): where}
-    files = sorted(where.rglob("samples_*.jsonl")) if where.is_dir() else []
-    found: dict[str, Path] = {}
+    if path.is_file():
+        return {_task_of(path): path}
+    files = sorted(path.rglob("samples_*.jsonl")) if path.is_dir() else []
+    newest: dict[str, Path] = {}
     for file in sorted(files, key=lambda file: file.stem.rpartition("_")[2]):
         name = _task_of(file)
         if task in (None, name):
-            if name in found and found[name].parent != file.parent:
+            if name in newest and newest[name].parent != file.parent:
                 raise UserError(
-                    f"{where} holds samples of {name} in {found[name].parent} and in "
+                    f"{path} holds samples of {name} in {newest[name].parent} and in "
                     f"{file.parent}; name one of these folders"
                 )
-            found[name] = file
-    if not found:
-        of = f" of task {task}" if task else ""
+            newest[name] = file
+    if not newest:
+        of_task = f" of task {task}" if task else ""
         raise UserError(
-            f"{where} holds no samples{of}; evaluate with --log_samples and --output_path first"
+            f"{path} holds no samples{of_task}; evaluate with --log_samples and --output_path first"
         )
-    return found
+    return newest
 
 
 def read_samples(file: Path) -> list[dict[str, Any]]:
-    """The rows of a samples file: one per document and filter.
+    """Read the rows of a samples file: one per document and filter.
 
     Raises:
-        UserError: The file is not one.
+        UserError: The file is not a samples file.
     """
     rows = []
     try:
@@ -107,17 +107,15 @@ def read_samples(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def values(
-    rows: Sequence[Mapping[str, Any]],
-) -> dict[tuple[str, str], dict[int, float]]:
-    """Per metric and filter: the value of every document that has a number for one."""
-    found: dict[tuple[str, str], dict[int, float]] = {}
+def metric_values(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict[int, float]]:
+    """Return the value of every document that has a number, per metric and filter."""
+    values: dict[tuple[str, str], dict[int, float]] = {}
     for row in rows:
         for metric in row.get("metrics", ()):
             value = row.get(metric)
             if isinstance(value, bool | int | float):
-                found.setdefault((metric, row["filter"]), {})[row["doc_id"]] = float(value)
-    return found
+                values.setdefault((metric, row["filter"]), {})[row["doc_id"]] = float(value)
+    return values
 
 
 def agree(
@@ -126,111 +124,141 @@ def agree(
     """Compare two sets of samples, for each filter and metric that both have.
 
     Raises:
-        UserError: They are of other documents under the same numbers, or share no metric.
+        UserError: Their documents differ under the same numbers, or they share no metric.
     """
-    ours, theirs = values(first), values(second)
-    shared = [key for key in ours if key in theirs]
+    first_values, second_values = metric_values(first), metric_values(second)
+    shared = [key for key in first_values if key in second_values]
     if not shared:
         raise UserError(f"the two evaluations of {task} have no filter and metric in common")
-    found = []
-    for metric, name in shared:
-        a, b = (
-            {row["doc_id"]: row for row in rows if row["filter"] == name}
+    agreements = []
+    for key in shared:
+        by_document = [
+            {row["doc_id"]: row for row in rows if row["filter"] == key[1]}
             for rows in (first, second)
-        )
-        both = sorted(a.keys() & b.keys())
-        for doc_id in both:
-            if a[doc_id]["doc_hash"] != b[doc_id]["doc_hash"]:
-                raise UserError(
-                    f"document {doc_id} of {task} is another one in the second evaluation; "
-                    "compare evaluations of the same data"
-                )
-        if not both:
-            raise UserError(f"the two evaluations of {task} have no document in common")
-        pairs = [(a[doc_id], b[doc_id]) for doc_id in both]
-        x, y = ([rows[metric, name].get(i, 0.0) for i in both] for rows in (ours, theirs))
-        found.append(
-            Agreement(
-                task=task,
-                filter=name,
-                metric=metric,
-                n=len(both),
-                only_first=len(a.keys() - b.keys()),
-                only_second=len(b.keys() - a.keys()),
-                same_prompt=sum(p["prompt_hash"] == q["prompt_hash"] for p, q in pairs),
-                same_text=sum(p["resps"] == q["resps"] for p, q in pairs),
-                same_answer=sum(p["filtered_resps"] == q["filtered_resps"] for p, q in pairs),
-                same_score=sum(v == w for v, w in zip(x, y, strict=True)),
-                scores=(sum(x) / len(x), sum(y) / len(y)),
-                first_better=sum(v > w for v, w in zip(x, y, strict=True)),
-                second_better=sum(v < w for v, w in zip(x, y, strict=True)),
-                common_prefix=sum(_prefix(p, q) for p, q in pairs) / len(pairs),
-                differing=tuple(i for i, v, w in zip(both, x, y, strict=True) if v != w),
+        ]
+        both = _common_documents(task, *by_document)
+        scores = [
+            [values[key].get(i, 0.0) for i in both] for values in (first_values, second_values)
+        ]
+        agreements.append(_agreement(task, key, by_document, both, scores))
+    return agreements
+
+
+def _common_documents(
+    task: str, first: Mapping[int, Mapping[str, Any]], second: Mapping[int, Mapping[str, Any]]
+) -> list[int]:
+    both = sorted(first.keys() & second.keys())
+    for doc_id in both:
+        if first[doc_id]["doc_hash"] != second[doc_id]["doc_hash"]:
+            raise UserError(
+                f"document {doc_id} of {task} is another one in the second evaluation; "
+                "compare evaluations of the same data"
             )
-        )
-    return found
+    if not both:
+        raise UserError(f"the two evaluations of {task} have no document in common")
+    return both
+
+
+def _agreement(
+    task: str,
+    key: tuple[str, str],
+    by_document: Sequence[Mapping[int, Mapping[str, Any]]],
+    both: Sequence[int],
+    scores: Sequence[Sequence[float]],
+) -> Agreement:
+    """Count what two evaluations have in common under one metric and filter."""
+    first, second = by_document
+    pairs = [(first[doc_id], second[doc_id]) for doc_id in both]
+    score_pairs = list(zip(*scores, strict=True))
+    return Agreement(
+        task=task,
+        filter=key[1],
+        metric=key[0],
+        n=len(both),
+        only_first=len(first.keys() - second.keys()),
+        only_second=len(second.keys() - first.keys()),
+        same_prompt=sum(p["prompt_hash"] == q["prompt_hash"] for p, q in pairs),
+        same_text=sum(p["resps"] == q["resps"] for p, q in pairs),
+        same_answer=sum(p["filtered_resps"] == q["filtered_resps"] for p, q in pairs),
+        same_score=sum(x == y for x, y in score_pairs),
+        scores=(sum(scores[0]) / len(both), sum(scores[1]) / len(both)),
+        first_better=sum(x > y for x, y in score_pairs),
+        second_better=sum(x < y for x, y in score_pairs),
+        common_prefix=sum(_common_prefix(p, q) for p, q in pairs) / len(pairs),
+        differing=tuple(i for i, (x, y) in zip(both, score_pairs, strict=True) if x != y),
+    )
 
 
 def compare_samples(first: Path, second: Path, task: str | None = None) -> list[Agreement]:
-    """Agreement of two evaluations, for every task that both have.
+    """Compare two evaluations, for every task that both have.
 
     Args:
-        first: A samples file of lm-eval, or a folder with some.
+        first: A samples file of lm-eval, or a folder that holds some.
         second: Likewise.
         task: Only this task.
 
     Raises:
-        UserError: There are no samples, or they are not of the same documents.
+        UserError: There are no samples, or their documents differ.
     """
-    ours, theirs = find_samples(first, task), find_samples(second, task)
-    shared = [name for name in ours if name in theirs]
+    first_files, second_files = find_samples(first, task), find_samples(second, task)
+    shared = [name for name in first_files if name in second_files]
     if not shared:
         raise UserError(
-            f"{first} has samples of {', '.join(ours)} and {second} of {', '.join(theirs)}; "
-            "compare evaluations of the same task"
+            f"{first} has samples of {', '.join(first_files)} and {second} of "
+            f"{', '.join(second_files)}; compare evaluations of the same task"
         )
     return [
-        found
+        agreement
         for name in shared
-        for found in agree(name, read_samples(ours[name]), read_samples(theirs[name]))
+        for agreement in agree(
+            name, read_samples(first_files[name]), read_samples(second_files[name])
+        )
     ]
 
 
-def table(found: Sequence[Agreement], names: tuple[str, str] = ("first", "second")) -> str:
-    """Agreement as text."""
-    lines = []
-    for one in found:
-        lines.append(f"{one.task}, {one.metric} by {one.filter}: n = {one.n} documents")
-        if one.only_first or one.only_second:
-            lines.append(
-                f"  not in both: {one.only_first} of {names[0]}, {one.only_second} of {names[1]}"
-            )
-        lines.append(f"  {names[0]} {one.scores[0]:.4f}, {names[1]} {one.scores[1]:.4f}")
-        shares = {
-            "prompt": one.same_prompt,
-            "text": one.same_text,
-            "answer": one.same_answer,
-            "score": one.same_score,
-        }
-        told = ", ".join(f"{what} {count} ({count / one.n:.1%})" for what, count in shares.items())
-        lines.append(f"  equal: {told}")
-        lines.append(f"  texts share {one.common_prefix:.1%} of their beginning on average")
-        if one.differing:
-            shown = ", ".join(map(str, one.differing[:_SHOWN]))
-            more = f" and {len(one.differing) - _SHOWN} more" if len(one.differing) > _SHOWN else ""
-            lines.append(
-                f"  better in {names[0]}: {one.first_better}, in {names[1]}: {one.second_better}; "
-                f"documents {shown}{more}"
-            )
-    return "\n".join(lines)
+def agreement_table(
+    agreements: Sequence[Agreement], names: tuple[str, str] = ("first", "second")
+) -> str:
+    """Return agreements as text.
+
+    Args:
+        agreements: One for each task, metric and filter.
+        names: What to call the two evaluations.
+    """
+    return "\n".join(line for agreement in agreements for line in _lines(agreement, names))
+
+
+def _lines(agreement: Agreement, names: tuple[str, str]) -> list[str]:
+    a, (first, second) = agreement, names
+    lines = [f"{a.task}, {a.metric} by {a.filter}: n = {a.n} documents"]
+    if a.only_first or a.only_second:
+        lines.append(f"  not in both: {a.only_first} of {first}, {a.only_second} of {second}")
+    lines.append(f"  {first} {a.scores[0]:.4f}, {second} {a.scores[1]:.4f}")
+    counts = {
+        "prompt": a.same_prompt,
+        "text": a.same_text,
+        "answer": a.same_answer,
+        "score": a.same_score,
+    }
+    equal = ", ".join(f"{what} {count} ({count / a.n:.1%})" for what, count in counts.items())
+    lines.append(f"  equal: {equal}")
+    lines.append(f"  texts share {a.common_prefix:.1%} of their beginning on average")
+    if a.differing:
+        shown = ", ".join(map(str, a.differing[:_SHOWN]))
+        more = f" and {len(a.differing) - _SHOWN} more" if len(a.differing) > _SHOWN else ""
+        lines.append(
+            f"  better in {first}: {a.first_better}, in {second}: {a.second_better}; "
+            f"documents {shown}{more}"
+        )
+    return lines
 
 
 def _task_of(file: Path) -> str:
     return file.stem.removeprefix("samples_").rpartition("_")[0] or file.stem
 
 
-def _prefix(first: Mapping[str, Any], second: Mapping[str, Any]) -> float:
-    """Share of the longer of two first responses that both begin with."""
+def _common_prefix(first: Mapping[str, Any], second: Mapping[str, Any]) -> float:
+    """Return the share of the longer of two first responses that both begin with."""
     a, b = str(first["resps"][0][0]), str(second["resps"][0][0])
     longer = max(len(a), len(b))
     same = next(

@@ -1,226 +1,314 @@
-"""Arms under lm-evaluation-harness side by side: asked the same, compared by document."""
+"""Arms under lm-evaluation-harness side by side: under equal conditions, compared by document."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from jroute.harness import agreement
+from jroute.harness.agreement import metric_values
+from jroute.harness.model import JaxLM
 from jroute.harness.records import Record, gate_histogram, mean_gate, totals, truncation_rate
 from jroute.statistics.contrasts import paired_contrast
 from jroute.statistics.holm import holm
 from jroute.statistics.mcnemar import mcnemar_exact
 from jroute.utils.errors import UserError
 
+Results = Mapping[str, Mapping[str, "TaskResult"]]
+"""Arm -> task -> result."""
+
 
 @dataclass(frozen=True)
-class Judged:
+class TaskResult:
     """One task under one arm.
 
     Attributes:
         metrics: Value and standard error (``None`` if lm-eval gives none) by ``metric,filter``.
-        values: Per ``metric,filter``: documents and their values.
-        n: Documents.
-        truncated: Share of generations that reached the token limit, ``None`` without generations.
-        cut: Prompts that were too long for the context and lost their beginning.
-        foreign: Prompts made otherwise than those the arm learnt from.
-        mean_gate: Over the requests.
-        gates: Requests per gate.
-        tokens: Tokens generated.
-        asked: Everything that must be the same for all arms.
-        agreed: Items found equal to what training recorded; ``None`` if not compared.
-        note: Why they were not compared.
+        values: Documents and their values, per ``metric,filter``.
+        n: Number of documents.
+        truncation_rate: Share of generations that reached the token limit; ``None`` without
+            generations.
+        prompts_cut: Prompts that were too long for the context and lost their beginning.
+        foreign_prompts: Prompts of another form than the arm learned from.
+        mean_gate: Mean gate over the requests.
+        gate_histogram: Requests per gate.
+        generated_tokens: Tokens generated.
+        conditions: Everything that must be equal for all arms.
+        equal_to_training: Items equal to what training recorded; ``None`` if not compared.
+        not_compared_because: Why items were not compared with training.
     """
 
     metrics: dict[str, tuple[Any, float | None]]
     values: dict[str, dict[int, float]] = field(repr=False)
     n: int
-    truncated: float | None
-    cut: int
-    foreign: int
+    truncation_rate: float | None
+    prompts_cut: int
+    foreign_prompts: int
     mean_gate: float | None
-    gates: dict[str, int]
-    tokens: int
-    asked: dict[str, Any] = field(repr=False)
-    agreed: int | None = None
-    note: str = ""
+    gate_histogram: dict[str, int]
+    generated_tokens: int
+    conditions: dict[str, Any] = field(repr=False)
+    equal_to_training: int | None = None
+    not_compared_because: str = ""
 
     @classmethod
-    def of(
+    def create(
         cls,
         task: str,
         rows: Sequence[Mapping[str, Any]],
         results: Mapping[str, Any],
         records: Sequence[Record],
-        *,
-        asked: Mapping[str, Any],
-        agreed: int | None = None,
-        note: str = "",
-    ) -> "Judged":
-        """What lm-eval's results and samples of a task, and the adapter's records, come to."""
-        found = results["results"][task]
+        conditions: Mapping[str, Any],
+    ) -> "TaskResult":
+        """Summarize a task.
+
+        Args:
+            task: The task.
+            rows: lm-eval's samples, one per document and filter.
+            results: lm-eval's results of all tasks.
+            records: What the model did for each request.
+            conditions: Everything that must be equal for all arms.
+        """
+        columns = results["results"][task]
         metrics: dict[str, tuple[Any, float | None]] = {}
-        for name, value in found.items():
+        for name, value in columns.items():
             if "," in name and "_stderr," not in name:
                 metric, filter_name = name.split(",", 1)
-                error = found.get(f"{metric}_stderr,{filter_name}")
+                error = columns.get(f"{metric}_stderr,{filter_name}")
                 metrics[name] = (value, error if isinstance(error, float) else None)
-        by_name = {f"{m},{f}": per_doc for (m, f), per_doc in agreement.values(rows).items()}
+        by_name = {f"{m},{f}": per_doc for (m, f), per_doc in metric_values(rows).items()}
         counts = totals(records)
         return cls(
             metrics=metrics,
             values={name: by_name[name] for name in metrics if name in by_name},
             n=len({row["doc_id"] for row in rows}),
-            truncated=truncation_rate(records),
-            cut=counts["prompts_cut"],
-            foreign=counts["foreign_prompts"],
+            truncation_rate=truncation_rate(records),
+            prompts_cut=counts["prompts_cut"],
+            foreign_prompts=counts["foreign_prompts"],
             mean_gate=mean_gate(records),
-            gates=gate_histogram(records),
-            tokens=counts["generated_tokens"],
-            asked=dict(asked),
-            agreed=agreed,
-            note=note,
+            gate_histogram=gate_histogram(records),
+            generated_tokens=counts["generated_tokens"],
+            conditions=dict(conditions),
         )
 
 
-def check_same(
-    first: str, theirs: Mapping[str, Judged], arm: str, ours: Mapping[str, Judged]
+# Equal conditions ---------------------------------------------------------------------------------
+
+
+def conditions(
+    task: str, rows: Sequence[Mapping[str, Any]], results: Mapping[str, Any], model: JaxLM
+) -> dict[str, Any]:
+    """Return everything that must be equal for all arms.
+
+    Args:
+        task: The task.
+        rows: lm-eval's samples of it.
+        results: lm-eval's results.
+        model: The model.
+    """
+    prompts = "".join(row["prompt_hash"] for row in rows)
+    return {
+        "task_hash": results["task_hashes"][task],
+        "version": results["versions"][task],
+        "lm_eval_version": results["lm_eval_version"],
+        "num_fewshot": results["n-shot"].get(task),
+        "generation_kwargs": results["configs"][task].get("generation_kwargs"),
+        "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
+        "chat_template_sha": results["chat_template_sha"],
+        "system_instruction_sha": results["system_instruction_sha"],
+        "fewshot_as_multiturn": results["fewshot_as_multiturn"],
+        "max_length": model.max_length,
+        "model": model.lm.fingerprint,
+        "dtype": results["config"]["model_dtype"],
+    }
+
+
+def check_same_conditions(
+    first: str,
+    first_results: Mapping[str, TaskResult],
+    arm: str,
+    results: Mapping[str, TaskResult],
 ) -> None:
-    """Make sure that two arms were asked the same.
+    """Make sure that two arms answered the same requests under the same conditions.
+
+    Args:
+        first: Name of the first arm.
+        first_results: Its result of each task.
+        arm: Name of the other arm.
+        results: Its result of each task.
 
     Raises:
         UserError: Prompts, targets, decoding, template or versions differ.
     """
-    for task, found in ours.items():
-        if found.asked != theirs[task].asked:
-            keys = [key for key, value in found.asked.items() if value != theirs[task].asked[key]]
+    for task, result in results.items():
+        expected = first_results[task].conditions
+        differing = [key for key, value in result.conditions.items() if value != expected[key]]
+        if differing:
             raise UserError(
-                f"arms {first} and {arm} were not asked the same in {task} ({', '.join(keys)}); "
-                "did its data or the model change meanwhile? Run all arms again"
+                f"arms {first} and {arm} were not asked the same in {task} "
+                f"({', '.join(differing)}); did its data or the model change meanwhile? Run all "
+                "arms again"
             )
 
 
-def contrasts(arms: Mapping[str, Judged]) -> list[dict[str, Any]]:
-    """Paired differences by document, of every arm to the first, and of ``rl`` to every other.
+# Contrasts ----------------------------------------------------------------------------------------
+
+
+def contrasts(arms: Mapping[str, TaskResult]) -> list[dict[str, Any]]:
+    """Return paired differences by document: of every arm to the first, of ``rl`` to every other.
 
     p-values come from the bootstrap over documents, and from McNemar's exact test where all values
     are 0 or 1; those of one metric are adjusted together (Holm).
 
+    Args:
+        arms: One task's result under each arm.
+
     Raises:
-        UserError: Arms were scored on other documents.
+        UserError: Arms were scored on different documents.
     """
-    names = list(arms)
-    pairs = [(name, names[0]) for name in names[1:]]
-    pairs += [("rl", name) for name in names[1:] if "rl" in arms and name != "rl"]
-    if "rl" in names[:1]:
-        pairs = [("rl", name) for name in names[1:]]
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for metric, values in next(iter(arms.values())).values.items():
         if len(values) < 2:
             continue
-        family = []
-        for a, b in pairs:
-            x, y = arms[a].values[metric], arms[b].values[metric]
-            if x.keys() != y.keys():
-                raise UserError(f"arms {a} and {b} were not scored on the same documents")
-            u, v = (np.array([one[doc] for doc in sorted(x)]) for one in (x, y))
-            contrast = paired_contrast(u, v)
-            row: dict[str, Any] = {"metric": metric, "a": a, "b": b, "n": contrast.n}
-            row |= {"difference": contrast.difference, "ci95": list(contrast.ci95)}
-            row["p"] = contrast.p
-            if np.isin(np.concatenate([u, v]), (0.0, 1.0)).all():
-                test = mcnemar_exact(u, v)
-                row |= {"only_a": test.only_a, "only_b": test.only_b, "p_mcnemar": test.p}
-            family.append(row)
+        family = [_contrast(metric, a, b, arms) for a, b in _pairs(list(arms))]
         for row, p in zip(family, holm([row["p"] for row in family]), strict=True):
             row["p_holm"] = p
-        found += family
-    return found
+        rows += family
+    return rows
 
 
-def summary(judged: Mapping[str, Mapping[str, Judged]]) -> dict[str, Any]:
-    """What all arms came to, for one file.
+def _pairs(names: list[str]) -> list[tuple[str, str]]:
+    if names[0] == "rl":
+        return [("rl", name) for name in names[1:]]
+    pairs = [(name, names[0]) for name in names[1:]]
+    if "rl" in names:
+        pairs += [("rl", name) for name in names[1:] if name != "rl"]
+    return pairs
 
-    Args:
-        judged: Arm -> task -> what it came to.
-    """
-    first = next(iter(judged.values()))
-    of_arms = {
-        arm: {
-            task: {
-                "metrics": {
-                    name: {"value": value, "stderr": error}
-                    for name, (value, error) in found.metrics.items()
-                },
-                "n": found.n,
-                "truncated": found.truncated,
-                "prompts_cut": found.cut,
-                "foreign_prompts": found.foreign,
-                "mean_gate": found.mean_gate,
-                "gates": found.gates,
-                "generated_tokens": found.tokens,
-                "equal_to_training": found.agreed,
-            }
-            for task, found in tasks.items()
-        }
-        for arm, tasks in judged.items()
+
+def _contrast(metric: str, a: str, b: str, arms: Mapping[str, TaskResult]) -> dict[str, Any]:
+    of_a, of_b = arms[a].values[metric], arms[b].values[metric]
+    if of_a.keys() != of_b.keys():
+        raise UserError(f"arms {a} and {b} were not scored on the same documents")
+    x, y = (np.array([values[doc] for doc in sorted(of_a)]) for values in (of_a, of_b))
+    contrast = paired_contrast(x, y)
+    row: dict[str, Any] = {
+        "metric": metric,
+        "a": a,
+        "b": b,
+        "n": contrast.n,
+        "difference": contrast.difference,
+        "ci95": list(contrast.ci95),
+        "p": contrast.p,
     }
+    if np.isin(np.concatenate([x, y]), (0.0, 1.0)).all():
+        test = mcnemar_exact(x, y)
+        row |= {"only_a": test.only_a, "only_b": test.only_b, "p_mcnemar": test.p}
+    return row
+
+
+# The summary as JSON and as text ------------------------------------------------------------------
+
+
+def summary(results: Results) -> dict[str, Any]:
+    """Return all arms together, for the summary file."""
+    first = next(iter(results.values()))
     return {
-        "tasks": {task: {"n": found.n, **found.asked} for task, found in first.items()},
-        "arms": of_arms,
-        "paired": {task: contrasts(_of(judged, task)) for task in first},
+        "tasks": {task: {"n": result.n, **result.conditions} for task, result in first.items()},
+        "arms": {
+            arm: {task: _summary_of_task(result) for task, result in tasks.items()}
+            for arm, tasks in results.items()
+        },
+        "paired": {task: contrasts(_by_arm(results, task)) for task in first},
     }
 
 
-def table(judged: Mapping[str, Mapping[str, Judged]]) -> str:
-    """One table for all tasks: arms down, then their paired differences."""
+def _summary_of_task(result: TaskResult) -> dict[str, Any]:
+    return {
+        "metrics": {
+            name: {"value": value, "stderr": error}
+            for name, (value, error) in result.metrics.items()
+        },
+        "n": result.n,
+        "truncated": result.truncation_rate,
+        "prompts_cut": result.prompts_cut,
+        "foreign_prompts": result.foreign_prompts,
+        "mean_gate": result.mean_gate,
+        "gates": result.gate_histogram,
+        "generated_tokens": result.generated_tokens,
+        "equal_to_training": result.equal_to_training,
+    }
+
+
+def results_table(results: Results) -> str:
+    """Return one table for all tasks: arms down, then their paired differences."""
     lines: list[str] = []
-    for task, found in next(iter(judged.values())).items():
-        rows = _of(judged, task)
-        names = list(found.metrics)
-        widths = [max(len(name), 15) for name in names]
-        wide = max(14, *(len(arm) + 2 for arm in rows))
-        head = "  ".join(f"{name:>{w}}" for name, w in zip(names, widths, strict=True))
-        lines += ["", f"{task}: n = {found.n} (value ± standard error)"]
-        lines.append(f"{'arm':<{wide}}{head}  truncated  mean gate     tokens")
-        for arm, row in rows.items():
-            cells = "  ".join(
-                f"{_value(*row.metrics[name]):>{w}}" for name, w in zip(names, widths, strict=True)
-            )
-            cut = "-" if row.truncated is None else f"{100 * row.truncated:.1f}%"
-            gate = "-" if row.mean_gate is None else f"{row.mean_gate:.3f}"
-            lines.append(f"{arm:<{wide}}{cells}  {cut:>9}  {gate:>9}  {row.tokens:>9,}")
-        if found.cut:
-            lines.append(
-                f"{found.cut} prompts were longer than the context: their beginning was cut"
-            )
-        lines += [
-            f"{arm} learnt from prompts made otherwise than {row.foreign} of these, and was forced"
-            for arm, row in rows.items()
-            if row.foreign
-        ]
-        if len(rows) > 1:
-            lines.append(
-                "every arm was asked the same: prompts, targets, decoding, template and versions "
-                f"are equal, lm-eval's task hash is {found.asked['task_hash'][:16]}"
-            )
-            lines += _paired(contrasts(rows))
-        equal = [row.agreed for row in rows.values() if row.agreed is not None]
-        if equal:
-            lines.append(
-                f"{sum(equal)} of {found.n * len(equal)} items agree with training's own outcomes "
-                "in text and correctness"
-            )
-        lines += [
-            f"{arm} is not compared with training: {r.note}" for arm, r in rows.items() if r.note
-        ]
-    lines += ["random is one draw per prompt"] if "random" in judged else []
-    lines += ["rl is the seed that was best on validation"] if "rl" in judged else []
+    for task in next(iter(results.values())):
+        arms = _by_arm(results, task)
+        lines += ["", *_scores(task, arms), *_remarks(arms)]
+    lines += ["random is one draw per prompt"] if "random" in results else []
+    lines += ["rl is the seed that was best on validation"] if "rl" in results else []
     return "\n".join(lines)
 
 
-def _paired(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _scores(task: str, arms: Mapping[str, TaskResult]) -> list[str]:
+    first = next(iter(arms.values()))
+    names = list(first.metrics)
+    widths = [max(len(name), 15) for name in names]
+    wide = max(14, *(len(arm) + 2 for arm in arms))
+    head = "  ".join(f"{name:>{w}}" for name, w in zip(names, widths, strict=True))
+    lines = [
+        f"{task}: n = {first.n} (value ± standard error)",
+        f"{'arm':<{wide}}{head}  truncated  mean gate     tokens",
+    ]
+    for arm, result in arms.items():
+        cells = "  ".join(
+            f"{_value(*result.metrics[name]):>{w}}" for name, w in zip(names, widths, strict=True)
+        )
+        rate, gate = result.truncation_rate, result.mean_gate
+        truncated = "-" if rate is None else f"{100 * rate:.1f}%"
+        mean = "-" if gate is None else f"{gate:.3f}"
+        tokens = f"{result.generated_tokens:>9,}"
+        lines.append(f"{arm:<{wide}}{cells}  {truncated:>9}  {mean:>9}  {tokens}")
+    return lines
+
+
+def _remarks(arms: Mapping[str, TaskResult]) -> list[str]:
+    """Return what holds of a task beyond its scores, and its paired differences."""
+    first = next(iter(arms.values()))
+    lines = []
+    if first.prompts_cut:
+        lines.append(
+            f"{first.prompts_cut} prompts were longer than the context: their beginning was cut"
+        )
+    lines += [
+        f"{arm} learned from prompts made otherwise than {result.foreign_prompts} of these, and "
+        "was forced"
+        for arm, result in arms.items()
+        if result.foreign_prompts
+    ]
+    if len(arms) > 1:
+        lines.append(
+            "every arm was asked the same: prompts, targets, decoding, template and versions "
+            f"are equal, lm-eval's task hash is {first.conditions['task_hash'][:16]}"
+        )
+        lines += _contrast_lines(contrasts(arms))
+    equal = [each.equal_to_training for each in arms.values() if each.equal_to_training is not None]
+    if equal:
+        lines.append(
+            f"{sum(equal)} of {first.n * len(equal)} items agree with training's own outcomes "
+            "in text and correctness"
+        )
+    lines += [
+        f"{arm} is not compared with training: {result.not_compared_because}"
+        for arm, result in arms.items()
+        if result.not_compared_because
+    ]
+    return lines
+
+
+def _contrast_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = []
     for i, row in enumerate(rows):
         if not i or rows[i - 1]["metric"] != row["metric"]:
@@ -236,8 +324,8 @@ def _paired(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _of(judged: Mapping[str, Mapping[str, Judged]], task: str) -> dict[str, Judged]:
-    return {arm: tasks[task] for arm, tasks in judged.items()}
+def _by_arm(results: Results, task: str) -> dict[str, TaskResult]:
+    return {arm: tasks[task] for arm, tasks in results.items()}
 
 
 def _value(value: Any, error: float | None) -> str:

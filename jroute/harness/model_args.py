@@ -11,9 +11,9 @@ from jroute.utils.errors import UserError
 _FOLDERS = ("run", "model_dir", "pretrained")
 
 
-def taken_by(cls: type) -> set[str]:
-    """What a constructor takes besides the model and its arm."""
-    return set(inspect.signature(cls.__init__).parameters) - {"self", "lm", "gate", "arm"}
+def constructor_names(cls: type) -> set[str]:
+    """Return the names of a constructor's arguments, without the model and its gate."""
+    return set(inspect.signature(cls.__init__).parameters) - {"self", "lm", "gate"}
 
 
 def constructor_arguments(

@@ -1,29 +1,24 @@
-"""From the context of a request to its gate: policies, and prompts that a policy does not know."""
+"""Policies: from a prompt to its gate, under an arm or without routing."""
 
 import hashlib
 import logging
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from jroute.arms import registry
+from jroute.arms.registry import fixed_name, generable, parse_arm
+from jroute.experiment.config import Experiment
 from jroute.harness.cache_names import array_digest
-from jroute.routing.gate import Gate
+from jroute.routing.gate import Gate, as_gate
 from jroute.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 GatePolicy = Callable[[list[str]], Any]
-"""Prompts to their gates, ``[prompts]`` or ``[prompts, parts]``, each from its own prompt alone."""
-
-MODEL_ARMS = ("baseline", "fixed:0.25", "fixed:0.5", "fixed:0.75", "fixed:1")
-"""What ``all`` means for a model without a run: the grid that experiments have by default."""
-
-_PLACE = "\u27e6question\u27e7"
-_WORD = re.compile(r"\w+")
+"""Prompts to their gates, ``[prompts]`` or ``[prompts, gate_dims]``, each from its own prompt
+alone."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +26,11 @@ class ArmPolicy:
     """An arm as a policy.
 
     Attributes:
-        name: Of the arm.
+        name: Name of the arm.
         choose: Prompts to gates.
-        identity: Tells it from every policy that could choose otherwise.
-        render: The prompt of a question, as the arm has learnt from; ``None`` for an arm that has
-            not learnt to look at prompts.
+        identity: Distinguishes the policy from every other that may choose other gates.
+        render: The prompt of a question, in the form that the arm learned from; ``None`` for an arm
+            that does not read prompts.
     """
 
     name: str
@@ -44,130 +39,115 @@ class ArmPolicy:
     render: Callable[[str], str] | None = None
 
     def __call__(self, prompts: list[str]) -> Any:
-        """The gates of prompts."""
+        """Return the gates of prompts."""
         return self.choose(prompts)
 
 
-def run_policy(run: Any, arm: str) -> ArmPolicy:
-    """An arm of a ``jroute.experiment.run.Run``.
+def run_policy(run: Any, name: str) -> ArmPolicy:
+    """Return an arm of a run as a policy.
+
+    Args:
+        run: A ``jroute.experiment.run.Run``.
+        name: Name of the arm.
 
     Raises:
-        UserError: The run has no such arm.
+        UserError: The run has no such arm, or not yet.
     """
-    if registry.parse_arm(arm).gate is not None:
-        return model_policy(arm)
-    run.gates(arm, run.prompts(run.experiment.judged[0])[:1])  # complain now of a wrong arm
-    about: dict[str, Any] = {"gates": run.gate_values, "seed": run.experiment.seed}
-    if arm != "random":
-        about["controller"] = array_digest(run.controller)
-    if arm in registry.from_controls():
-        about["controls"] = array_digest(run.controls)
+    arm = parse_arm(name)
+    if arm.gate is not None:
+        return model_policy(name)
+    run.gates(name, run.prompts(run.experiment.judged[0])[:1])  # refuses an arm the run lacks
+    identity: dict[str, Any] = {"gates": run.gate_values, "seed": run.experiment.seed}
+    if "training" in arm.needs:
+        identity["controller"] = array_digest(run.controller)
+    if "controls" in arm.needs:
+        identity["controls"] = array_digest(run.controls)
     return ArmPolicy(
-        arm,
-        lambda prompts: run.gates(arm, prompts),
-        f"{arm} {hashlib.sha256(repr(about).encode()).hexdigest()}",
-        run.render if arm in registry.reading() else None,
+        name,
+        lambda prompts: run.gates(name, prompts),
+        f"{name} {hashlib.sha256(repr(identity).encode()).hexdigest()}",
+        run.render if arm.reads_prompt else None,
     )
 
 
-def model_policy(arm: str) -> ArmPolicy:
-    """An arm that needs no run.
+def model_policy(name: str) -> ArmPolicy:
+    """Return an arm that needs no run as a policy.
 
     Raises:
-        UserError: It needs one.
+        UserError: The arm needs a run, or does not exist.
     """
-    gate = registry.parse_arm(arm).gate
-    if gate is None:
-        raise UserError(f"arm {arm!r} belongs to a run; without one there are baseline and fixed:G")
-    return ArmPolicy(arm, constant(gate), f"constant {gate!r}")
+    arm = parse_arm(name)
+    if arm.gate is None:
+        raise UserError(
+            f"arm {name!r} belongs to a run; without one there are baseline and fixed:G"
+        )
+    return ArmPolicy(name, constant(arm.gate), f"constant {arm.gate!r}")
 
 
 def constant(gate: float) -> GatePolicy:
-    """One gate for all prompts."""
+    """Return the policy that gives one gate to all prompts."""
     return lambda prompts: np.full(len(prompts), gate)
 
 
 def available_arms(run: Any) -> list[str]:
-    """The arms that a run has; of those it has not, a warning says why."""
-    found = []
-    for arm in registry.generable():
+    """Return the arms that a run has; a warning says why it lacks the others."""
+    available = []
+    for name in generable():
         try:
-            run_policy(run, arm)
+            run_policy(run, name)
         except UserError as error:
-            logger.warning("arm %s is left out: %s", arm, error)
+            logger.warning("arm %s is left out: %s", name, error)
             continue
-        found.append(arm)
-    return found
+        available.append(name)
+    return available
 
 
-def is_foreign(context: str, doc: Any, render: Callable[[str], str]) -> bool:
-    """Whether a prompt is not made as ``render`` makes them.
-
-    It is one of ``render``'s if it is what ``render`` makes of a field of its document, or of some
-    text that holds no word which the document does not hold: other wording around the question,
-    or examples before it, are foreign.
-
-    Args:
-        context: The prompt.
-        doc: Its document, as the harness has it.
-        render: The prompt of a question.
-    """
-    values = doc.values() if isinstance(doc, Mapping) else [doc]
-    texts = [value for value in values if isinstance(value, str)]
-    if any(render(text) == context for text in texts if text.strip() and text.strip() in context):
-        return False
-    around = render(_PLACE).split(_PLACE)
-    places = len(around) - 1
-    spare = len(context) - sum(map(len, around))
-    if not places or spare < 0 or spare % places:
-        return True
-    question = context[len(around[0]) : len(around[0]) + spare // places]
-    known = set(_WORD.findall(" ".join(texts)))
-    return question.join(around) != context or not set(_WORD.findall(question)) <= known
+def model_arms() -> list[str]:
+    """Return the arms of a model without a run: the gates of an experiment's default grid."""
+    return ["baseline" if gate == 0 else fixed_name(gate) for gate in Experiment.gates]
 
 
-class Gates:
-    """The gates of contexts, each put to the policy once.
+class ContextGates:
+    """The gates of contexts; each context goes to the policy once.
 
     Args:
-        policy: Chooses them; ``None`` is the model without routing.
+        policy: Chooses gates; ``None`` is the model without routing.
     """
 
     def __init__(self, policy: GatePolicy | None):
-        self.policy = policy
-        self._known: dict[str, Gate | None] = {}
+        self._policy = policy
+        self._chosen: dict[str, Gate] = {}
 
     def __getitem__(self, context: str) -> Gate | None:
-        """The gate chosen for a context; 0 for the empty one."""
-        if self.policy is None:
+        """Return the gate chosen for a context; 0 for the empty one."""
+        if self._policy is None:
             return None
-        return self._known[context] if context else 0.0
+        return self._chosen[context] if context else 0.0
 
     def __contains__(self, context: str) -> bool:
-        return context in self._known
+        return context in self._chosen
 
-    def choose(self, contexts: Sequence[str], shown: Callable[[str], str]) -> None:
-        """Chooses gates for contexts that have none yet.
+    def choose(self, contexts: Sequence[str], visible: Callable[[str], str]) -> None:
+        """Choose gates for contexts that have none yet.
 
         Args:
-            contexts: Texts; empty ones need no choice.
-            shown: What the policy sees of a context: as much of it as the model does.
+            contexts: Texts; the empty one needs no choice.
+            visible: What the policy sees of a context: as much of it as the model does.
         """
-        new = [c for c in dict.fromkeys(contexts) if c and c not in self._known]
-        if self.policy is None or not new:
+        new = [c for c in dict.fromkeys(contexts) if c and c not in self._chosen]
+        if self._policy is None or not new:
             return
-        gates = np.asarray(self.policy([shown(context) for context in new]), np.float64)
+        gates = np.asarray(self._policy([visible(context) for context in new]), np.float64)
         if gates.ndim not in (1, 2) or len(gates) != len(new) or not np.isfinite(gates).all():
             raise ValueError(f"the gate policy of {len(new)} prompts gave {gates!r}")
-        for context, gate in zip(new, gates.tolist(), strict=True):
-            self._known[context] = tuple(gate) if isinstance(gate, list) else gate
+        self._chosen |= {context: as_gate(gate) for context, gate in zip(new, gates, strict=True)}
 
     def array(self, contexts: Sequence[str]) -> np.ndarray | None:
-        """Gates of contexts as the model takes them, ``[contexts]`` or ``[contexts, parts]``."""
-        if self.policy is None:
+        """Return gates as the model takes them, ``[contexts]`` or ``[contexts, gate_dims]``."""
+        if self._policy is None:
             return None
         gates = [self[context] for context in contexts]
-        parts = max((len(gate) for gate in gates if isinstance(gate, tuple)), default=0)
-        if parts:  # an empty context has one gate only: 0 everywhere
-            gates = [gate if isinstance(gate, tuple) else (gate,) * parts for gate in gates]
+        dims = max((len(gate) for gate in gates if isinstance(gate, tuple)), default=0)
+        if dims:  # the empty context has one gate only: 0 everywhere
+            gates = [gate if isinstance(gate, tuple) else (gate,) * dims for gate in gates]
         return np.asarray(gates, np.float32)

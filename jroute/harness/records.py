@@ -1,4 +1,4 @@
-"""What was done for each request of a benchmark, and what that comes to."""
+"""Records of requests, and their totals."""
 
 import dataclasses
 from collections import Counter
@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from jroute.routing.gate import Gate
+from jroute.routing.gate import Gate, gate_numbers
 from jroute.utils.keys import Keys, keys, restored
 
 
 @dataclass(frozen=True)
 class Record:
-    """What the adapter did for one request of the harness.
+    """What the model did for one request of lm-eval.
 
     Attributes:
         task: The request's task.
@@ -25,7 +25,7 @@ class Record:
         prompt_tokens: Tokens of the context (generation only).
         prompt_cut: Whether the context was too long and lost its beginning (generation only).
         truncated: Whether a generation reached its token limit.
-        foreign: Whether the arm learnt from prompts of another kind, and was forced.
+        foreign: Whether the prompt has another form than those that the arm learned from.
     """
 
     stored_keys: ClassVar[Keys] = keys(
@@ -55,43 +55,46 @@ class Record:
     foreign: bool = False
 
     @classmethod
-    def of(cls, facts: dict[str, Any]) -> "Record":
+    def from_json(cls, payload: dict[str, Any]) -> "Record":
         """Restore what ``stored`` made of a record, after JSON."""
-        values = restored(cls, facts)
+        values = restored(cls, payload)
         gate = values.pop("gate")
         return cls(**values, gate=tuple(gate) if isinstance(gate, list) else gate)
 
-    def about(self, task: str | None, doc_id: int | None, index: int) -> "Record":
-        """The same done for another request."""
+    def for_request(self, task: str | None, doc_id: int | None, index: int) -> "Record":
+        """Return the same record for another request with the same arguments."""
         return dataclasses.replace(self, task=task, doc_id=doc_id, index=index)
 
 
 def gate_histogram(records: Iterable[Record]) -> dict[str, int]:
-    """How many requests ran under each gate, smallest gate first; ``none`` is without routing."""
+    """Return how many requests ran under each gate, smallest first; ``none`` is no routing."""
     counts = Counter(record.gate for record in records)
-    gates = sorted(counts, key=lambda gate: (gate is not None, _parts(gate)))
+    gates = sorted(counts, key=lambda gate: (gate is not None, gate_numbers(gate)))
     return {gate_name(gate): counts[gate] for gate in gates}
 
 
 def gate_name(gate: Gate | None) -> str:
-    """A gate as text."""
-    return ",".join(f"{part:g}" for part in _parts(gate)) or "none"
+    """Return a gate as text; ``none`` is no routing."""
+    return ",".join(f"{dim:g}" for dim in gate_numbers(gate)) or "none"
 
 
 def mean_gate(records: Iterable[Record]) -> float | None:
-    """Mean over requests and over a gate's parts; no routing counts as 0. ``None`` of nothing."""
-    means = [sum(p) / len(p) if (p := _parts(record.gate)) else 0.0 for record in records]
+    """Return the mean over requests and over a gate's numbers; ``None`` without requests.
+
+    A request without routing counts as gate 0.
+    """
+    means = [sum(n) / len(n) if (n := gate_numbers(record.gate)) else 0.0 for record in records]
     return sum(means) / len(means) if means else None
 
 
 def truncation_rate(records: Iterable[Record]) -> float | None:
-    """Share of the generations that reached their token limit; ``None`` if there are none."""
-    reached = [record.truncated for record in records if record.kind == "generate_until"]
-    return sum(reached) / len(reached) if reached else None
+    """Return the share of generations that reached their token limit; ``None`` without any."""
+    truncated = [record.truncated for record in records if record.kind == "generate_until"]
+    return sum(truncated) / len(truncated) if truncated else None
 
 
 def totals(records: Iterable[Record]) -> dict[str, Any]:
-    """Count for a results file."""
+    """Return counts over requests, for a results file."""
     records = list(records)
     generated = [record for record in records if record.kind == "generate_until"]
     return {
@@ -104,9 +107,3 @@ def totals(records: Iterable[Record]) -> dict[str, Any]:
         "prompts_cut": sum(record.prompt_cut for record in records),
         "foreign_prompts": sum(record.foreign for record in records),
     }
-
-
-def _parts(gate: Gate | None) -> tuple[float, ...]:
-    if gate is None:
-        return ()
-    return gate if isinstance(gate, tuple) else (gate,)

@@ -1,150 +1,193 @@
-"""Tasks of lm-evaluation-harness run under one arm, by lm-eval's own command."""
+"""Run lm-eval under one arm after another and file what it leaves."""
 
-import argparse
 import contextlib
-import hashlib
 import io
-import logging
+import json
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
-from unittest import mock
+from typing import Any, NamedTuple
 
-import datasets
 import jax
-import lm_eval
-import lm_eval.api.task
-import lm_eval.caching.cache
-import lm_eval.utils
-from lm_eval._cli.run import Run as LmEvalRun
 from lm_eval.config.evaluate_config import EvaluatorConfig
-from lm_eval.evaluator import simple_evaluate
-from lm_eval.tasks import TaskManager
-from tqdm import tqdm
 
-from jroute.harness.cache_names import answer_cache_path, prompt_cache_name
+from jroute.harness import lm_eval_adapter
+from jroute.harness.agreement_with_training import check_against_training
+from jroute.harness.cache_names import answer_cache_path, folder_name, prompt_cache_name
+from jroute.harness.comparison import TaskResult, conditions
 from jroute.harness.model import JaxLM
+from jroute.harness.options import Options
+from jroute.harness.policy import ArmPolicy
 from jroute.harness.records import Record, totals
+from jroute.harness.subject import Subject
+from jroute.harness.suites import Suite
 from jroute.utils.errors import UserError
+from jroute.utils.keys import stored
 
 
 @dataclass(frozen=True)
-class Suite:
-    """Tasks that lm-eval runs in one call.
+class Output:
+    """Where results go.
 
     Attributes:
-        tasks: Loaded tasks and groups.
-        manager: What loaded them.
-        options: lm-eval's own options by name, those of its configuration file put in.
-        slots: Rows that run at a time.
-        own: Whether they are splits of a run.
+        folder: The folder of all arms.
+        prefix: Beginning of the names of lm-eval's files, as its ``--output_path`` with a file
+            name ``<prefix>.json`` sets it; ``""`` for lm-eval's own names.
     """
 
-    tasks: list[Any]
-    manager: TaskManager
-    options: Mapping[str, Any]
-    slots: int
-    own: bool
+    folder: Path
+    prefix: str
+
+    @classmethod
+    def create(cls, path: Path) -> "Output":
+        """Make the folder that an output path names: itself, or the parent of a JSON file."""
+        prefix = path.name if path.suffix == ".json" else ""
+        folder = (path.parent if prefix else path).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(folder, prefix)
 
 
-class Executed(NamedTuple):
-    """Results and samples as lm-eval files them, and its tracker."""
+class Evaluation(NamedTuple):
+    """What lm-eval makes of one suite.
+
+    Attributes:
+        results: Its results file.
+        samples: Its samples by task, one per document and filter.
+        records: What the model did for each request, by task.
+        date: The date in the names of its files.
+    """
 
     results: dict[str, Any]
     samples: dict[str, list[dict[str, Any]]]
-    tracker: Any
+    records: dict[str, list[Record]]
+    date: str
 
 
-def execute(suite: Suite, model: JaxLM, source: Path, scratch: Path) -> Executed:
-    """Has lm-eval's own command run a suite: its options, its files, its loggers.
+def evaluate_arm(
+    subject: Subject, policy: ArmPolicy, suites: Sequence[Suite], options: Options, output: Output
+) -> dict[str, TaskResult]:
+    """Evaluate every suite under one arm and write its folder.
 
-    Only two things are put in: the model and the tasks, which are there already.
+    Args:
+        subject: What is evaluated.
+        policy: The arm.
+        suites: Tasks, evaluated one suite after the other.
+        options: The command line.
+        output: Where results go.
+
+    Returns:
+        The result of each task.
+
+    Raises:
+        UserError: An item of a run's own split differs from what training recorded; the arm
+            refuses prompts of another form than it learned from; results cannot be written.
+    """
+    results: dict[str, TaskResult] = {}
+    folder = folder_name(policy.name)
+    with tempfile.TemporaryDirectory(dir=output.folder, prefix=f".{folder}-") as scratch:
+        for suite in suites:
+            model = make_model(subject, policy, suite, options)
+            evaluation = evaluate_suite(suite, model, subject.folder, Path(scratch) / output.prefix)
+            for task, rows in evaluation.samples.items():
+                records = evaluation.records[task]
+                result = TaskResult.create(
+                    task,
+                    rows,
+                    evaluation.results,
+                    records,
+                    conditions(task, rows, evaluation.results, model),
+                )
+                if suite.run is not None:
+                    result = check_against_training(result, suite.run, task, rows, records)
+                results[task] = result
+                gates = Path(scratch) / f"gates_{task}_{evaluation.date}.jsonl"
+                gates.write_text("".join(json.dumps(stored(record)) + "\n" for record in records))
+        publish(Path(scratch), output.folder / folder)
+    return results
+
+
+def make_model(subject: Subject, policy: ArmPolicy, suite: Suite, options: Options) -> JaxLM:
+    """Return the model under an arm; ``--model_args`` are further arguments of ``JaxLM``.
+
+    Raises:
+        UserError: ``--model_args`` name an argument that ``JaxLM`` does not take.
+    """
+    arguments = dict(options.lm_eval.model_args or {})
+    if subject.run is not None:
+        thinking = subject.run.experiment.prompt.enable_thinking
+        arguments.setdefault("enable_thinking", thinking)
+    try:
+        return JaxLM(
+            subject.lm,
+            policy,
+            slots=suite.slots,
+            force_template=options.force_template,
+            **arguments,
+        )
+    except TypeError as error:
+        raise UserError(f"--model_args: {error}".replace("JaxLM.__init__() ", "")) from error
+
+
+def evaluate_suite(suite: Suite, model: JaxLM, source: Path, output_path: Path) -> Evaluation:
+    """Evaluate a suite as ``lm-eval run`` does: its options, its files, its loggers.
 
     Args:
         suite: The tasks and their options.
-        model: The model, under an arm.
+        model: The model under an arm.
         source: Folder of the run or the model, for lm-eval's files.
-        scratch: Where lm-eval puts its files, as its ``--output_path``.
+        output_path: Where lm-eval puts its files.
     """
-    found: dict[str, Any] = {}
-    options = argparse.Namespace(**suite.options)
-
-    def evaluate(**asked: Any) -> Any:
-        asked |= {"model": model, "tasks": suite.tasks, "task_manager": suite.manager}
-        asked |= {"device": jax.default_backend(), "batch_size": suite.slots}
-        content = cast(dict[str, Any], simple_evaluate(**asked))
-        records = [record for task in names(suite) for record in records_of(model, suite, task)]
-        content["config"] |= totals(records)  # with those that a cache answered
-        content["pretty_env_info"] = environment()
-        tracker = asked["evaluation_tracker"]
-        tracker.general_config_tracker.model_source = "jroute"
-        # Copies: lm-eval rewrites the rows that it saves.
-        samples = {task: [*map(dict, rows)] for task, rows in content["samples"].items()}
-        found.update(results=content, samples=samples, tracker=tracker)
-        return content
-
-    options.model, options.log_samples, options.output_path = "jroute", True, str(scratch)
-    options.model_args = {"pretrained": str(source), "arm": model.arm}
-    if suite.options.get("use_cache"):
-        options.use_cache = answer_cache_path(options.use_cache, model.arm, model.namespace)
-    cache, printed = Path(lm_eval.caching.cache.PATH), io.StringIO()
+    config = suite_config(suite, model, source, output_path)
+    cache = ""
     if suite.options.get("cache_requests"):
-        name = prompt_cache_name(leaves(suite.tasks), suite.options, model.tokenizer_name)
-        cache = cache / f"jroute-{name}"
+        name = prompt_cache_name(suite.leaves(), suite.options, model.tokenizer_name)
+        cache = f"jroute-{name}"
+    printed = io.StringIO()
     with (
-        mock.patch.object(lm_eval, "simple_evaluate", evaluate, create=True),
-        mock.patch.object(EvaluatorConfig, "process_tasks", lambda *_: suite.manager),
-        mock.patch.object(lm_eval.caching.cache, "PATH", str(cache)),
         contextlib.redirect_stdout(printed),
+        lm_eval_adapter.prompt_cache(cache),
+        lm_eval_adapter.loggers(config) as loggers,
     ):
-        LmEvalRun._execute(options)
+        tracker = lm_eval_adapter.tracker(config)
+        execution = {"device": jax.default_backend(), "batch_size": suite.slots}
+        results = lm_eval_adapter.evaluate(
+            config, model, suite.tasks, suite.manager, tracker, **execution
+        )
+        records = {
+            leaf.config.task: model.records_of(suite.instances(leaf.config.task))
+            for leaf in suite.leaves()
+        }
+        # lm-eval asked the model for its totals, which lack the requests that a cache answered.
+        results["config"] |= totals([record for each in records.values() for record in each])
+        results["pretty_env_info"] = environment()
+        tracker.general_config_tracker.model_source = "jroute"
+        samples = results.pop("samples")
+        copies = {task: [*map(dict, rows)] for task, rows in samples.items()}
+        lm_eval_adapter.log_to(loggers, results, samples)
+        lm_eval_adapter.save(tracker, results, samples)  # rewrites the rows
+        print(lm_eval_adapter.description(config, results))
     if suite.options.get("show_config") or suite.options.get("write_out"):
         print(printed.getvalue())
-    return Executed(**found)
+    return Evaluation(results, copies, records, str(tracker.date_id))
 
 
-def leaves(tasks: Sequence[Any]) -> list[Any]:
-    """Tasks, and those of groups."""
-    found: list[Any] = []
-    for task in tasks:
-        found += [task] if hasattr(task, "eval_docs") else leaves(task.children)
-    return found
-
-
-def names(suite: Suite) -> list[str]:
-    """Names of a suite's tasks."""
-    return [task.config.task for task in leaves(suite.tasks)]
-
-
-def records_of(model: JaxLM, suite: Suite, task: str) -> list[Record]:
-    """What was done for each request of a task."""
-    instances = [i for one in leaves(suite.tasks) if one.config.task == task for i in one.instances]
-    return model.records_of(instances)
-
-
-def asked_of(
-    task: str, rows: Sequence[Mapping[str, Any]], results: Mapping[str, Any], model: JaxLM
-) -> dict[str, Any]:
-    """Everything that must be the same for all arms."""
-    prompts = "".join(row["prompt_hash"] for row in rows)
-    return {
-        "task_hash": results["task_hashes"][task],
-        "version": results["versions"][task],
-        "lm_eval_version": results["lm_eval_version"],
-        "num_fewshot": results["n-shot"].get(task),
-        "generation_kwargs": results["configs"][task].get("generation_kwargs"),
-        "prompts": hashlib.sha256(prompts.encode()).hexdigest(),
-        "chat_template_sha": results["chat_template_sha"],
-        "system_instruction_sha": results["system_instruction_sha"],
-        "fewshot_as_multiturn": results["fewshot_as_multiturn"],
-        "max_length": model.max_length,
-        "model": model.lm.fingerprint,
-        "dtype": results["config"]["model_dtype"],
+def suite_config(suite: Suite, model: JaxLM, source: Path, output_path: Path) -> EvaluatorConfig:
+    """Return lm-eval's configuration for one suite under one arm."""
+    options = {
+        **suite.options,
+        "model": "jroute",
+        "model_args": {"pretrained": str(source), "arm": model.arm},
+        "log_samples": True,
+        "output_path": str(output_path),
     }
+    if suite.options.get("use_cache"):
+        options["use_cache"] = answer_cache_path(
+            suite.options["use_cache"], model.arm, model.namespace
+        )
+    return lm_eval_adapter.configuration(options)
 
 
 def publish(scratch: Path, target: Path) -> None:
@@ -161,27 +204,8 @@ def publish(scratch: Path, target: Path) -> None:
         os.replace(file, target / file.name)
 
 
-@contextlib.contextmanager
-def quiet(*, loud: bool = False) -> Iterator[None]:
-    """Leaves the screen to our own progress bars and to errors, and torch unimported.
-
-    Where torch is installed lm-eval imports it to seed and to describe it; nothing here runs on it.
-
-    Args:
-        loud: Let lm-eval log.
-    """
-    for name in () if loud else ("lm_eval", "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
-    with (
-        mock.patch.object(lm_eval.api.task, "tqdm", partial(tqdm, disable=True)),
-        mock.patch.object(lm_eval.utils, "is_torch_available", lambda: False),
-    ):
-        yield
-
-
 def environment() -> str:
-    """What this runs on, in place of lm-eval's description of torch."""
+    """Return what this process runs on, in place of lm-eval's description of torch."""
     devices = sorted({device.device_kind for device in jax.devices()})
     return (
         f"Python {platform.python_version()}, {platform.platform()}, jax {jax.__version__}, "

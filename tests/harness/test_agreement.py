@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from jroute.harness.agreement import agree, compare_samples, find_samples, read_samples, table
+from jroute.harness.agreement import (
+    agree,
+    agreement_table,
+    compare_samples,
+    find_samples,
+    read_samples,
+)
 from jroute.utils.errors import UserError
 
 
@@ -46,7 +52,7 @@ def test_every_document_is_counted() -> None:
     assert found.scores == (0.75, 0.75)  # equal scores, by different documents
     assert (found.first_better, found.second_better, found.differing) == (1, 1, (1, 3))
     assert found.common_prefix == pytest.approx((1 + 6 / 7 + 3 / 8 + 0) / 4)
-    text = table([found], ("jroute", "vllm"))
+    text = agreement_table([found], ("jroute", "vllm"))
     assert "equal: prompt 3 (75.0%), text 1 (25.0%), answer 2 (50.0%), score 2 (50.0%)" in text
     assert "not in both: 1 of jroute, 1 of vllm" in text and "documents 1, 3" in text
 
@@ -86,7 +92,7 @@ def test_the_newest_samples_of_each_task_are_found(tmp_path) -> None:
     assert (same.same_text, same.common_prefix) == (1, 1.0)
 
 
-def test_what_is_missing_or_damaged_is_told(tmp_path) -> None:
+def test_missing_or_damaged_samples_are_refused(tmp_path) -> None:
     write(tmp_path / "a" / "x" / "samples_t_1.jsonl", FIRST)
     write(tmp_path / "a" / "y" / "samples_t_2.jsonl", FIRST)
     write(tmp_path / "b" / "samples_u_1.jsonl", FIRST)

@@ -1,15 +1,20 @@
 """Answers of the adapter are kept under what was asked, by whom, and so far as it came."""
 
 import copy
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from lm_eval.api.model import CachingLM
 
+from jroute.experiment.config import Experiment
+from jroute.harness.cache_names import answer_cache_name
 from jroute.harness.model import JaxLM
-from jroute.lm import LanguageModel
+from jroute.lm import LanguageModel, load
 from jroute.observe.progress import GenerationBar
 from jroute.tasks.synthetic import problems
+from jroute.utils.config import load_config
 from jroute.utils.errors import UserError
 from tests.harness.lm_eval_requests import chat, generate, requests
 
@@ -61,7 +66,7 @@ def test_what_is_interrupted_was_cached_so_far(lm, tmp_path, monkeypatch) -> Non
     cases = [(chat(JaxLM(lm), q), {"until": [], "max_gen_toks": 9}) for q in QUESTIONS]
     pairs = [("Tom has ", "5" * n) for n in range(1, 6)]
     expected = generate(JaxLM(lm, slots=SLOTS), *cases)
-    monkeypatch.setattr("jroute.harness.model._SCORING_BATCH", 2)
+    monkeypatch.setattr("jroute.harness.scoring.SCORING_BATCH", 2)
     first = JaxLM(lm, slots=SLOTS)
     CachingLM(first, str(tmp_path / "cache.db"))
     score, calls = LanguageModel.loglikelihood, []
@@ -89,3 +94,12 @@ def test_what_is_interrupted_was_cached_so_far(lm, tmp_path, monkeypatch) -> Non
     assert len(second.records) == len(cases) - SLOTS
     cached.loglikelihood(requests("loglikelihood", *pairs))
     assert len(second.records) == len(cases) - SLOTS + len(pairs) - 4
+
+
+@pytest.mark.parametrize("name", ["table", "live"])
+def test_caches_of_an_old_run_keep_their_names(name: str, tiny_directory: Path) -> None:
+    tests = Path(__file__).parent.parent
+    experiment = load_config(Experiment, tests / "fixtures" / "runs" / name / "config.yaml")
+    lm = load(tiny_directory, experiment.routing or None, dtype=experiment.dtype)
+    golden = json.loads((tests / "golden" / "fingerprints.json").read_text())["runs"][name]
+    assert answer_cache_name(lm) == golden["lm_eval_cache"]

@@ -25,10 +25,13 @@ from jroute.experiment.pipeline import fill_outcomes, train
 from jroute.experiment.run import Run
 from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Decoding
-from jroute.harness import command as lm_eval_jax
-from jroute.harness import policy as gating
+from jroute.harness import command, policy
 from jroute.harness.agreement import compare_samples
+from jroute.harness.cache_names import folder_name
+from jroute.harness.foreign_prompts import is_foreign
 from jroute.harness.model import JaxLM
+from jroute.harness.options import OWN_OPTIONS, parser
+from jroute.harness.suites import BOXED
 from jroute.outcomes.outcome import Outcome
 from jroute.ppo.config import PPOConfig
 from jroute.statistics.config import JudgeConfig
@@ -56,13 +59,13 @@ def run(tiny_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return started
 
 
-def command(run: Run, *arguments: str) -> list[str]:
+def arguments_for(run: Run, *arguments: str) -> list[str]:
     return ["--run", str(run.directory), *arguments]
 
 
 def test_every_item_of_every_arm_is_trainings_own(run, capsys) -> None:
     arms = ["baseline", "fixed:0.5", "random"]
-    assert lm_eval_jax.main(command(run, "--arm", ",".join(arms), "--tasks", "test,ood")) == 0
+    assert command.main(command(run, "--arm", ",".join(arms), "--tasks", "test,ood")) == 0
     printed = capsys.readouterr().out
     assert "27 of 27 items agree with training's own outcomes" in printed
     assert "every arm was asked the same" in printed
@@ -80,7 +83,7 @@ def test_every_item_of_every_arm_is_trainings_own(run, capsys) -> None:
         expected = correct[np.arange(9), columns].mean()
         assert found["metrics"]["exact_match,jroute"]["value"] == pytest.approx(expected)
         assert found["equal_to_training"] == 9
-        folder = out / lm_eval_jax.folder_name(arm)
+        folder = out / folder_name(arm)
         (results,) = folder.glob("results_*.json")
         stored = json.loads(results.read_text())
         assert stored["results"]["test"]["exact_match,jroute"] == pytest.approx(expected)
@@ -110,29 +113,29 @@ def test_one_differing_item_is_an_error(run, capsys, monkeypatch, field) -> None
         return dataclasses.replace(outcome, **{field: changed}) if problem_id == target else outcome
 
     monkeypatch.setattr(Run, "outcome", tampered)
-    arguments = command(run, "--arm", "baseline", "--tasks", "test", "--limit", "3")
-    assert lm_eval_jax.main(arguments) == 2
+    arguments = arguments_for(run, "--arm", "baseline", "--tasks", "test", "--limit", "3")
+    assert command.main(arguments) == 2
     assert f"error: {target} at gate 0" in capsys.readouterr().err
 
 
 def test_another_prompt_than_trainings_is_an_error(run, capsys, monkeypatch) -> None:
     render = JaxLM.apply_chat_template
     monkeypatch.setattr(JaxLM, "apply_chat_template", lambda *a, **k: render(*a, **k) + " ")
-    assert lm_eval_jax.main(command(run, "--arm", "baseline", "--tasks", "test")) == 2
+    assert command.main(command(run, "--arm", "baseline", "--tasks", "test")) == 2
     assert "is not training's" in capsys.readouterr().err
 
 
 def test_arms_that_were_asked_something_else_are_not_compared(run, capsys, monkeypatch) -> None:
-    evaluate = lm_eval_jax.evaluate_arm
+    evaluate = command.evaluate_arm
 
-    def tampered(subject, policy, *rest) -> Any:
-        judged = evaluate(subject, policy, *rest)
-        judged["test"].asked["generation_kwargs"] = policy.name
-        return judged
+    def tampered(subject, arm_policy, *inputs) -> Any:
+        results = evaluate(subject, arm_policy, *inputs)
+        results["test"].conditions["generation_kwargs"] = arm_policy.name
+        return results
 
-    monkeypatch.setattr(lm_eval_jax, "evaluate_arm", tampered)
-    arguments = command(run, "--arm", "baseline,random", "--tasks", "test", "--limit", "2")
-    assert lm_eval_jax.main(arguments) == 2
+    monkeypatch.setattr(command, "evaluate_arm", tampered)
+    arguments = arguments_for(run, "--arm", "baseline,random", "--tasks", "test", "--limit", "2")
+    assert command.main(arguments) == 2
     told = "baseline and random were not asked the same in test (generation_kwargs)"
     assert told in capsys.readouterr().err
 
@@ -143,52 +146,54 @@ def test_mistakes_on_the_command_line_are_told_in_a_sentence(run, capsys, tmp_pa
     asked = ["--arm", "baseline", "--tasks", "test"]
     model = ["--model-dir", str(run.lm.directory)]
     cases = {
-        "no arm is named 'rll'": command(run, "--arm", "rll", "--tasks", "test"),
-        "did you mean gsm8k?": command(run, "--arm", "baseline", "--tasks", "gsm8q"),
+        "no arm is named 'rll'": arguments_for(run, "--arm", "rll", "--tasks", "test"),
+        "did you mean gsm8k?": arguments_for(run, "--arm", "baseline", "--tasks", "gsm8q"),
         "has no config.yaml": ["--run", str(tmp_path), *asked],
-        "for tasks of lm-eval only": command(run, *asked, "--num_fewshot", "1"),
+        "for tasks of lm-eval only": arguments_for(run, *asked, "--num_fewshot", "1"),
         "train.jsonl is missing": command(
             run, "--arm", "baseline", "--tasks", "gsm8k", "--data", str(tmp_path)
         ),
-        "has no controller trained": command(run, "--arm", "rl", "--tasks", "test"),
-        "--limit is 0": command(run, "--arm", "rl", "--tasks", "test", "--limit", "0"),
+        "has no controller trained": arguments_for(run, "--arm", "rl", "--tasks", "test"),
+        "--limit is 0": arguments_for(run, "--arm", "rl", "--tasks", "test", "--limit", "0"),
         "either --run or --model-dir": asked,
-        "--arm is missing": command(run, "--tasks", "test"),
-        "--tasks is missing": command(run, "--arm", "baseline"),
-        "unrecognized arguments: --limitt": command(run, *asked, "--limitt", "3"),
+        "--arm is missing": arguments_for(run, "--tasks", "test"),
+        "--tasks is missing": arguments_for(run, "--arm", "baseline"),
+        "unrecognized arguments: --limitt": arguments_for(run, *asked, "--limitt", "3"),
         "unexpected keyword argument 'limitt'": command(
             run, "--arm", "baseline", "--config", str(preset)
         ),
         "then --limit must be None": command(
             run, *asked, "--limit", "1", "--samples", '{"test": [0]}'
         ),
-        "for others there is lm-eval itself": command(run, *asked, "--model", "hf"),
+        "for others there is lm-eval itself": arguments_for(run, *asked, "--model", "hf"),
         "arm 'rl' belongs to a run": [
             *(*model, "--arm", "rl", "--tasks", "tiny_test"),
             *("--output_path", str(tmp_path)),
         ],
         "--output_path is missing": [*model, *asked],
-        "--routing and --dtype go with": command(run, *asked, "--dtype", "float32"),
-        "unexpected keyword argument 'gates'": command(run, *asked, "--model_args", "gates=1"),
+        "--routing and --dtype go with": arguments_for(run, *asked, "--dtype", "float32"),
+        "unexpected keyword argument 'gates'": arguments_for(
+            run, *asked, "--model_args", "gates=1"
+        ),
     }
     for message, arguments in cases.items():
-        assert lm_eval_jax.main(arguments) == 2, message
+        assert command.main(arguments) == 2, message
         error = capsys.readouterr().err
         assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
 
 def test_every_option_of_lm_eval_is_an_option_here() -> None:
-    def options(parser: argparse.ArgumentParser) -> dict[str, Any]:
-        return {name: a for a in parser._actions for name in a.option_strings}
+    def by_name(arguments: argparse.ArgumentParser) -> dict[str, Any]:
+        return {name: a for a in arguments._actions for name in a.option_strings}
 
-    theirs = options(HarnessCLI()._subparsers.choices["run"])
-    ours = options(lm_eval_jax.parser())
+    theirs = by_name(HarnessCLI()._subparsers.choices["run"])
+    ours = by_name(parser())
     assert len(theirs) > 40 and theirs.keys() < ours.keys()
     for name, action in theirs.items():
         assert vars(ours[name]).keys() == vars(action).keys()
         assert (ours[name].dest, ours[name].nargs) == (action.dest, action.nargs)
     names = {option.removeprefix("--") for option in ours.keys() - theirs.keys()}
-    assert names == {*lm_eval_jax.OURS, "arms", "model-dir"} - {"model_dir"}
+    assert names == {*OWN_OPTIONS, "arms", "model-dir"} - {"model_dir"}
 
 
 BLOCK_TORCH = """
@@ -209,7 +214,7 @@ def python(code: str, **options: Any) -> subprocess.CompletedProcess:
 
 def test_torch_is_not_needed(run, tmp_path) -> None:
     """Not by the whole command, own splits and others, where importing torch would fail."""
-    arguments = command(run, "--arm", "baseline", "--tasks", "test,tiny_ood", "--limit", "1")
+    arguments = arguments_for(run, "--arm", "baseline", "--tasks", "test,tiny_ood", "--limit", "1")
     arguments += ["--output_path", str(tmp_path)]
     code = (
         f"{BLOCK_TORCH}\nfrom jroute.harness.command import main; assert main({arguments!r}) == 0"
@@ -234,14 +239,14 @@ def rows_of(folder: Path, kind: str = "samples") -> list[dict[str, Any]]:
 
 def test_all_arms_of_a_model_are_compared_by_document(tiny_directory, tmp_path, capsys) -> None:
     out = tmp_path / "out"
-    assert lm_eval_jax.main(judge_model(tiny_directory, out, "--arms", "all", "--limit", "8")) == 0
+    assert command.main(judge_model(tiny_directory, out, "--arms", "all", "--limit", "8")) == 0
     printed = capsys.readouterr().out
     arms = ["baseline", "fixed:0.25", "fixed:0.5", "fixed:0.75", "fixed:1"]
     summary = json.loads((out / "summary_tiny_test_limit8.json").read_text())
     assert list(summary["arms"]) == arms
     values, hashes = {}, set()
     for arm in arms:
-        folder = out / lm_eval_jax.folder_name(arm)
+        folder = out / folder_name(arm)
         rows = rows_of(folder)
         values[arm] = {row["doc_id"]: row["exact_match"] for row in rows}
         (results,) = folder.glob("results_*.json")
@@ -279,7 +284,7 @@ def test_options_of_lm_eval_do_what_they_do_there(tiny_directory, tmp_path, caps
     preset.write_text(json.dumps(settings))
     arguments = ["--config", str(preset), "--system_instruction", "Be brief.", "--write_out"]
     arguments += ["--samples", '{"tiny_test": [6, 2]}', "--boxed", "--arm", "fixed:1"]
-    assert lm_eval_jax.main(judge_model(tiny_directory, tmp_path / "o.json", *arguments)) == 0
+    assert command.main(judge_model(tiny_directory, tmp_path / "o.json", *arguments)) == 0
     (results,) = (tmp_path / "fixed_1").glob("o_*.json")
     stored = json.loads(results.read_text())
     assert stored["results"].keys() == {"tiny_test"} and stored["n-samples"]["tiny_test"]
@@ -287,9 +292,9 @@ def test_options_of_lm_eval_do_what_they_do_there(tiny_directory, tmp_path, caps
     assert stored["config"]["fewshot_seed"] == 7
     assert stored["system_instruction"] == "Be brief." and stored["fewshot_as_multiturn"] is True
     assert stored["configs"]["tiny_test"]["generation_kwargs"]["max_gen_toks"] == 5
-    assert f"exact_match,{lm_eval_jax.BOXED}" in stored["results"]["tiny_test"]
+    assert f"exact_match,{BOXED}" in stored["results"]["tiny_test"]
     rows = rows_of(tmp_path / "fixed_1")
-    assert {row["filter"] for row in rows} == {"jroute", lm_eval_jax.BOXED}
+    assert {row["filter"] for row in rows} == {"jroute", BOXED}
     assert {row["doc_id"] for row in rows} == {2, 6}
     assert all("Be brief." in row["arguments"]["gen_args_0"]["arg_0"] for row in rows)
     assert all(row["tokens"] <= 5 for row in rows_of(tmp_path / "fixed_1", "gates"))
@@ -303,13 +308,13 @@ def test_a_killed_run_goes_on_from_its_cache(tiny_directory, tmp_path) -> None:
 import os
 from jroute.harness.model import JaxLM
 from scripts.lm_eval_jax import main
-keep, kept = JaxLM._keep, []
+keep, kept = JaxLM._store_answer, []
 def die(self, *facts):
     if len(kept) == 3:
         self.cache_hook.dbdict.commit(blocking=True)
         os._exit(9)
     kept.append(keep(self, *facts))
-JaxLM._keep = die
+JaxLM._store_answer = die
 main({killed!r})
 """
     done = python(code)
@@ -324,12 +329,12 @@ main({killed!r})
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JaxLM, "generate_until", counted)
-        assert lm_eval_jax.main(killed) == 0
+        assert command.main(killed) == 0
         assert asked == [3, 6]  # what was left of the first arm; nothing of it for the second
-        assert lm_eval_jax.main(killed) == 0
+        assert command.main(killed) == 0
         assert asked == [3, 6]
         whole = judge_model(tiny_directory, tmp_path / "whole", *arms, "--limit", "6")
-        assert lm_eval_jax.main(whole) == 0
+        assert command.main(whole) == 0
     names = sorted(file.name for file in tmp_path.glob("cache-*.db"))
     assert [name.split("-")[1] for name in names] == ["baseline", "fixed_1"]
     for arm in ("fixed_1", "baseline"):
@@ -353,7 +358,7 @@ def test_cached_prompts_are_those_that_were_asked_for(
         arguments = ["--cache_requests", "--arm", "baseline", "--gen_kwargs"]
         arguments += [f"max_gen_toks={tokens}", "--samples", f'{{"tiny_test": {samples}}}']
         shutil.rmtree(out, ignore_errors=True)
-        assert lm_eval_jax.main(judge_model(tiny_directory, out, *arguments)) == 0
+        assert command.main(judge_model(tiny_directory, out, *arguments)) == 0
         rows = rows_of(out / "baseline")
         limits = {row["arguments"]["gen_args_0"]["arg_1"]["max_gen_toks"] for row in rows}
         assert limits == {tokens}
@@ -384,17 +389,17 @@ def test_it_works_from_python_under_the_name_jroute(tiny_directory, tmp_path) ->
 def test_an_arm_is_asked_only_what_it_learnt_from(run, tmp_path, capsys, monkeypatch) -> None:
     """The run asks its questions in a chat; ``tiny_ood`` is asked raw here, then in a chat."""
 
-    def taught(run: Run, arm: str) -> gating.ArmPolicy:
-        return gating.ArmPolicy(arm, gating.constant(1.0), "taught", run.render)
+    def taught(run: Run, arm: str) -> policy.ArmPolicy:
+        return policy.ArmPolicy(arm, policy.constant(1.0), "taught", run.render)
 
-    monkeypatch.setattr(gating, "run_policy", taught)
-    raw = command(run, "--arm", "rl", "--tasks", "tiny_ood", "--limit", "2")
+    monkeypatch.setattr(policy, "run_policy", taught)
+    raw = arguments_for(run, "--arm", "rl", "--tasks", "tiny_ood", "--limit", "2")
     raw += ["--output_path", str(tmp_path)]
-    assert lm_eval_jax.main(raw) == 2
-    assert "arm rl learnt from prompts made otherwise" in capsys.readouterr().err
-    assert lm_eval_jax.main([*raw, "--force_template"]) == 0
-    assert "rl learnt from prompts made otherwise than 2 of these" in capsys.readouterr().out
-    assert lm_eval_jax.main([*raw, "--apply_chat_template"]) == 0
+    assert command.main(raw) == 2
+    assert "arm rl learned from prompts made otherwise" in capsys.readouterr().err
+    assert command.main([*raw, "--force_template"]) == 0
+    assert "rl learned from prompts made otherwise than 2 of these" in capsys.readouterr().out
+    assert command.main([*raw, "--apply_chat_template"]) == 0
     assert "made otherwise" not in capsys.readouterr().out
 
 
@@ -420,15 +425,15 @@ def test_a_run_can_ask_as_a_benchmark_does(tiny_directory, tmp_path, capsys) -> 
     results = train(started)
     assert results["n"] == 2 and results["arms"]["rl"]["accuracy"] == 0.0
     assert results["verdict"]["name"] == "underpowered"  # nothing is solved, and there are two
-    arguments = command(started, "--arm", "baseline,rl", "--limit", "2")
-    assert lm_eval_jax.main([*arguments, "--tasks", "test"]) == 0
+    arguments = arguments_for(started, "--arm", "baseline,rl", "--limit", "2")
+    assert command.main([*arguments, "--tasks", "test"]) == 0
     assert "4 of 4 items agree with training's own outcomes" in capsys.readouterr().out
     asked = ["--tasks", "gsm8k_cot_llama", "--num_fewshot", "1", "--gen_kwargs", "max_gen_toks=4"]
     # What it learnt from were chats.
-    assert lm_eval_jax.main([*arguments, *asked]) == 2
+    assert command.main([*arguments, *asked]) == 2
     assert "--force_template" in capsys.readouterr().err
     asked += ["--apply_chat_template"]
-    assert lm_eval_jax.main([*arguments, *asked]) == 0
+    assert command.main([*arguments, *asked]) == 0
     assert "every arm was asked the same" in capsys.readouterr().out
     gates = [
         json.loads(line)["gate"]
@@ -444,7 +449,7 @@ def test_a_run_can_ask_as_a_benchmark_does(tiny_directory, tmp_path, capsys) -> 
     ]
     assert contexts == started.prompts("test")
     for row, context in zip(rows, contexts, strict=False):
-        assert not gating.is_foreign(context, row["doc"], started.render)
+        assert not is_foreign(context, row["doc"], started.render)
 
 
 # lm-eval's own tasks ------------------------------------------------------------------------------
@@ -457,8 +462,8 @@ def test_the_official_gsm8k_is_answered_as_the_reference_answers(
     data = data_dir()
     options = ["--num_fewshot", "1", "--limit", "3", "--gen_kwargs", "max_gen_toks=16"]
     options += ["--batch_size", "4", "--data", str(data), "--output_path", str(tmp_path / "out")]
-    arguments = command(run, "--arm", "baseline,fixed:1", "--tasks", "gsm8k", *options)
-    assert lm_eval_jax.main(arguments) == 0
+    arguments = arguments_for(run, "--arm", "baseline,fixed:1", "--tasks", "gsm8k", *options)
+    assert command.main(arguments) == 0
     summary = json.loads((tmp_path / "out" / "summary_gsm8k_limit3.json").read_text())
     task = summary["tasks"]["gsm8k"]
     assert (task["n"], task["version"], task["num_fewshot"]) == (3, 3.0, 1)

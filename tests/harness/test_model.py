@@ -17,8 +17,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import jroute
 from jroute.convert import convert
+from jroute.harness.foreign_prompts import is_foreign
 from jroute.harness.model import JaxLM
-from jroute.harness.policy import ArmPolicy, constant, is_foreign
+from jroute.harness.policy import ArmPolicy, constant
 from jroute.lm import LanguageModel
 from jroute.tasks.synthetic import problems
 from jroute.tasks.tokenizer import load_tokenizer
@@ -364,7 +365,7 @@ def test_prompts_that_an_arm_has_not_learnt_from_are_told(lm) -> None:
         for text in ("Solve:  1 + 1?\nA:", "What is 1 + 1?")
     ]
     arm = ArmPolicy("rl", constant(1.0), "one", render)
-    with pytest.raises(UserError, match=r"arm rl learnt .* of task .*--force_template"):
+    with pytest.raises(UserError, match=r"arm rl learned .* of task .*--force_template"):
         JaxLM(lm, arm, slots=SLOTS).generate_until(asked)
     ours = JaxLM(lm, arm, slots=SLOTS, force_template=True)
     ours.generate_until(asked)

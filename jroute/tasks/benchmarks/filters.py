@@ -13,12 +13,12 @@ from lm_eval.api.registry import register_filter
 from jroute.tasks.answers import boxed_answer, parse_answer
 
 INVALID = "[invalid]"
-"""What lm-eval's own filters say where they find nothing."""
+"""The answer of lm-eval's own filters where they find nothing."""
 
 
 @register_filter("jroute_answer")
 class AnswerFilter(Filter):
-    """Reads answers as training does: canonical numbers, ``[invalid]`` where there is none."""
+    """Reads answers as training does: canonical numbers, or ``[invalid]``."""
 
     def apply(self, resps: Iterable[Any], docs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         """Replace every response of every document by its answer."""
@@ -32,7 +32,7 @@ class AnswerFilter(Filter):
 
 @register_filter("jroute_boxed")
 class BoxedFilter(Filter):
-    r"""Reads the last balanced ``\boxed{}``: its number if it has one, else what stands in it."""
+    r"""Reads the last balanced ``\boxed{}``: its number if it holds a number, else its content."""
 
     def apply(self, resps: Iterable[Any], docs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         """Replace every response of every document by the content of its last box."""

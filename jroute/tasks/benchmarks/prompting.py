@@ -10,23 +10,36 @@ import random
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 from lm_eval.api.samplers import FirstNSampler
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from jroute.tasks.benchmarks import LOCAL_DATA, find_tasks, load_tasks
+from jroute.tasks.benchmarks.local_data import LOCAL_DATA
+from jroute.tasks.benchmarks.lookup import find_tasks, load_tasks
 from jroute.utils.errors import UserError
 
 SEED = 1234
-"""Of the examples that a task draws; lm-eval's own default."""
+"""Seed of the examples that a task draws; lm-eval's own default."""
 
-_PLACE = "\u27e6question\u27e7"
+_PLACEHOLDER = "\u27e6question\u27e7"
 
 Chat = Callable[..., str]
 """Renders messages; takes ``add_generation_prompt`` as well."""
+
+
+class _Request(NamedTuple):
+    """What a task gives to a model for the placeholder in place of a question.
+
+    Attributes:
+        content: Messages, or plain text.
+        add_generation_prompt: Whether the assistant's turn begins behind them.
+    """
+
+    content: Any
+    add_generation_prompt: bool
 
 
 class BenchmarkPrompt:
@@ -36,11 +49,11 @@ class BenchmarkPrompt:
     lm-eval draws them, one document after the other; for any other question by its text.
 
     Args:
-        name: The task.
+        name: Name of the task.
         num_fewshot: Examples before the question; ``None`` takes the task's own number.
 
     Raises:
-        UserError: There is no such task, or its data cannot be had.
+        UserError: There is no such task, or its data cannot be loaded.
     """
 
     def __init__(self, name: str, num_fewshot: int | None = None):
@@ -48,10 +61,10 @@ class BenchmarkPrompt:
         self.task = _load(name)
         own = self.task.config.num_fewshot or 0
         self.num_fewshot = own if num_fewshot is None or own == 0 else num_fewshot
-        self._fixed: dict[tuple[str, bool, bool], tuple[Any, bool]] = {}
+        self._requests: dict[tuple[str, bool, bool], _Request] = {}
 
     def __call__(self, question: str, *, system: str, chat: Chat | None, multiturn: bool) -> str:
-        """The whole prompt of a question.
+        """Return the whole prompt of a question.
 
         Args:
             question: The question.
@@ -63,37 +76,39 @@ class BenchmarkPrompt:
             UserError: The task needs more than a question.
         """
         if self._draws:
-            return self._ask(question, system, chat, multiturn)
+            return self._prompt(question, system, chat, multiturn)
         key = (system, chat is not None, multiturn)
-        if key not in self._fixed:
-            self._fixed[key] = self._record(*key)
-        asked, added = self._fixed[key]
-        if chat is None or isinstance(asked, str):
-            return str(asked).replace(_PLACE, question)
-        turns = [{**turn, "content": turn["content"].replace(_PLACE, question)} for turn in asked]
-        return chat(turns, add_generation_prompt=added)
+        if key not in self._requests:
+            self._requests[key] = self._with_placeholder(*key)
+        content, add_generation_prompt = self._requests[key]
+        if chat is None or isinstance(content, str):
+            return str(content).replace(_PLACEHOLDER, question)
+        turns = [
+            {**turn, "content": turn["content"].replace(_PLACEHOLDER, question)} for turn in content
+        ]
+        return chat(turns, add_generation_prompt=add_generation_prompt)
 
-    def _record(self, system: str, chat: bool, multiturn: bool) -> tuple[Any, bool]:
-        """What is asked where the examples are always the same, with a place for the question."""
-        heard: list[tuple[Any, bool]] = []
+    def _with_placeholder(self, system: str, chat: bool, multiturn: bool) -> _Request:
+        """Return the request for a placeholder, where the examples are always the same."""
+        rendered: list[_Request] = []
 
-        def listen(messages: Any, add_generation_prompt: bool = True) -> str:
-            heard.append((messages, add_generation_prompt))
+        def record(messages: Any, add_generation_prompt: bool = True) -> str:
+            rendered.append(_Request(messages, add_generation_prompt))
             return ""
 
-        text = self._ask(_PLACE, system, listen if chat else None, multiturn)
-        found = heard[0] if chat else (text, True)
-        if _PLACE not in str(found[0]):
+        text = self._prompt(_PLACEHOLDER, system, record if chat else None, multiturn)
+        request = rendered[0] if chat else _Request(text, True)
+        if _PLACEHOLDER not in str(request.content):
             raise UserError(
                 f"task {self.name} does not ask the question as it stands; prompt.benchmark must "
                 "name a task whose prompt holds the field 'question' of its documents"
             )
-        return found
+        return request
 
-    def _ask(self, question: str, system: str, chat: Chat | None, multiturn: bool) -> str:
+    def _prompt(self, question: str, system: str, chat: Chat | None, multiturn: bool) -> str:
         task = self.task
         if self.num_fewshot:
-            task.sampler = _Given(self._examples(question))
+            task.sampler = _FixedSampler(self._examples(question))
         doc = {"question": question, "answer": ""}
         try:
             return task.fewshot_context(
@@ -134,17 +149,18 @@ class BenchmarkPrompt:
 
     @cached_property
     def _drawn(self) -> dict[str, Sequence[dict[str, Any]]]:
-        """What lm-eval would draw for the task's test documents."""
-        task, found = self.task, {}
+        """The examples that lm-eval draws for the task's test documents, by question."""
+        task = self.task
+        examples: dict[str, Sequence[dict[str, Any]]] = {}
         excluding = task.fewshot_cfg.split == task.config.test_split
         for doc in task.eval_docs:
             drawn = self._sampler.sample(n=self.num_fewshot, eval_doc=doc if excluding else None)
-            found.setdefault(doc["question"], drawn)
-        return found
+            examples.setdefault(doc["question"], drawn)
+        return examples
 
 
-class _Given:
-    """Stands in for a task's sampler, with examples that were drawn already."""
+class _FixedSampler:
+    """Stands in for a task's sampler, with examples that are drawn already."""
 
     def __init__(self, examples: Sequence[dict[str, Any]]):
         self._examples = examples
@@ -156,38 +172,44 @@ class _Given:
 
 @lru_cache(maxsize=8)
 def benchmark_prompt(name: str, num_fewshot: int | None) -> BenchmarkPrompt:
-    """The one ``BenchmarkPrompt`` of a task."""
+    """Return the one ``BenchmarkPrompt`` of a task."""
     return BenchmarkPrompt(name, num_fewshot)
 
 
 def _load(name: str) -> Any:
-    """The task, with local data if there is some."""
+    """Load a task, with local data if there is some."""
     (spec,), manager = find_tasks([name])
-    source: Any = spec
-    if Path(spec).suffix == ".yaml":
-        config = load_yaml(spec)
-        folder = {hub: local for local, hub in LOCAL_DATA.items()}.get(
-            str(config.get("dataset_path"))
-        )
-        root = Path(os.environ.get("JROUTE_DATA") or ".") / (folder or "")
-        files = {split: root / f"{split}.jsonl" for split in ("train", "test")}
-        if folder and all(file.is_file() for file in files.values()):
-            source = {
-                **{key: value for key, value in config.items() if key not in ("tag", "group")},
-                "dataset_path": "json",
-                "dataset_name": None,
-                "dataset_kwargs": {"data_files": {s: str(f) for s, f in files.items()}},
-            }
-            manager = TaskManager(include_defaults=False)
+    definition = _local_definition(spec) if Path(spec).suffix == ".yaml" else None
+    if definition is not None:
+        manager = TaskManager(include_defaults=False)
     datasets.disable_progress_bars()
     try:
-        found = load_tasks(manager, [source])
+        tasks = load_tasks(manager, [spec if definition is None else definition])
     except Exception as error:  # the hub, the network and the files all have their own kinds
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
             f"prompt.benchmark: task {name} cannot be loaded ({reason[:200]}); connect to the hub, "
             "or set $JROUTE_DATA to a folder with its data"
         ) from error
-    if len(found) != 1 or not hasattr(found[0], "fewshot_context"):
+    if len(tasks) != 1 or not hasattr(tasks[0], "fewshot_context"):
         raise UserError(f"prompt.benchmark: {name} is a group; name one of its tasks")
-    return found[0]
+    return tasks[0]
+
+
+def _local_definition(file: str) -> dict[str, Any] | None:
+    """Return a task's definition with local data in place of the hub's, if there are local data."""
+    config = load_yaml(file)
+    names = {hub_name: name for name, hub_name in LOCAL_DATA.items()}
+    name = names.get(str(config.get("dataset_path")))
+    if name is None:
+        return None
+    root = Path(os.environ.get("JROUTE_DATA") or ".") / name
+    files = {split: root / f"{split}.jsonl" for split in ("train", "test")}
+    if not all(path.is_file() for path in files.values()):
+        return None
+    return {
+        **{key: value for key, value in config.items() if key not in ("tag", "group")},
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {split: str(path) for split, path in files.items()}},
+    }

@@ -1,22 +1,18 @@
-"""What the YAML files in ``shipped/`` refer to.
+"""Documents and classes that the YAML files in ``shipped/`` refer to.
 
 With ``lm-eval run --include_path jroute/tasks/benchmarks/shipped`` the tasks work under every
 backend of lm-eval, as long as this package is installed.
 """
 
-from pathlib import Path
 from typing import Any
 
 import datasets
-import lm_eval.tasks
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from jroute.tasks import Problem, Split, svamp, synthetic
 from jroute.tasks.benchmarks import filters as filters  # registers them
-
-OFFICIAL = Path(lm_eval.tasks.__file__).parent
-"""Where lm-eval keeps its tasks."""
+from jroute.tasks.benchmarks.lookup import OFFICIAL
 
 SIZE = 1000
 """Problems of a synthetic split."""
@@ -32,22 +28,22 @@ def _synthetic(split: Split) -> dict[str, datasets.Dataset]:
 
 
 def tiny_test(**_: Any) -> dict[str, datasets.Dataset]:
-    """Problems like those the tiny model was trained on."""
+    """Return problems like those the tiny model was trained on."""
     return _synthetic("test")
 
 
 def tiny_ood(**_: Any) -> dict[str, datasets.Dataset]:
-    """Harder problems than the tiny model was trained on."""
+    """Return harder problems than the tiny model was trained on."""
     return _synthetic("ood")
 
 
 def svamp_documents(**_: Any) -> dict[str, datasets.Dataset]:
-    """All problems of SVAMP, from ``$JROUTE_DATA`` or the hub."""
+    """Return all problems of SVAMP, from ``$JROUTE_DATA`` or the hub."""
     return _documents(svamp.load(""))
 
 
 class SvampCotLlama(ConfigurableTask):
-    """SVAMP in the manner of ``gsm8k_cot_llama``, whose definition is read where lm-eval has it."""
+    """SVAMP in the manner of ``gsm8k_cot_llama``, whose definition is read from lm-eval."""
 
     def __init__(self, config: dict[str, Any]):
         base = load_yaml(OFFICIAL / "gsm8k" / "gsm8k-cot-llama.yaml")

@@ -20,15 +20,15 @@ def write_split(
     generation_kwargs: Mapping[str, Any],
     folder: Path,
 ) -> Path:
-    """Write problems as a task, ``<name>.jsonl`` and ``<name>.yaml``; returns the latter.
+    """Write problems as a task, ``<name>.jsonl`` and ``<name>.yaml``; return the latter.
 
     Args:
-        name: Of the task.
-        problems: What is asked.
-        messages: The user's message of each. Whether they are put in a chat, and under which system
-            message, lm-eval must be told as well: that is an argument of a call, not of a task.
-        generation_kwargs: The decoding, as lm-eval calls it.
-        folder: Where to.
+        name: Name of the task.
+        problems: The problems.
+        messages: The user's message of each. The chat template and the system message are arguments
+            of lm-eval's call, not of a task.
+        generation_kwargs: The decoding as lm-eval's generation arguments.
+        folder: Where both files go.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = [

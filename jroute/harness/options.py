@@ -1,0 +1,209 @@
+"""The command line of ``scripts/lm_eval_jax.py``: jroute's options in front of lm-eval's own."""
+
+import argparse
+import contextlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lm_eval.config.evaluate_config import EvaluatorConfig
+
+from jroute.arms.registry import choices
+from jroute.harness import lm_eval_adapter
+from jroute.utils.errors import UserError
+
+DESCRIPTION = """Judges arms with lm-evaluation-harness.
+
+    python scripts/lm_eval_jax.py --run runs/demo --arm baseline,fixed:0.5,rl --tasks test
+    python scripts/lm_eval_jax.py --run RUN --arms all --config configs/lm_eval/gsm8k_cot_llama.yaml
+    python scripts/lm_eval_jax.py --model-dir DIR --arms all --tasks svamp_cot_llama --output_path O
+
+Tasks named ``test``, ``ood`` or ``validation`` are the run's own splits: same problems, prompts and
+decoding as in training, generated again, and every item must come out as training recorded it. Any
+other name is a task of lm-eval, or one that ships here (svamp_cot_llama, tiny_test, tiny_ood).
+
+Every option below that is not in the first group is lm-eval's own and means what it means there.
+Samples are always logged. Each arm leaves lm-eval's results, samples, and the gates it chose in
+``OUT/<arm>/``; ``OUT/summary_<tasks>.json`` has all arms together, compared by document.
+"""
+
+OWN_OPTIONS = (
+    *("run", "model_dir", "arm", "routing", "dtype", "mesh", "data", "boxed", "force_template"),
+)
+"""Options that are not lm-eval's, by their names in the parsed namespace."""
+
+
+@dataclass(frozen=True)
+class Options:
+    r"""The command line, checked, with lm-eval's defaults and configuration file put in.
+
+    Attributes:
+        run: Run folder; ``None`` evaluates a model without a run.
+        model_dir: Model directory; ``None`` evaluates a run.
+        arms: Names of arms, or ``["all"]``.
+        routing: Routing of ``model_dir``: a preset or a YAML file.
+        dtype: Arithmetic of ``model_dir``; ``""`` takes what is stored.
+        mesh: Devices, as ``data,fsdp,tensor``.
+        data: Folder with local data.
+        boxed: Whether to score the last ``\boxed{}`` as well.
+        force_template: Whether arms choose gates for prompts of another form than they learned
+            from.
+        tasks: Names of tasks, without repetition.
+        output_path: Where results go; ``None`` is inside the run folder.
+        lm_eval: lm-eval's configuration.
+        given: lm-eval's options that stand on the command line itself.
+    """
+
+    run: Path | None
+    model_dir: Path | None
+    arms: list[str]
+    routing: str | None
+    dtype: str
+    mesh: str
+    data: Path | None
+    boxed: bool
+    force_template: bool
+    tasks: list[str]
+    output_path: Path | None
+    lm_eval: EvaluatorConfig
+    given: frozenset[str]
+
+    def lm_eval_options(self) -> dict[str, Any]:
+        """Return lm-eval's options by name; those of its configuration file are put in."""
+        values = {field.name: getattr(self.lm_eval, field.name) for field in fields(self.lm_eval)}
+        return {**values, "config": None}
+
+    @property
+    def slots(self) -> int | None:
+        """Rows that run at a time as ``--batch_size`` gives them; ``None`` if it does not.
+
+        Raises:
+            UserError: ``--batch_size`` is 0.
+        """
+        batch_size = str(self.lm_eval.batch_size)
+        by_default = "batch_size" not in self.given and batch_size == "1"  # lm-eval's default
+        if by_default or not batch_size.isdigit():
+            return None
+        if int(batch_size) < 1:
+            raise UserError(f"--batch_size is {batch_size}; give a positive number or auto")
+        return int(batch_size)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises a ``UserError`` for a mistake, as every command here does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return lm-eval's own parser of ``lm-eval run`` with a group of jroute's options in front."""
+    result = lm_eval_adapter.run_parser(_Parser())
+    result.prog, result.usage = "python scripts/lm_eval_jax.py", None
+    result.description, result.epilog, result.allow_abbrev = DESCRIPTION, None, False
+    group = result.add_argument_group("what is evaluated (all other options are lm-eval's own)")
+    group.add_argument("--run", type=Path, help="run folder")
+    group.add_argument("--model-dir", type=Path, help="converted model, without a run")
+    group.add_argument(
+        "--arm",
+        "--arms",
+        type=_names,
+        help=f"with commas: {', '.join(choices())}; or all",
+    )
+    group.add_argument("--routing", help="with --model-dir: preset or YAML file")
+    group.add_argument("--dtype", default="", help="with --model-dir: float32 or bfloat16")
+    group.add_argument("--mesh", default="1,1,1", help="devices: data,fsdp,tensor (default: one)")
+    group.add_argument(
+        "--data",
+        type=Path,
+        help="folder with gsm8k/{train,test}.jsonl, svamp/SVAMP.json; default: $JROUTE_DATA if it "
+        "has them, else the hub",
+    )
+    group.add_argument(
+        "--boxed",
+        action="store_true",
+        help="also score the last \\boxed{}, by a filter of its own beside lm-eval's",
+    )
+    group.add_argument(
+        "--force_template",
+        action="store_true",
+        help="let arms choose for prompts made otherwise than those they learned from",
+    )
+    result._action_groups.insert(0, result._action_groups.pop())
+    return result
+
+
+def parse_args(argv: Sequence[str] | None) -> Options:
+    """Read the command line, and the configuration file of lm-eval that it names.
+
+    Raises:
+        UserError: Options that are wrong or do not belong together.
+    """
+    args = parser().parse_args(argv)
+    _check_own(args)
+    config = _lm_eval_config(args)
+    tasks = _tasks(config)
+    output_path = args.output_path if args.config is None else config.output_path
+    if args.model_dir is not None and output_path is None:
+        raise UserError("--output_path is missing; with --model-dir it says where results go")
+    return Options(
+        run=args.run,
+        model_dir=args.model_dir,
+        arms=args.arm,
+        routing=args.routing,
+        dtype=args.dtype,
+        mesh=args.mesh,
+        data=args.data and args.data.absolute(),
+        boxed=args.boxed,
+        force_template=args.force_template,
+        tasks=tasks,
+        output_path=Path(output_path) if output_path else None,
+        lm_eval=config,
+        given=frozenset(name for name, value in vars(args).items() if value is not None),
+    )
+
+
+def _check_own(args: argparse.Namespace) -> None:
+    if (args.run is None) == (args.model_dir is None):
+        raise UserError("give either --run or --model-dir: what is to be evaluated")
+    if args.arm is None:
+        raise UserError("--arm is missing; give arms with commas, or --arms all")
+    if args.model not in (None, "jroute"):
+        raise UserError(
+            f"--model is {args.model}; this command evaluates jroute's models, for others there is "
+            "lm-eval itself"
+        )
+    if args.run is not None and (args.routing or args.dtype):
+        raise UserError("--routing and --dtype go with --model-dir; a run has its own")
+
+
+def _lm_eval_config(args: argparse.Namespace) -> EvaluatorConfig:
+    """Return lm-eval's configuration: its defaults, its ``--config`` file, the command line."""
+    options = {name: value for name, value in vars(args).items() if name not in OWN_OPTIONS}
+    if args.config is None:  # lm-eval wants an output_path beside --log_samples; jroute has its own
+        options["output_path"] = args.output_path or "."
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), lm_eval_adapter.quiet():
+            config = lm_eval_adapter.configuration(options)  # prints the file it read
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+    if config.limit is not None and config.limit <= 0:
+        raise UserError(f"--limit is {config.limit:g}; give a positive number or leave it out")
+    return config
+
+
+def _tasks(config: EvaluatorConfig) -> list[str]:
+    names = config.tasks if isinstance(config.tasks, list) else str(config.tasks).split(",")
+    tasks = list(dict.fromkeys(str(name).strip() for name in names if str(name).strip()))
+    if not tasks:
+        raise UserError("--tasks is missing; name tasks, or a --config that does")
+    return tasks
+
+
+def _names(text: str) -> list[str]:
+    names = dict.fromkeys(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise argparse.ArgumentTypeError("give at least one name")
+    return list(names)

@@ -1,0 +1,58 @@
+"""What is evaluated: a run with its arms, or a model without a run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jroute
+from jroute.distributed.mesh import MeshConfig
+from jroute.experiment.run import Run, load_run
+from jroute.harness import policy
+from jroute.harness.options import Options
+from jroute.harness.policy import ArmPolicy
+from jroute.lm import LanguageModel
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run, or a model without one.
+
+    Attributes:
+        folder: Folder of the run or the model.
+        lm: The model.
+        run: The run, if there is one.
+    """
+
+    folder: Path
+    lm: LanguageModel
+    run: Run | None
+
+    def policies(self, arms: list[str]) -> dict[str, ArmPolicy]:
+        """Return the policies of arms, by name.
+
+        Args:
+            arms: Names; ``["all"]`` stands for every arm that the subject has.
+
+        Raises:
+            UserError: The subject lacks one of the arms.
+        """
+        run = self.run
+        if arms == ["all"]:
+            arms = policy.available_arms(run) if run else policy.model_arms()
+        return {
+            arm: policy.run_policy(run, arm) if run else policy.model_policy(arm) for arm in arms
+        }
+
+
+def open_subject(options: Options) -> Subject:
+    """Open the run or the model that the command line names.
+
+    Raises:
+        UserError: There is no such run or model.
+    """
+    mesh = MeshConfig.parse(options.mesh)
+    if options.run is not None:
+        run = load_run(options.run, mesh=mesh)
+        return Subject(run.directory, run.lm, run)
+    assert options.model_dir is not None
+    lm = jroute.load(options.model_dir, options.routing, dtype=options.dtype, mesh=mesh)
+    return Subject(options.model_dir, lm, None)

@@ -1,0 +1,80 @@
+"""Local data where ``datasets`` looks before it asks the hub."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from jroute.utils.errors import UserError
+from jroute.utils.files import replacing, write_text
+
+LOCAL_DATA = {"gsm8k": "openai/gsm8k"}
+"""Folders of local data, and the hub's name for what is in them."""
+
+_SPLITS = ("train", "test")
+
+_README = """---
+configs:
+- config_name: main
+  data_files:
+  - {split: train, path: train.jsonl}
+  - {split: test, path: test.jsonl}
+---
+"""
+
+
+@contextlib.contextmanager
+def data_folder(root: Path | None) -> Iterator[None]:
+    """Set ``$JROUTE_DATA``, which tasks read when they load their data, and restore it afterwards.
+
+    Args:
+        root: Folder with local data; ``None`` leaves the variable as it is.
+    """
+    before = os.environ.get("JROUTE_DATA")
+    if root is not None:
+        os.environ["JROUTE_DATA"] = str(root.absolute())
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["JROUTE_DATA"] = before
+        elif root is not None:
+            os.environ.pop("JROUTE_DATA", None)
+
+
+@contextlib.contextmanager
+def local_data(root: Path | None, folder: Path) -> Iterator[None]:
+    """Copy local data to ``<folder>/<owner>/<name>`` and work in ``folder`` meanwhile.
+
+    Args:
+        root: Folder with ``gsm8k/train.jsonl`` and ``gsm8k/test.jsonl``; ``None`` takes
+            ``$JROUTE_DATA``, if it has them.
+        folder: Where to copy them to, in the hub's layout.
+
+    Raises:
+        UserError: ``root`` lacks a file.
+    """
+    source = root or Path(os.environ.get("JROUTE_DATA") or folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, hub_name in LOCAL_DATA.items():
+        _copy(source, name, folder / hub_name, required=root is not None)
+    with contextlib.chdir(folder):
+        yield
+
+
+def _copy(root: Path, name: str, target: Path, *, required: bool) -> None:
+    """Copy the files of a data set; without them, remove what an earlier copy left."""
+    files = [root / name / f"{split}.jsonl" for split in _SPLITS]
+    missing = [file for file in files if not file.is_file()]
+    incomplete = len(missing) < len(files) or not (root / "svamp").is_dir()
+    if missing and required and incomplete:
+        raise UserError(f"{missing[0]} is missing; give a folder that holds it with --data")
+    if missing:
+        shutil.rmtree(target, ignore_errors=True)
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        with replacing(target / file.name) as temporary:
+            shutil.copy2(file, temporary)  # with its time, by which datasets caches
+    write_text(target / "README.md", _README)

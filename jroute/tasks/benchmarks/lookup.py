@@ -1,0 +1,143 @@
+"""Tasks of lm-eval by name: where their definitions are, and their loading.
+
+lm-eval parses all of its many thousand YAML files to find a name, which takes long. Here a plain
+task is found by its name in their text; only groups, tags and patterns need lm-eval's index.
+"""
+
+import difflib
+import functools
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lm_eval.tasks
+from lm_eval.tasks import TaskManager
+
+from jroute.utils.errors import UserError
+
+OFFICIAL = Path(lm_eval.tasks.__file__).parent
+"""Where lm-eval keeps its tasks."""
+
+SHIPPED = Path(__file__).with_name("shipped")
+"""Where the tasks of this package are."""
+
+_NAME = r"""["']?(?P<name>%s)["']?[ \t]*(?:\#.*)?$"""
+_TASK = re.compile(r"^task:[ \t]*" + _NAME % r"[\w.-]+", re.MULTILINE)
+
+
+def find_tasks(
+    names: Sequence[str],
+    include: str | Path | None = None,
+    metadata: dict[str, Any] | None = None,
+) -> tuple[list[str], TaskManager]:
+    """Return where tasks of these names are, and a manager that loads them.
+
+    Tasks of ``include`` come before those of this package, and these before lm-eval's own.
+
+    Args:
+        names: Names of tasks, groups or tags; patterns with ``*``; or paths of YAML files.
+        include: Another folder with tasks, as lm-eval's ``--include_path``.
+        metadata: What lm-eval hands to tasks, as its ``--metadata``.
+
+    Returns:
+        Paths of YAML files, or names for lm-eval's index; and the manager.
+
+    Raises:
+        UserError: There is no such task.
+    """
+    if include is not None and not Path(include).is_dir():
+        raise UserError(f"--include_path: there is no folder {include}")
+    folders = [SHIPPED, *([Path(include)] if include is not None else [])]
+    definitions = _Definitions.read([OFFICIAL, *folders])
+    specs = [definitions.locate(name) for name in names]
+    if all(map(_is_file, specs)):
+        return specs, TaskManager(include_defaults=False, metadata=metadata)
+    manager = TaskManager(include_path=list(map(str, folders)), metadata=metadata)
+    return _match(specs, manager), manager
+
+
+def load_tasks(manager: TaskManager, specs: Sequence[Any]) -> list[Any]:
+    """Return the tasks and groups of these names, files or definitions, with their data."""
+    tasks: list[Any] = []
+    for spec in specs:
+        loaded = manager.load([spec])
+        group = loaded.get("groups", {}).get(spec) if isinstance(spec, str) else None
+        tasks += loaded["tasks"].values() if group is None else [group]
+    return tasks
+
+
+@dataclass(frozen=True)
+class _Definitions:
+    """The texts of task files, and the files that define each task.
+
+    Attributes:
+        texts: Content by file.
+        files: Files by name of the task.
+    """
+
+    texts: dict[Path, str]
+    files: dict[str, list[Path]]
+
+    @classmethod
+    def read(cls, folders: Iterable[Path]) -> "_Definitions":
+        """Read task files; a later folder wins over an earlier one, as it does in lm-eval."""
+        texts: dict[Path, str] = {}
+        files: dict[str, list[Path]] = {}
+        for folder in folders:
+            in_folder: dict[str, list[Path]] = {}
+            texts_in_folder = _official_texts() if folder == OFFICIAL else _texts(folder)
+            for file, text in texts_in_folder.items():
+                for match in _TASK.finditer(text):
+                    in_folder.setdefault(match["name"], []).append(file.absolute())
+            texts |= texts_in_folder
+            files |= in_folder
+        return cls(texts, files)
+
+    def locate(self, name: str) -> str:
+        """Return the file of a task, or its name where lm-eval's index is needed.
+
+        Raises:
+            UserError: There is no such task.
+        """
+        if _is_file(name):
+            if not Path(name).is_file():
+                raise UserError(f"there is no task file {name}; check the path")
+            return str(Path(name).absolute())
+        files = self.files.get(name, [])
+        if not files and "*" not in name and not self._mentions(name):
+            near = difflib.get_close_matches(name, list(self.files), n=1, cutoff=0.7)
+            hint = f"did you mean {near[0]}?" if near else "see lm-eval ls tasks"
+            raise UserError(f"lm-eval has no task named {name!r}; {hint}")
+        return str(files[0]) if len(files) == 1 else name
+
+    def _mentions(self, name: str) -> bool:
+        """Return whether any file lists a group or tag of this name."""
+        listed = re.compile(r"^[ \t-]*((tag|group):[ \t]*)?" + _NAME % re.escape(name), re.M)
+        return any(name in text and listed.search(text) for text in self.texts.values())
+
+
+def _match(specs: Sequence[str], manager: TaskManager) -> list[str]:
+    """Return specs with patterns replaced by the tasks that they match."""
+    matches: dict[str, None] = {}
+    for spec in specs:
+        matched = [spec] if _is_file(spec) else manager.match_tasks([spec])
+        if not matched:
+            raise UserError(f"lm-eval has no task named {spec!r}; see lm-eval ls tasks")
+        matches.update(dict.fromkeys(matched))
+    return list(matches)
+
+
+def _is_file(spec: str) -> bool:
+    return Path(spec).suffix == ".yaml"
+
+
+def _texts(root: Path) -> dict[Path, str]:
+    """Read the YAML files below a folder."""
+    return {file: file.read_text(encoding="utf-8") for file in sorted(root.rglob("*.yaml"))}
+
+
+@functools.cache
+def _official_texts() -> dict[Path, str]:
+    return _texts(OFFICIAL)
