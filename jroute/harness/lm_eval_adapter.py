@@ -106,8 +106,8 @@ def evaluate(
         lm-eval's results, with ``samples``.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as lm-eval run does
-    python_seed, numpy_seed, torch_seed, fewshot_seed = config.seed or [None] * 4  # type: ignore[misc]
-    results = simple_evaluate(
+    python_seed, numpy_seed, torch_seed, fewshot_seed = cast(list, config.seed or [None] * 4)
+    results = cast(Any, simple_evaluate)(
         model=model,
         model_args=config.model_args,
         tasks=list(tasks),
@@ -144,7 +144,7 @@ def evaluate(
 def save(
     evaluation_tracker: EvaluationTracker,
     results: dict[str, Any],
-    samples: dict[str, list[dict[str, Any]]],
+    samples: dict[str, Any],
 ) -> None:
     """Write lm-eval's results and samples; pushes them to the hub where the tracker is set to."""
     evaluation_tracker.save_results_aggregated(results=results, samples=samples)
@@ -167,9 +167,7 @@ def loggers(config: EvaluatorConfig) -> Iterator[list[Any]]:
         (each.run if isinstance(each, WandbLogger) else each).finish()
 
 
-def log_to(
-    opened: Sequence[Any], results: dict[str, Any], samples: dict[str, list[dict[str, Any]]]
-) -> None:
+def log_to(opened: Sequence[Any], results: dict[str, Any], samples: dict[str, Any]) -> None:
     """Log results and samples; a logger that fails does not stop the evaluation."""
     for each in opened:
         try:

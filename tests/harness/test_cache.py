@@ -2,19 +2,22 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lm_eval.api.model import CachingLM
+from sqlitedict import SqliteDict
 
-from jroute.experiment.config import Experiment
+from jroute.experiment.run import load_run
 from jroute.harness.cache_names import answer_cache_name
+from jroute.harness.gen_kwargs import ResponseText
 from jroute.harness.model import JaxLM
-from jroute.lm import LanguageModel, load
+from jroute.harness.request_log import RequestLog
+from jroute.lm import LanguageModel
 from jroute.observe.progress import GenerationBar
 from jroute.tasks.synthetic import problems
-from jroute.utils.config import load_config
 from jroute.utils.errors import UserError
 from tests.harness.lm_eval_requests import chat, generate, requests
 
@@ -97,9 +100,27 @@ def test_what_is_interrupted_was_cached_so_far(lm, tmp_path, monkeypatch) -> Non
 
 
 @pytest.mark.parametrize("name", ["table", "live"])
-def test_caches_of_an_old_run_keep_their_names(name: str, tiny_directory: Path) -> None:
+def test_caches_of_an_old_run_keep_their_names(
+    name: str, tiny_directory: Path, tmp_path: Path
+) -> None:
     tests = Path(__file__).parent.parent
-    experiment = load_config(Experiment, tests / "fixtures" / "runs" / name / "config.yaml")
-    lm = load(tiny_directory, experiment.routing or None, dtype=experiment.dtype)
+    folder = tmp_path / f"{name}_run"
+    shutil.copytree(tests / "fixtures" / "runs" / name, folder)
+    (tmp_path / "model").symlink_to(tiny_directory)
     golden = json.loads((tests / "golden" / "fingerprints.json").read_text())["runs"][name]
-    assert answer_cache_name(lm) == golden["lm_eval_cache"]
+    assert answer_cache_name(load_run(folder).lm) == golden["lm_eval_cache"]
+
+
+def test_answers_that_an_earlier_version_cached_are_read(tmp_path: Path) -> None:
+    old = (
+        b"\x80\x05\x95I\x00\x00\x00\x00\x00\x00\x00\x8c\x17jroute.evaluation.until\x94\x8c\tGenerated"
+        b"\x94\x93\x94\x8c\x084 #### 4\x94\x85\x94\x81\x94}\x94\x8c\ttruncated\x94\x88sb."
+    )
+    with SqliteDict(str(tmp_path / "cache.db"), encode=lambda _: old) as database:
+        database["answer"] = "as pickled then"
+        database.commit()
+    with SqliteDict(str(tmp_path / "cache.db"), autocommit=True) as database:
+        database["jroute: whose answers these are"] = "model"
+        RequestLog().attach(database, "model")
+        text = database["answer"]
+    assert text == "4 #### 4" and type(text) is ResponseText and text.truncated

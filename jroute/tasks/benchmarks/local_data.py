@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jroute.utils.errors import UserError
-from jroute.utils.files import replacing, write_text
+from jroute.utils.files import atomic_write, write_text
 
 LOCAL_DATA = {"gsm8k": "openai/gsm8k"}
 """Folders of local data, and the hub's name for what is in them."""
@@ -75,6 +75,6 @@ def _copy(root: Path, name: str, target: Path, *, required: bool) -> None:
         return
     target.mkdir(parents=True, exist_ok=True)
     for file in files:
-        with replacing(target / file.name) as temporary:
+        with atomic_write(target / file.name) as temporary:
             shutil.copy2(file, temporary)  # with its time, by which datasets caches
     write_text(target / "README.md", _README)
