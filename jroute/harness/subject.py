@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import jroute
 from jroute.distributed.mesh import MeshConfig
 from jroute.experiment.run import Run, load_run
 from jroute.harness import policy
 from jroute.harness.options import Options
 from jroute.harness.policy import ArmPolicy
-from jroute.lm import LanguageModel
+from jroute.lm import LanguageModel, load
 
 
 @dataclass(frozen=True)
@@ -54,5 +53,5 @@ def open_subject(options: Options) -> Subject:
         run = load_run(options.run, mesh=mesh)
         return Subject(run.directory, run.lm, run)
     assert options.model_dir is not None
-    lm = jroute.load(options.model_dir, options.routing, dtype=options.dtype, mesh=mesh)
+    lm = load(options.model_dir, options.routing, dtype=options.dtype, mesh=mesh)
     return Subject(options.model_dir, lm, None)

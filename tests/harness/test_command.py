@@ -196,6 +196,13 @@ def test_every_option_of_lm_eval_is_an_option_here() -> None:
     assert names == {*OWN_OPTIONS, "arms", "model-dir"} - {"model_dir"}
 
 
+def test_another_version_of_lm_eval_is_refused(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("lm_eval.__version__", "0.5.0")
+    assert command.main(["--help"]) == 2
+    error = capsys.readouterr().err
+    assert "lm-eval 0.5.0 is installed" in error and "pip install lm-eval==0.4.13" in error
+
+
 BLOCK_TORCH = """
 import importlib.abc, importlib.machinery, sys
 class Block(importlib.abc.MetaPathFinder, importlib.abc.Loader):

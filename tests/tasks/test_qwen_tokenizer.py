@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 import jroute
 from jroute.convert import convert
+from jroute.harness import model_args
 from jroute.harness.model import JaxLM
 from jroute.tasks.prompts import PromptConfig, render, render_chat
 from jroute.tasks.tokenizer import load_tokenizer
@@ -268,7 +269,7 @@ def test_a_runs_adapter_thinks_as_its_prompts_do(releases, monkeypatch: pytest.M
     prompt = PromptConfig(enable_thinking=True)
     experiment = SimpleNamespace(prompt=prompt)
     run = SimpleNamespace(lm=releases["hybrid"].lm, experiment=experiment, gates=None)
-    monkeypatch.setattr(jroute, "load_run", lambda folder: run)
+    monkeypatch.setattr(model_args, "load_run", lambda folder: run)
     expected = render(USER["content"], prompt, run.lm.tokenizer)
     for arguments, thinks in (("", True), (",enable_thinking=False", False)):
         adapter = JaxLM.create_from_arg_string(f"run=run,arm=baseline{arguments}")
