@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from lm_eval.config.evaluate_config import EvaluatorConfig
 
-from jroute.arms.registry import choices
+from jroute.arms.registry import selectable
 from jroute.harness import lm_eval_adapter
 from jroute.utils.errors import UserError
 
@@ -110,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
         "--arm",
         "--arms",
         type=_names,
-        help=f"with commas: {', '.join(choices())}; or all",
+        help=f"with commas: {', '.join(selectable())}; or all",
     )
     group.add_argument("--routing", help="with --model-dir: preset or YAML file")
     group.add_argument("--dtype", default="", help="with --model-dir: float32 or bfloat16")
