@@ -334,6 +334,7 @@ def roles() -> ArmRoles:
         selected=SELECTED,
         ceiling=ceiling[0],
         bound=bound[0],
+        grid_prefix=FIXED,
     )
 
 

@@ -23,9 +23,6 @@ from jroute.utils.keys import stored
 ArmValues = Mapping[str, Float[np.ndarray, "..."]]
 """What every arm scores: arm -> ``[problems]`` or ``[seeds, problems]``."""
 
-GRID = "fixed:"
-"""Prefix of the names of the arms that give one gate of the grid to every problem."""
-
 
 @dataclass(frozen=True)
 class _Comparison:
@@ -51,7 +48,7 @@ class _Comparison:
     @property
     def grid(self) -> list[str]:
         """Names of the arms of the grid."""
-        return [name for name in self.values if name.startswith(GRID)]
+        return [name for name in self.values if name.startswith(self.roles.grid_prefix)]
 
 
 def arm_results(

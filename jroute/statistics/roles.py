@@ -16,6 +16,7 @@ class ArmRoles:
         selected: The seed of RL that was best on validation.
         ceiling: The policy whose gain over the best fixed gate counts as a whole.
         bound: The oracle, compared last.
+        grid_prefix: How the names of arms begin that give one gate of the grid to every problem.
     """
 
     declared: tuple[str, ...]
@@ -26,3 +27,4 @@ class ArmRoles:
     selected: str
     ceiling: str
     bound: str
+    grid_prefix: str
