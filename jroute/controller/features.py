@@ -35,7 +35,7 @@ SHORTEST = 32
 
 COUNTS = ("numbers", "sentences")
 STREAMS = ("diversity", "effective_streams", "rms_ratio")
-"""Stream metrics at each depth: see `jroute.routing.diagnostics`; the last is the mean root mean
+"""Stream metrics at each depth: see ``jroute.routing.diagnostics``; the last is the mean root mean
 square of the side streams over the trunk's."""
 
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")

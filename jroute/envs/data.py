@@ -27,7 +27,7 @@ class EnvData:
         problems: The problems that episodes are drawn from.
         prompts: Prompt text of each problem.
         observations: Features of each problem; kept as a read-only float32 copy.
-        feature_names: Name of each feature, beginning with `LEADING_FEATURES`.
+        feature_names: Name of each feature, beginning with ``LEADING_FEATURES``.
         gates: The grid of gates: the gate of each action, or of each choice of its parts.
         backend: Says what a gate gives on a problem.
         num_gate_dims: Numbers in one decision: 1 is a single gate for the whole depth

@@ -45,7 +45,8 @@ class TableEnv(NamedTuple):
     """One-step episodes over tabled rewards: see a problem's features, choose a gate, be paid.
 
     A pytree of two arrays with pure methods, so ``jax.vmap(env.step)`` is a batch of prompts and
-    the whole environment can itself be mapped over. Make it with `create`, which checks the arrays.
+    the whole environment can itself be mapped over. Make it with ``create``, which checks the
+    arrays.
 
     Attributes:
         observations: Features of each problem.
@@ -131,7 +132,7 @@ class TableEnv(NamedTuple):
 
 
 class LiveEnv:
-    """`TableEnv` over any backend: ``reset`` and ``step`` of a batch, which cannot be compiled.
+    """``TableEnv`` over any backend: ``reset`` and ``step`` of a batch, which cannot be compiled.
 
     Gates may have several parts. The state is passed in and out and nothing else is kept, so with a
     backend that always says the same the functions are pure.
@@ -178,7 +179,7 @@ class LiveEnv:
         Bool[Array, " batch"],
         dict[str, Int[Array, " batch"]],
     ]:
-        """Answer a batch of problems and move on to the next; see `TableEnv.step`."""
+        """Answer a batch of problems and move on to the next; see ``TableEnv.step``."""
         rewards = self.rewards(states.problem, actions)
         following, observations = self.reset(keys)
         done = jnp.ones(len(rewards), bool)

@@ -1,8 +1,8 @@
 """The environment as Gymnasium knows it: one prompt, or a batch of prompts.
 
 An episode is one prompt: the observation is its features, the action picks a gate (or one for each
-part of the depth), the reward comes from an `OutcomeBackend`, and the episode is over. Text travels
-in ``info``.
+part of the depth), the reward comes from an ``OutcomeBackend``, and the episode is over. Text
+travels in ``info``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -169,9 +169,9 @@ class RoutingEnv(Env[np.ndarray, Any]):
 class RoutingVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """A batch of prompts, answered together by one call of the backend.
 
-    Transition by transition it is what `gymnasium.vector.SyncVectorEnv` makes of `RoutingEnv` with
-    ``AutoresetMode.SAME_STEP``: every step ends every episode, so the returned observations and
-    top-level infos belong to the next prompts, and what was answered is in ``final_obs`` and
+    Transition by transition it is what ``gymnasium.vector.SyncVectorEnv`` makes of ``RoutingEnv``
+    with ``AutoresetMode.SAME_STEP``: every step ends every episode, so the returned observations
+    and top-level infos belong to the next prompts, and what was answered is in ``final_obs`` and
     ``final_info``. ``reset(options={"problem_ids": [...], "split": name})`` names the problem of
     each row, or the split that these episodes are drawn from; those that follow are of the first
     split again.

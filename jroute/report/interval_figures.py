@@ -1,6 +1,6 @@
 """Figures of arms, contrasts and headroom: a dot and a 95 % interval for each.
 
-They are files only: the page shows the same numbers as tables (`jroute.report.interval_table`).
+They are files only: the page shows the same numbers as tables (``jroute.report.interval_table``).
 """
 
 from collections.abc import Sequence

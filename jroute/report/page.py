@@ -2,8 +2,8 @@
 
 The templates in ``templates`` hold all of its HTML and prose. They escape every value, so texts
 that a model or a data set wrote are shown and never run. Only four things enter the page as they
-are: the figures (`jroute.report.svg`), the problem table's JSON (`jroute.report.problem_table`),
-and the style sheet and the script of this package.
+are: the figures (``jroute.report.svg``), the problem table's JSON
+(``jroute.report.problem_table``), and the style sheet and the script of this package.
 """
 
 import base64

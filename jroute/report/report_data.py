@@ -1,4 +1,4 @@
-"""The content of a report as plain data; `jroute.report.run_reader` reads it from a run folder."""
+"""A report as plain data, which ``jroute.report.run_reader`` reads from a run folder."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

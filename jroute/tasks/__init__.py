@@ -1,7 +1,7 @@
 """Tasks: problems with numeric answers, prompts for them, and the reading of answers.
 
-:func:`load_problems` gives the problems of a split, always in the same order;
-:mod:`jroute.tasks.prompts` turns a question into a prompt, :mod:`jroute.tasks.answers` a completion
+``load_problems`` gives the problems of a split, always in the same order;
+``jroute.tasks.prompts`` turns a question into a prompt, ``jroute.tasks.answers`` a completion
 into a reward. Nothing here knows a model.
 """
 
@@ -38,7 +38,7 @@ class TaskConfig:
         answer_field: Field of a ``jsonl`` line with the answer.
         train: Number of training problems of ``synthetic``; files have as many as they have.
         validation: Number of validation problems: generated for ``synthetic``, held out of the
-            training file for ``gsm8k`` and ``jsonl`` (see :func:`jroute.tasks.sources.held_out`).
+            training file for ``gsm8k`` and ``jsonl`` (see ``jroute.tasks.sources.held_out``).
         test: Number of test problems of ``synthetic``.
         ood: Number of out-of-distribution problems of ``synthetic``.
         limit: If not 0, only the first so many problems of a split are used.

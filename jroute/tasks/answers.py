@@ -1,7 +1,7 @@
 r"""From a completion to its answer.
 
 A model is asked for a number and answers in prose, so reading the answer is part of the
-measurement: a parser that misses ``#### **42**`` makes a good arm look bad. :func:`parse_answer`
+measurement: a parser that misses ``#### **42**`` makes a good arm look bad. ``parse_answer``
 looks, in this order, at
 
 1. the last balanced ``\boxed{...}`` that holds a number,
@@ -10,7 +10,7 @@ looks, in this order, at
 4. the last number of the text.
 
 It reads only the text after ``</think>``; an unclosed ``<think>`` hides what follows it. Numbers
-are exact (see :mod:`jroute.tasks.numbers`), and units do not count.
+are exact (see ``jroute.tasks.numbers``), and units do not count.
 """
 
 import re
@@ -26,9 +26,9 @@ class ParsedAnswer(NamedTuple):
 
     Attributes:
         status: ``ok`` if it gives a number; ``no_answer`` if it gives none; ``truncated`` if it
-            reached its token limit before it stated an answer (see :func:`parse_answer`).
+            reached its token limit before it stated an answer (see ``parse_answer``).
         value: The exact number; None unless the status is ``ok``.
-        text: The number in canonical form (see :func:`jroute.tasks.numbers.canonical`); ``""``
+        text: The number in canonical form (see ``jroute.tasks.numbers.canonical``); ``""``
             unless the status is ``ok``.
     """
 
@@ -164,7 +164,7 @@ def is_correct(parsed: ParsedAnswer, gold: str) -> bool:
     """Tell whether an answer equals the gold answer as an exact number.
 
     Args:
-        parsed: From :func:`parse_answer`.
+        parsed: From ``parse_answer``.
         gold: A problem's gold answer.
 
     Raises:

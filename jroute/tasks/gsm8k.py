@@ -1,7 +1,7 @@
 """GSM8K (Cobbe et al. 2021, arXiv 2110.14168): 8,792 grade-school word problems.
 
 The test file (1,319 rows) is the test split. The training file (7,473 rows) is split into train
-and validation by :func:`jroute.tasks.sources.held_out`. A problem is named after its row in its
+and validation by ``jroute.tasks.sources.held_out``. A problem is named after its row in its
 file, so a held-out row is called ``gsm8k/train/...`` whatever the size of the validation split.
 """
 

@@ -33,7 +33,7 @@ def load(
 
     Args:
         path: A folder with a file per split, or one file (see
-            :func:`jroute.tasks.sources.split_file`). Without a ``validation.jsonl`` the validation
+            ``jroute.tasks.sources.split_file``). Without a ``validation.jsonl`` the validation
             split is held out of ``train.jsonl``.
         split: Which one.
         validation: How many rows of the training file are then held out.

@@ -12,7 +12,7 @@ PLACEHOLDER = "{question}"
 
 @runtime_checkable
 class ChatTokenizer(Protocol):
-    """The part of a Hugging Face tokenizer that :func:`render` uses."""
+    """The part of a Hugging Face tokenizer that ``render`` uses."""
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
         """Render a conversation."""
@@ -110,7 +110,7 @@ def render_chat(
     Args:
         messages: The turns, each with its ``role`` and its ``content``.
         tokenizer: A Hugging Face tokenizer.
-        enable_thinking: As in :class:`PromptConfig`. Hybrid templates are always told; one that
+        enable_thinking: As in ``PromptConfig``. Hybrid templates are always told; one that
             is not told lets the model think.
         add_generation_prompt: Open the model's turn; otherwise the last message is left open.
 

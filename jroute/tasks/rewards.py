@@ -13,7 +13,7 @@ class RewardConfig:
     """Shaping on top of exact match; off by default, because the claim is about exact match.
 
     Customary amounts are 0.05 and 0.01. The stability penalty needs a model, so
-    :class:`jroute.outcomes.backends.Shaping` subtracts it, not :func:`reward`.
+    ``jroute.outcomes.backends.Shaping`` subtracts it, not ``reward``.
 
     Attributes:
         parseable_bonus: Added when the status is ``ok``, whether or not the answer is right.
@@ -52,7 +52,7 @@ def reward(
     ``correct`` is 1 or 0. Without shaping the reward is exactly 1.0 or 0.0.
 
     Args:
-        parsed: From :func:`parse_answer`.
+        parsed: From ``parse_answer``.
         gold: The problem's gold answer.
         tokens: Number of generated tokens, the end token included.
         max_tokens: The decoding's limit on them.
