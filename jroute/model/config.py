@@ -46,16 +46,16 @@ class Qwen3Config:
             raise UserError(
                 f"num_attention_heads ({self.num_attention_heads}) in config.json is not a "
                 f"multiple of num_key_value_heads ({self.num_key_value_heads}); "
-                "the file is damaged or not Qwen3's"
+                "the file is damaged or does not describe a Qwen3 model"
             )
         if self.head_dim % 2:
             raise UserError(
-                f"head_dim must be even for rotary embeddings, config.json says {self.head_dim}"
+                f"head_dim must be even for rotary embeddings, but config.json says {self.head_dim}"
             )
 
     @property
     def axis_sizes(self) -> dict[str, int]:
-        """Length of every logical axis of the parameters."""
+        """The length of every logical axis of the parameters."""
         return {
             "layers": self.num_hidden_layers,
             "vocab": self.vocab_size,
@@ -70,16 +70,17 @@ class Qwen3Config:
     def from_hf(cls, config: Mapping[str, Any], *, where: str = "config.json") -> "Qwen3Config":
         """Read the dictionary of a ``config.json``.
 
-        ``rope_theta`` is taken from the file, never assumed: it is 1e6 for Qwen3-4B and 5e6 for
-        Qwen3-4B-Instruct-2507. Transformers 5 writes it under ``rope_parameters``,
-        which then wins.
+        ``rope_theta`` is read from the file, never assumed: it is 1e6 for Qwen3-4B and 5e6 for
+        Qwen3-4B-Instruct-2507. Transformers 5 writes it under ``rope_parameters``, which takes
+        precedence.
 
         Args:
             config: The parsed JSON.
             where: Name of the file, for messages.
 
         Raises:
-            UserError: Another architecture, or a feature of Qwen3 that is not implemented.
+            UserError: Another architecture, a feature of Qwen3 that is not implemented, or a size
+                that is missing or not a number.
         """
         kind = config.get("model_type")
         if kind != "qwen3":
@@ -120,7 +121,7 @@ class Qwen3Config:
             ) from None
 
     def to_hf(self) -> dict[str, Any]:
-        """The ``config.json`` of a Hugging Face checkpoint of this shape."""
+        """Return the ``config.json`` of a Hugging Face checkpoint of this shape."""
         return {
             "architectures": ["Qwen3ForCausalLM"],
             "model_type": "qwen3",

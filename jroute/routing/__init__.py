@@ -1,1 +1,1 @@
-"""Streams of the residual, the operators that mix them, and the gate."""
+"""Streams of the residual, the operators that mix them, the gate, and C(g)."""

@@ -1,10 +1,10 @@
-"""C(g): what a gate does, as weights of earlier updates.
+"""C(g): the effect of a gate, as weights of earlier updates.
 
-With frozen blocks every linear stream scheme only weighs earlier updates anew: what attention or
-the MLP of block ``j`` reads is ``sum_i C[j, i] D_i`` over the sources ``D``: the embedding, then
-the updates of attention and MLP block by block. The plain model has ``C = 1`` for all earlier ones.
-With norm matching, caps and exemptions the weights depend on the token; they follow from the
-coefficients that ``forward(..., metrics=True)`` measured, and from gate and M alone without guards.
+With frozen blocks every linear stream scheme only reweights earlier updates: the input of attention
+or of the MLP in block ``j`` is ``sum_i C[j, i] D_i`` over the sources ``D``: the embedding, then
+the updates of attention and MLP, block by block. The plain model has ``C = 1`` for all earlier
+sources. With norm matching, caps, and exemptions the weights depend on the token and follow from
+the coefficients in ``StreamMetrics``; without guards they follow from gate and M alone.
 """
 
 from typing import NamedTuple
@@ -19,12 +19,12 @@ from jroute.routing.mixing import Routing
 
 
 class Composition(NamedTuple):
-    """Weights of all sources in everything that is read, token by token.
+    """Weights of all sources in every input, token by token.
 
     Attributes:
-        attention: In the input of every block's attention.
-        mlp: In the input of every block's MLP.
-        final: In the input of the final norm.
+        attention: Weights in the input of every block's attention.
+        mlp: Weights in the input of every block's MLP.
+        final: Weights in the input of the final norm.
     """
 
     attention: Float[Array, "layers batch seq sources"]
@@ -33,19 +33,19 @@ class Composition(NamedTuple):
 
 
 def source_names(layers: int) -> list[str]:
-    """Names of the sources, in order."""
+    """Return the names of the sources, in order."""
     return ["x0", *(f"{part}{layer}" for layer in range(layers) for part in "am")]
 
 
 def composition(
     config: RoutingConfig, coefficients: Float[Array, "layers hooks batch seq n n"]
 ) -> Composition:
-    """Follows the sources through the streams.
+    """Follow the sources through the streams.
 
     Args:
-        config: Streams, hooks and injection.
-        coefficients: What every stream after mixing held of every stream before it (see
-            ``StreamMetrics``), or ``closed_form_coefficients``.
+        config: Streams, hooks, and injection.
+        coefficients: Weight of every stream before mixing in every stream after it: measured (see
+            ``StreamMetrics``), or from ``closed_form_coefficients``.
     """
     layers, _, batch, seq = coefficients.shape[:4]
     kinds, read_only = config.streams, config.injection == "read_only"
@@ -60,9 +60,9 @@ def composition(
         if name not in config.hooks:
             return None, carried
         side = streams.read(kinds, carried, trunk) if kinds else [update]
-        held = coefficients[layer, config.hooks.index(name)]
+        weights = coefficients[layer, config.hooks.index(name)]
         reads = jnp.stack([trunk, *side])
-        mixed = jnp.einsum("bsij,jbsx->ibsx", held, reads)
+        mixed = jnp.einsum("bsij,jbsx->ibsx", weights, reads)
         return mixed[0], streams.write(kinds, carried, list(mixed[1:])) if kinds else carried
 
     trunk = reader = source(0)
@@ -94,7 +94,7 @@ def composition(
 def closed_form_coefficients(
     routing: Routing, gate: Float[np.ndarray, "batch layers"]
 ) -> Float[Array, "layers hooks batch 1 n n"]:
-    """Coefficients ``I + g (M - I)`` from gate and M alone: exact where guards are off."""
+    """Return the coefficients ``I + g (M - I)`` of gate and M; exact if all guards are off."""
     change = routing.config.acting(routing.mixing)
     identity = jnp.broadcast_to(jnp.eye(change.shape[-1]), change.shape)
     strength = jnp.asarray(gate).T[:, None, :, None, None, None]

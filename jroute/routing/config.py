@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, get_args
 
 import jax
@@ -17,38 +18,42 @@ from jroute.utils.keys import Keys, keys
 Hook = Literal["attention", "mlp", "block"]
 
 MAX_STREAMS = 8
-"""Streams that a configuration may have, the trunk included."""
+"""Most streams that a configuration may have, the trunk included."""
+
+DEFAULT_STRENGTH = 0.5
+"""Composite strength of a configuration without strength, diagonal, and rows."""
 
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
 class RoutingConfig:
-    """Streams and mixing of one model; a preset in ``configs/routing/`` or a file like it.
+    """Streams and mixing of one model: a preset in ``configs/routing/``, or a file like it.
 
     Attributes:
-        streams: Kinds of the side streams, in order; stream 0 is always the trunk. None at all
+        streams: Kinds of the side streams, in order; stream 0 is always the trunk. An empty list
             scales the blocks' updates by ``scale`` instead.
-        operator: How M is made (see ``jroute.routing.operators``).
-        strength: How much all mixing over depth adds up to, from 0 to 1; where ``operator`` starts.
-        stationary: For ``softmax``: the shares, summing to 1, in which all streams mix towards one
-            another at the start; empty is equal shares, which other operators always have.
-        diagonal: For ``softmax``, instead of ``strength``: the logit of every diagonal.
-        rows: The leading rows of M for ``fixed``, each summing to 1; rows not given are identity.
-        scale: For n = 1: what updates are multiplied by at gate 1.
+        operator: The mixing operator that makes M (see ``jroute.routing.operators``).
+        strength: Composite strength of all mixing over depth, from 0 to below 1; the starting point
+            of ``operator``.
+        stationary: For ``softmax``: shares, summing to 1, of the streams in the average towards
+            which all of them mix at the start. Empty means equal shares, as other operators have.
+        diagonal: For ``softmax``, instead of ``strength``: the logit of every diagonal element.
+        rows: For ``fixed``: the leading rows of M, each summing to 1; further rows are identity.
+        scale: Without side streams: the factor of the blocks' updates at gate 1.
         hooks: Where in a block mixing happens.
         sites: Blocks where mixing happens: indices from 0, ranges like ``2-5`` (both ends
-            included), or ranges of depth like ``0.25-0.75``; empty means all of them.
+            included), or ranges of depth like ``0.25-0.75``. Empty means all blocks.
         injection: ``write_back`` or ``read_only``.
-        readout: What becomes of the trunk: ``trunk`` takes what row 0 of M brings it, ``mean`` the
-            mean of what all rows bring their streams, which is nothing if M is doubly stochastic.
-        norm_match: Scale every side stream to the trunk's root mean square to mix it, token by
-            token, and scale what mixing has changed back to the norm it had: streams only turn.
-        exempt_first: Leave the first token of every row alone, on which attention sinks rest.
-        sink_norms: One per block: leave tokens alone whose trunk has a larger root mean square.
-        cap: Largest change of a stream by mixing, relative to its norm, whatever other guards do;
-            0 is no limit.
-        bands: Number of equal parts of the depth that a gate per prompt and band has; 0 for none.
+        readout: How mixing changes the trunk: by row 0 of M (``trunk``), or by the mean of all
+            rows (``mean``), which changes nothing if M is doubly stochastic.
+        norm_match: Scale every side stream to the trunk's root mean square before mixing, token by
+            token, and every mixed stream back to the norm it had: streams only turn.
+        exempt_first: Exempt the first token of every row, where attention sinks form.
+        sink_norms: One per block: exempt tokens whose trunk has a larger root mean square.
+        cap: Largest change of a stream by mixing, relative to its norm, after all other guards; 0
+            means no limit.
+        bands: Number of equal parts of the depth in a gate per prompt and band; 0 means no bands.
     """
 
     stored_keys: ClassVar[Keys] = keys(
@@ -92,7 +97,8 @@ class RoutingConfig:
         self._check_finite()
         if n > MAX_STREAMS:
             raise UserError(
-                f"routing.streams has {len(self.streams)} side streams; give at most {MAX_STREAMS - 1}"
+                f"routing.streams has {len(self.streams)} side streams; "
+                f"give at most {MAX_STREAMS - 1}"
             )
         for stream in self.streams:
             if not streams.is_known(stream):
@@ -110,7 +116,7 @@ class RoutingConfig:
             raise UserError(
                 f"routing.hooks must name at least one of {', '.join(get_args(Hook))}, each once"
             )
-        # Their order is that of the block, so that one choice of hooks has one form.
+        # In the order of the block, so that equal choices of hooks compare equal.
         object.__setattr__(self, "hooks", tuple(h for h in get_args(Hook) if h in self.hooks))
         if self.cap < 0 or self.bands < 0:
             raise UserError("routing.cap and routing.bands must not be negative; 0 is none")
@@ -118,6 +124,7 @@ class RoutingConfig:
             _site_range(site, layers=1, check=False)
 
     def _check_finite(self) -> None:
+        """Raise unless every number is finite in float32."""
         for name in ("strength", "stationary", "diagonal", "rows", "scale", "sink_norms", "cap"):
             value = getattr(self, name)
             numbers = np.hstack(value if isinstance(value, tuple) else [value]) if value else 0.0
@@ -128,6 +135,7 @@ class RoutingConfig:
                 )
 
     def _check_operator(self, n: int) -> None:
+        """Raise unless operator, rows, and strength fit one another and ``n`` streams."""
         if (self.operator == "fixed") != bool(self.rows) and n > 1:
             raise UserError(
                 "routing.rows belong to operator 'fixed' and only to it; give both or neither"
@@ -143,10 +151,10 @@ class RoutingConfig:
                     f"routing.rows[{i}] sums to {sum(row):g}; "
                     "every row of a mixing matrix must sum to 1"
                 )
-        if self.operator == "permutations" and n > operators.LARGEST_PERMUTATIONS:
+        if self.operator == "permutations" and n > operators.MAX_PERMUTED_STREAMS:
             raise UserError(
                 f"routing.operator 'permutations' weighs all {n}! of them; it takes at most "
-                f"{operators.LARGEST_PERMUTATIONS} streams, use sinkhorn for {n}"
+                f"{operators.MAX_PERMUTED_STREAMS} streams, use sinkhorn for {n}"
             )
         if self.diagonal is not None and (self.operator != "softmax" or self.strength is not None):
             raise UserError(
@@ -175,7 +183,7 @@ class RoutingConfig:
         return 1 + len(self.streams)
 
     def site_indices(self, layers: int) -> list[int]:
-        """Blocks of a model of ``layers`` blocks where mixing happens, in order.
+        """Return the blocks where mixing happens in a model of ``layers`` blocks, in order.
 
         Raises:
             UserError: A site lies outside the model.
@@ -185,20 +193,20 @@ class RoutingConfig:
         return sorted({i for site in self.sites for i in _site_range(site, layers=layers)})
 
     def initial_raw(self, layers: int) -> Float[np.ndarray, "layers hooks *raw"]:
-        """Raw weights of the operator for every block and hook, before any training."""
+        """Return the operator's raw weights for every block and hook, before any training."""
         n = self.size
         if self.operator == "fixed" or n == 1:
             return np.zeros((layers, len(self.hooks), 0), np.float32)
         if self.diagonal is not None:
-            one = (self.diagonal * np.eye(n)).astype(np.float32)
+            raw = (self.diagonal * np.eye(n)).astype(np.float32)
         else:
             applications = len(self.site_indices(layers)) * len(self.hooks)
             strength = DEFAULT_STRENGTH if self.strength is None else self.strength
-            one = operators.initial(self.operator, n, strength, applications, self.stationary)
-        return np.broadcast_to(one, (layers, len(self.hooks), *one.shape)).copy()
+            raw = operators.initial_raw(self.operator, n, strength, applications, self.stationary)
+        return np.broadcast_to(raw, (layers, len(self.hooks), *raw.shape)).copy()
 
     def matrices(self, raw: Float[Array, "layers hooks *raw"]) -> Float[Array, "layers hooks n n"]:
-        """M of every block and hook; without side streams the two rows of ``scale``."""
+        """Return M of every block and hook; without side streams, the two rows of ``scale``."""
         n, shape = self.size, raw.shape[:2]
         if n == 1:
             fixed = np.array([[1.0, self.scale - 1.0], [0.0, 1.0]])
@@ -206,12 +214,15 @@ class RoutingConfig:
             fixed = np.eye(n)
             fixed[: len(self.rows)] = self.rows
         else:
-            make = lambda one: operators.matrix(self.operator, one, n)  # noqa: E731
+            make = partial(operators.matrix, self.operator, streams=n)
             return jax.vmap(jax.vmap(make))(raw)
         return jnp.broadcast_to(jnp.asarray(fixed, jnp.float32), (*shape, *fixed.shape))
 
-    def acting(self, mixing: Float[Array, "*some n n"]) -> Float[Array, "*some n n"]:
-        """``M - I`` as it acts: row 0 by ``readout``, and the rows that streams have themselves."""
+    def acting(self, mixing: Float[Array, "*sites n n"]) -> Float[Array, "*sites n n"]:
+        """Return ``M - I`` as it acts.
+
+        Row 0 follows ``readout``; of the other rows only those act whose stream has its own row.
+        """
         change = mixing - jnp.broadcast_to(jnp.eye(mixing.shape[-1]), mixing.shape)
         if not self.streams:
             return change
@@ -221,12 +232,8 @@ class RoutingConfig:
         return jnp.where(np.broadcast_to(np.array(acts)[:, None], change.shape), change, 0.0)
 
 
-DEFAULT_STRENGTH = 0.5
-"""Composite strength where a configuration names neither strength, diagonal nor rows."""
-
-
 def _site_range(site: int | str, *, layers: int, check: bool = True) -> range:
-    """The blocks that one entry of ``sites`` names."""
+    """Return the blocks that one entry of ``sites`` names; ``check`` that the model has them."""
     text = str(site).strip()
     if re.fullmatch(r"\d+", text):
         blocks = range(int(text), int(text) + 1)
@@ -235,14 +242,14 @@ def _site_range(site: int | str, *, layers: int, check: bool = True) -> range:
     elif match := re.fullmatch(r"(\d*\.\d+|[01])-(\d*\.\d+|[01])", text):
         low, high = float(match[1]), float(match[2])
         if low >= high or high > 1:
-            raise UserError(f"routing.sites: {text!r} is no range of depth from 0.0 to 1.0")
+            raise UserError(f"routing.sites: {text!r} is not a range of depth from 0.0 to 1.0")
         blocks = range(*(int(np.floor(part * layers + 0.5)) for part in (low, high)))
-        if not blocks:  # narrower than a block: the one that its middle lies in
+        if not blocks:  # narrower than a block: take the block of its middle
             middle = int((low + high) / 2 * layers)
             blocks = range(middle, middle + 1)
     else:
         raise UserError(
-            f"routing.sites: {text!r} is no block; give an index like 3, a range like 2-5, "
+            f"routing.sites: {text!r} is not a block; give an index like 3, a range like 2-5, "
             "or a range of depth like 0.25-0.75"
         )
     if check and (not blocks or blocks[-1] >= layers):

@@ -1,4 +1,4 @@
-"""What the streams look like at a mixing site, as numbers per row."""
+"""Diagnostics of the streams at a mixing site, as numbers per row."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,15 +12,15 @@ class StreamMetrics(NamedTuple):
 
     Attributes:
         rms: Root mean square of every stream as it is mixed (after norm matching).
-        diversity: 1 - mean cosine over pairs of streams: 0 when all are copies of one another.
-        dominance: Share ``p_i`` of stream i in the trunk at gate 1, ``E|M[0,i] S[i]|`` normalised;
-            of ``readout: mean`` the row that acts stands for ``M[0]``.
+        diversity: 1 - mean cosine over pairs of streams; 0 if all are copies of one another.
+        dominance: Share ``p_i`` of stream i in the trunk at gate 1, ``E|M[0,i] S[i]|`` normalised.
+            With ``readout: mean``, the row that acts replaces ``M[0]``.
         effective_streams: ``exp(entropy(p))``, between 1 and the number of streams.
-        change: Relative change of the trunk by the mixing, ``|after - before| / |before|``.
-        cosine: Cosine between the trunk before and after the mixing.
-        angle: The angle between them in degrees, exact where the cosine rounds to 1.
-        coefficients: What every stream after mixing holds of every stream before it, token by
-            token: gate, M, norm matching, cap and exemption all counted (row 0 is the trunk's).
+        change: Relative change of the trunk by mixing, ``|after - before| / |before|``.
+        cosine: Cosine between the trunk before and after mixing.
+        angle: The angle between them in degrees, exact even where the cosine rounds to 1.
+        coefficients: Weight of every stream before mixing in every stream after it, token by token;
+            includes gate, M, norm matching, cap, and exemption. Row 0 is the trunk's.
     """
 
     rms: Float[Array, "*layers batch streams"]
@@ -40,13 +40,21 @@ def stream_metrics(
     after: Float[Array, "batch seq embed"],
     valid: Bool[Array, "batch seq"],
 ) -> StreamMetrics:
-    """Measures one site; ``weights`` is the row of the matrix that the trunk takes at gate 1."""
+    """Measure the streams at one hook; ``coefficients`` are left 0 for the caller to fill in.
+
+    Args:
+        streams: The streams as they are mixed, the trunk first.
+        weights: The row of M that makes the trunk at gate 1.
+        before: The trunk before mixing.
+        after: The trunk after mixing.
+        valid: Which tokens are real.
+    """
     tiny = jnp.float32(1e-20)
     stack = jnp.stack([s.astype(jnp.float32) for s in streams])
     before, after = before.astype(jnp.float32), after.astype(jnp.float32)
     tokens = jnp.maximum(jnp.sum(valid, axis=-1), 1).astype(jnp.float32)
 
-    def mean(x: Float[Array, "*some batch seq"]) -> Float[Array, "*some batch"]:
+    def mean(x: Float[Array, "*streams batch seq"]) -> Float[Array, "*streams batch"]:
         weights = valid.astype(jnp.float32) / tokens[:, None]
         return jnp.einsum("...bs,bs->...b", x, weights)
 
@@ -58,8 +66,8 @@ def stream_metrics(
     diversity = (
         1 - (cosines.sum((0, 1)) - jnp.trace(cosines)) / pairs if n > 1 else jnp.zeros_like(tokens)
     )
-    parts = mean(jnp.abs(weights)[:, None, None] * norms)
-    dominance = parts / jnp.maximum(parts.sum(0, keepdims=True), tiny)
+    contributions = mean(jnp.abs(weights)[:, None, None] * norms)
+    dominance = contributions / jnp.maximum(contributions.sum(0, keepdims=True), tiny)
     entropy = -jnp.sum(dominance * jnp.log(jnp.maximum(dominance, tiny)), axis=0)
     size = jnp.maximum(jnp.linalg.norm(before, axis=-1), tiny)
     size_after = jnp.maximum(jnp.linalg.norm(after, axis=-1), tiny)

@@ -2,7 +2,7 @@
 
 * *Norm matching* scales every side stream to the trunk's root mean square before it is mixed, token
   by token, and scales every mixed stream back to the norm it had: streams turn and do not grow.
-* *Sink exemption* leaves tokens alone on which attention sinks rest: the first of a row, and those
+* *Sink exemption* leaves tokens unmixed that serve as attention sinks: the first of a row, and those
   whose trunk exceeds a norm calibrated per block. Both depend on the token alone, so decoding
   agrees with the full forward pass.
 * The *cap* limits how far mixing moves a stream, relative to the stream's norm.
@@ -57,7 +57,7 @@ def exempt_tokens(
     positions: Int[Array, "batch seq"],
     sink_norm: Float[Array, ""],
 ) -> Bool[Array, "batch seq"]:
-    """Return which tokens mixing leaves alone: the first of a row, and those above ``sink_norm``."""
+    """Return which tokens are exempt: the first of a row, and those above ``sink_norm``."""
     exempt = jnp.zeros(positions.shape, bool)
     if config.exempt_first:
         exempt = positions == 0
@@ -73,7 +73,7 @@ def allowed_share(
     *,
     norm_restored: bool,
 ) -> Float[Array, "*batch 1"]:
-    """Return the largest share of ``change``, at most 1, that moves ``x`` by ``cap`` times its norm.
+    """Return the share of ``change``, at most 1, that moves ``x`` by at most ``cap`` norms.
 
     With ``norm_restored`` the sum is scaled back to the norm of ``x`` afterwards and so moves along
     a chord: a chord of length ``cap`` spans the angle ``2 asin(cap / 2)``.

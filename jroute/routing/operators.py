@@ -1,13 +1,13 @@
-"""Mixing operators: from free numbers to matrices whose rows sum to 1.
+"""Mixing operators: from unconstrained weights to matrices whose rows sum to 1.
 
-Every operator turns raw weights into ``M`` ``[..., streams, streams]`` with row sums 1, and has a
-starting point that depends on one number, ``strength``: how much mixing *all* its applications over
-depth add up to. Mixing towards the uniform average, ``M = (1 - e) I + e J / n``, leaves a share
-``(1 - e)^K`` of the differences between streams after ``K`` applications; ``strength`` is
-``1 - (1 - e)^K``. Rows that need not be doubly stochastic may mix towards unequal shares ``p``
-instead, ``M = (1 - e) I + e 1 p'``, where ``p`` is stationary and the same share is left. For other
-operators it is defined by the trace of the product, of which the above are special cases:
-``tr(M^K) = 1 + (n - 1) (1 - strength)``. So one ``strength`` means the same at 6 blocks as at 36.
+Every operator turns raw weights into ``M`` ``[..., streams, streams]`` with row sums 1. It starts
+from one number, ``strength``: the amount of mixing by *all* its applications over depth together.
+Mixing towards the uniform average, ``M = (1 - e) I + e J / n``, leaves a share ``(1 - e)^K`` of the
+differences between streams after ``K`` applications; ``strength`` is ``1 - (1 - e)^K``. Operators
+that need not be doubly stochastic may mix towards unequal shares ``p`` instead,
+``M = (1 - e) I + e 1 p'``: ``p`` is stationary, and the same share is left. In general ``strength``
+is defined by the trace of the product, ``tr(M^K) = 1 + (n - 1) (1 - strength)``, of which the above
+are special cases. So the same ``strength`` means the same at 6 blocks as at 36.
 
 ===================  ==========================  =============================================
 operator             raw weights                 M
@@ -21,7 +21,7 @@ operator             raw weights                 M
 ===================  ==========================  =============================================
 
 Sinkhorn, permutations and orthostochastic matrices are doubly stochastic; signed ones have row and
-column sums 1 and may be negative; those of softmax have row sums 1 only.
+column sums 1 and may have negative elements; softmax matrices have row sums 1 only.
 """
 
 import itertools
@@ -38,22 +38,22 @@ from jaxtyping import Array, Float
 Operator = Literal["softmax", "sinkhorn", "permutations", "orthostochastic", "signed", "fixed"]
 
 SINKHORN_STEPS = 100
-"""Normalisations of rows and columns; ``column_error`` says what they leave."""
+"""Normalisations of rows and columns; ``column_error`` measures what remains."""
 
-SMALLEST = 1e-13
-"""What a weight of 0 starts as under a softmax: nothing beside 1 in float32."""
+MIN_WEIGHT = 1e-13
+"""Starting value of a weight of 0 under a softmax; negligible beside 1 in float32."""
 
-LARGEST_PERMUTATIONS = 4
-"""Streams up to which all permutations are few enough (24) to be weighted one by one."""
+MAX_PERMUTED_STREAMS = 4
+"""Most streams whose permutations are few enough (24) to have a weight each."""
 
 
 def raw_shape(operator: Operator, streams: int) -> tuple[int, ...]:
-    """Shape of the raw weights of one matrix."""
+    """Return the shape of the raw weights of one matrix."""
     n = streams
     shapes: dict[str, tuple[int, ...]] = {
         "softmax": (n, n),
         "sinkhorn": (n, n),
-        "permutations": (math.factorial(min(n, LARGEST_PERMUTATIONS)),),
+        "permutations": (math.factorial(min(n, MAX_PERMUTED_STREAMS)),),
         "orthostochastic": (n * (n - 1) // 2,),
         "signed": (n - 1, n - 1),
         "fixed": (0,),
@@ -64,7 +64,7 @@ def raw_shape(operator: Operator, streams: int) -> tuple[int, ...]:
 def matrix(
     operator: Operator, raw: Float[Array, "*raw"], streams: int
 ) -> Float[Array, "streams streams"]:
-    """M of one site from its raw weights, in float32; differentiable."""
+    """Make M from its raw weights, in float32; differentiable."""
     n = streams
     if operator == "softmax":
         return jax.nn.softmax(raw, axis=-1)
@@ -83,14 +83,14 @@ def matrix(
         bounded = raw / jnp.maximum(norm, 1.0)
         basis = jnp.asarray(_mean_free_basis(n))
         return jnp.full((n, n), 1 / n, raw.dtype) + basis @ bounded @ basis.T
-    raise ValueError(f"operator {operator!r} is not made of raw weights")
+    raise ValueError(f"operator {operator!r} has no raw weights")
 
 
 def sinkhorn(logits: Float[Array, "streams streams"]) -> Float[Array, "streams streams"]:
-    """Doubly stochastic scaling of ``exp(logits)``, in the log domain.
+    """Scale ``exp(logits)`` to a doubly stochastic matrix, in the log domain.
 
-    Rows are normalised last, so they sum to 1 but for rounding; columns are as far from 1 as
-    ``column_error`` says.
+    Rows are normalised last, so they sum to 1 up to rounding; ``column_error`` measures how far the
+    column sums are from 1.
     """
 
     def step(_: Array, x: Array) -> Array:
@@ -101,25 +101,25 @@ def sinkhorn(logits: Float[Array, "streams streams"]) -> Float[Array, "streams s
 
 
 def column_error(matrices: Float[np.ndarray, "*sites streams streams"]) -> float:
-    """Largest distance of a column sum from 1."""
+    """Return the largest distance of a column sum from 1."""
     return float(np.abs(np.asarray(matrices).sum(axis=-2) - 1).max())
 
 
-def initial(
+def initial_raw(
     operator: Operator,
     streams: int,
     strength: float,
     applications: int,
     stationary: Sequence[float] = (),
 ) -> Float[np.ndarray, "*raw"]:
-    """Raw weights at which ``applications`` matrices mix by ``strength`` together.
+    """Return raw weights with which ``applications`` matrices together mix by ``strength``.
 
     Args:
-        operator: Not ``fixed``.
+        operator: Any operator except ``fixed``.
         streams: Number of streams, at least 2.
-        strength: In [0, 1): 0 is the identity, towards 1 all streams become their average.
-        applications: How many times mixing happens over depth.
-        stationary: For ``softmax``: shares of the streams in that average; empty is equal ones.
+        strength: In [0, 1): 0 is the identity; towards 1 all streams become their average.
+        applications: Number of times that mixing happens over depth.
+        stationary: For ``softmax``: shares of the streams in that average; empty means equal.
     """
     n, kept = streams, (1 - strength) ** (1 / applications)  # 1 - e
     if operator == "signed":
@@ -129,14 +129,14 @@ def initial(
     if operator == "permutations":
         weights = np.full(math.factorial(n), (1 - kept) / math.factorial(n))
         weights[0] += kept  # the identity comes first
-        return np.log(np.maximum(weights, SMALLEST)).astype(np.float32)
+        return np.log(np.maximum(weights, MIN_WEIGHT)).astype(np.float32)
     shares = np.asarray(stationary or (1 / n,) * n)
     matrix = kept * np.eye(n) + (1 - kept) * np.broadcast_to(shares, (n, n))
-    return np.log(np.maximum(matrix, SMALLEST)).astype(np.float32)
+    return np.log(np.maximum(matrix, MIN_WEIGHT)).astype(np.float32)
 
 
 def _angles(n: int, power: int, trace: float) -> np.ndarray:
-    """Equal angles at which this power of the matrix has this trace, found by bisection."""
+    """Find by bisection the equal angles at which this power of the matrix has this trace."""
     low, high = 0.0, 1.0
 
     def trace_at(angle: float) -> float:
@@ -157,13 +157,14 @@ def _angles(n: int, power: int, trace: float) -> np.ndarray:
 
 @cache
 def _permutations(n: int) -> np.ndarray:
+    """Return all permutation matrices ``[n!, n, n]``, the identity first."""
     orders = itertools.permutations(range(n))
     return np.stack([np.eye(n, dtype=np.float32)[list(order)] for order in orders])
 
 
 @cache
 def _mean_free_basis(n: int) -> np.ndarray:
-    """Orthonormal columns ``[n, n - 1]`` that are orthogonal to the vector of ones (Helmert's)."""
+    """Return orthonormal columns ``[n, n - 1]`` orthogonal to the vector of ones (Helmert's)."""
     basis = np.zeros((n, n - 1))
     for k in range(1, n):
         basis[:k, k - 1] = 1

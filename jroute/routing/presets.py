@@ -6,7 +6,7 @@ from jroute.utils.errors import UserError
 
 
 def preset_names() -> list[str]:
-    """Names of the presets that ship with jroute."""
+    """Return the names of the presets that ship with jroute."""
     return sorted(path.stem for path in _preset_folder().glob("*.yaml"))
 
 
@@ -14,7 +14,7 @@ def routing_file(name_or_path: str) -> Path:
     """Find a routing preset by name, or a YAML file by path.
 
     Raises:
-        UserError: Neither exists.
+        UserError: There is no such preset or file.
     """
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
@@ -33,7 +33,7 @@ def routing_file(name_or_path: str) -> Path:
 
 
 def _preset_folder() -> Path:
-    """``configs/routing`` beside the package in a checkout, inside it in a wheel."""
+    """Return ``configs/routing``: beside the package in a checkout, inside it in a wheel."""
     package = Path(__file__).resolve().parent.parent
     checkout = package.parent / "configs" / "routing"
     return checkout if checkout.is_dir() else package / "configs" / "routing"

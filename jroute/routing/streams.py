@@ -44,25 +44,25 @@ State = Float[Array, "batch seq embed"]
 
 
 def delay(kind: str) -> int:
-    """K of ``delay(k)``, or 0 for another kind."""
+    """Return k of ``delay(k)``, or 0 for another kind."""
     match = re.fullmatch(r"delay\((\d+)\)", kind)
     return int(match.group(1)) if match else 0
 
 
 def ema_rate(kind: str) -> float | None:
-    """Rate of ``ema(rate)``, or ``None`` for another kind."""
+    """Return the rate of ``ema(rate)``, or ``None`` for another kind."""
     match = re.fullmatch(r"ema\((\d*\.?\d+)\)", kind)
     return float(match.group(1)) if match else None
 
 
 def is_known(kind: str) -> bool:
-    """Whether this is a kind of side stream."""
+    """Return whether this is a kind of side stream."""
     rate = ema_rate(kind)
     return bool(delay(kind)) or (rate is not None and 0 < rate <= 1) or kind in KINDS[2:]
 
 
 def start(kinds: Sequence[str], x0: State) -> tuple[Array, ...]:
-    """What the side streams carry into the first block; ``copies`` carry nothing."""
+    """Return the state of the side streams before the first block; ``copies`` carry nothing."""
     carried = []
     for kind in kinds:
         if k := delay(kind):
@@ -73,7 +73,7 @@ def start(kinds: Sequence[str], x0: State) -> tuple[Array, ...]:
 
 
 def read(kinds: Sequence[str], carried: Sequence[Array], trunk: State) -> list[State]:
-    """The side streams as they are mixed."""
+    """Return the side streams as they are mixed."""
     reads = []
     for kind, s in zip(kinds, carried, strict=True):
         reads.append(trunk if kind == "copies" else s[0] if delay(kind) else s)
@@ -87,7 +87,7 @@ def receive(
     update: State,
     layer: Int[Array, ""],
 ) -> tuple[Array, ...]:
-    """Hands an update of block ``layer`` to the streams that collect it."""
+    """Hand an update of block ``layer`` to the streams that collect it."""
     rotating, after = kinds.count("rotate"), []
     for kind, s in zip(kinds, carried, strict=True):
         if kind == part:

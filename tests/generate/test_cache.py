@@ -94,7 +94,7 @@ def test_keys_are_written_at_their_positions_and_nowhere_else() -> None:
     layer = caches.from_prefill(fresh(5, 200), 200)[0]
     new = KeyValue(*(part[0] for part in fresh(5, 2, seed=1)))
     positions = np.array([[63, 64], [-1, 0], [127, 191], [255, 256], [-1, -1]])
-    written = by_position((jax.jit(write)(layer, new, jnp.asarray(positions)),))
+    written = by_position((jax.jit(update_cache)(layer, new, jnp.asarray(positions)),))
     for part, before, added in zip(written, by_position((layer,)), new, strict=True):
         expected = before.copy()
         for row, column in zip(*np.nonzero((positions >= 0) & (positions < 256)), strict=True):

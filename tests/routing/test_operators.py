@@ -114,7 +114,7 @@ def test_strength_counts_sites_only() -> None:
 @pytest.mark.parametrize("name", LEARNED)
 def test_matrices_can_be_learned_from_where_they_start(name) -> None:
     """Gradients there are finite, those of finite differences, and point somewhere."""
-    start = operators.initial(name, 3, 0.4, 12)
+    start = operators.initial_raw(name, 3, 0.4, 12)
     target = jnp.asarray([[0.2, 0.7, 0.1], [0.1, 0.2, 0.7], [0.7, 0.1, 0.2]])
 
     def distance(raw):
