@@ -1,1 +1,1 @@
-"""From a prompt to a gate: features, networks, arms."""
+"""From a prompt to a decision: its features, and the networks that read them."""

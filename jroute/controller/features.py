@@ -1,6 +1,6 @@
 """What a controller sees of a prompt: its length and counts, and one prefill of the plain model.
 
-Nothing here knows what a problem is about; the same numbers are taken of any prompt of any model:
+No feature depends on the task; the same numbers are read from any prompt of any model:
 token count, length bucket, entropy and margin of the first answer token; numbers and sentences in
 the text; how different the streams are at a few depths; and hidden states at those depths, both of
 the last prompt token and averaged over the prompt. Hidden states are reduced by principal
@@ -28,10 +28,10 @@ from jroute.utils.errors import UserError
 from jroute.utils.keys import Keys, keys, restored, stored
 
 SCALARS = ("prompt_length", "length_bucket", "first_token_entropy", "first_token_margin")
-"""Scalars of every prompt, whatever else is asked for."""
+"""Scalars that every configuration of features has."""
 
 SHORTEST = 32
-"""Below this padded width all prompts have one ``length_bucket``, which is log2 of the width."""
+"""Padded width below which all prompts share a ``length_bucket``, the log2 of the width."""
 
 COUNTS = ("numbers", "sentences")
 STREAMS = ("diversity", "effective_streams", "rms_ratio")
@@ -42,7 +42,7 @@ _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
 
 CLIP = 10.0
-"""Standard deviations an observation may lie from the mean of train, as in CleanRL."""
+"""Largest distance of an observation from the train mean in standard deviations, as in CleanRL."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class FeatureConfig:
 
     Attributes:
         depths: Where hidden states are read, as fractions of the blocks (1 is after the last).
-        components: Principal components kept of all hidden states together.
-        counts: Whether the numbers and the sentences of a prompt are counted.
-        streams: Whether stream metrics are read at the depths, the gate being 0.
+        components: Principal components to keep of all hidden states together.
+        counts: Whether to count the numbers and the sentences of a prompt.
+        streams: Whether to read stream metrics at the depths, at gate 0.
     """
 
     stored_keys: ClassVar[Keys] = keys("depths", "components", "counts", "streams")
@@ -64,6 +64,7 @@ class FeatureConfig:
     streams: bool = True
 
     def __post_init__(self) -> None:
+        """Refuse depths outside the model and numbers of components below 1."""
         if not self.depths or not all(0 < depth <= 1 for depth in self.depths):
             raise UserError(f"features.depths must be fractions in (0, 1], got {self.depths}")
         if self.components < 1:
@@ -81,12 +82,12 @@ class RawFeatures(NamedTuple):
 
 
 def count_numbers(text: str) -> int:
-    """Numbers in a text; ``1,250.50`` is one."""
+    """Count the numbers of a text; ``1,250.50`` is one."""
     return len(_NUMBER.findall(text))
 
 
 def count_sentences(text: str) -> int:
-    """Sentence ends in a text: full stops, exclamation and question marks before a space."""
+    """Count the sentence ends of a text: ``.``, ``!`` and ``?`` before white space."""
     return len(_SENTENCE_END.findall(text))
 
 
@@ -112,7 +113,7 @@ def _read(
         mean = jnp.einsum("bse,bs->be", trunk, weights)
         return jnp.stack([mean, jnp.take_along_axis(trunk, last, axis=1)[:, 0]])
 
-    # Under gate 0 the routed model is the plain one bit for bit, but its streams can be looked at.
+    # At gate 0 the routed model is the plain one bit for bit, but its streams can be measured.
     gate = None if routing is None else jnp.zeros((len(tokens), config.num_hidden_layers))
     out = forward(
         params,
@@ -152,17 +153,17 @@ def raw_features(
 ) -> RawFeatures:
     """Read the features of prompts, ``slots`` at a time, padded to the engine's buckets.
 
-    The last batch of a bucket is filled up, so a prompt's features do not depend on how many
-    others are asked for with it.
+    Every batch has ``slots`` rows, the last of a bucket too, so a prompt's features do not depend
+    on the number of prompts.
 
     Args:
-        params: Parameters of the model.
-        config: Its shape.
+        params: The model's parameters.
+        config: The model's configuration.
         prompts: Token ids.
-        features: Which features.
+        features: The features to read.
         slots: Rows of a batch.
-        routing: Whose streams are measured; without one there are no stream metrics.
-        texts: The prompts as texts; without them nothing is counted.
+        routing: The routing whose streams to measure; None for no stream metrics.
+        texts: The prompts as texts; None to count nothing.
         progress: Called after every batch with the number of its prompts.
 
     Raises:
@@ -184,10 +185,11 @@ def raw_features(
     streams = None if routing is None else replicate(routing)
     for rows, tokens, lengths in _batches(prompts, slots, config.max_position_embeddings):
         on_mesh = place(tokens, ("batch", "seq")), place(lengths, ("batch",))
-        told, states = fetch(_read(params, *on_mesh, streams, config=config, blocks=blocks))
+        read_scalars, states = fetch(_read(params, *on_mesh, streams, config=config, blocks=blocks))
         scalars[rows, 0] = lengths[: len(rows)]
         scalars[rows, 1] = np.log2(max(tokens.shape[1], SHORTEST))
-        scalars[rows, 2:read], hidden[rows] = told[: len(rows)], states[: len(rows)]
+        scalars[rows, 2:read] = read_scalars[: len(rows)]
+        hidden[rows] = states[: len(rows)]
         progress(len(rows))
     return RawFeatures(scalars, hidden, tuple(names))
 
@@ -195,7 +197,7 @@ def raw_features(
 def _batches(
     prompts: Sequence[Sequence[int]], slots: int, context: int
 ) -> Iterator[tuple[list[int], Int[np.ndarray, "slots seq"], Int[np.ndarray, " slots"]]]:
-    """Indices of some prompts, their tokens and their lengths, ``slots`` at a time."""
+    """Yield the indices, tokens and lengths of ``slots`` prompts at a time."""
     groups: dict[int, list[int]] = {}
     for i, prompt in enumerate(prompts):
         check_context(len(prompt), 0, context)
@@ -246,11 +248,11 @@ def trunk_change(
     *,
     slots: int,
 ) -> Float[np.ndarray, " prompts"]:
-    """How far gates move the trunk of prompts: ``|after - before| / |before|``.
+    """Measure how far gates move the trunk of prompts: ``|after - before| / |before|``.
 
-    It is the mean over the tokens of a prompt, the mixing sites and their hooks, of one prefill.
+    The mean over the tokens of a prompt, the mixing sites and their hooks, in one prefill.
     """
-    found, streams = np.zeros(len(prompts)), replicate(routing)
+    changes, streams = np.zeros(len(prompts)), replicate(routing)
     for rows, tokens, lengths in _batches(prompts, slots, config.max_position_embeddings):
         gate = np.zeros((slots, gates.shape[1]), np.float32)
         gate[: len(rows)] = gates[rows]
@@ -260,13 +262,13 @@ def trunk_change(
             streams,
             place(gate, ("batch", "layers")),
         )
-        found[rows] = fetch(_change(params, *on_mesh, config=config))[: len(rows)]
-    return found
+        changes[rows] = fetch(_change(params, *on_mesh, config=config))[: len(rows)]
+    return changes
 
 
 @dataclass(frozen=True)
 class Featurizer:
-    """Turns raw features into observations; all its numbers come from train prompts.
+    """Turns raw features into observations, with numbers fitted on train prompts.
 
     Attributes:
         scalar_mean: Mean of each scalar.
@@ -289,7 +291,7 @@ class Featurizer:
 
     @classmethod
     def fit(cls, raw: RawFeatures, config: FeatureConfig) -> "Featurizer":
-        """Fits means, scales and principal components."""
+        """Fit means, scales and principal components."""
         scale = raw.scalars.std(axis=0)
         mean = raw.hidden.mean(axis=0)
         centred = (raw.hidden - mean).astype(np.float64)
@@ -305,24 +307,24 @@ class Featurizer:
         )
 
     def __call__(self, raw: RawFeatures) -> Float[np.ndarray, "prompts features"]:
-        """Observations: standardised scalars, then principal components, clipped at ``CLIP``."""
+        """Return standardised scalars, then principal components, clipped at ``CLIP``."""
         scalars = (raw.scalars - self.scalar_mean) / self.scalar_scale
         components = (raw.hidden - self.hidden_mean) @ self.components
         return np.clip(np.concatenate([scalars, components], axis=1), -CLIP, CLIP)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Name of every feature, in order."""
+        """Return the name of every feature, in order."""
         return (*self.scalar_names, *(f"component_{i}" for i in range(self.components.shape[1])))
 
     def tree(self) -> dict[str, np.ndarray]:
-        """Its arrays, to be saved; names as bytes of a text."""
+        """Return the arrays to save; names as the bytes of a text."""
         names = np.frombuffer(",".join(self.scalar_names).encode(), np.uint8)
         return {**stored(self), "scalar_names": names}
 
     @classmethod
     def of(cls, tree: Mapping[str, Any]) -> "Featurizer":
-        """The inverse of ``tree``."""
+        """Restore a featurizer from its ``tree``."""
         arrays = {name: np.asarray(array) for name, array in restored(cls, tree).items()}
         names = arrays.pop("scalar_names").astype(np.uint8).tobytes().decode().split(",")
         return cls(**arrays, scalar_names=tuple(names))

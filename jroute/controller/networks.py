@@ -1,10 +1,10 @@
 """The controller's networks: small tanh MLPs over the features of a prompt.
 
-Flax NNX modules say what the layers are; everything outside this file sees plain nested dicts of
-arrays, so parameters can be carried through ``scan``, mapped over seeds, and saved as they are.
+Flax NNX modules define the layers; everything outside this file sees plain nested dicts of arrays,
+so ``scan`` carries parameters, ``vmap`` maps them over seeds, and they are saved as they are.
 
-The head is factorised: a gate decision has ``parts`` independent choices (one for a scalar gate;
-one per depth band or layer later), each over the same ``choices`` gate values.
+The head is factorised: a decision has ``gate_dims`` independent choices (one for a scalar gate; one
+for each depth band or layer otherwise), each over the same ``choices`` gate values.
 """
 
 from collections.abc import Sequence
@@ -64,7 +64,7 @@ class _MLP(nnx.Module):
 
 
 class _ActorCritic(nnx.Module):
-    """Policy and value, sharing nothing. The policy starts almost uniform (gain 0.01)."""
+    """Policy and value without shared layers. The policy starts almost uniform (gain 0.01)."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class _ActorCritic(nnx.Module):
 
 @lru_cache(maxsize=64)
 def _actor_critic(num_features: int, hidden: tuple[int, ...], output: tuple[int, ...]) -> Any:
-    """The static half of an actor-critic of these sizes."""
+    """Return the static half of an actor-critic of these sizes."""
     return nnx.graphdef(
         nnx.eval_shape(lambda: _ActorCritic(num_features, hidden, output, nnx.Rngs(0)))
     )
@@ -87,14 +87,14 @@ def _actor_critic(num_features: int, hidden: tuple[int, ...], output: tuple[int,
 
 @lru_cache(maxsize=64)
 def _regressor(num_features: int, hidden: tuple[int, ...], output: tuple[int, ...]) -> Any:
-    """The static half of a regressor of these sizes."""
+    """Return the static half of a regressor of these sizes."""
     return nnx.graphdef(
         nnx.eval_shape(lambda: _MLP(num_features, hidden, output, 1.0, nnx.Rngs(0)))
     )
 
 
 def _sizes(mlp: Params) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    """Features, hidden sizes and output shape, read off the parameters of an ``_MLP``."""
+    """Read features, hidden sizes and output shape off the parameters of an ``_MLP``."""
     layers = mlp.get("hidden", {})
     hidden = tuple(layers[f"layer_{i}"]["bias"].shape[0] for i in range(len(layers)))
     first = layers["layer_0"] if layers else mlp["output"]
@@ -102,12 +102,12 @@ def _sizes(mlp: Params) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
 
 
 def num_features(params: Params) -> int:
-    """Length of the observations that an actor-critic reads."""
+    """Return the length of the observations that an actor-critic reads."""
     return _sizes(params["actor"])[0]
 
 
 def num_choices(params: Params) -> int:
-    """Number of choices of each part of an actor-critic's decisions."""
+    """Return the number of choices for each dimension of an actor-critic's decisions."""
     return params["actor"]["output"]["bias"].shape[-1]
 
 
@@ -122,20 +122,22 @@ def init(
     Args:
         key: Source of the initial weights.
         num_features: Length of an observation.
-        action_nvec: Number of choices of each part of a decision, as in Gymnasium's
+        action_nvec: Number of choices for each dimension of a decision, as in Gymnasium's
             ``MultiDiscrete``; ``(5,)`` is one gate from a grid of five.
         hidden: Widths of the tanh layers of both the actor and the critic.
 
     Returns:
         ``{"actor": ..., "critic": ...}``, each with ``hidden/layer_<i>`` and ``output``, each of
         those with ``kernel`` and ``bias``. The actor's output kernel is
-        ``[hidden, parts, choices]``.
+        ``[hidden, gate_dims, choices]``.
 
     Raises:
-        ValueError: If the parts of a decision do not all have the same number of choices.
+        ValueError: The dimensions of a decision do not have the same number of choices.
     """
     if len(set(action_nvec)) != 1:
-        raise ValueError(f"every part of a gate needs the same choices, got {tuple(action_nvec)}")
+        raise ValueError(
+            f"every dimension of a gate needs the same choices, got {tuple(action_nvec)}"
+        )
     output = (len(action_nvec), int(action_nvec[0]))
     module = _ActorCritic(num_features, tuple(hidden), output, nnx.Rngs(key))
     return nnx.to_pure_dict(nnx.state(module))
@@ -144,7 +146,7 @@ def init(
 def apply(
     params: Params, observations: Float[Array, "batch features"]
 ) -> tuple[Float[Array, "batch gate_dims choices"], Float[Array, " batch"]]:
-    """Logits of every choice and the expected reward, for a batch of observations."""
+    """Return the logits of every choice and the expected reward for a batch of observations."""
     module = nnx.merge(_actor_critic(*_sizes(params["actor"])), params)
     return module.actor(observations), module.critic(observations)[:, 0]
 
@@ -152,14 +154,14 @@ def apply(
 def policy(
     params: Params, observations: Float[Array, "batch features"]
 ) -> Float[Array, "batch gate_dims choices"]:
-    """Probability of every choice."""
+    """Return the probability of every choice."""
     return jax.nn.softmax(apply(params, observations)[0], axis=-1)
 
 
 def act(
     params: Params, observations: Float[Array, "batch features"]
 ) -> Int[Array, "batch gate_dims"]:
-    """Index of the most probable choice of each part; the first of equals."""
+    """Return the index of the most probable choice for each dimension; the first of equals."""
     return jnp.argmax(apply(params, observations)[0], axis=-1)
 
 

@@ -1,4 +1,4 @@
-"""What an environment is made of: problems with their features, the grid of gates, a backend."""
+"""The data of an environment: problems with their features, the grid of gates, a backend."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,26 +15,26 @@ from jroute.routing.gate import Gate
 from jroute.tasks.problem import Problem
 from jroute.utils.errors import UserError
 
-# Every observation begins with these two; what follows are features of one base prefill.
+# Every observation begins with these two; features of one prefill of the base model follow.
 LEADING_FEATURES = ("prompt_length", "length_bucket")
 
 
 @dataclass(frozen=True, eq=False)
 class EnvData:
-    """Everything an environment is made of; never changed, so environments share it.
+    """The immutable data of an environment, which several environments may share.
 
     Attributes:
         problems: The problems that episodes are drawn from.
         prompts: Prompt text of each problem.
         observations: Features of each problem; kept as a read-only float32 copy.
         feature_names: Name of each feature, beginning with ``LEADING_FEATURES``.
-        gates: The grid of gates: the gate of each action, or of each choice of its parts.
-        backend: Says what a gate gives on a problem.
+        gates: The grid of gates: the gate of each action, or of each of its choices.
+        backend: Gives the outcome of a gate on a problem.
         num_gate_dims: Numbers in one decision: 1 is a single gate for the whole depth
             (``Discrete``); more are one for each band or mixing site (``MultiDiscrete``).
 
     Raises:
-        UserError: If the parts do not fit together.
+        UserError: The fields do not fit together.
     """
 
     problems: Sequence[Problem] = field(repr=False)
@@ -47,7 +47,7 @@ class EnvData:
     rows: Mapping[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Check that the parts belong together and freeze them."""
+        """Check that the fields fit together and freeze them."""
         observations = np.array(self.observations, dtype=np.float32)
         problems, features = observations.shape
         if not len(self.problems) == len(self.prompts) == problems > 0:
@@ -64,12 +64,12 @@ class EnvData:
             row, column = map(int, np.argwhere(~np.isfinite(observations))[0])
             raise UserError(
                 f"feature {self.feature_names[column]} of problem {self.problems[row].id!r} is "
-                "not finite: look at how it was computed"
+                "not finite: check how it was computed"
             )
         if not self.gates or len(set(self.gates)) != len(self.gates):
-            raise UserError(f"an environment needs gates that differ, got {tuple(self.gates)}")
+            raise UserError(f"an environment needs distinct gates, got {tuple(self.gates)}")
         if self.num_gate_dims < 1:
-            raise UserError(f"a decision needs at least one dimension, got {self.num_gate_dims}")
+            raise UserError(f"num_gate_dims must be at least 1, got {self.num_gate_dims}")
         rows = {problem.id: row for row, problem in enumerate(self.problems)}
         if len(rows) != problems:
             raise UserError("two problems of an environment have the same id: make ids unique")
@@ -80,14 +80,14 @@ class EnvData:
         object.__setattr__(self, "rows", rows)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "EnvData":
-        """Itself: Gymnasium copies specs deeply, and a backend may hold a whole model."""
+        """Return itself: Gymnasium deep-copies specs, and a backend may hold a whole model."""
         return self
 
     def row(self, problem_id: str) -> int:
-        """The row of a problem.
+        """Return the row of a problem.
 
         Raises:
-            UserError: If it is not one of this environment's.
+            UserError: The environment does not have the problem.
         """
         if problem_id not in self.rows:
             raise UserError(
@@ -97,12 +97,12 @@ class EnvData:
         return self.rows[problem_id]
 
     def observation_space(self) -> spaces.Box:
-        """Any finite features: the same space for every split, whatever values occur in it."""
+        """Return the space of all finite features, which is the same for every split."""
         limit = float(np.finfo(np.float32).max)
         return spaces.Box(-limit, limit, shape=self.observations.shape[1:], dtype=np.float32)
 
     def action_space(self) -> spaces.Discrete | spaces.MultiDiscrete:
-        """One choice from the grid, or one for each part of a decision."""
+        """Return the space of choices from the grid: one, or one for each gate dimension."""
         choices = len(self.gates)
         return (
             spaces.Discrete(choices)
@@ -110,11 +110,11 @@ class EnvData:
             else spaces.MultiDiscrete(np.full(self.num_gate_dims, choices))
         )
 
-    def chosen(self, actions: Any, count: int) -> list[Gate]:
-        """The gates that a batch of actions stands for.
+    def gates_of(self, actions: Any, count: int) -> list[Gate]:
+        """Return the gates that a batch of actions stands for.
 
         Raises:
-            InvalidAction: Unless the actions are indices of gates, ``count`` rows of them.
+            InvalidAction: The actions are not ``count`` rows of indices into the grid.
         """
         actions = np.asarray(actions)
         shape = (count,) if self.num_gate_dims == 1 else (count, self.num_gate_dims)
@@ -124,17 +124,17 @@ class EnvData:
                 f"and type {actions.dtype}"
             )
         if np.any((actions < 0) | (actions >= len(self.gates))):
-            raise InvalidAction(f"{actions} are not all gates, there are {len(self.gates)}")
+            raise InvalidAction(f"{actions} are not all indices of the {len(self.gates)} gates")
         if self.num_gate_dims == 1:
             return [self.gates[i] for i in actions]
         return [tuple(self.gates[i] for i in row) for row in actions]
 
     def prompt_info(self, row: int) -> dict[str, Any]:
-        """What ``info`` tells of a problem before it is answered."""
+        """Return the ``info`` of a problem before it is answered."""
         return {"problem_id": self.problems[row].id, "prompt": self.prompts[row]}
 
     def outcome_info(self, row: int, outcome: Outcome) -> dict[str, Any]:
-        """What ``info`` tells of a problem that was answered."""
+        """Return the ``info`` of a problem and its outcome."""
         return {
             **self.prompt_info(row),
             "gate": outcome.gate,

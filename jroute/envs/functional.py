@@ -1,8 +1,8 @@
-"""The environment as functions ``reset`` and ``step``, for learners that live in JAX.
+"""The environment as functions ``reset`` and ``step``, for learners written in JAX.
 
-Over a table they are pure and of one prompt, to be vmapped and compiled; over anything else that
-gives outcomes they take a whole batch, which is the engine's. Both draw the same problems from the
-same keys.
+Over a table they are pure functions of one prompt, to be vmapped and compiled; over any other
+backend they take a whole batch, which suits the engine. Both draw the same problems from the same
+keys.
 """
 
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from jroute.utils.errors import UserError
 
 
 class TableState(NamedTuple):
-    """Which problem is on the table.
+    """The problem of an episode.
 
     Attributes:
         problem: Its row in the environment.
@@ -26,8 +26,8 @@ class TableState(NamedTuple):
     problem: Int[Array, "*batch"]
 
 
-class Questions(NamedTuple):
-    """Where problems are drawn from: their features alone, each equally likely.
+class UniformPrompts(NamedTuple):
+    """Draws problems, each equally likely, and shows their features.
 
     Attributes:
         observations: Features of each problem.
@@ -36,21 +36,20 @@ class Questions(NamedTuple):
     observations: Float[Array, "problems features"]
 
     def reset(self, key: Key[Array, ""]) -> tuple[TableState, Float[Array, " features"]]:
-        """Draw a problem; returns the state and its features."""
+        """Draw a problem; return the state and the problem's features."""
         problem = jax.random.randint(key, (), 0, self.observations.shape[0])
         return TableState(problem), self.observations[problem]
 
 
 class TableEnv(NamedTuple):
-    """One-step episodes over tabled rewards: see a problem's features, choose a gate, be paid.
+    """One-step episodes over a table of rewards: see features, choose a gate, get its reward.
 
     A pytree of two arrays with pure methods, so ``jax.vmap(env.step)`` is a batch of prompts and
-    the whole environment can itself be mapped over. Make it with ``create``, which checks the
-    arrays.
+    ``vmap`` can map over whole environments too. Make one with ``create``, which checks the arrays.
 
     Attributes:
         observations: Features of each problem.
-        rewards: What each gate pays on each problem.
+        rewards: The reward of each gate on each problem.
     """
 
     observations: Float[Array, "problems features"]
@@ -65,13 +64,13 @@ class TableEnv(NamedTuple):
         """Make an environment of float32 arrays on the default device.
 
         Raises:
-            UserError: If there is no problem or gate, or a number is not finite.
+            UserError: There are no problems or gates, or a number is not finite.
         """
         problems, gates = rewards.shape
         if problems == 0 or gates == 0:
             raise UserError(
-                f"an environment needs problems and gates, this one has {problems} and {gates}: "
-                "check the split and the gate grid"
+                f"an environment needs problems and gates, but this one has {problems} and "
+                f"{gates}: check the split and the gate grid"
             )
         for name, values in (("observations", observations), ("rewards", rewards)):
             bad = np.argwhere(~np.isfinite(np.asarray(values)))
@@ -79,28 +78,28 @@ class TableEnv(NamedTuple):
                 row, column = map(int, bad[0])
                 raise UserError(
                     f"{name} of the environment are not finite at problem {row}, column {column}: "
-                    "look at how they were computed"
+                    "check how they were computed"
                 )
         return cls(jnp.asarray(observations, jnp.float32), jnp.asarray(rewards, jnp.float32))
 
     @property
     def num_problems(self) -> int:
-        """Number of problems that episodes are drawn from."""
+        """Return the number of problems that episodes are drawn from."""
         return self.observations.shape[0]
 
     @property
     def num_features(self) -> int:
-        """Length of an observation."""
+        """Return the length of an observation."""
         return self.observations.shape[1]
 
     @property
     def num_gates(self) -> int:
-        """Number of actions."""
+        """Return the number of actions."""
         return self.rewards.shape[1]
 
     def reset(self, key: Key[Array, ""]) -> tuple[TableState, Float[Array, " features"]]:
-        """Draw a problem, each equally likely; returns the state and its features."""
-        return Questions(self.observations).reset(key)
+        """Draw a problem, each equally likely; return the state and the problem's features."""
+        return UniformPrompts(self.observations).reset(key)
 
     def step(
         self, state: TableState, action: Int[Array, ""], key: Key[Array, ""]
@@ -111,18 +110,17 @@ class TableEnv(NamedTuple):
         Bool[Array, ""],
         dict[str, Int[Array, ""]],
     ]:
-        """Answer the problem under a gate and move on to the next, drawn with the key.
+        """Answer the problem under a gate and draw the next one with the key.
 
         Args:
             state: The problem being answered.
-            action: Index of the gate. One outside the grid pays NaN: traced code cannot raise,
-                and JAX's own indexing would silently take the last gate.
+            action: Index of the gate. An index outside the grid gets the reward NaN: traced code
+                cannot raise, and JAX's own indexing would silently take the last gate.
             key: Draws the next problem.
 
         Returns:
-            State and features of the *next* problem (the episode ends with its only step and the
-            environment resets within it), reward, done (always true), and
-            ``{"problem": row just answered}``.
+            State and features of the *next* problem (the only step of an episode also resets the
+            environment), reward, done (always true), and ``{"problem": answered row}``.
         """
         reward = self.rewards.at[state.problem, action].get(
             mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
@@ -134,41 +132,41 @@ class TableEnv(NamedTuple):
 class LiveEnv:
     """``TableEnv`` over any backend: ``reset`` and ``step`` of a batch, which cannot be compiled.
 
-    Gates may have several parts. The state is passed in and out and nothing else is kept, so with a
-    backend that always says the same the functions are pure.
+    Gates may have several dimensions. All state is passed in and out, so the functions are pure if
+    the backend is.
 
     Attributes:
         data: Problems, features, gates and backend.
-        questions: Where problems are drawn from.
+        prompts: Draws the problems.
     """
 
     def __init__(self, data: EnvData) -> None:
         """Make the environment of a split."""
         self.data = data
-        self.questions = Questions(jnp.asarray(data.observations))
+        self.prompts = UniformPrompts(jnp.asarray(data.observations))
 
     def reset(
         self, keys: Key[Array, " batch"]
     ) -> tuple[TableState, Float[Array, "batch features"]]:
         """Draw problems, one for each key."""
-        return jax.vmap(self.questions.reset)(keys)
+        return jax.vmap(self.prompts.reset)(keys)
 
     def rewards(
         self,
         problems: Int[Array | np.ndarray, "*batch"],
-        actions: Int[Array | np.ndarray, "*batch_and_parts"],
+        actions: Int[Array | np.ndarray, "*batch_and_gate_dims"],
     ) -> Float[np.ndarray, "*batch"]:
-        """What gates pay on problems (their rows), by one call of the backend.
+        """Return the rewards of gates on problems, given by row, from one call of the backend.
 
         Raises:
-            InvalidAction: An action is no gate.
+            InvalidAction: An action is not the index of a gate.
         """
         rows, data = np.asarray(problems), self.data
         shape = (rows.size,) if data.num_gate_dims == 1 else (rows.size, data.num_gate_dims)
-        gates = data.chosen(np.asarray(actions).reshape(shape), rows.size)
+        gates = data.gates_of(np.asarray(actions).reshape(shape), rows.size)
         outcomes = data.backend.outcomes([data.problems[row] for row in rows.flat], gates)
-        paid = np.array([outcome.reward for outcome in outcomes], np.float32)
-        return paid.reshape(rows.shape)
+        rewards = np.array([outcome.reward for outcome in outcomes], np.float32)
+        return rewards.reshape(rows.shape)
 
     def step(
         self, states: TableState, actions: Any, keys: Key[Array, " batch"]
@@ -179,7 +177,7 @@ class LiveEnv:
         Bool[Array, " batch"],
         dict[str, Int[Array, " batch"]],
     ]:
-        """Answer a batch of problems and move on to the next; see ``TableEnv.step``."""
+        """Answer a batch of problems and draw the next ones; see ``TableEnv.step``."""
         rewards = self.rewards(states.problem, actions)
         following, observations = self.reset(keys)
         done = jnp.ones(len(rewards), bool)

@@ -1,8 +1,8 @@
-"""The environment as Gymnasium knows it: one prompt, or a batch of prompts.
+"""Gymnasium environments of one prompt, and of a batch of prompts.
 
-An episode is one prompt: the observation is its features, the action picks a gate (or one for each
-part of the depth), the reward comes from an ``OutcomeBackend``, and the episode is over. Text
-travels in ``info``.
+An episode is one prompt: the observation is its features, the action chooses a gate (or one for
+each band or site), the reward comes from an ``OutcomeBackend``, and the episode ends. ``info``
+holds the texts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -48,28 +48,28 @@ class _Splits:
         self.data(split)
 
     def data(self, split: str) -> EnvData:
-        """The data of a split.
+        """Return the data of a split.
 
         Raises:
-            UserError: There is no such split, or its observations or actions are of other sizes.
+            UserError: There is no such split, or its features or gates differ from the first's.
         """
         if split not in self._data:
             if self._load is None:
                 raise UserError(
-                    f"no split {split!r} in this environment, it has {', '.join(self._data)}"
+                    f"no split {split!r} in this environment; it has {', '.join(self._data)}"
                 )
             self._data[split] = self._load(split)
-        found, first = self._data[split], self._data.get(self.first, self._data[split])
-        if (found.feature_names, found.gates, found.num_gate_dims) != (
+        data, first = self._data[split], self._data.get(self.first, self._data[split])
+        if (data.feature_names, data.gates, data.num_gate_dims) != (
             first.feature_names,
             first.gates,
             first.num_gate_dims,
         ):
             raise UserError(
-                f"split {split!r} has other features or gates than split {self.first!r}: an "
-                "environment has one observation and one action space"
+                f"split {split!r} has different features or gates than split {self.first!r}: "
+                "an environment has one observation space and one action space"
             )
-        return found
+        return data
 
 
 def _check_options(options: Mapping[str, Any] | None, known: Sequence[str]) -> Mapping[str, Any]:
@@ -77,7 +77,7 @@ def _check_options(options: Mapping[str, Any] | None, known: Sequence[str]) -> M
     for name in options:
         if name not in known:
             raise UserError(
-                f"unknown reset option {name!r}: this environment knows {', '.join(known)}"
+                f"unknown reset option {name!r}: this environment has {', '.join(known)}"
             )
     return options
 
@@ -97,13 +97,13 @@ def _problem_rows(data: EnvData, options: Mapping[str, Any], count: int) -> list
 class RoutingEnv(Env[np.ndarray, Any]):
     """One prompt per episode, one step per episode.
 
-    ``reset(options={"problem_ids": [id], "split": name})`` asks for one problem, or for another
-    split to draw from in this episode; otherwise each problem of the first split is equally likely.
-    The ``info`` of a reset has ``problem_id`` and ``prompt``; that of a step also ``gate``,
+    ``reset(options={"problem_ids": [id], "split": name})`` chooses a problem, or another split to
+    draw this episode from; by default each problem of the first split is equally likely. The
+    ``info`` of a reset has ``problem_id`` and ``prompt``; that of a step also has ``gate``,
     ``completion``, ``tokens``, ``stop_reason``, ``parsed``, ``status`` and ``correct``.
 
     Attributes:
-        data: What episodes are made of now.
+        data: The data of the current episode's split.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own declaration)
@@ -135,31 +135,31 @@ class RoutingEnv(Env[np.ndarray, Any]):
         """Begin an episode.
 
         Args:
-            seed: Starts the random stream that problems are drawn from anew.
-            options: ``problem_ids``, a list of one id; ``split``, where to draw from.
+            seed: Restarts the random stream that problems are drawn from.
+            options: ``problem_ids``, a list of one id; ``split``, the split to draw from.
 
         Raises:
-            UserError: If an option, the split or the problem is unknown.
+            UserError: An option, the split or the problem is unknown.
         """
-        asked = _check_options(options, ("problem_ids", "split"))
-        data = self._splits.data(asked.get("split", self._splits.first))
-        rows = _problem_rows(data, asked, 1)
+        known = _check_options(options, ("problem_ids", "split"))
+        data = self._splits.data(known.get("split", self._splits.first))
+        rows = _problem_rows(data, known, 1)
         super().reset(seed=seed)
         self.data = data
         self._row = rows[0] if rows else int(self.np_random.integers(len(data.problems)))
         return data.observations[self._row].copy(), data.prompt_info(self._row)
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Answer the prompt under the chosen gate; the observation stays the prompt's.
+        """Answer the prompt under the chosen gate; the observation remains the prompt's.
 
         Raises:
-            ResetNeeded: If the episode is over or never began.
-            InvalidAction: If the action is not an index of a gate, or one for each part.
+            ResetNeeded: The episode is over or never began.
+            InvalidAction: The action is not the index of a gate, or one for each dimension.
         """
         if self._row is None:
             raise ResetNeeded("an episode is one step: call reset() before each step()")
         data, row = self.data, self._row
-        gates = data.chosen(np.asarray(action)[None], 1)
+        gates = data.gates_of(np.asarray(action)[None], 1)
         [outcome] = data.backend.outcomes([data.problems[row]], gates)
         self._row = None
         info = data.outcome_info(row, outcome)
@@ -169,12 +169,12 @@ class RoutingEnv(Env[np.ndarray, Any]):
 class RoutingVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """A batch of prompts, answered together by one call of the backend.
 
-    Transition by transition it is what ``gymnasium.vector.SyncVectorEnv`` makes of ``RoutingEnv``
-    with ``AutoresetMode.SAME_STEP``: every step ends every episode, so the returned observations
-    and top-level infos belong to the next prompts, and what was answered is in ``final_obs`` and
-    ``final_info``. ``reset(options={"problem_ids": [...], "split": name})`` names the problem of
-    each row, or the split that these episodes are drawn from; those that follow are of the first
-    split again.
+    Every transition equals that of ``gymnasium.vector.SyncVectorEnv`` over ``RoutingEnv`` with
+    ``AutoresetMode.SAME_STEP``: every step ends every episode, so the returned observations and
+    top-level infos belong to the next prompts, and those of the answered prompts are in
+    ``final_obs`` and ``final_info``. ``reset(options={"problem_ids": [...], "split": name})`` names
+    the problem of each row, or the split to draw these episodes from; later episodes come from the
+    first split again.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium's own declaration)
@@ -213,12 +213,12 @@ class RoutingVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     @property
     def np_random(self) -> tuple[np.random.Generator, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The random stream of each row."""
+        """Return the random stream of each row."""
         return tuple(generator for generator, _ in self._streams)
 
     @property
     def np_random_seed(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The seed that each row's random stream began with."""
+        """Return the seed that each row's random stream started from."""
         return tuple(seed for _, seed in self._streams)
 
     def reset(
@@ -227,28 +227,28 @@ class RoutingVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[Float32[np.ndarray, "envs features"], dict[str, Any]]:
-        """Begin the episodes of all rows, or of some.
+        """Begin the episodes of all rows, or of the rows of a mask.
 
         Args:
-            seed: ``seed + i`` starts the random stream of row i anew; or a list, one seed or None
+            seed: ``seed + i`` restarts the random stream of row i; or a list with a seed or None
                 for each row.
-            options: ``problem_ids``, a list of one id per row; ``split``, where to draw from;
-                ``reset_mask``, a boolean array: only its true rows begin anew (and are seeded), the
-                others keep their prompts and have no infos. The dictionary is left as it is.
+            options: ``problem_ids``, a list of one id per row; ``split``, the split to draw from;
+                ``reset_mask``, a boolean array: only its true rows are reset (and seeded), the
+                others keep their prompts and have no infos. The dictionary is not changed.
 
         Raises:
-            UserError: If an option, the split or a problem is unknown.
-            TypeError: If the mask is no array of booleans.
-            ValueError: If the mask or the list of seeds has the wrong length, or no row is chosen.
-            ResetNeeded: If only some rows are reset although none has begun.
+            UserError: An option, the split or a problem is unknown.
+            TypeError: The mask is not an array of booleans.
+            ValueError: The mask or the list of seeds has the wrong length, or the mask is empty.
+            ResetNeeded: The mask leaves rows out before the first reset of all rows.
         """
-        asked = _check_options(options, ("problem_ids", "split", "reset_mask"))
-        data = self._splits.data(asked.get("split", self._splits.first))
-        chosen = _problem_rows(data, asked, self.num_envs)
-        mask = self._reset_mask(asked)
+        known = _check_options(options, ("problem_ids", "split", "reset_mask"))
+        data = self._splits.data(known.get("split", self._splits.first))
+        chosen = _problem_rows(data, known, self.num_envs)
+        mask = self._reset_mask(known)
         seeds = self._row_seeds(seed)
         if self._rows is None and not mask.all():
-            raise ResetNeeded("call reset() for all rows before resetting some of them")
+            raise ResetNeeded("call reset() for all rows before resetting a part of them")
         for i in np.flatnonzero(mask):
             if (row_seed := seeds[i]) is not None:
                 self._streams[i] = seeding.np_random(row_seed)
@@ -266,18 +266,25 @@ class RoutingVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """Answer every prompt under its gate and draw the next prompts.
 
         Raises:
-            ResetNeeded: If no episode has begun.
-            InvalidAction: Unless the actions are one index of a gate for each row.
+            ResetNeeded: No episode has begun.
+            InvalidAction: The actions are not one index of a gate for each row.
         """
         if self._rows is None:
             raise ResetNeeded("call reset() before the first step()")
-        first, answered, asked = self._splits.data(self._splits.first), self._rows, self._data
-        gates = first.chosen(actions, self.num_envs)
-        outcomes = self._answered(asked, answered, gates)
+        first, answered, answered_data = (
+            self._splits.data(self._splits.first),
+            self._rows,
+            self._data,
+        )
+        gates = first.gates_of(actions, self.num_envs)
+        outcomes = self._outcomes(answered_data, answered, gates)
         infos: dict[str, Any] = {}
         final = self._observations()
         for i, (row, outcome) in enumerate(zip(answered.tolist(), outcomes, strict=True)):
-            ended = {"final_obs": final[i], "final_info": asked[i].outcome_info(row, outcome)}
+            ended = {
+                "final_obs": final[i],
+                "final_info": answered_data[i].outcome_info(row, outcome),
+            }
             infos = self._add_info(infos, ended, i)
         observations, begun = self._begin(np.ones(self.num_envs, dtype=np.bool_), first, None)
         return (
@@ -288,20 +295,20 @@ class RoutingVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             infos | begun,
         )
 
-    def _answered(
-        self, asked: Sequence[EnvData], rows: Int[np.ndarray, " envs"], gates: Sequence[Gate]
+    def _outcomes(
+        self, owners: Sequence[EnvData], rows: Int[np.ndarray, " envs"], gates: Sequence[Gate]
     ) -> list[Outcome]:
-        """What the gates give, by one call for each backend."""
-        found: dict[int, Outcome] = {}
-        for backend in {id(data.backend): data.backend for data in asked}.values():
-            members = [i for i, data in enumerate(asked) if data.backend is backend]
-            problems = [asked[i].problems[rows[i]] for i in members]
+        """Return the outcome of each row's gate, with one call for each backend."""
+        by_row: dict[int, Outcome] = {}
+        for backend in {id(data.backend): data.backend for data in owners}.values():
+            members = [i for i, data in enumerate(owners) if data.backend is backend]
+            problems = [owners[i].problems[rows[i]] for i in members]
             outcomes = backend.outcomes(problems, [gates[i] for i in members])
-            found.update(zip(members, outcomes, strict=True))
-        return [found[i] for i in range(len(asked))]
+            by_row.update(zip(members, outcomes, strict=True))
+        return [by_row[i] for i in range(len(owners))]
 
     def _observations(self) -> Float32[np.ndarray, "envs features"]:
-        """A fresh array of what every row shows."""
+        """Return a new array of every row's observation."""
         assert self._rows is not None
         pairs = zip(self._data, self._rows.tolist(), strict=True)
         return np.stack([data.observations[row] for data, row in pairs])
@@ -309,7 +316,7 @@ class RoutingVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def _begin(
         self, mask: Bool[np.ndarray, " envs"], data: EnvData, chosen: list[int] | None
     ) -> tuple[Float32[np.ndarray, "envs features"], dict[str, Any]]:
-        """Give the masked rows their next problems; observations of all rows, infos of those."""
+        """Begin the masked rows' episodes; return all rows' observations and those rows' infos."""
         rows = np.zeros(self.num_envs, dtype=np.int64) if self._rows is None else self._rows.copy()
         owners = list(self._data)
         infos: dict[str, Any] = {}
@@ -322,7 +329,7 @@ class RoutingVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return self._observations(), infos
 
     def _reset_mask(self, options: Mapping[str, Any]) -> Bool[np.ndarray, " envs"]:
-        """The rows to reset, under the rules that Gymnasium's own vector environments follow."""
+        """Return the rows to reset, by the rules of Gymnasium's own vector environments."""
         if "reset_mask" not in options:
             return np.ones(self.num_envs, dtype=np.bool_)
         mask = options["reset_mask"]

@@ -167,7 +167,7 @@ def train_ppo(run: Run, env: TableEnv | LiveEnv) -> LearnerState:
     if mesh is not None and config.batch_size // config.minibatches % mesh.shape["data"] == 0:
         sharding = NamedSharding(mesh, PartitionSpec("data"))
     live = isinstance(env, LiveEnv)
-    observations = env.questions.observations if live else env.observations
+    observations = env.prompts.observations if live else env.observations
     key = jax.random.fold_in(jax.random.key(run.experiment.seed), hash_text("ppo"))
     num_cells = len(observations) * len(gates) ** run.num_gate_dims
     if live:
@@ -231,7 +231,7 @@ def _live_updates(run: Run, env: LiveEnv, sharding: NamedSharding | None) -> Upd
     def updates(state: LearnerState, steps: int) -> tuple[LearnerState, Metrics]:
         told = []
         for _ in range(steps):
-            decisions = decide(env.questions, state)
+            decisions = decide(env.prompts, state)
             problems, actions = jax.device_get((decisions.states.problem, decisions.choices))
             rewards = env.rewards(problems, actions)
             numbers = number_cells(problems, actions, choices)

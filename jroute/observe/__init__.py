@@ -1,1 +1,1 @@
-"""What a run shows while it goes on."""
+"""What a run shows of itself: training curves, traces of episodes, progress on the terminal."""

@@ -1,4 +1,4 @@
-"""Progress on the terminal or in a log: the only clock there is around the engine."""
+"""Progress of long work, on the terminal or in a log."""
 
 import sys
 import time
@@ -7,28 +7,28 @@ from typing import Any
 
 from tqdm import tqdm
 
-IN_A_LOG = 30.0
-"""Seconds between two states of a bar that nobody watches."""
+LOG_INTERVAL = 30.0
+"""Seconds between two updates of a bar in a log."""
 
 
 def progress_bar(*args: Any, **options: Any) -> tqdm:
-    """A tqdm bar, seldom renewed where standard error is no terminal but a log."""
+    """Make a tqdm bar, which updates rarely if standard error is a log and not a terminal."""
     if not sys.stderr.isatty():
-        options = {"mininterval": IN_A_LOG, "maxinterval": IN_A_LOG, **options}
+        options = {"mininterval": LOG_INTERVAL, "maxinterval": LOG_INTERVAL, **options}
     return tqdm(*args, **options)
 
 
 class GenerationBar:
-    """A bar that says how many completions are there, tokens per second, and how busy slots are.
+    """A bar of finished completions, with tokens per second and the share of busy slots.
 
-    Give it to whatever generates, as ``progress``; it may serve several runs, one after the other,
-    and counts their completions together. What each run may compile is printed once.
+    Pass it as ``progress`` to whatever generates. It may serve several generations, one after the
+    other, and counts their completions together. It lists the programs that each may compile once.
 
     Args:
-        total: Completions to come in all runs.
+        total: Completions of all generations.
         title: What is generated.
-        unit: What one completion is called.
-        quiet: Print nothing.
+        unit: What a completion is called.
+        quiet: Whether to print nothing.
     """
 
     def __init__(self, total: int, title: str, unit: str = "prompt", *, quiet: bool = False):
@@ -50,8 +50,8 @@ class GenerationBar:
         self._bar.close()
 
     def __call__(self, now: Any) -> None:
-        """Show a ``jroute.generate.engine.Progress``."""
-        if now.finished < self._last or not now.tokens:  # another run begins
+        """Show a ``jroute.generate.requests.Progress``."""
+        if now.finished < self._last or not now.tokens:  # another generation begins
             self._before, self._last = self._before + self._last, 0
             self._tokens, self._started = 0, time.perf_counter()
         if now.programs not in self._listed:

@@ -1,4 +1,4 @@
-"""Training curves: for TensorBoard under CleanRL's names, and seed by seed for the report.
+"""Training curves: for TensorBoard under CleanRL's names, and of every seed for the report.
 
 ==============================  ==========================================================
 ``events.out.tfevents.*``       means over seeds as scalars, the gate histogram (TensorBoard)
@@ -24,27 +24,27 @@ LOG = logging.getLogger("jroute")
 Track = Literal["", "wandb"]
 
 GATE_SHARE = "charts/gate_frac_"
-"""Curves so named, one for each gate, are also written as the histogram ``charts/gate``."""
+"""Prefix of the curves, one for each gate, that also become the histogram ``charts/gate``."""
 
 
 def check_tracker(track: Track) -> None:
-    """Refuses a tracker that is not installed, before hours are spent.
+    """Refuse a tracker that is not installed, before the training starts.
 
     Raises:
-        UserError: It is not.
+        UserError: The tracker is not installed.
     """
-    found = find_spec(track) if track else None
-    if track and (found is None or found.origin is None):  # a folder of that name is no package
+    spec = find_spec(track) if track else None
+    if track and (spec is None or spec.origin is None):  # a folder of that name is not a package
         raise UserError(
             f"--track {track} needs a package that is missing; pip install 'jroute[{track}]'"
         )
 
 
 class Scalars:
-    """Writes curves into a run's ``tensorboard`` folder, and to Weights & Biases if asked to.
+    """Writes curves into a run's ``tensorboard`` folder and, on request, to Weights & Biases.
 
-    Values with a leading axis of seeds are written as their mean over the seeds that have one: an
-    explained variance does not exist where all rewards were the same.
+    TensorBoard gets means over the seeds that have a value: the explained variance does not exist
+    where all rewards are equal.
     """
 
     def __init__(
@@ -55,15 +55,15 @@ class Scalars:
         track: Track = "",
         config: Mapping[str, Any] | None = None,
     ):
-        """Open the folder; curves from ``purge_step`` on are written anew after a resume.
+        """Open the folder and drop what it has from ``purge_step`` on, which a resume writes again.
 
         Args:
             folder: Where curves go.
-            purge_step: First step that is still to come.
-            track: ``wandb`` writes the same scalars and histograms to Weights & Biases as well;
-                where to and under which key is W&B's own configuration (``WANDB_MODE=offline``
-                sends nothing).
-            config: Shown beside the curves by a tracker.
+            purge_step: The next step to write.
+            track: ``wandb`` also writes the scalars and histograms to Weights & Biases, whose own
+                configuration says where to and under which key (``WANDB_MODE=offline`` sends
+                nothing).
+            config: What a tracker shows beside the curves.
 
         Raises:
             UserError: The tracker is not installed.
@@ -71,7 +71,7 @@ class Scalars:
         from tensorboardX import SummaryWriter
 
         check_tracker(track)
-        self._tracked = _WandB(folder, config or {}) if track else None
+        self._tracker = _WandB(folder, config or {}) if track else None
         self._writer = SummaryWriter(str(folder), purge_step=purge_step, write_to_disk=True)
         self._seeds = folder / "seeds"
         self._seeds.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ class Scalars:
                 chunk.unlink()
 
     def write(self, named: Mapping[str, np.ndarray], first_step: int) -> None:
-        """Write ``[seeds, updates]`` arrays; update i stands at step ``first_step + i``."""
+        """Write ``[seeds, updates]`` arrays; update i is step ``first_step + i``."""
         by_seed = {name: np.atleast_2d(values) for name, values in named.items()}
         with (
             atomic_write(self._seeds / f"{first_step:08d}.npz") as partial,
@@ -96,21 +96,21 @@ class Scalars:
         }
         for i in range(max(map(len, means.values()), default=0)):
             step = first_step + i
-            seen = {
+            logged = {
                 name: float(values[i])
                 for name, values in means.items()
                 if not np.ma.getmaskarray(values)[i]
             }
-            for name, value in seen.items():
+            for name, value in logged.items():
                 self._writer.add_scalar(name, value, step)
             bars = _bars({gate: float(values[i]) for gate, values in shares.items()})
             if bars:
                 self._histogram(*bars, step)
-            if self._tracked is not None:
-                self._tracked(seen, bars, step)
+            if self._tracker is not None:
+                self._tracker(logged, bars, step)
 
     def _histogram(self, limits: list[float], shares: list[float], step: int) -> None:
-        """Shares of every gate as a histogram whose bars are as wide as the grid is."""
+        """Write the share of every gate as a histogram with a bar for each gate of the grid."""
         middles = (np.array(limits[:-1]) + np.array(limits[1:])) / 2
         self._writer.add_histogram_raw(
             "charts/gate",
@@ -125,14 +125,14 @@ class Scalars:
         )
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write everything that is buffered."""
         self._writer.close()
-        if self._tracked is not None:
-            self._tracked.close()
+        if self._tracker is not None:
+            self._tracker.close()
 
 
 def _bars(shares: Mapping[float, float]) -> tuple[list[float], list[float]] | None:
-    """Edges and heights of a histogram with one bar around every gate."""
+    """Return edges and heights of a histogram with one bar around every gate."""
     gates = np.array(sorted(shares))
     if len(gates) < 2:
         return None
@@ -142,9 +142,9 @@ def _bars(shares: Mapping[float, float]) -> tuple[list[float], list[float]] | No
 
 
 class _WandB:
-    """A Weights & Biases run of a folder; a run that is resumed goes on in it.
+    """A Weights & Biases run of a folder, which a resumed training continues.
 
-    Whatever fails is told once; the training goes on without.
+    The first failure is logged; the training then continues without W&B.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any]):
@@ -154,8 +154,8 @@ class _WandB:
     def _open(self, folder: Path, config: Mapping[str, Any]) -> None:
         import wandb
 
-        known = folder / "wandb.json"
-        identity = json.loads(known.read_text())["id"] if known.is_file() else None
+        id_file = folder / "wandb.json"
+        run_id = json.loads(id_file.read_text())["id"] if id_file.is_file() else None
         folder.mkdir(parents=True, exist_ok=True)
         self._histogram = wandb.Histogram
         self._run = wandb.init(
@@ -163,10 +163,10 @@ class _WandB:
             name=folder.absolute().parent.name,
             dir=str(folder),
             config=dict(config),
-            id=identity,
+            id=run_id,
             resume="allow",
         )
-        write_text(known, json.dumps({"id": self._run.id}) + "\n")
+        write_text(id_file, json.dumps({"id": self._run.id}) + "\n")
 
     def __call__(
         self,
@@ -176,22 +176,22 @@ class _WandB:
     ) -> None:
         if self._run is None:
             return
-        shown: dict[str, Any] = dict(values)
+        payload: dict[str, Any] = dict(values)
         if bars:
             limits, shares = bars
-            shown["charts/gate"] = self._histogram(
+            payload["charts/gate"] = self._histogram(
                 np_histogram=(np.array(shares), np.array(limits))
             )
-        self._try(lambda: self._run.log(shown, step=step))
+        self._try(lambda: self._run.log(payload, step=step))
 
     def close(self) -> None:
-        """End the run."""
+        """Finish the run."""
         if self._run is not None:
             self._try(self._run.finish)
 
-    def _try(self, act: Callable[[], Any]) -> None:
+    def _try(self, action: Callable[[], Any]) -> None:
         try:
-            act()
+            action()
         except Exception as error:
             self._run = None
             reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -199,33 +199,33 @@ class _WandB:
 
 
 def read_curves(folder: Path) -> tuple[dict[str, Float[np.ndarray, "seeds updates"]], bool]:
-    """Curves of a run, and whether they are known seed by seed.
+    """Read the curves of a run, and whether they are those of every seed.
 
-    A folder without ``seeds`` (an older run's) gives the means that TensorBoard has, as one row;
-    one without anything gives nothing.
+    A folder without ``seeds`` (of an older run) has only TensorBoard's means, which become one
+    row; an empty folder has no curves.
     """
     chunks = sorted((folder / "seeds").glob("*.npz"))
     if not chunks:
         means = {name: np.array([row]) for name, row in _read_events(folder).items()}
         return means, False
-    parts: list[dict[str, np.ndarray]] = []
+    pieces: list[dict[str, np.ndarray]] = []
     for chunk in chunks:
         with np.load(chunk) as stored:
-            parts.append({name: stored[name].astype(np.float64) for name in stored.files})
-    names = set(parts[0]).intersection(*parts[1:])
+            pieces.append({name: stored[name].astype(np.float64) for name in stored.files})
+    names = set(pieces[0]).intersection(*pieces[1:])
     joined = {}
     for name in sorted(names):
-        seeds = max(len(part[name]) for part in parts)
-        spread = [np.broadcast_to(p[name], (seeds, p[name].shape[1])) for p in parts]
+        seeds = max(len(piece[name]) for piece in pieces)
+        spread = [np.broadcast_to(p[name], (seeds, p[name].shape[1])) for p in pieces]
         joined[name] = np.concatenate(spread, axis=1)
     return joined, max(len(values) for values in joined.values()) > 1
 
 
 def _read_events(folder: Path) -> dict[str, list[float]]:
-    """Scalars of TensorBoard's files, the last value of every step, NaN where there is none."""
+    """Read scalars from TensorBoard's files: the last value of every step, NaN if it has none."""
     from tensorboardX.proto.event_pb2 import Event  # type: ignore[attr-defined]
 
-    found: dict[str, dict[int, float]] = {}
+    curves: dict[str, dict[int, float]] = {}
     for path in sorted(folder.glob("events.out.tfevents.*")):
         data, at = memoryview(path.read_bytes()), 0
         while at + 12 <= len(data):  # length, checksum, event, checksum
@@ -236,9 +236,9 @@ def _read_events(folder: Path) -> dict[str, list[float]]:
             at += 16 + size
             for value in event.summary.value:
                 if value.HasField("simple_value"):
-                    found.setdefault(value.tag, {})[event.step] = value.simple_value
-    length = 1 + max((max(steps) for steps in found.values()), default=-1)
+                    curves.setdefault(value.tag, {})[event.step] = value.simple_value
+    length = 1 + max((max(steps) for steps in curves.values()), default=-1)
     return {
         name: [steps.get(step, float("nan")) for step in range(length)]
-        for name, steps in found.items()
+        for name, steps in curves.items()
     }

@@ -1,10 +1,9 @@
 """Episodes as OpenTelemetry spans: prompt, features, gate, completion, answer, reward.
 
-Off unless asked for. Spans go to a file of the run (Parquet or JSON lines, which needs nothing but
-what jroute needs anyway), to an OTLP/HTTP collector, and to Judgment. Names are those of
-OpenTelemetry's semantic conventions for generative AI where they have one, ``jroute.*`` where they
-have none. Whatever goes wrong while a run goes on is told once and costs the run nothing but those
-spans.
+Off by default. Spans go to a file of the run (Parquet or JSON lines, without further dependencies),
+to an OTLP/HTTP collector, and to Judgment. Names are those of OpenTelemetry's semantic conventions
+for generative AI where these define one, otherwise ``jroute.*``. A failing destination is logged
+once and loses its spans; the run continues.
 """
 
 import hashlib
@@ -25,7 +24,7 @@ from jroute.utils.files import atomic_write
 LOG = logging.getLogger("jroute")
 
 BATCH = 256
-"""Spans that are handed to an exporter at a time."""
+"""Spans that an exporter gets at a time."""
 
 TIMEOUT = 5.0
 """Seconds a collector has for a batch, all attempts together."""
@@ -38,7 +37,7 @@ _FINISH = {"end_token": "stop", "stop_string": "stop", "length": "length"}
 
 @dataclass(frozen=True)
 class TraceConfig:
-    """Where the spans of evaluated episodes go; nowhere by default.
+    """Where the spans of judged episodes go; nowhere by default.
 
     Attributes:
         format: File in the run's ``traces`` folder: ``parquet``, ``jsonl`` or ``off``.
@@ -55,30 +54,30 @@ class TraceConfig:
 
     @property
     def on(self) -> bool:
-        """Whether there is anywhere to write to."""
+        """Tell whether spans are written anywhere."""
         return self.format != "off" or bool(self.endpoint or self.judgment)
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One prompt that was answered under one gate and judged.
+    """One prompt, answered under one gate and graded.
 
     Attributes:
-        key: Names the episode: a trace that is written again has the same ids.
-        prompt: What the model read.
-        features: What the controller saw, by name.
+        key: Name of the episode, which decides its ids.
+        prompt: The text that the model read.
+        features: The controller's features, by name.
         gate: One number, or one for every band or layer.
-        completion: What the model wrote.
-        tokens: How many tokens that is.
+        completion: The text that the model wrote.
+        tokens: Number of tokens of the completion.
         stop_reason: ``end_token``, ``stop_string`` or ``length``.
-        parsed: The answer that was read from it.
+        parsed: The answer read from the completion.
         status: ``ok``, ``no_answer`` or ``truncated``.
         gold: The right answer.
-        correct: Whether it is.
-        reward: What was paid.
-        labels: Anything else to find it by (split, problem, arms), under ``jroute.<name>``.
-        start: When it began, in nanoseconds since 1970; now if not known.
-        end: When it ended; ``start`` if not known.
+        correct: Whether the answer is right.
+        reward: The reward.
+        labels: More attributes (split, problem, arms), under ``jroute.<name>``.
+        start: When it began, in nanoseconds since 1970; now if unknown.
+        end: When it ended; ``start`` if unknown.
     """
 
     key: str
@@ -100,7 +99,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class Span:
-    """A finished span of its own trace; ids as OpenTelemetry's, 128 and 64 bits wide."""
+    """A finished span in a trace of its own; ids are OpenTelemetry's, of 128 and 64 bits."""
 
     name: str
     trace_id: int
@@ -111,18 +110,18 @@ class Span:
     events: Mapping[str, Mapping[str, Any]]
 
 
-def span(episode: Episode, common: Mapping[str, Any]) -> Span:
-    """An episode as a span.
+def make_span(episode: Episode, common: Mapping[str, Any]) -> Span:
+    """Make the span of an episode.
 
     Args:
         episode: The episode.
-        common: Attributes that all episodes share: the model, the decoding.
+        common: Attributes of all episodes: the model, the decoding.
     """
     digest = hashlib.sha256(episode.key.encode()).digest()
     start = episode.start or time.time_ns()
     finish = _FINISH.get(episode.stop_reason, episode.stop_reason)
-    said = {"role": "assistant", "parts": [_text(episode.completion)], "finish_reason": finish}
-    read = int(episode.features.get("prompt_length", 0))
+    reply = {"role": "assistant", "parts": [_text(episode.completion)], "finish_reason": finish}
+    prompt_tokens = int(episode.features.get("prompt_length", 0))
     return Span(
         "episode",
         int.from_bytes(digest[:16], "big"),
@@ -132,10 +131,10 @@ def span(episode: Episode, common: Mapping[str, Any]) -> Span:
         {
             **common,
             "gen_ai.input.messages": _json([{"role": "user", "parts": [_text(episode.prompt)]}]),
-            **({"gen_ai.usage.input_tokens": read} if read else {}),
+            **({"gen_ai.usage.input_tokens": prompt_tokens} if prompt_tokens else {}),
             **{f"jroute.features.{name}": float(v) for name, v in episode.features.items()},
             "jroute.gate": [float(part) for part in episode.gate],
-            "gen_ai.output.messages": _json([said]),
+            "gen_ai.output.messages": _json([reply]),
             "gen_ai.response.finish_reasons": [finish],
             "gen_ai.usage.output_tokens": episode.tokens,
             "jroute.answer.parsed": episode.parsed,
@@ -164,24 +163,24 @@ def _json(value: Any) -> str:
 
 @runtime_checkable
 class Sink(Protocol):
-    """Somewhere spans go; any exception means that they did not arrive."""
+    """A destination of spans; any exception means that they did not arrive."""
 
     def send(self, spans: Sequence[Span]) -> None:
-        """Take some spans."""
+        """Send spans."""
         ...
 
     def close(self) -> None:
-        """Everything is sent."""
+        """Finish sending."""
         ...
 
 
 class Traces:
-    """Writes spans of episodes to every place that was configured; a context manager.
+    """Writes spans of episodes to every configured destination; a context manager.
 
-    A place that fails is left out from then on, with one line in the log.
+    A destination that fails gets no more spans, and a line in the log says so.
 
     Attributes:
-        lost: Spans that did not arrive, by place.
+        lost: Number of spans that did not arrive, by destination.
     """
 
     def __init__(
@@ -191,16 +190,16 @@ class Traces:
         name: str,
         common: Mapping[str, Any] | None = None,
     ):
-        """Open the places.
+        """Open the destinations.
 
         Args:
-            config: Which ones.
-            folder: Where a file goes; it is made if it does not exist.
-            name: Of that file, without its ending.
-            common: Attributes that all spans share.
+            config: The destinations.
+            folder: Folder of a file, made if it does not exist.
+            name: Name of that file, without its suffix.
+            common: Attributes of all spans.
 
         Raises:
-            UserError: A package is missing that was asked for.
+            UserError: A destination needs a package that is not installed.
         """
         makers: dict[str, Callable[[], Sink]] = {}
         if config.format != "off":
@@ -214,14 +213,14 @@ class Traces:
         self._common = dict(common or {})
         self._waiting: list[Span] = []
         self._sinks: dict[str, Sink] = {}
-        for place, make in makers.items():
-            self.lost[place] = 0
+        for destination, make in makers.items():
+            self.lost[destination] = 0
             try:
-                self._sinks[place] = make()
+                self._sinks[destination] = make()
             except UserError:
                 raise
             except Exception as error:
-                self._drop(place, error)
+                self._drop(destination, error)
 
     def __enter__(self) -> "Traces":
         return self
@@ -230,47 +229,49 @@ class Traces:
         self.close()
 
     def write(self, episodes: Iterable[Episode]) -> None:
-        """Take episodes; they may be sent later."""
+        """Write episodes, which may be sent later."""
         for episode in episodes:
-            self._waiting.append(span(episode, self._common))
+            self._waiting.append(make_span(episode, self._common))
             if len(self._waiting) >= BATCH:
                 self._flush()
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send all waiting spans and close the destinations."""
         self._flush()
-        for place, sink in list(self._sinks.items()):
+        for destination, sink in list(self._sinks.items()):
             try:
                 sink.close()
             except Exception as error:
-                self._drop(place, error)
+                self._drop(destination, error)
         self._sinks.clear()
-        for place, count in self.lost.items():
+        for destination, count in self.lost.items():
             if count:
-                LOG.warning("traces: %d episodes did not reach %s", count, place)
+                LOG.warning("traces: %d episodes did not reach %s", count, destination)
 
     def _flush(self) -> None:
         spans, self._waiting = self._waiting, []
         if not spans:
             return
-        for place in self.lost:
-            sink = self._sinks.get(place)
+        for destination in self.lost:
+            sink = self._sinks.get(destination)
             try:
                 if sink is not None:
                     sink.send(spans)
             except Exception as error:
-                self._drop(place, error)
-            if place not in self._sinks:
-                self.lost[place] += len(spans)
+                self._drop(destination, error)
+            if destination not in self._sinks:
+                self.lost[destination] += len(spans)
 
-    def _drop(self, place: str, error: Exception) -> None:
-        self._sinks.pop(place, None)
+    def _drop(self, destination: str, error: Exception) -> None:
+        self._sinks.pop(destination, None)
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        LOG.warning("traces: %s takes no more episodes (%s); the run goes on", place, reason[0])
+        LOG.warning(
+            "traces: %s takes no more episodes (%s); the run goes on", destination, reason[0]
+        )
 
 
 class _File:
-    """A file that is there whole, or not at all."""
+    """A file that exists complete or not at all."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -278,7 +279,7 @@ class _File:
         file.parent.mkdir(parents=True, exist_ok=True)
 
     def send(self, spans: Sequence[Span]) -> None:
-        """Keep them as rows: one column for every attribute, an event's under its own name."""
+        """Keep spans as rows: one column for every attribute, those of events included."""
         self.rows += [
             {
                 "trace_id": f"{s.trace_id:032x}",

@@ -1,20 +1,19 @@
-"""Tasks: problems with numeric answers, prompts for them, and the reading of answers.
+"""Tasks: problems with numeric answers, their prompts, and the reward of an answer.
 
-``load_problems`` gives the problems of a split, always in the same order;
-``jroute.tasks.prompts`` turns a question into a prompt, ``jroute.tasks.answers`` a completion
-into a reward. Nothing here knows a model.
+``load_problems`` returns the problems of a split, always in the same order. From there
+``jroute.tasks.prompts`` makes a prompt of a question, ``jroute.tasks.answers`` reads the
+answer of a completion, and ``jroute.tasks.rewards`` turns it into a reward. Nothing here knows a
+model.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from jroute.tasks.problem import Problem
+from jroute.tasks.problem import Problem, Split
 from jroute.utils.errors import UserError
 from jroute.utils.keys import Keys, keys
 
 __all__ = ["Problem", "Split", "TaskConfig", "load_problems"]
-
-Split = Literal["train", "validation", "test", "ood"]
 
 _SPLITS: dict[str, tuple[Split, ...]] = {
     "synthetic": ("train", "validation", "test", "ood"),
@@ -31,18 +30,18 @@ class TaskConfig:
     Attributes:
         name: ``synthetic`` (generated), ``gsm8k``, ``svamp``, or ``jsonl`` (the user's own).
         path: File or folder of the data, absolute, relative to the working directory, or relative
-            to ``$JROUTE_DATA``. If it is empty, ``gsm8k`` and ``svamp`` are taken from the folder
-            of that name under ``$JROUTE_DATA``, and if there is none, from the hub. Without meaning
-            for ``synthetic``.
+            to ``$JROUTE_DATA``. If it is empty, ``gsm8k`` and ``svamp`` come from the folder of
+            that name under ``$JROUTE_DATA`` if it exists, otherwise from the hub. ``synthetic``
+            ignores it.
         question_field: Field of a ``jsonl`` line with the question.
         answer_field: Field of a ``jsonl`` line with the answer.
-        train: Number of training problems of ``synthetic``; files have as many as they have.
+        train: Number of training problems of ``synthetic``; a file decides its own number.
         validation: Number of validation problems: generated for ``synthetic``, held out of the
             training file for ``gsm8k`` and ``jsonl`` (see ``jroute.tasks.sources.held_out``).
         test: Number of test problems of ``synthetic``.
         ood: Number of out-of-distribution problems of ``synthetic``.
-        limit: If not 0, only the first so many problems of a split are used.
-        seed: Of the ``synthetic`` problems.
+        limit: If not 0, use only that many problems, the first of each split.
+        seed: Seed of the ``synthetic`` problems.
     """
 
     stored_keys: ClassVar[Keys] = keys(
@@ -87,7 +86,7 @@ def load_problems(config: TaskConfig, split: Split) -> list[Problem]:
         split: The split.
 
     Returns:
-        The problems, in an order that depends on the data and the config alone.
+        The problems, in an order that depends only on the data and the config.
 
     Raises:
         UserError: The task has no such split, or its data is missing or damaged.
@@ -103,7 +102,7 @@ def load_problems(config: TaskConfig, split: Split) -> list[Problem]:
 
 
 def _load(config: TaskConfig, split: Split) -> list[Problem]:
-    # Imported here so that one task's needs (`datasets`) do not burden the others.
+    # Imported here so that only the tasks that need `datasets` import it.
     if config.name == "synthetic":
         from jroute.tasks import synthetic
 
@@ -120,5 +119,5 @@ def _load(config: TaskConfig, split: Split) -> list[Problem]:
         return svamp.load(config.path)
     from jroute.tasks import gsm8k
 
-    assert split != "ood"  # _SPLITS says so
+    assert split != "ood"  # by _SPLITS
     return gsm8k.load(config.path, split, config.validation)

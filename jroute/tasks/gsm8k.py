@@ -1,8 +1,8 @@
 """GSM8K (Cobbe et al. 2021, arXiv 2110.14168): 8,792 grade-school word problems.
 
 The test file (1,319 rows) is the test split. The training file (7,473 rows) is split into train
-and validation by ``jroute.tasks.sources.held_out``. A problem is named after its row in its
-file, so a held-out row is called ``gsm8k/train/...`` whatever the size of the validation split.
+and validation by ``jroute.tasks.sources.held_out``. Ids hold the row in the file, so a held-out
+row is called ``gsm8k/train/...`` for any size of the validation split.
 """
 
 import re
@@ -25,8 +25,8 @@ def load(
     Args:
         path: A folder with ``train.jsonl`` and ``test.jsonl`` or one such file; ``""`` for
             ``$JROUTE_DATA/gsm8k`` or else the hub.
-        split: Which one.
-        validation: How many rows of the training file are held out.
+        split: The split.
+        validation: Number of rows of the training file to hold out.
 
     Raises:
         UserError: The data is missing or damaged.
@@ -43,10 +43,10 @@ def load(
     questions = [
         text_field(row, "question", here).strip() for row, here in zip(rows, places, strict=True)
     ]
-    wanted = [True] * len(rows)
+    selected = [True] * len(rows)
     if split != "test":
         held = held_out(questions, validation, "gsm8k")
-        wanted = held if split == "validation" else [not out for out in held]
+        selected = held if split == "validation" else [not out for out in held]
 
     problems = []
     for number, (row, here) in enumerate(zip(rows, places, strict=True)):
@@ -55,10 +55,10 @@ def load(
         if not marker or gold is None:
             raise UserError(
                 f"{here}: the answer does not end in '#### ' and a number; "
-                "this is not GSM8K, so use task.name jsonl for it or correct the file."
+                "this is not GSM8K, so load it with task.name jsonl or correct the file."
             )
-        if wanted[number]:
+        if selected[number]:
             solution = _CALCULATOR.sub("", steps).strip()
-            identity = f"gsm8k/{source}/{number}"
-            problems.append(Problem(identity, questions[number], canonical(gold), solution))
+            problem_id = f"gsm8k/{source}/{number}"
+            problems.append(Problem(problem_id, questions[number], canonical(gold), solution))
     return problems

@@ -1,8 +1,8 @@
 """Any JSON-lines file with a question and a numeric answer per line.
 
-A name ``jsonl/<split>/<line>-<digest>`` holds the line number and eight hexadecimal digits of the
-question's and answer's SHA-256: outcomes filed under it can not be mistaken for those of another
-file or of an edited line.
+An id ``jsonl/<split>/<line>-<digest>`` holds the line number and eight hexadecimal digits of the
+SHA-256 of question and answer, so outcomes under it cannot be mistaken for those of another file or
+of an edited line.
 """
 
 import hashlib
@@ -35,10 +35,10 @@ def load(
         path: A folder with a file per split, or one file (see
             ``jroute.tasks.sources.split_file``). Without a ``validation.jsonl`` the validation
             split is held out of ``train.jsonl``.
-        split: Which one.
-        validation: How many rows of the training file are then held out.
-        question_field: Name of the field with the question's text.
-        answer_field: Name of the field with the answer: a number, or a text that is one.
+        split: The split.
+        validation: Number of rows of the training file to hold out in that case.
+        question_field: Field with the text of the question.
+        answer_field: Field with the answer: a number, or a text that is a number.
 
     Raises:
         UserError: The data is missing or damaged; the message names the line.
@@ -46,7 +46,7 @@ def load(
     if not path:
         raise UserError("task jsonl has no data of its own; set task.path to a file or a folder.")
     where = locate(path, "jsonl")
-    assert where is not None  # a path was given
+    assert where is not None  # since a path was given
     if where.is_dir():
         has_validation = (where / "validation.jsonl").is_file()
     else:
@@ -65,13 +65,13 @@ def load(
     if not shared:
         return problems
     held = held_out([problem.question for problem in problems], validation, "jsonl")
-    wanted = split == "validation"
-    return [problem for problem, out in zip(problems, held, strict=True) if out == wanted]
+    validating = split == "validation"
+    return [problem for problem, out in zip(problems, held, strict=True) if out == validating]
 
 
 def _gold(answer: Any, where: str) -> str:
-    """The canonical form of an answer; raises UserError if it is no number."""
-    value = parse_number(str(answer))  # a list or a truth value reads as no number
+    """Return the canonical form of an answer; raise UserError if it is not a number."""
+    value = parse_number(str(answer))  # lists and booleans are not numbers
     if value is None:
         raise UserError(f"{where} is not a number ({answer!r:.60}); give a number such as 18.")
     return canonical(value)

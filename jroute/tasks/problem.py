@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Literal
+
+Split = Literal["train", "validation", "test", "ood"]
+"""A split of a task; ``ood`` is out of distribution."""
 
 
 @dataclass(frozen=True)
@@ -10,12 +14,11 @@ class Problem:
     """One question and its gold answer.
 
     Attributes:
-        id: Stable name, ``<task>/<split>/<number>``; outcomes are filed under it.
-        question: The text a prompt is made from.
+        id: Stable name, ``<task>/<split>/<number>``, under which outcomes are stored.
+        question: The text to make a prompt of.
         answer: Gold answer as a canonical number, e.g. ``"18"``.
-        solution: Reference chain of thought, or ``""`` if there is none.
-        labels: Facts about the problem for analysis only (class, template); no controller
-            ever sees them.
+        solution: Reference chain of thought; ``""`` if unknown.
+        labels: Properties for analysis only (class, template); no controller sees them.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""From a question to the text that a model reads."""
+"""Prompts: from a question to the text that a model reads."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,17 +25,17 @@ class PromptConfig:
 
     Attributes:
         template: The user's message; ``{question}`` stands for the question. All other text,
-            braces included, is taken as it is.
+            braces included, is literal.
         system: The system message of a chat; ``""`` for none.
-        chat: Whether to wrap the message in the tokenizer's chat template, up to the point where
-            the model's turn begins. Otherwise the message alone is the prompt.
-        enable_thinking: Whether a model that can think before it answers is to do so, for chat
-            templates with such a switch. Off by default: thoughts cost thousands of tokens, and
-            numbers in them can pass for the answer.
-        benchmark: A task of lm-evaluation-harness whose own prompt is used in place of a template:
-            its wording, its examples, its beginning of the answer. So a controller learns on what
-            the benchmark asks.
-        num_fewshot: Examples in the benchmark's prompt; ``-1`` takes as many as the task has.
+        chat: Whether to wrap the message in the tokenizer's chat template, up to the beginning
+            of the model's turn. Otherwise the message alone is the prompt.
+        enable_thinking: Whether a model thinks before it answers, for chat templates with such a
+            switch. Off by default: thoughts cost thousands of tokens, and numbers in them can
+            pass for the answer.
+        benchmark: A task of lm-evaluation-harness whose own prompt replaces the template: its
+            wording, its examples, its beginning of the answer. So a controller trains on the
+            benchmark's prompts.
+        num_fewshot: Number of examples in the benchmark's prompt; ``-1`` for the task's own.
         multiturn: Whether, in a chat, each example is a turn of its own.
     """
 
@@ -52,7 +52,7 @@ class PromptConfig:
     multiturn: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse what could not have been meant."""
+        """Refuse combinations that contradict each other."""
         if PLACEHOLDER not in self.template:
             raise UserError(
                 f"prompt.template {self.template!r} has no place for the question; "
@@ -85,17 +85,17 @@ class PromptConfig:
             )
 
 
-def user_message(problem_question: str, config: PromptConfig) -> str:
+def user_message(question: str, config: PromptConfig) -> str:
     """Put a question into the template.
 
     Args:
-        problem_question: The question; it may hold braces.
+        question: The question; it may hold braces.
         config: The template.
 
     Returns:
         The text of the user's message.
     """
-    return config.template.replace(PLACEHOLDER, problem_question)
+    return config.template.replace(PLACEHOLDER, question)
 
 
 def render_chat(
@@ -105,17 +105,18 @@ def render_chat(
     enable_thinking: bool,
     add_generation_prompt: bool = True,
 ) -> str:
-    """Put a conversation into the tokenizer's chat template, with the policy on thinking.
+    """Render a conversation with the tokenizer's chat template.
 
     Args:
-        messages: The turns, each with its ``role`` and its ``content``.
+        messages: The turns, each with ``role`` and ``content``.
         tokenizer: A Hugging Face tokenizer.
-        enable_thinking: As in ``PromptConfig``. Hybrid templates are always told; one that
-            is not told lets the model think.
-        add_generation_prompt: Open the model's turn; otherwise the last message is left open.
+        enable_thinking: As in ``PromptConfig``. It is always passed on, because a hybrid
+            template without it lets the model think.
+        add_generation_prompt: Whether to open the model's turn; otherwise the last message stays
+            open.
 
     Raises:
-        UserError: Thinking is asked of a template that has no switch for it.
+        UserError: The template has no switch for thinking, which is enabled.
     """
     if enable_thinking and "enable_thinking" not in str(getattr(tokenizer, "chat_template", "")):
         raise UserError(
@@ -132,16 +133,16 @@ def render_chat(
 
 
 def render(question: str, config: PromptConfig, tokenizer: ChatTokenizer) -> str:
-    """Make the whole prompt of a question.
+    """Render the whole prompt of a question.
 
     Args:
         question: The question.
         config: The template, the system message, whether this is a chat and whether to think.
-        tokenizer: A Hugging Face tokenizer; only its chat template is used, and only for a chat.
+        tokenizer: A Hugging Face tokenizer, whose chat template is used for a chat.
 
     Returns:
-        The prompt as text. In a chat it holds the special tokens already, so it must be encoded
-        with ``add_special_tokens=False``.
+        The prompt as text. A chat already holds the special tokens, so encode it with
+        ``add_special_tokens=False``.
 
     Raises:
         UserError: The tokenizer has no chat template, or its template refuses the messages or
@@ -158,16 +159,15 @@ def render(question: str, config: PromptConfig, tokenizer: ChatTokenizer) -> str
             )
         except UserError:
             raise
-        except Exception as error:  # a template is a program of its own and may raise anything
+        except Exception as error:  # a template is a program and may raise anything
             raise UserError(
                 f"the tokenizer's chat template cannot render this prompt ({error}); "
                 "set prompt.chat to false or use a tokenizer with a chat template."
             ) from error
 
     if config.benchmark:
-        from jroute.tasks.benchmarks.prompting import (
-            benchmark_prompt,
-        )  # brings lm-eval, which takes seconds
+        # Imports lm-eval, which takes seconds.
+        from jroute.tasks.benchmarks.prompting import benchmark_prompt
 
         shots = None if config.num_fewshot < 0 else config.num_fewshot
         return benchmark_prompt(config.benchmark, shots)(
@@ -184,14 +184,14 @@ def render(question: str, config: PromptConfig, tokenizer: ChatTokenizer) -> str
 
 
 def meaning(config: PromptConfig, tokenizer: ChatTokenizer) -> Any:
-    """What decides the prompts of an experiment: the config, and a benchmark's wording with it.
+    """Return what decides an experiment's prompts, for fingerprints.
 
-    Fingerprints are taken of this. A benchmark is only named in the config, and another version of
-    lm-eval may ask otherwise under the same name.
+    The config only names a benchmark, whose wording may differ in another version of lm-eval, so
+    the wording is part of the result.
     """
     if config.benchmark:
         return [config, render(PLACEHOLDER, config, tokenizer)]
-    return {  # the other fields say how a benchmark asks
+    return {  # the other fields concern benchmarks only
         "template": config.template,
         "system": config.system,
         "chat": config.chat,

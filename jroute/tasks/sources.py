@@ -1,4 +1,4 @@
-"""Where problems come from: a file, a folder, or the Hugging Face hub; as plain rows."""
+"""Rows of problems from a file, a folder, or the Hugging Face hub."""
 
 import hashlib
 import json
@@ -19,15 +19,15 @@ def locate(path: str, name: str) -> Path | None:
     """Find a task's local data.
 
     Args:
-        path: What the user gave: a file or a folder, absolute, relative to the working directory,
-            or relative to ``$JROUTE_DATA``; ``""`` for the task's own folder there, if it exists.
-        name: The task's name, which is also its folder's under ``$JROUTE_DATA``.
+        path: A file or a folder, absolute, relative to the working directory, or relative to
+            ``$JROUTE_DATA``; ``""`` for the task's own folder there, if it exists.
+        name: Name of the task and of its folder under ``$JROUTE_DATA``.
 
     Returns:
-        The file or folder; None if no path was given and there is no such folder.
+        The file or folder; None if the path is empty and the task's folder does not exist.
 
     Raises:
-        UserError: A path was given and nothing is there.
+        UserError: The path does not exist.
     """
     shared = os.environ.get("JROUTE_DATA", "")
     candidates = [Path(path).expanduser()] if path else []
@@ -45,7 +45,7 @@ def locate(path: str, name: str) -> Path | None:
 
 
 def own_split(file: Path) -> str:
-    """The split that a file's name speaks of (``train`` for ``my_train.jsonl``), else ``test``."""
+    """Return the split in a file's name (``train`` for ``my_train.jsonl``), else ``test``."""
     words = re.split(r"[^a-z]+", file.stem.lower())
     return next((split for split in ("train", "validation", "ood") if split in words), "test")
 
@@ -54,15 +54,15 @@ def split_file(where: Path, split: str, name: str) -> Path:
     """Choose the file of a split.
 
     A folder holds ``train.jsonl`` and so on. A single file is the test split, unless its name
-    speaks of another: so training can never run on the rows it is tested on.
+    contains another, so training never uses the rows it is tested on.
 
     Args:
         where: A file or a folder.
-        split: The file's split: ``train``, ``test``, ...
+        split: The split: ``train``, ``test``, ...
         name: The task's name, for the message.
 
     Raises:
-        UserError: There is no file for this split.
+        UserError: The split has no file.
     """
     if where.is_dir():
         file = where / f"{split}.jsonl"
@@ -81,7 +81,7 @@ def split_file(where: Path, split: str, name: str) -> Path:
 
 
 def read_lines(file: Path) -> list[tuple[int, Row]]:
-    """Read a JSON-lines file; blank lines are skipped.
+    """Read a JSON-lines file without its blank lines.
 
     Args:
         file: UTF-8 text with one JSON object per line.
@@ -94,7 +94,7 @@ def read_lines(file: Path) -> list[tuple[int, Row]]:
     """
     rows: list[tuple[int, Row]] = []
     try:
-        # Bytes are split at line feeds alone: str.splitlines would cut strings at U+2028.
+        # Split bytes at line feeds only: str.splitlines would cut strings at U+2028.
         lines = file.read_bytes().split(b"\n")
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}); check task.path.") from error
@@ -117,7 +117,7 @@ def read_lines(file: Path) -> list[tuple[int, Row]]:
 
 @contextmanager
 def _quiet_datasets() -> Iterator[Any]:
-    """The ``datasets`` library without its progress bars and log lines."""
+    """Silence the progress bars and log lines of the ``datasets`` library."""
     import datasets  # takes a second, and synthetic problems do not need it
 
     bars = not datasets.are_progress_bars_disabled()
@@ -147,9 +147,9 @@ def read_json(file: Path) -> list[Row]:
             rows = datasets.load_dataset(
                 "json", data_files=str(file), split="train", cache_dir=cache, keep_in_memory=True
             ).to_list()
-    except Exception as error:  # many kinds, by format and version; all mean an unreadable file
+    except Exception as error:  # its type depends on format and version
         if file.suffix == ".jsonl":
-            read_lines(file)  # names the line, where it can
+            read_lines(file)  # its error names the line
         raise UserError(
             f"{file} cannot be read as JSON ({error.__cause__ or error or 'it is empty'}); "
             "restore or replace it."
@@ -170,11 +170,11 @@ def read_hub(repository: str, configuration: str | None, splits: Sequence[str]) 
     """
     try:
         with _quiet_datasets() as datasets:
-            parts = [
+            loaded = [
                 datasets.load_dataset(repository, configuration, split=split) for split in splits
             ]
-            return [row for part in parts for row in part.to_list()]
-    except Exception as error:  # network, hub, cache and disk each have their own kinds
+            return [row for rows in loaded for row in rows.to_list()]
+    except Exception as error:  # network, hub, cache and disk have their own types
         raise UserError(
             f"dataset {repository} cannot be loaded from the Hugging Face hub ({error}); connect "
             "to the network once, or set task.path or $JROUTE_DATA to a folder with its files."
@@ -182,15 +182,15 @@ def read_hub(repository: str, configuration: str | None, splits: Sequence[str]) 
 
 
 def field(row: Row, name: str, where: str) -> Any:
-    """A row's field.
+    """Return a field of a row.
 
     Args:
         row: The row.
-        name: The field's name.
-        where: The row in words, for the message.
+        name: Name of the field.
+        where: Where the row is, for the message.
 
     Raises:
-        UserError: The row has no such field, or it is null.
+        UserError: The row does not have the field, or it is null.
     """
     if row.get(name) is None:
         raise UserError(
@@ -201,7 +201,7 @@ def field(row: Row, name: str, where: str) -> Any:
 
 
 def text_field(row: Row, name: str, where: str) -> str:
-    """A row's field that must be a text and not blank; raises UserError otherwise."""
+    """Return a field of a row that must be a text and not blank; raise UserError otherwise."""
     value = field(row, name, where)
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{where}: field {name!r} is not a text ({value!r}); correct the file.")
@@ -209,23 +209,23 @@ def text_field(row: Row, name: str, where: str) -> str:
 
 
 def held_out(questions: Sequence[str], count: int, name: str) -> list[bool]:
-    """Which rows of a training file belong to the validation split.
+    """Decide which rows of a training file belong to the validation split.
 
-    The ``count`` rows whose question has the smallest SHA-256 digest (white space made single
-    spaces) are held out. So the rule depends on neither the order of the rows nor a random state,
-    is the same on every machine, holds out equal questions together (more than ``count`` rows
-    only if that makes it necessary), and a smaller validation split is part of every larger one.
+    The ``count`` rows whose question, with white space collapsed, has the smallest SHA-256 digest
+    are held out. The rule depends neither on the order of the rows nor on a random state, is the
+    same on every machine, keeps equal questions together (which may hold out more than ``count``
+    rows), and every smaller validation split is part of every larger one.
 
     Args:
-        questions: Of the whole training file.
-        count: Rows to hold out.
+        questions: The questions of the whole training file.
+        count: Number of rows to hold out.
         name: The task's name, for the message.
 
     Returns:
-        One boolean per question.
+        A boolean for each question.
 
     Raises:
-        UserError: That would leave nothing to train on.
+        UserError: No row would remain to train on.
     """
     digests = [hashlib.sha256(" ".join(q.split()).encode()).digest() for q in questions]
     if count >= len(questions):

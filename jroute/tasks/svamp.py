@@ -1,8 +1,8 @@
 """SVAMP (Patel et al. 2021, arXiv 2103.07191): 1,000 short problems with perturbed wording.
 
-All of them are the test split, and nothing is trained on them. The hub's copy cuts them into 700
-and 300; both parts are read, and problems are named after and ordered by the number in their
-``ID``, so the hub and the original file give the same list.
+All of them are the test split, and nothing trains on them. The hub splits them into 700 and 300;
+both are read, and the number in a problem's ``ID`` decides its id and its place, so the hub and the
+original file give the same list.
 """
 
 import re
@@ -38,8 +38,8 @@ def load(path: str) -> list[Problem]:
     problems: dict[int, Problem] = {}
     for number, row in enumerate(rows):
         here = f"{name}, row {number} (from 0)"
-        identity = _ID.fullmatch(text_field(row, "ID", here))
-        if not identity or int(identity[1]) in problems:
+        match = _ID.fullmatch(text_field(row, "ID", here))
+        if not match or int(match[1]) in problems:
             raise UserError(
                 f"{here}: ID {row['ID']!r} is not a new 'chal-' number; restore the file."
             )
@@ -50,8 +50,8 @@ def load(path: str) -> list[Problem]:
             )
         body = text_field(row, "Body", here).strip()
         question = text_field(row, "Question", here).strip()
-        problems[int(identity[1])] = Problem(
-            id=f"svamp/test/{int(identity[1])}",
+        problems[int(match[1])] = Problem(
+            id=f"svamp/test/{int(match[1])}",
             question=f"{body}{'' if body.endswith('.') else '.'} {question}",
             answer=canonical(gold),
             labels={"type": str(row.get("Type") or "")},

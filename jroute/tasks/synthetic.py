@@ -1,36 +1,33 @@
 """Synthetic grade-school word problems with a known structure, for the bundled tiny model.
 
-A person owns some things and gains or loses some; other parties do the same and do not matter.
-Three classes have matched numbers of sentences, numbers and tokens, so that neither length nor
-counting numbers tells them apart:
+A person owns things, gains and loses them; other parties do the same and are irrelevant. Three
+classes have matched numbers of sentences, numbers and tokens, so neither the length of a prompt nor
+its count of numbers distinguishes them:
 
-* ``two``: two changes concern the person, the rest are distractors; asked for the end;
-* ``three``: three changes concern the person, one distractor fewer; asked for the end;
-* ``start``: either of these, but asked for what the person had at first.
+* ``two``: two changes concern the person, the others are distractors; the question is the end;
+* ``three``: three changes concern the person, one distractor fewer; the question is the end;
+* ``start``: either of these, but the question is what the person had at first.
 
-Every problem is drawn from its own seed, and its question's hash decides which splits it may be
-in, so train, validation and test never share a question. The out-of-distribution split has names,
-things, openings and questions of its own, and some verbs and distractors that are new too.
+Every problem is drawn from its own seed, and its question's hash decides which splits it may be in,
+so train, validation and test never share a question. The out-of-distribution split has its own
+names, things, openings and questions, and a few new verbs and distractors.
 """
 
 import hashlib
 import random
 from dataclasses import dataclass
-from typing import Literal
 
-from jroute.tasks.problem import Problem
-
-Split = Literal["train", "validation", "test", "ood"]
+from jroute.tasks.problem import Problem, Split
 
 CLASSES = ("two", "three", "start")
 CLASS_SHARES = (0.40, 0.35, 0.25)
 HARD_SHARE = 0.12
-"""Share of problems with numbers up to 99; the others stay within 20."""
+"""Share of problems with numbers up to 99; the numbers of the others are at most 20."""
 
 
 @dataclass(frozen=True)
 class _Style:
-    """Words of one family of problems. ``{n}`` is a person, ``{k}`` a number, ``{o}`` a thing."""
+    """Words of a family of problems; ``{n}`` is a person, ``{k}`` a number, ``{o}`` a thing."""
 
     names: tuple[str, ...]
     things: tuple[str, ...]
@@ -118,8 +115,8 @@ def _draw(
         verb = rng.choice(style.gains if gain else style.losses)
         question.append(f"{subject} {verb} {amount} {thing}.")
     form = rng.randrange(len(style.question_end))
-    asked = style.question_start if kind == "start" else style.question_end
-    question.append(asked[form].format(n=name, o=thing))
+    wordings = style.question_start if kind == "start" else style.question_end
+    question.append(wordings[form].format(n=name, o=thing))
     answer = start if kind == "start" else total
     lines = [] if kind == "start" else steps
     solution = "\n".join([*lines, f"#### {answer}"])
@@ -139,12 +136,12 @@ def _bucket(question: str) -> int:
 def problems(
     split: Split, count: int, seed: int = 0, *, hard_share: float = HARD_SHARE
 ) -> list[Problem]:
-    """Draws ``count`` problems; the first ``k`` of a longer draw are the same ``k``.
+    """Draw ``count`` problems; a longer draw begins with the same problems.
 
     Args:
         split: ``train``, ``validation``, ``test`` (the usual words) or ``ood`` (other words).
-        count: How many.
-        seed: Of the whole draw; other seeds of the same split may share questions.
+        count: Number of problems.
+        seed: Seed of the draw; draws of one split with different seeds may share questions.
         hard_share: Share of problems with numbers up to 99.
     """
     return _problems(split, "ood" if split == "ood" else "usual", count, seed, hard_share)
@@ -153,10 +150,10 @@ def problems(
 def pretraining_problems(
     count: int, seed: int, *, other_share: float = 0.25, hard_share: float = 0.04
 ) -> list[Problem]:
-    """Draws problems to pretrain the tiny model on, of both families of words.
+    """Draw problems to pretrain the tiny model on, from both families of words.
 
-    All come from the train buckets, so no validation, test or out-of-distribution question is
-    among them.
+    All come from the train buckets, so they hold no validation, test or out-of-distribution
+    question.
     """
     usual = _problems("train", "usual", count - round(count * other_share), seed, hard_share)
     other = _problems("train", "ood", round(count * other_share), seed, hard_share)
@@ -167,22 +164,22 @@ def pretraining_problems(
 
 def _problems(split: str, words: str, count: int, seed: int, hard_share: float) -> list[Problem]:
     style = _OTHER if words == "ood" else _USUAL
-    found: list[Problem] = []
+    drawn: list[Problem] = []
     seen: set[str] = set()
     i = 0
-    while len(found) < count:
+    while len(drawn) < count:
         rng = random.Random(f"{split}/{words}/{seed}/{i}")
         question, answer, solution, labels = _draw(rng, style, hard_share)
         i += 1
         if _bucket(question) in _BUCKETS[split] and question not in seen:
             seen.add(question)
-            found.append(
+            drawn.append(
                 Problem(
-                    f"synthetic/{split}/{len(found)}",
+                    f"synthetic/{split}/{len(drawn)}",
                     question,
                     answer,
                     solution,
                     labels,
                 )
             )
-    return found
+    return drawn

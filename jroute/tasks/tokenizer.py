@@ -11,10 +11,9 @@ from jroute.utils.errors import UserError
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerFast:
     """Load a tokenizer from a model's folder.
 
-    It is read from ``tokenizer.json``, or, in a folder that has none, built from the
-    ``vocab.json`` and ``merges.txt`` that Qwen's releases hold as well; both give the same ids.
-    ``tokenizer_config.json`` is needed either way. The classes are named outright because
-    ``AutoTokenizer`` imports torch.
+    The source is ``tokenizer.json`` or, in a folder without it, ``vocab.json`` and ``merges.txt``,
+    which Qwen's releases also hold; both give the same ids. Either way ``tokenizer_config.json`` is
+    needed. The classes are explicit because ``AutoTokenizer`` imports torch.
 
     Raises:
         UserError: The files are missing or damaged.
@@ -29,7 +28,7 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerFast:
         if not (directory / name).is_file():
             raise UserError(f"{directory} has no {name}; copy it there from the model's release")
     try:
-        # Contexts are checked where prompts are run, so the tokenizer need not warn of long ones.
+        # The engine checks contexts, so the tokenizer need not warn of long ones.
         return kind.from_pretrained(
             str(directory), local_files_only=True, model_max_length=VERY_LARGE_INTEGER
         )

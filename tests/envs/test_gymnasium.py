@@ -118,7 +118,7 @@ def test_another_split_is_drawn_from_when_asked(data, make_data, live, problems)
     with pytest.raises(UserError, match="no problem 'sums/train/1'"):
         env.reset(options={"split": "test", "problem_ids": [others[0].id]})
     different = make_data(live, gates=(0.0, 1.0))
-    with pytest.raises(UserError, match="other features or gates"):
+    with pytest.raises(UserError, match="different features or gates"):
         RoutingEnv({"test": data, "train": different}).reset(options={"split": "train"})
 
 
@@ -459,8 +459,8 @@ def test_data_is_a_frozen_copy(make_data, table):
         ({"feature_names": ("length_bucket", "prompt_length", "a", "b")}, "beginning with prompt_"),
         ({"feature_names": ("prompt_length", "length_bucket")}, "must be 4, one per feature"),
         ({"observations": np.full((7, 4), np.nan)}, "prompt_length of problem 'sums/test/1'"),
-        ({"gates": ()}, "gates that differ"),
-        ({"gates": (0.0, 1.0, 0.0)}, "gates that differ"),
+        ({"gates": ()}, "distinct gates"),
+        ({"gates": (0.0, 1.0, 0.0)}, "distinct gates"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(make_data, table, changes, message):

@@ -7,8 +7,9 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerFast
 
+from jroute.tasks.problem import Split
 from jroute.tasks.prompts import PromptConfig, render
-from jroute.tasks.synthetic import Split, problems
+from jroute.tasks.synthetic import problems
 
 ASSET = Path(__file__).parent.parent.parent / "jroute" / "assets" / "tiny-gated"
 

@@ -136,8 +136,8 @@ def test_files_hold_every_attribute(tmp_path, kind) -> None:
 
 
 def test_an_episode_has_the_same_ids_whenever_it_is_written() -> None:
-    one, two = (traces.span(episodes(2)[i], {}) for i in (0, 1))
-    again = traces.span(episodes(1)[0], {"x": 1})
+    one, two = (traces.make_span(episodes(2)[i], {}) for i in (0, 1))
+    again = traces.make_span(episodes(1)[0], {"x": 1})
     assert (one.trace_id, one.span_id) == (again.trace_id, again.span_id)
     assert one.trace_id != two.trace_id
 
@@ -155,7 +155,7 @@ def test_a_collector_gets_every_span(tmp_path) -> None:
     attributes = {pair.key: plain(pair.value) for pair in first.attributes}
     assert {name: attributes[name] for name in EXPECTED} == EXPECTED
     assert first.name == "episode" and first.start_time_unix_nano == 1_000
-    assert first.trace_id.hex() == f"{traces.span(episodes(1)[0], {}).trace_id:032x}"
+    assert first.trace_id.hex() == f"{traces.make_span(episodes(1)[0], {}).trace_id:032x}"
     event = first.events[0]
     assert event.name == "gen_ai.evaluation.result"
     told = {pair.key: plain(pair.value) for pair in event.attributes}
