@@ -2,9 +2,9 @@
 
 * *Norm matching* scales every side stream to the trunk's root mean square before it is mixed, token
   by token, and scales every mixed stream back to the norm it had: streams turn and do not grow.
-* *Sink exemption* leaves tokens unmixed that serve as attention sinks: the first of a row, and those
-  whose trunk exceeds a norm calibrated per block. Both depend on the token alone, so decoding
-  agrees with the full forward pass.
+* *Sink exemption* leaves attention sinks unmixed: the first token of a row, and tokens whose trunk
+  exceeds a norm calibrated per block. Both depend on the token alone, so decoding agrees with the
+  full forward pass.
 * The *cap* limits how far mixing moves a stream, relative to the stream's norm.
 """
 
