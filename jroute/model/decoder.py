@@ -163,11 +163,11 @@ class _BlockStep:
         mixer.receive("mlp", fed)
         trunk, reader = _mix_after_mlp(mixer, trunk, fed, attended + fed)
         mixer.remember(trunk)
-        taps = None
+        metrics, taps = mixer.metrics(), None
         if self.options.tap is not None:
             share = self._first_attention(query, kv.key)
             taps = self.options.tap(BlockTrace(read, attended, middle, fed, trunk, share))
-        return _Carry(trunk, reader, mixer.carried), _LayerOutputs(kv, mixer.metrics(), taps)
+        return _Carry(trunk, reader, mixer.carried), _LayerOutputs(kv, metrics, taps)
 
     def _first_attention(
         self,

@@ -87,7 +87,7 @@ def _run(
 RUN = jax.jit(_run, static_argnums=1)
 
 
-def traced_anew() -> Callable[..., Any]:
+def retraced() -> Callable[..., Any]:
     """A function that JAX has not traced yet, so that a patched model is seen."""
     return jax.jit(lambda *arguments: _run(*arguments), static_argnums=1)
 

@@ -1,6 +1,6 @@
 """The routed decoder in NumPy float64, written from the formulas; it shares no code with jroute.
 
-Nothing here is fast or recursive where a formula can stand: a history is summed anew from what has
+Nothing here is fast or recursive where a formula can stand: a history is summed again from what has
 been recorded, one token at a time where tokens differ. Of a routing configuration only its fields
 are read.
 """

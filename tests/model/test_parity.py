@@ -26,7 +26,7 @@ from tests.model.parity import (
     difference,
     jroute_states,
     torch_states,
-    traced_anew,
+    retraced,
 )
 
 LENGTHS = (64, 41, 5)
@@ -225,7 +225,7 @@ def test_parity_fails_when_mutated(
     pair: Pair, mutation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(*MUTATIONS[mutation])
-    assert_wrong_from_the_first_block(differences(pair, run=traced_anew()))
+    assert_wrong_from_the_first_block(differences(pair, run=retraced()))
 
 
 @pytest.mark.parametrize("pair", [SQUARE], indirect=True)
