@@ -150,23 +150,29 @@ class _BlockStep:
             self.positions,
             self.valid if self.options.metrics else None,
         )
-        read = _fence(carry.trunk if carry.reader is None else carry.reader)
-        attended, query, kv = block.attend(read, self.cos, self.sin, self.positions, layer.past)
-        attended, middle, kv = _fence((attended, read + attended, kv))
-        trunk = _fence(carry.trunk + attended) if mixer.read_only else middle
-        mixer.receive("attention", attended)
-        mixed = mixer.mix("attention", trunk, attended)
-        middle = _fence(middle if mixed is None else mixed)
-        fed = block.feed_forward(middle)
-        fed, after = _fence((fed, middle + fed))
-        trunk = _fence(trunk + fed) if mixer.read_only else after
-        mixer.receive("mlp", fed)
-        trunk, reader = _mix_after_mlp(mixer, trunk, fed, attended + fed)
+        attention_input = _fence(carry.trunk if carry.reader is None else carry.reader)
+        attention_update, query, kv = block.attend(
+            attention_input, self.cos, self.sin, self.positions, layer.past
+        )
+        attention_update, mlp_input, kv = _fence(
+            (attention_update, attention_input + attention_update, kv)
+        )
+        trunk = _fence(carry.trunk + attention_update) if mixer.read_only else mlp_input
+        mixer.receive("attention", attention_update)
+        mixed = mixer.mix("attention", trunk, attention_update)
+        mlp_input = _fence(mlp_input if mixed is None else mixed)
+        mlp_update = block.feed_forward(mlp_input)
+        mlp_update, after = _fence((mlp_update, mlp_input + mlp_update))
+        trunk = _fence(trunk + mlp_update) if mixer.read_only else after
+        mixer.receive("mlp", mlp_update)
+        trunk, reader = _mix_after_mlp(mixer, trunk, mlp_update, attention_update + mlp_update)
         mixer.remember(trunk)
         metrics, taps = mixer.metrics(), None
         if self.options.tap is not None:
             share = self._first_attention(query, kv.key)
-            taps = self.options.tap(BlockTrace(read, attended, middle, fed, trunk, share))
+            taps = self.options.tap(
+                BlockTrace(attention_input, attention_update, mlp_input, mlp_update, trunk, share)
+            )
         return _Carry(trunk, reader, mixer.carried), _LayerOutputs(kv, metrics, taps)
 
     def _first_attention(
@@ -182,14 +188,14 @@ class _BlockStep:
 def _mix_after_mlp(
     mixer: BlockStreams,
     trunk: Float[Array, "batch seq embed"],
-    fed: Float[Array, "batch seq embed"],
-    update: Float[Array, "batch seq embed"],
+    mlp_update: Float[Array, "batch seq embed"],
+    block_update: Float[Array, "batch seq embed"],
 ) -> tuple[Float[Array, "batch seq embed"], Float[Array, "batch seq embed"] | None]:
     """Mix at the hooks ``mlp`` and ``block``; return the trunk and the next block's reader."""
     reader = None
-    hooks: tuple[tuple[Hook, Array], ...] = (("mlp", fed), ("block", update))
-    for hook, hook_update in hooks:
-        mixed = mixer.mix(hook, trunk, hook_update)
+    hooks: tuple[tuple[Hook, Array], ...] = (("mlp", mlp_update), ("block", block_update))
+    for hook, update in hooks:
+        mixed = mixer.mix(hook, trunk, update)
         if mixed is not None and mixer.read_only:
             reader = mixed
         elif mixed is not None:

@@ -55,23 +55,23 @@ def batch(vocab: int, lengths: tuple[int, ...], side: str = "right", seed: int =
     return Batch(np.random.default_rng(seed).integers(0, vocab, mask.shape), mask)
 
 
-def torch_states(model: Any, some: Batch) -> States:
+def torch_states(model: Any, inputs: Batch) -> States:
     """Runs transformers' model; its blocks are listened to, for it norms the last hidden state."""
     trunks: list[np.ndarray] = []
 
     def listen(_module: Any, _inputs: Any, output: Any) -> None:
-        trunks.append(output.float().numpy()[some.mask])
+        trunks.append(output.float().numpy()[inputs.mask])
 
     hooks = [layer.register_forward_hook(listen) for layer in model.model.layers]
     with torch.no_grad():
         logits = model(
-            input_ids=torch.from_numpy(some.tokens),
-            attention_mask=torch.from_numpy(some.mask.astype(np.int64)),
-            position_ids=torch.from_numpy(np.maximum(some.positions, 0)),
+            input_ids=torch.from_numpy(inputs.tokens),
+            attention_mask=torch.from_numpy(inputs.mask.astype(np.int64)),
+            position_ids=torch.from_numpy(np.maximum(inputs.positions, 0)),
         ).logits
     for hook in hooks:
         hook.remove()
-    return States(np.stack(trunks), logits.float().numpy()[some.mask])
+    return States(np.stack(trunks), logits.float().numpy()[inputs.mask])
 
 
 TRUNKS = decoder.ForwardOptions(tap=lambda block: block.trunk)
@@ -93,21 +93,23 @@ def retraced() -> Callable[..., Any]:
 
 
 def jroute_states(
-    params: Any, config: Qwen3Config, some: Batch, run: Callable[..., Any] = RUN
+    params: Any, config: Qwen3Config, inputs: Batch, run: Callable[..., Any] = RUN
 ) -> States:
     """Runs jroute's model."""
-    tokens, positions = (jnp.asarray(value, jnp.int32) for value in (some.tokens, some.positions))
+    tokens, positions = (
+        jnp.asarray(value, jnp.int32) for value in (inputs.tokens, inputs.positions)
+    )
     trunks, logits = run(params, config, tokens, positions)
     assert logits.dtype == jnp.float32
     return States(
-        np.asarray(trunks.astype(jnp.float32))[:, some.mask], np.asarray(logits)[some.mask]
+        np.asarray(trunks.astype(jnp.float32))[:, inputs.mask], np.asarray(logits)[inputs.mask]
     )
 
 
-def difference(expected: States, found: States) -> Difference:
-    """How far ``found`` is from ``expected``."""
-    assert expected.trunks.shape == found.trunks.shape
-    trunks = np.abs(expected.trunks - found.trunks).max(axis=(1, 2))
-    same = expected.logits.argmax(-1) == found.logits.argmax(-1)
-    logits = np.abs(expected.logits - found.logits).max()
+def difference(expected: States, actual: States) -> Difference:
+    """How far ``actual`` is from ``expected``."""
+    assert expected.trunks.shape == actual.trunks.shape
+    trunks = np.abs(expected.trunks - actual.trunks).max(axis=(1, 2))
+    same = expected.logits.argmax(-1) == actual.logits.argmax(-1)
+    logits = np.abs(expected.logits - actual.logits).max()
     return Difference([float(one) for one in trunks], float(logits), float(same.mean()))

@@ -124,7 +124,7 @@ class Trace(NamedTuple):
 
 
 class Streams:
-    """All that has happened to the residual so far, from which every stream can be told."""
+    """All that has happened to the residual so far, from which every stream follows."""
 
     def __init__(self, setting, x0):
         self.kinds = tuple(setting.streams)
@@ -140,20 +140,20 @@ class Streams:
 
     def side(self, trunk):
         """The side streams now, in block ``l``; ``self.trunks`` ends with ``t_{l-1}``."""
-        found, past = [], [self.x0, *self.trunks]
+        streams, past = [], [self.x0, *self.trunks]
         for i, kind in enumerate(self.kinds):
             if i in self.own:
-                found.append(self.own[i])
+                streams.append(self.own[i])
             elif kind.startswith("delay"):
-                found.append(past[max(len(past) - int(kind[6:-1]), 0)])
+                streams.append(past[max(len(past) - int(kind[6:-1]), 0)])
             elif kind.startswith("ema"):
                 rate, l = float(kind[4:-1]), len(self.trunks)  # noqa: E741
                 e = (1 - rate) ** l * self.x0
                 for j, t in enumerate(self.trunks):
                     e = e + rate * (1 - rate) ** (l - 1 - j) * t
-                found.append(e)
+                streams.append(e)
             else:
-                found.append(
+                streams.append(
                     {
                         "attention": self.x0 + sum(self.attentions),
                         "mlp": self.x0 + sum(self.mlps),
@@ -161,7 +161,7 @@ class Streams:
                         "copies": trunk,
                     }[kind]
                 )
-        return found
+        return streams
 
 
 def turned(x, towards, limit):

@@ -132,8 +132,8 @@ def measured(weights, ids, where, routing, gate):
     )
 
 
-def relative(found, expected) -> float:
+def relative(actual, expected) -> float:
     """Largest error of a state, as a share of that state's norm."""
-    found, expected = np.asarray(found, float), np.asarray(expected, float)
-    error = np.linalg.norm(found - expected, axis=-1)
+    actual, expected = np.asarray(actual, float), np.asarray(expected, float)
+    error = np.linalg.norm(actual - expected, axis=-1)
     return float((error / np.linalg.norm(expected, axis=-1)).max())

@@ -69,13 +69,15 @@ def test_its_routing_is_that_of_its_training() -> None:
 @pytest.mark.parametrize("gate", [0.0, 1.0])
 def test_the_best_gate_depends_on_the_class(tiny_lm, gate: float) -> None:
     """The positive control: learnable headroom is in the model, by construction."""
-    some = [p for p in problems("test", 200) if not p.labels["hard"]][:96]
+    easy = [p for p in problems("test", 200) if not p.labels["hard"]][:96]
     prompts = chat_prompts(tiny_lm.tokenizer, 200)
-    chosen = [prompts[int(p.id.rsplit("/")[-1])] for p in some]
-    found = tiny_lm.generate(chosen, gate, max_new_tokens=32, slots=32)
-    right = [c.text.rpartition("#### ")[2] == p.answer for c, p in zip(found, some, strict=True)]
+    chosen = [prompts[int(p.id.rsplit("/")[-1])] for p in easy]
+    completions = tiny_lm.generate(chosen, gate, max_new_tokens=32, slots=32)
+    right = [
+        c.text.rpartition("#### ")[2] == p.answer for c, p in zip(completions, easy, strict=True)
+    ]
     accuracy = {
-        name: np.mean([r for r, p in zip(right, some, strict=True) if p.labels["class"] == name])
+        name: np.mean([r for r, p in zip(right, easy, strict=True) if p.labels["class"] == name])
         for name in CLASSES
     }
     assert accuracy["start"] > 0.9

@@ -69,9 +69,9 @@ def test_cached_decoding_equals_the_full_forward_at_every_position(name, stacked
         running = lengths < SEQ
         ids = np.asarray(tokens())[np.arange(BATCH), at][:, None]
         now = jnp.where(running, at, -1)[:, None]
-        found, cache = small.step(weights, cache, jnp.asarray(ids), now, routing, gate)
+        logits, cache = small.step(weights, cache, jnp.asarray(ids), now, routing, gate)
         for row in np.flatnonzero(running):
-            np.testing.assert_allclose(found[row, 0], full[row, at[row]], atol=2e-5)
+            np.testing.assert_allclose(logits[row, 0], full[row, at[row]], atol=2e-5)
         lengths = lengths + running
     assert lengths.min() == SEQ
 

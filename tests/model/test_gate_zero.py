@@ -38,8 +38,8 @@ def hold(mixed, at_zero, plain, zero=ZERO) -> None:
 
 def cases(drivers: dict[str, bool]):
     """Every routing in both dtypes under one driver each, and one routing under both."""
-    found = [(name, dtype, drivers[dtype]) for name in NAMES for dtype in drivers]
-    return found + [("histories", dtype, not drivers[dtype]) for dtype in drivers]
+    every_routing = [(name, dtype, drivers[dtype]) for name in NAMES for dtype in drivers]
+    return every_routing + [("histories", dtype, not drivers[dtype]) for dtype in drivers]
 
 
 @pytest.mark.parametrize(
@@ -166,12 +166,12 @@ def test_streams_that_overflow(name) -> None:
     routing = Routing.create(CONFIGS[name], LAYERS)
     broken = dataclasses.replace(routing, mixing=routing.mixing * jnp.inf)
     for gate in (0.0, small.MIXED_GATES):
-        found, _ = small.logits(
+        logits, _ = small.logits(
             params(), tokens(), positions(), broken, routing.layer_gates(gate, BATCH)
         )
         zero = np.broadcast_to(np.asarray(gate) == 0, BATCH)
-        np.testing.assert_array_equal(found[zero], small.plain()[zero])
-        assert not np.isfinite(np.asarray(found)[~zero]).any(axis=(1, 2)).all() or zero.all()
+        np.testing.assert_array_equal(logits[zero], small.plain()[zero])
+        assert not np.isfinite(np.asarray(logits)[~zero]).any(axis=(1, 2)).all() or zero.all()
 
 
 @pytest.mark.parametrize("name", preset_names())

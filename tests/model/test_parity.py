@@ -25,8 +25,8 @@ from tests.model.parity import (
     batch,
     difference,
     jroute_states,
-    torch_states,
     retraced,
+    torch_states,
 )
 
 LENGTHS = (64, 41, 5)
@@ -83,13 +83,13 @@ def save_random_torch_model(shape: dict, folder: Path, shard_size: str) -> torch
     """Random weights of a size at which mistakes show; norm weights are far from one."""
     torch.set_num_threads(2)
     torch.manual_seed(0)
-    rest = {name: value for name, value in shape.items() if name != "rope_theta"}
+    other_sizes = {name: value for name, value in shape.items() if name != "rope_theta"}
     config = transformers.Qwen3Config(
         vocab_size=VOCAB,
         num_hidden_layers=3,
         max_position_embeddings=256,
         rope_parameters={"rope_type": "default", "rope_theta": shape["rope_theta"]},
-        **rest,
+        **other_sizes,
     )
     model = transformers.Qwen3ForCausalLM(config).eval()
     model.set_attn_implementation("eager")
@@ -117,30 +117,30 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def differences(
     pair: Pair, side: str = "right", run: Callable[..., tuple[jax.Array, jax.Array]] = RUN
 ) -> Difference:
-    some = batch(VOCAB, LENGTHS, side)
-    expected = torch_states(pair.torch_model, some)
+    inputs = batch(VOCAB, LENGTHS, side)
+    expected = torch_states(pair.torch_model, inputs)
     assert len(expected.trunks) == 3 and len(expected.logits) == sum(LENGTHS)
     assert np.abs(expected.logits).max() > 4.0  # of a size at which 1e-4 is a strict bound
-    return difference(expected, jroute_states(pair.params, pair.config, some, run))
+    return difference(expected, jroute_states(pair.params, pair.config, inputs, run))
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_every_block_and_the_logits_equal_transformers(pair: Pair, side: str) -> None:
-    found = differences(pair, side)
-    assert max(found.trunks) <= TOLERANCE
-    assert found.logits <= TOLERANCE
-    assert found.agreement == 1.0
+    deviation = differences(pair, side)
+    assert max(deviation.trunks) <= TOLERANCE
+    assert deviation.logits <= TOLERANCE
+    assert deviation.agreement == 1.0
 
 
 @pytest.mark.parametrize("pair", [MUTATED], indirect=True)
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_padding_does_not_change_real_tokens(pair: Pair, side: str) -> None:
     """Trunks and logits of rows in a padded batch are those of the rows alone."""
-    some = batch(VOCAB, LENGTHS, side)
-    padded = jroute_states(pair.params, pair.config, some)
+    inputs = batch(VOCAB, LENGTHS, side)
+    padded = jroute_states(pair.params, pair.config, inputs)
     ends = np.cumsum(LENGTHS)
     for row, (end, length) in enumerate(zip(ends, LENGTHS, strict=True)):
-        real = some.tokens[row, some.mask[row]][None]
+        real = inputs.tokens[row, inputs.mask[row]][None]
         alone = jroute_states(pair.params, pair.config, Batch(real, np.ones_like(real, bool)))
         span = slice(end - length, end)
         for one, other in (
@@ -214,9 +214,9 @@ MUTATIONS: dict[str, tuple[object, str, Callable[..., object]]] = {
 }
 
 
-def assert_wrong_from_the_first_block(found: Difference) -> None:
-    assert min(found.trunks) > TOLERANCE
-    assert found.logits > TOLERANCE
+def assert_wrong_from_the_first_block(deviation: Difference) -> None:
+    assert min(deviation.trunks) > TOLERANCE
+    assert deviation.logits > TOLERANCE
 
 
 @pytest.mark.parametrize("pair", [MUTATED], indirect=True)

@@ -49,13 +49,13 @@ def compare(model: Model, lengths: tuple[int, ...], dtype: str, side: str = "rig
     theirs = transformers.Qwen3ForCausalLM.from_pretrained(
         model.source, dtype=getattr(torch, dtype)
     ).eval()
-    some = batch(theirs.config.vocab_size, lengths, side)
-    expected = torch_states(theirs, some)
+    inputs = batch(theirs.config.vocab_size, lengths, side)
+    expected = torch_states(theirs, inputs)
     del theirs
     gc.collect()
     params, config = load_model(model.directory, dtype=dtype)
     assert {str(leaf.dtype) for leaf in params["blocks"]["mlp"].values()} == {dtype}
-    return difference(expected, jroute_states(params, config, some))
+    return difference(expected, jroute_states(params, config, inputs))
 
 
 # The published width ------------------------------------------------------------------------------
@@ -75,21 +75,21 @@ def test_parity_at_full_width(wide: Model, record_property: Record) -> None:
     config = Qwen3Config.from_hf(content)
     assert (config.hidden_size, config.intermediate_size, config.vocab_size) == (2560, 9728, 151936)
     assert (config.num_attention_heads, config.num_key_value_heads) == (32, 8)
-    found = compare(wide, (24, 9), "float32")
-    record_property("full width, float32", found._asdict())
-    print(f"\nfull width, float32: {found}")
-    assert len(found.trunks) == 2
-    assert found.largest <= TOLERANCE
-    assert found.agreement == 1.0
+    deviation = compare(wide, (24, 9), "float32")
+    record_property("full width, float32", deviation._asdict())
+    print(f"\nfull width, float32: {deviation}")
+    assert len(deviation.trunks) == 2
+    assert deviation.largest <= TOLERANCE
+    assert deviation.agreement == 1.0
 
 
 def test_agreement_in_bfloat16_at_full_width(wide: Model, record_property: Record) -> None:
     """Of 152 thousand logits that differ by chance only, the first two are often near."""
-    found = compare(wide, (64, 33), "bfloat16")
-    record_property("full width, bfloat16", found._asdict())
-    print(f"\nfull width, bfloat16: {found}")
-    assert found.agreement >= 0.85  # 0.97; the best of the broken ports, without q-norm: 0.70
-    assert found.logits <= 0.3  # 0.07; without q-norm 1.0
+    deviation = compare(wide, (64, 33), "bfloat16")
+    record_property("full width, bfloat16", deviation._asdict())
+    print(f"\nfull width, bfloat16: {deviation}")
+    assert deviation.agreement >= 0.85  # 0.97; the best of the broken ports, without q-norm: 0.70
+    assert deviation.logits <= 0.3  # 0.07; without q-norm 1.0
 
 
 # The published depth -----------------------------------------------------------------------------
@@ -113,12 +113,12 @@ def test_parity_at_full_depth(tmp_path: Path, tied: bool, record_property: Recor
     (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))
     model = make(tmp_path, tmp_path, shard_bytes=700_000)
     assert len(list(model.source.glob("model-*.safetensors"))) >= 2
-    found = compare(model, (64, 41, 5), "float32", side="left")
-    record_property("36 blocks", found._asdict())
-    print(f"\n36 blocks: trunks {max(found.trunks):.1e}, logits {found.logits:.1e}")
-    assert len(found.trunks) == 36
-    assert found.largest <= TOLERANCE
-    assert found.agreement == 1.0
+    deviation = compare(model, (64, 41, 5), "float32", side="left")
+    record_property("36 blocks", deviation._asdict())
+    print(f"\n36 blocks: trunks {max(deviation.trunks):.1e}, logits {deviation.logits:.1e}")
+    assert len(deviation.trunks) == 36
+    assert deviation.largest <= TOLERANCE
+    assert deviation.agreement == 1.0
 
 
 # Constants from the files -------------------------------------------------------------------------
@@ -183,9 +183,10 @@ def test_agreement_in_bfloat16_of_a_trained_model(
     theirs = transformers.Qwen3ForCausalLM.from_pretrained(ASSET, dtype=torch.bfloat16).eval()
     params, config = load_model(out)
     rows = [tiny_lm.encode(prompt) for prompt in chat_prompts(tiny_lm.tokenizer, 24)]
-    some = batch(config.vocab_size, tuple(map(len, rows)))
-    some.tokens[some.mask] = np.concatenate(rows)
-    found = difference(torch_states(theirs, some), jroute_states(params, config, some))
-    record_property("trained, bfloat16", found._asdict())
-    print(f"\ntrained, bfloat16: {found.agreement:.4f} of {some.mask.sum()}, {found.logits:.2e}")
-    assert found.agreement >= 0.95
+    inputs = batch(config.vocab_size, tuple(map(len, rows)))
+    inputs.tokens[inputs.mask] = np.concatenate(rows)
+    deviation = difference(torch_states(theirs, inputs), jroute_states(params, config, inputs))
+    record_property("trained, bfloat16", deviation._asdict())
+    agreement = f"{deviation.agreement:.4f} of {inputs.mask.sum()}"
+    print(f"\ntrained, bfloat16: {agreement}, {deviation.logits:.2e}")
+    assert deviation.agreement >= 0.95

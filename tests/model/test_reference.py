@@ -73,11 +73,11 @@ def draw(seed: int, turn: int) -> tuple[RoutingConfig, np.ndarray, np.ndarray]:
 def run(config: RoutingConfig, raw, gates) -> tuple[Routing, np.ndarray, ForwardOutput]:
     routing = Routing.create(config, LAYERS, raw)
     spread = routing.layer_gates(gates, ROWS)
-    found = small.measured(params(), *inputs(), routing, spread)
-    return routing, np.asarray(spread), jax.device_get(found)
+    output = small.measured(params(), *inputs(), routing, spread)
+    return routing, np.asarray(spread), jax.device_get(output)
 
 
-def hold_against_reference(config, raw, spread, found: ForwardOutput) -> None:
+def hold_against_reference(config, raw, spread, output: ForwardOutput) -> None:
     """Every inner state of every row."""
     matrices, worst = reference.mixing(config, raw), 0.0
     for row in range(ROWS):
@@ -85,27 +85,27 @@ def hold_against_reference(config, raw, spread, found: ForwardOutput) -> None:
             params(), CONFIG, inputs()[0][row], config, spread[row], matrices
         )
         for name in ("attention_input", "attention_update", "mlp_input", "mlp_update", "trunk"):
-            states = getattr(found.taps, name)[:, row]
+            states = getattr(output.taps, name)[:, row]
             worst = max(worst, relative(states, np.stack(getattr(expected, name))))
-        worst = max(worst, relative(found.residual[row], expected.residual))
+        worst = max(worst, relative(output.residual[row], expected.residual))
         np.testing.assert_allclose(
-            found.taps.first_attention[:, row], np.stack(expected.first_attention), atol=1e-5
+            output.taps.first_attention[:, row], np.stack(expected.first_attention), atol=1e-5
         )
     assert worst < 1e-5
 
 
-def hold_against_composition(config, routing, spread, found: ForwardOutput) -> None:
+def hold_against_composition(config, routing, spread, output: ForwardOutput) -> None:
     """Sum of C Delta with the realised scales rebuilds what every reader reads."""
-    assert found.metrics is not None
-    taps: BlockTrace = found.taps
+    assert output.metrics is not None
+    taps: BlockTrace = output.taps
     x0 = np.asarray(params()["embed_tokens"])[np.asarray(inputs()[0])]
     updates = np.stack([taps.attention_update, taps.mlp_update], 1).reshape(-1, *x0.shape)
     sources = np.concatenate([x0[None], updates]).astype(float)
-    c = composition(config, jnp.asarray(found.metrics.coefficients))
+    c = composition(config, jnp.asarray(output.metrics.coefficients))
     worst = 0.0
     for weights, read in zip(
         (*c.attention, *c.mlp, c.final),
-        (*taps.attention_input, *taps.mlp_input, found.residual),
+        (*taps.attention_input, *taps.mlp_input, output.residual),
         strict=True,
     ):
         rebuilt = np.einsum("bsx,xbse->bse", np.asarray(weights, float), sources)
@@ -114,9 +114,9 @@ def hold_against_composition(config, routing, spread, found: ForwardOutput) -> N
     unguarded = not (config.norm_match or config.exempt_first or config.sink_norms or config.cap)
     if unguarded:
         np.testing.assert_allclose(
-            found.metrics.coefficients,
+            output.metrics.coefficients,
             np.broadcast_to(
-                closed_form_coefficients(routing, spread), found.metrics.coefficients.shape
+                closed_form_coefficients(routing, spread), output.metrics.coefficients.shape
             ),
             atol=1e-6,
         )
@@ -130,9 +130,9 @@ def test_any_routing_equals_the_numpy_reference_and_its_composition() -> None:
     @given(st.integers(0, 2**32 - 1))
     def hold(seed: int) -> None:
         config, raw, gates = draw(seed, len(drawn))
-        routing, spread, found = run(config, raw, gates)
-        hold_against_reference(config, raw, spread, found)
-        hold_against_composition(config, routing, spread, found)
+        routing, spread, output = run(config, raw, gates)
+        hold_against_reference(config, raw, spread, output)
+        hold_against_composition(config, routing, spread, output)
         drawn.append(config)
 
     hold()
@@ -147,9 +147,9 @@ def test_any_routing_equals_the_numpy_reference_and_its_composition() -> None:
 def test_the_presets_equal_the_numpy_reference_and_their_composition(name) -> None:
     config = CONFIGS[name]
     gates = np.array([[1.0] * 4, [0.6, -0.5, 0.0, 0.35], [-0.5] * 4], np.float32)
-    routing, spread, found = run(config, None, gates)
-    hold_against_reference(config, config.initial_raw(LAYERS), spread, found)
-    hold_against_composition(config, routing, spread, found)
+    routing, spread, output = run(config, None, gates)
+    hold_against_reference(config, config.initial_raw(LAYERS), spread, output)
+    hold_against_composition(config, routing, spread, output)
 
 
 def test_the_plain_model_equals_the_numpy_reference() -> None:
@@ -161,9 +161,9 @@ def test_logits_of_a_routed_row_equal_the_numpy_reference() -> None:
     config = CONFIGS["histories"]
     matrices = reference.mixing(config, config.initial_raw(LAYERS))
     expected = reference.forward(params(), CONFIG, small.tokens()[1], config, 0.7, matrices)
-    found = small.routed(config, small.MIXED_GATES)
-    np.testing.assert_allclose(found[1], expected.logits, atol=2e-4, rtol=0)
-    assert float(jnp.abs(found - small.plain())[1].max()) > 0.05
+    output = small.routed(config, small.MIXED_GATES)
+    np.testing.assert_allclose(output[1], expected.logits, atol=2e-4, rtol=0)
+    assert float(jnp.abs(output - small.plain())[1].max()) > 0.05
 
 
 def test_transposed_mixing_is_seen() -> None:
@@ -171,9 +171,9 @@ def test_transposed_mixing_is_seen() -> None:
     routing = Routing.create(config, LAYERS)
     turned = dataclasses.replace(routing, mixing=routing.mixing.swapaxes(-1, -2))
     spread = routing.layer_gates(0.5, ROWS)
-    raw, found = config.initial_raw(LAYERS), []
+    raw, outputs = config.initial_raw(LAYERS), []
     for one in (routing, turned):
-        found.append(jax.device_get(small.measured(params(), *inputs(), one, spread)))
-    hold_against_reference(config, raw, np.asarray(spread), found[0])
+        outputs.append(jax.device_get(small.measured(params(), *inputs(), one, spread)))
+    hold_against_reference(config, raw, np.asarray(spread), outputs[0])
     with pytest.raises(AssertionError, match="1e-05"):
-        hold_against_reference(config, raw, np.asarray(spread), found[1])
+        hold_against_reference(config, raw, np.asarray(spread), outputs[1])

@@ -49,44 +49,44 @@ def test_at_gate_zero_everything_counts_once(name) -> None:
 @pytest.mark.parametrize("gate", [0.25, 1.0, -0.5])
 def test_soft_skip_takes_from_the_two_latest_blocks(gate) -> None:
     """Sites 2 and 3 (0.3 to 0.7 of six): what blocks 3 and 4 read."""
-    found, expected = composed(PRESETS["soft_skip"], gate), plain()
+    weights, expected = composed(PRESETS["soft_skip"], gate), plain()
     for site in (2, 3):
         latest = index(*(f"{part}{block}" for part in "am" for block in (site, site - 1)))
         expected[np.ix_([2 * (site + 1), 2 * (site + 1) + 1], latest)] -= gate
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(weights, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("gate", [0.25, 1.0, -0.5])
 def test_soft_repeat_counts_blocks_in_the_middle_again(gate) -> None:
     """Sites 2 and 3 (0.4 to 0.6 of six): from the next block on."""
-    found, expected = composed(PRESETS["soft_repeat"], gate), plain()
+    weights, expected = composed(PRESETS["soft_repeat"], gate), plain()
     for site in (2, 3):
         expected[2 * (site + 1) :, index(f"a{site}", f"m{site}")] += gate
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(weights, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("gate", [0.25, 1.0, -0.5])
 def test_attention_mlp_balance_is_half_a_gate_more_and_less(gate) -> None:
     """Also of the block before; the MLP adds its own block's attention to that as it is."""
-    found, expected = composed(PRESETS["attention_mlp_balance"], gate), plain()
+    weights, expected = composed(PRESETS["attention_mlp_balance"], gate), plain()
     for reader in range(FINAL + 1):
         done = reader // 2  # blocks that are behind
         expected[reader, index(*(f"a{block}" for block in range(done)))] += gate / 2
         expected[reader, index(*(f"m{block}" for block in range(done)))] -= gate / 2
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(weights, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("gate", [0.3, 0.8])
 def test_mvp_fades_older_updates_towards_a_quarter(gate) -> None:
     """An update k blocks back weighs 1/4 + 3/4 (1 - g (1 - l))^k, l the second eigenvalue."""
     layers = 36
-    found = composed(PRESETS["mvp"], gate, layers)
+    weights = composed(PRESETS["mvp"], gate, layers)
     second = (np.exp(4) - 1) / (np.exp(4) + 3)
     back = layers - np.arange(layers)
     expected = 0.25 + 0.75 * (1 - gate * (1 - second)) ** back
-    np.testing.assert_allclose(found[-1, 1::2], expected, atol=1e-5)
-    np.testing.assert_allclose(found[-1, 2::2], expected, atol=1e-5)
-    assert found[-1, 0] == pytest.approx(1, abs=1e-5)  # all streams start as the embedding
+    np.testing.assert_allclose(weights[-1, 1::2], expected, atol=1e-5)
+    np.testing.assert_allclose(weights[-1, 2::2], expected, atol=1e-5)
+    assert weights[-1, 0] == pytest.approx(1, abs=1e-5)  # all streams start as the embedding
 
 
 @pytest.mark.parametrize(
@@ -97,12 +97,12 @@ def test_mvp_fades_older_updates_towards_a_quarter(gate) -> None:
 def test_rotating_streams_fade_older_updates_towards_what_holds_them(name, limits, columns) -> None:
     """Two streams hold an update; if they are worth w, it weighs w + (1 - w) (1 - g e)^k."""
     for gate in (0.5, 1.0, -0.5):
-        found = composed(PRESETS[name], gate)[-1]
+        weights = composed(PRESETS[name], gate)[-1]
         kept = 1 - gate * (1 - 0.4 ** (1 / (2 * LAYERS)))  # of 1 - strength, over all hooks
         hooks = 2 * LAYERS - np.arange(2 * LAYERS)
         worth = np.repeat(np.resize(limits, LAYERS), 2)  # attention and MLP of every block
-        np.testing.assert_allclose(found[1:], worth + (1 - worth) * kept**hooks, atol=1e-5)
-        assert found[0] == pytest.approx(1, abs=1e-5)
+        np.testing.assert_allclose(weights[1:], worth + (1 - worth) * kept**hooks, atol=1e-5)
+        assert weights[0] == pytest.approx(1, abs=1e-5)
     gain = composite_gain(Routing.create(PRESETS[name], LAYERS), np.ones((1, LAYERS), np.float32))
     assert gain == pytest.approx((1.0, columns), rel=1e-4)
 

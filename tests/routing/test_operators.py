@@ -31,42 +31,42 @@ def drawn(name, n: int, count: int = 6, scale: float = 1.0) -> tuple[np.ndarray,
 
 @pytest.mark.parametrize(("name", "n"), CASES)
 def test_any_raw_weights_give_the_reference_matrix_with_row_sums_one(name, n) -> None:
-    raw, found = drawn(name, n)
+    raw, matrices = drawn(name, n)
     expected = [reference.matrix(name, one, n) for one in raw]
-    np.testing.assert_allclose(found, expected, atol=2e-6, rtol=0)
-    np.testing.assert_allclose(found.sum(-1), 1, atol=1e-6)
-    assert np.abs(found - np.eye(n)).max() > 0.3
+    np.testing.assert_allclose(matrices, expected, atol=2e-6, rtol=0)
+    np.testing.assert_allclose(matrices.sum(-1), 1, atol=1e-6)
+    assert np.abs(matrices - np.eye(n)).max() > 0.3
     if name != "signed":
-        assert found.min() >= 0
+        assert matrices.min() >= 0
     if name in DOUBLY:
-        np.testing.assert_allclose(found.sum(-2), 1, atol=1e-6)
+        np.testing.assert_allclose(matrices.sum(-2), 1, atol=1e-6)
     if n > 2 or name == "softmax":  # two-by-two doubly stochastic matrices are symmetric
-        assert np.abs(found - found.swapaxes(-1, -2)).max() > 0.05
+        assert np.abs(matrices - matrices.swapaxes(-1, -2)).max() > 0.05
 
 
 @pytest.mark.parametrize("n", [2, 4, 8])
 def test_sinkhorn_says_how_far_columns_are_from_one(n) -> None:
     """Little for weights of ordinary size, up to a percent for weights that hardly converge."""
     for scale, low, high in ((1.0, 0.0, 1e-6), (6.0, 1e-3, 1e-2)):
-        _, found = drawn("sinkhorn", n, scale=scale)
-        error = np.abs(found.sum(axis=1) - 1).max()
-        assert operators.column_error(found) == pytest.approx(error, abs=1e-7)
+        _, matrices = drawn("sinkhorn", n, scale=scale)
+        error = np.abs(matrices.sum(axis=1) - 1).max()
+        assert operators.column_error(matrices) == pytest.approx(error, abs=1e-7)
         assert low <= error < high
-        np.testing.assert_allclose(found.sum(axis=2), 1, atol=1e-6)  # rows are normalised last
+        np.testing.assert_allclose(matrices.sum(axis=2), 1, atol=1e-6)  # rows are normalised last
     lopsided = np.array([[[0.9, 0.1], [0.4, 0.6]]], np.float32)
     assert operators.column_error(lopsided) == pytest.approx(0.3, abs=1e-6)
 
 
 @pytest.mark.parametrize("n", [3, 4, 8])
 def test_signed_matrices_keep_the_mean_and_never_grow_differences(n) -> None:
-    raw, found = drawn("signed", n, scale=2.0)
+    raw, matrices = drawn("signed", n, scale=2.0)
     assert np.linalg.svd(raw)[1].max() > 1.5  # so the bound is at work
-    np.testing.assert_allclose(found.sum(-1), 1, atol=1e-6)
-    np.testing.assert_allclose(found.sum(-2), 1, atol=1e-6)
+    np.testing.assert_allclose(matrices.sum(-1), 1, atol=1e-6)
+    np.testing.assert_allclose(matrices.sum(-2), 1, atol=1e-6)
     centre = np.eye(n) - 1 / n
-    norms = np.linalg.svd(centre @ found @ centre)[1].max(-1)
+    norms = np.linalg.svd(centre @ matrices @ centre)[1].max(-1)
     assert (norms <= 1 + 1e-6).all()
-    assert found.min() < 0
+    assert matrices.min() < 0
     small = 0.3 * raw / np.linalg.svd(raw)[1].max()
     inside = operators.matrix("signed", jnp.asarray(small[0]), n)
     norm = np.linalg.svd(centre @ np.asarray(inside) @ centre)[1].max()
@@ -150,9 +150,9 @@ def test_matrices_of_the_presets() -> None:
 def test_learned_weights_take_the_place_of_the_first_ones() -> None:
     config = RoutingConfig(("attention", "mlp"), "softmax", hooks=("mlp", "block"))
     raw = np.random.default_rng(0).standard_normal((4, 2, 3, 3)).astype(np.float32)
-    found = np.asarray(Routing.create(config, 4, raw).mixing)
+    matrices = np.asarray(Routing.create(config, 4, raw).mixing)
     expected = np.exp(raw) / np.exp(raw).sum(-1, keepdims=True)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(matrices, expected, atol=1e-6)
     with pytest.raises(
         UserError, match=r"shape \(4, 1, 3, 3\), but this routing of 4 .* \(4, 2, 3, 3\)"
     ):

@@ -268,18 +268,18 @@ def test_stream_metrics_equal_numpy(config) -> None:
         share = (np.abs(matrix[0])[:, None] * sizes).mean(-1)
         share /= share.sum()
         at = (layer, config.hooks.index(name), 0)
-        found = jax.tree.map(lambda x, at=at: x[at], out.metrics)
+        metrics = jax.tree.map(lambda x, at=at: x[at], out.metrics)
         np.testing.assert_allclose(
-            found.rms, reference.rms(np.stack(streams)).mean((1, 2)), rtol=1e-4
+            metrics.rms, reference.rms(np.stack(streams)).mean((1, 2)), rtol=1e-4
         )
-        np.testing.assert_allclose(found.diversity, 1 - np.mean(cosines), atol=1e-4)
-        np.testing.assert_allclose(found.dominance, share, rtol=1e-4)
+        np.testing.assert_allclose(metrics.diversity, 1 - np.mean(cosines), atol=1e-4)
+        np.testing.assert_allclose(metrics.dominance, share, rtol=1e-4)
         entropy = -(share * np.log(share)).sum()
-        np.testing.assert_allclose(found.effective_streams, np.exp(entropy), rtol=1e-4)
+        np.testing.assert_allclose(metrics.effective_streams, np.exp(entropy), rtol=1e-4)
         change = np.linalg.norm(after - before, axis=-1) / sizes[0]
-        np.testing.assert_allclose(found.change, change.mean(), rtol=1e-3)
+        np.testing.assert_allclose(metrics.change, change.mean(), rtol=1e-3)
         cosine = (after * before).sum(-1) / sizes[0] / np.linalg.norm(after, axis=-1)
-        np.testing.assert_allclose(found.cosine, cosine.mean(), atol=1e-4)
+        np.testing.assert_allclose(metrics.cosine, cosine.mean(), atol=1e-4)
 
 
 def test_metrics_do_not_count_padding() -> None:
@@ -333,10 +333,10 @@ def test_sites_are_indices_ranges_and_parts_of_the_depth(sites, blocks) -> None:
 def test_parts_of_the_depth_that_meet_cut_it_without_rest() -> None:
     config = RoutingConfig(sites=("0.0-0.3",))
     for layers in (6, 28, 36):
-        found = config.site_indices(layers)
+        indices = config.site_indices(layers)
         for part in ("0.3-0.62", "0.62-1.0"):
-            found += RoutingConfig(sites=(part,)).site_indices(layers)
-        assert found == list(range(layers))
+            indices += RoutingConfig(sites=(part,)).site_indices(layers)
+        assert indices == list(range(layers))
 
 
 @pytest.mark.parametrize("site", ["two", -1, "2-", "1.5", "0.7-0.3", "0.5-0.5", "0.5-1.5", "0,1"])
