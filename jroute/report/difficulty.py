@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jroute.report.report_data import ProblemRow, SplitReport, count_steps
+from jroute.routing.gate import gate_numbers
 
 BINS = 6
 """Largest number of groups in a figure."""
@@ -108,7 +109,7 @@ def by_difficulty(split: SplitReport, measure: Measure) -> GateShares | None:
     members, labels = groups(np.array([measure.value(row) for row in split.rows], float))
     grid = sorted(
         {float(gate) for gate in np.unique(split.gates)}
-        | {part for row in split.rows for cell in row.cells for part in cell.gate}
+        | {n for row in split.rows for cell in row.cells for n in gate_numbers(cell.gate)}
     )
     chosen = [gate for gate in grid if (split.gates == gate).any()]
     by_group = [split.gates[:, members == group] for group in range(len(labels))]

@@ -7,7 +7,9 @@ from typing import Any
 from jroute.arms.registry import fixed_name
 from jroute.observe.progress import progress_bar
 from jroute.observe.traces import Episode, TraceConfig, Traces
-from jroute.report.report_data import Cell, ProblemRow, ReportData, SplitReport
+from jroute.outcomes.outcome import Outcome
+from jroute.report.report_data import ProblemRow, ReportData, SplitReport
+from jroute.routing.gate import gate_numbers
 
 
 def episodes(split: SplitReport, data: ReportData) -> Iterator[Episode]:
@@ -16,10 +18,10 @@ def episodes(split: SplitReport, data: ReportData) -> Iterator[Episode]:
     for row in split.rows:
         for cell in row.cells:
             yield Episode(
-                key=f"{outcomes}/{split.name}/{row.problem.id}/{cell.gate}",
+                key=f"{outcomes}/{split.name}/{row.problem.id}/{gate_numbers(cell.gate)}",
                 prompt=row.prompt or row.problem.question,
                 features=row.features,
-                gate=cell.gate,
+                gate=gate_numbers(cell.gate),
                 completion=cell.completion,
                 tokens=cell.tokens,
                 stop_reason=cell.stop_reason,
@@ -37,11 +39,12 @@ def episodes(split: SplitReport, data: ReportData) -> Iterator[Episode]:
             )
 
 
-def _arms(row: ProblemRow, cell: Cell) -> list[str]:
+def _arms(row: ProblemRow, cell: Outcome) -> list[str]:
     """Return the arms that choose a cell, the fixed gate included."""
     names = [name for name, gate in row.arms.items() if gate == cell.gate]
-    fixed = fixed_name(cell.gate[0])
-    if len(set(cell.gate)) == 1 and fixed not in names:
+    numbers = gate_numbers(cell.gate)
+    fixed = fixed_name(numbers[0])
+    if len(set(numbers)) == 1 and fixed not in names:
         names.append(fixed)
     return names
 
@@ -53,11 +56,11 @@ def run_attributes(data: ReportData) -> Mapping[str, Any]:
         "gen_ai.operation.name": "text_completion",
         "gen_ai.provider.name": "jroute",
         "gen_ai.request.model": data.results.get("model"),
-        "gen_ai.request.max_tokens": decoding.get("max_new_tokens"),
-        "gen_ai.request.temperature": decoding.get("temperature"),
-        "gen_ai.request.top_k": decoding.get("top_k"),
-        "gen_ai.request.top_p": decoding.get("top_p"),
-        "gen_ai.request.stop_sequences": list(decoding.get("stop", ())) or None,
+        "gen_ai.request.max_tokens": decoding.max_new_tokens,
+        "gen_ai.request.temperature": decoding.temperature,
+        "gen_ai.request.top_k": decoding.top_k,
+        "gen_ai.request.top_p": decoding.top_p,
+        "gen_ai.request.stop_sequences": list(decoding.stop) or None,
     }
     return {name: value for name, value in attributes.items() if value is not None}
 

@@ -11,8 +11,10 @@ import numpy as np
 from markupsafe import Markup
 
 from jroute.arms.registry import FIXED
-from jroute.report.report_data import Cell, SplitReport, count_steps
+from jroute.outcomes.outcome import Outcome
+from jroute.report.report_data import SplitReport, count_steps
 from jroute.report.result_rows import arm_label
+from jroute.routing.gate import Gate, gate_numbers
 
 
 def pack(splits: Sequence[SplitReport], grid: Sequence[float]) -> dict[str, Any]:
@@ -47,10 +49,11 @@ def _pack_split(
     features = list(split.rows[0].features)
     arms = [name for name in split.rows[0].arms if not name.startswith(FIXED)]
 
-    def pack_cell(cell: Cell, chosen: Sequence[tuple[float, ...]]) -> list[Any]:
+    def pack_cell(cell: Outcome, chosen: Sequence[Gate]) -> list[Any]:
+        numbers = gate_numbers(cell.gate)
         return [
-            " ".join(f"{number:g}" for number in cell.gate),
-            [grid.index(number) if number in grid else None for number in cell.gate],
+            " ".join(f"{number:g}" for number in numbers),
+            [grid.index(number) if number in grid else None for number in numbers],
             [i for i, gate in enumerate(chosen) if gate == cell.gate],
             index(cell.completion),
             cell.tokens,

@@ -7,21 +7,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from jroute.generate.decoding import Decoding
+from jroute.outcomes.outcome import Outcome
+from jroute.routing.gate import Gate, gate_numbers
 from jroute.tasks import Problem
-
-
-@dataclass(frozen=True)
-class Cell:
-    """The outcome of one problem under one gate, given by its numbers; fields as in ``Outcome``."""
-
-    gate: tuple[float, ...]
-    completion: str
-    tokens: int
-    parsed: str
-    status: str
-    correct: bool
-    reward: float
-    stop_reason: str
 
 
 @dataclass(frozen=True)
@@ -32,19 +21,19 @@ class ProblemRow:
         problem: The problem.
         prompt: The text that the model read; empty without its tokenizer.
         features: The features that controllers saw, by name, before standardisation.
-        cells: One cell per generated gate.
+        cells: The outcomes of the problem, one per generated gate.
         base: Index of the plain model's cell.
         rl: Index of the cell that the deployed controller chose.
-        arms: Numbers of the gate by arm, for the arms that give one gate to a problem.
+        arms: Gate by arm, for the arms that give one gate to a problem.
     """
 
     problem: Problem
     prompt: str
     features: Mapping[str, float]
-    cells: tuple[Cell, ...]
+    cells: tuple[Outcome, ...]
     base: int
     rl: int
-    arms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    arms: Mapping[str, Gate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,7 +59,9 @@ class SplitReport:
     @property
     def solved(self) -> Bool[np.ndarray, "seeds problems"]:
         """Whether each seed's choice solved each problem; a choice without a cell did not."""
-        correct = [{cell.gate: cell.correct for cell in row.cells} for row in self.rows]
+        correct = [
+            {gate_numbers(cell.gate): cell.correct for cell in row.cells} for row in self.rows
+        ]
         return np.array(
             [
                 [
@@ -96,7 +87,7 @@ class ReportData:
         batch: Episodes in one update.
         probe: ``probe.json``, if ``python -m jroute.probe`` wrote it.
         config: ``config.yaml`` as text.
-        decoding: How completions were generated.
+        decoding: The decoding of all completions.
     """
 
     name: str
@@ -107,7 +98,7 @@ class ReportData:
     batch: int = 1
     probe: Mapping[str, Any] | None = None
     config: str = ""
-    decoding: Mapping[str, Any] = field(default_factory=dict)
+    decoding: Decoding = field(default_factory=Decoding)
 
     @property
     def grid(self) -> list[float]:

@@ -14,16 +14,16 @@ from jroute.arms.registry import SELECTED, SUBJECT
 from jroute.controller.features import SCALARS, RawFeatures
 from jroute.experiment.config import Experiment
 from jroute.observe.scalars import read_curves
-from jroute.report.report_data import Cell, ProblemRow, ReportData, SplitReport
-from jroute.routing.gate import as_gate, gate_numbers
+from jroute.outcomes.outcome import MEANING, Outcome
+from jroute.report.report_data import ProblemRow, ReportData, SplitReport
+from jroute.routing.gate import Gate, as_gate, gate_text
 from jroute.tasks import Problem, Split, load_problems
 from jroute.utils.config import load as load_config
 from jroute.utils.errors import UserError
+from jroute.utils.keys import restored, stored_keys
 
 ITEMS = "items.parquet"
 """The gate that every arm gave to every problem, if judging wrote it."""
-
-_OUTCOME_COLUMNS = tuple(name for name in Cell.__dataclass_fields__ if name != "gate")
 
 Choices = dict[str, Float[np.ndarray, "seeds problems parts"]]
 """Gates by arm; an arm without seeds counts as one seed."""
@@ -61,7 +61,7 @@ def read_run(directory: str | Path) -> ReportData:
         batch=experiment.ppo.batch_size,
         probe=json.loads(probe.read_text()) if probe.is_file() else None,
         config=(directory / "config.yaml").read_text(),
-        decoding=vars(experiment.decoding),
+        decoding=experiment.decoding,
     )
 
 
@@ -92,7 +92,7 @@ def _problem_rows(
     problems: Sequence[Problem],
     prompts: Sequence[str],
     features: Sequence[Mapping[str, float]],
-    cells: Mapping[str, Mapping[tuple[float, ...], Cell]],
+    cells: Mapping[str, Mapping[Gate, Outcome]],
     choices: Choices,
 ) -> tuple[ProblemRow, ...]:
     """Join what is known of every problem.
@@ -100,16 +100,16 @@ def _problem_rows(
     Raises:
         UserError: The plain model's cell or the deployed controller's is missing.
     """
-    without_seeds = {name: gates[0].tolist() for name, gates in choices.items() if len(gates) == 1}
-    baseline = (0.0,) * choices[SUBJECT].shape[-1]
+    without_seeds = {name: gates[0] for name, gates in choices.items() if len(gates) == 1}
+    baseline = _gate(np.zeros(choices[SUBJECT].shape[-1]))
     rows = []
     for i, problem in enumerate(problems):
         arms = {"baseline": baseline}
-        arms |= {name: tuple(gates[i]) for name, gates in without_seeds.items()}
+        arms |= {name: _gate(gates[i]) for name, gates in without_seeds.items()}
         by_gate = cells.get(problem.id, {})
         for gate in (baseline, arms[SELECTED]):
             if gate not in by_gate:
-                raise UserError(f"problem {problem.id} has no outcome at gate {gate}")
+                raise UserError(f"problem {problem.id} has no outcome at gate {gate_text(gate)}")
         gates = sorted(by_gate)
         rows.append(
             ProblemRow(
@@ -123,6 +123,11 @@ def _problem_rows(
             )
         )
     return tuple(rows)
+
+
+def _gate(numbers: Float[np.ndarray, " parts"]) -> Gate:
+    """Return the gate of one prompt as tables name it: a single part as a plain number."""
+    return as_gate(numbers if len(numbers) > 1 else numbers[0])
 
 
 # Outcomes and features --------------------------------------------------------------------------
@@ -145,20 +150,20 @@ def _find_table(directory: Path, experiment: Experiment, fingerprint: str) -> Pa
     raise UserError(f"no outcome table {fingerprint[:16]} is in {candidates[0]}; train again")
 
 
-def _read_cells(folder: Path) -> dict[str, dict[tuple[float, ...], Cell]]:
-    """Return the first sample of every cell, by problem and the numbers of its gate."""
-    cells: dict[str, dict[tuple[float, ...], Cell]] = {}
+def _read_cells(folder: Path) -> dict[str, dict[Gate, Outcome]]:
+    """Return the first sample of every cell, by problem and gate."""
+    cells: dict[str, dict[Gate, Outcome]] = {}
+    columns = [stored_keys(Outcome)[name] for name in MEANING]
     for part in sorted(folder.glob("part-*.parquet")):
         try:
-            columns = ["problem_id", "gate", "sample", *_OUTCOME_COLUMNS]
-            rows = pq.read_table(part, columns=columns)
+            rows = pq.read_table(part, columns=columns).to_pylist()
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{part} cannot be read ({error})") from error
-        for row in rows.to_pylist():
-            if row["sample"] == 0:
-                gate = gate_numbers(as_gate(row["gate"]))
-                cell = Cell(gate, *(row[name] for name in _OUTCOME_COLUMNS))
-                cells.setdefault(row["problem_id"], {})[gate] = cell
+        for row in rows:
+            values = restored(Outcome, row)
+            outcome = Outcome(**{**values, "gate": as_gate(values["gate"])})
+            if outcome.sample == 0:
+                cells.setdefault(outcome.problem_id, {})[outcome.gate] = outcome
     return cells
 
 

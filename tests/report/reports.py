@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from jroute.report.report_data import Cell, ProblemRow, ReportData, SplitReport
+from jroute.outcomes.outcome import Outcome
+from jroute.report.report_data import ProblemRow, ReportData, SplitReport
 from jroute.tasks import Problem
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -59,8 +60,10 @@ def rows(n: int, *, hostile: bool = False) -> tuple[ProblemRow, ...]:
             "\n".join([*(f"step {k}" for k in range(i % 5)), f"#### {i + 1}{bad}"]),
         )
         cells = tuple(
-            Cell(
-                (gate,),
+            Outcome(
+                problem.id,
+                gate,
+                0,
                 f"It is {i + 1 if k == best else -i}.{bad}",
                 5 + i % 40,
                 f"{i + 1 if k == best else -i}{bad}",
@@ -73,7 +76,7 @@ def rows(n: int, *, hostile: bool = False) -> tuple[ProblemRow, ...]:
         )
         features = {"prompt_length": 10.0 + i % 17, "first_token_entropy": i / 1000}
         rl = best if i % 3 else (best + 1) % 5
-        arms = {"baseline": (GRID[0],), "fixed:0.5": (0.5,), "rl_selected": (GRID[rl],)}
+        arms = {"baseline": GRID[0], "fixed:0.5": 0.5, "rl_selected": GRID[rl]}
         made.append(ProblemRow(problem, f"<|user|>{i}{bad}", features, cells, 0, rl, arms))
     return tuple(made)
 

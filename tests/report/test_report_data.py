@@ -100,7 +100,7 @@ def test_a_run_is_read_without_its_model(run) -> None:
     assert {row.base for row in split.rows} == {0}
     row = split.rows[3]
     assert row.features == pytest.approx(dict(zip(SCALARS, raw.scalars[3].tolist(), strict=True)))
-    assert [cell.gate for cell in row.cells] == [(0.0,), (0.5,), (1.0,)]
+    assert [cell.gate for cell in row.cells] == [0.0, 0.5, 1.0]
     assert [cell.correct for cell in row.cells] == [True, False, True] and row.cells[0].tokens == 8
     assert {cell.completion for cell in row.cells} == {f"#### {toy_problems[3].answer}"}  # sample 0
     assert row.prompt == "" and data.curves == {} and data.probe is None
@@ -178,11 +178,11 @@ def test_what_judging_wrote_down_is_taken_before_controllers_are_asked(run, tmp_
     stored = {(a, seed, p): g for s, a, seed, p, g in rows if s == "test"}
     for i, (row, problem) in enumerate(zip(split.rows, toy_problems, strict=True)):
         assert set(row.arms) == {"baseline", "supervised", "rl_selected"}
-        assert row.arms["supervised"] == (stored["supervised", 0, problem.id],)
+        assert row.arms["supervised"] == stored["supervised", 0, problem.id]
         assert (
             row.cells[row.rl].gate
             == row.arms["rl_selected"]
-            == (stored["rl_selected", 0, problem.id],)
+            == stored["rl_selected", 0, problem.id]
         )
         assert split.gates[:, i, 0].tolist() == [stored["rl", s, problem.id] for s in range(3)]
     half = {name: values[: len(rows) // 2] for name, values in columns.items()}
