@@ -11,7 +11,6 @@ A gate has two forms, and a value keeps its form on its way:
 ``None`` in place of either means the model without routing.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,18 +23,13 @@ GateLike = Any
 """What the public face takes: a ``Gate`` for all prompts, or what NumPy reads as a ``GateArray``;
 ``Routing.layer_gates`` checks it."""
 
-GateArray = Float[np.ndarray, " prompts"] | Float[np.ndarray, "prompts parts"]
+GateArray = Float[np.ndarray, " prompts"] | Float[np.ndarray, "prompts gate_dims"]
 """The gates of a batch: one number per prompt, or one per prompt and band or layer."""
 
 
 def as_gate(value: Any) -> Gate:
     """Return a number, a sequence of numbers, or a row of ``GateArray`` as a ``Gate``."""
     return tuple(map(float, value)) if np.ndim(value) else float(value)
-
-
-def as_gates(gates: Sequence[Gate]) -> GateArray:
-    """Stack the gates of several prompts, all with equally many numbers, into one array."""
-    return np.asarray(gates, np.float64)
 
 
 def gate_numbers(gate: Gate | None) -> tuple[float, ...]:

@@ -20,7 +20,7 @@ trunk receive it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jroute.routing import guards, streams
 from jroute.routing.config import Hook, RoutingConfig
 from jroute.routing.diagnostics import StreamMetrics, stream_metrics
+from jroute.routing.gate import GateLike
 from jroute.utils.errors import UserError
 
 
@@ -102,7 +103,7 @@ class Routing:
         norms = config.sink_norms or (np.inf,) * layers
         return cls(mixing, jnp.asarray(sites), jnp.asarray(norms, jnp.float32), config)
 
-    def layer_gates(self, gate: Any, batch: int) -> Float[np.ndarray, "batch layers"]:
+    def layer_gates(self, gate: GateLike, batch: int) -> Float[np.ndarray, "batch layers"]:
         """Spread a gate over the batch and the layers; layers that are no site get 0.
 
         Args:
