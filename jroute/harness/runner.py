@@ -160,7 +160,7 @@ def evaluate_suite(suite: Suite, model: JaxLM, source: Path, output_path: Path) 
             leaf.config.task: model.records_of(suite.instances(leaf.config.task))
             for leaf in suite.leaves()
         }
-        # lm-eval asked the model for its totals, which lack the requests that a cache answered.
+        # lm-eval already has the model's totals, which lack the requests that a cache answered.
         results["config"] |= totals([record for each in records.values() for record in each])
         results["pretty_env_info"] = environment()
         tracker.general_config_tracker.model_source = "jroute"

@@ -65,7 +65,7 @@ def arguments_for(run: Run, *arguments: str) -> list[str]:
 
 def test_every_item_of_every_arm_is_trainings_own(run, capsys) -> None:
     arms = ["baseline", "fixed:0.5", "random"]
-    assert command.main(command(run, "--arm", ",".join(arms), "--tasks", "test,ood")) == 0
+    assert command.main(arguments_for(run, "--arm", ",".join(arms), "--tasks", "test,ood")) == 0
     printed = capsys.readouterr().out
     assert "27 of 27 items agree with training's own outcomes" in printed
     assert "every arm was asked the same" in printed
@@ -121,7 +121,7 @@ def test_one_differing_item_is_an_error(run, capsys, monkeypatch, field) -> None
 def test_another_prompt_than_trainings_is_an_error(run, capsys, monkeypatch) -> None:
     render = JaxLM.apply_chat_template
     monkeypatch.setattr(JaxLM, "apply_chat_template", lambda *a, **k: render(*a, **k) + " ")
-    assert command.main(command(run, "--arm", "baseline", "--tasks", "test")) == 2
+    assert command.main(arguments_for(run, "--arm", "baseline", "--tasks", "test")) == 2
     assert "is not training's" in capsys.readouterr().err
 
 
@@ -150,7 +150,7 @@ def test_mistakes_on_the_command_line_are_told_in_a_sentence(run, capsys, tmp_pa
         "did you mean gsm8k?": arguments_for(run, "--arm", "baseline", "--tasks", "gsm8q"),
         "has no config.yaml": ["--run", str(tmp_path), *asked],
         "for tasks of lm-eval only": arguments_for(run, *asked, "--num_fewshot", "1"),
-        "train.jsonl is missing": command(
+        "train.jsonl is missing": arguments_for(
             run, "--arm", "baseline", "--tasks", "gsm8k", "--data", str(tmp_path)
         ),
         "has no controller trained": arguments_for(run, "--arm", "rl", "--tasks", "test"),
@@ -159,10 +159,10 @@ def test_mistakes_on_the_command_line_are_told_in_a_sentence(run, capsys, tmp_pa
         "--arm is missing": arguments_for(run, "--tasks", "test"),
         "--tasks is missing": arguments_for(run, "--arm", "baseline"),
         "unrecognized arguments: --limitt": arguments_for(run, *asked, "--limitt", "3"),
-        "unexpected keyword argument 'limitt'": command(
+        "unexpected keyword argument 'limitt'": arguments_for(
             run, "--arm", "baseline", "--config", str(preset)
         ),
-        "then --limit must be None": command(
+        "then --limit must be None": arguments_for(
             run, *asked, "--limit", "1", "--samples", '{"test": [0]}'
         ),
         "for others there is lm-eval itself": arguments_for(run, *asked, "--model", "hf"),
