@@ -9,7 +9,6 @@
 >>> run.explain(prompts[0])
 """
 
-import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -25,16 +24,13 @@ __version__ = "0.1.0"
 # transformers would say that torch is missing; its models are not used here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-_HOMES = {
-    "LanguageModel": "jroute.lm",
-    "load": "jroute.lm",
-    "Run": "jroute.experiment.run",
-    "load_run": "jroute.experiment.run",
-}
-
 
 def __getattr__(name: str) -> Any:
-    """Import the face when it is first used, so that small commands start fast."""
-    if name not in _HOMES:
+    """Import the public names on first use, so that small commands start fast."""
+    if name in ("LanguageModel", "load"):
+        from jroute import lm as module
+    elif name in ("Run", "load_run"):
+        from jroute.experiment import run as module
+    else:
         raise AttributeError(f"module 'jroute' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(module, name)

@@ -1,12 +1,12 @@
-"""Trains and judges the controllers of an experiment.
+"""Train and judge the controllers of an experiment.
 
     python -m jroute.train --config configs/tiny.yaml [--run DIR] [--ppo.learning_rate 3e-4 ...]
     python -m jroute.train --config … --plan
 
 A routing whose gates do nothing is refused (``python -m jroute.probe`` shows what they do). With
 ``--mixing.method gradient`` or ``search`` its mixing weights are learned first, the base frozen.
-A run that was interrupted goes on where it stopped when the same command is given again. ``--plan``
-says what it would take and stops. With ``--track wandb`` its curves go to Weights & Biases too.
+An interrupted run goes on where it stopped when the same command is given again. ``--plan`` prints
+what the run would take, and stops. ``--track wandb`` sends training curves to Weights & Biases too.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ from jroute.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Options:
-    """What the command itself is told.
+    """Options of the command itself.
 
     Attributes:
-        plan: Say what it would take, and stop.
+        plan: Print the plan, and stop.
     """
 
     plan: bool = False
@@ -33,7 +33,7 @@ class Options:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, trains, prints."""
+    """Parse, train, print."""
     experiment, options = parse(
         Experiment, argv, prog="python -m jroute.train", description=__doc__ or "", extra=Options
     )
@@ -47,19 +47,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     run = Run.start(experiment, keep=not options.plan)
     if options.plan:
-        from jroute.experiment.estimate import plan_train
+        from jroute.experiment.plan import plan_training
 
-        print(plan_train(run))
+        print(plan_training(run))
         return
-    from jroute.experiment.pipeline import train, written
+    from jroute.experiment.pipeline import train
     from jroute.report.text import print_results
 
     results = train(run)
     print_results(results)
-    if missing := results.get("not_available"):
+    if unavailable := results.get("not_available"):
         print("not available without a table:")
-        print("\n".join(f"  {arm}: needs {what}" for arm, what in missing.items()) + "\n")
-    print("\n".join(written(run.directory)))
+        print("\n".join(f"  {arm}: needs {what}" for arm, what in unavailable.items()) + "\n")
+    print("\n".join(run.folder.describe()))
 
 
 if __name__ == "__main__":

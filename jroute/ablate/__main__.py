@@ -1,9 +1,9 @@
-"""Ablates routings: preset x streams x sites x guards x gate on one split, in one table and a plot.
+"""Ablate routings: preset x streams x sites x guards x gate on one split, as a table and a plot.
 
     python -m jroute.ablate --config configs/ablation_tiny.yaml [--plan]
 
-Cells that are there are not made again, so an interrupted command goes on where it stopped.
-``--plan`` says what the rest would take and stops.
+Existing cells are not made again, so an interrupted command goes on where it stopped. ``--plan``
+prints what the missing cells would take, and stops.
 """
 
 import json
@@ -12,17 +12,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jroute.ablate.grid import Ablation, Laboratory, table
+from jroute.ablate.grid import Ablation
 from jroute.utils.cli import command, run_command
 from jroute.utils.config import parse
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command itself is told.
+    """Options of the command itself.
 
     Attributes:
-        plan: Say what it would take, and stop.
+        plan: Print the plan, and stop.
     """
 
     plan: bool = False
@@ -30,23 +30,22 @@ class Options:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, measures, prints."""
+    """Parse, measure, print."""
     argv = sys.argv[1:] if argv is None else argv
     grid, options = parse(
         Ablation, argv, prog="python -m jroute.ablate", description=__doc__ or "", extra=Options
     )
+    from jroute.ablate.cells import AblationRun, format_table
+    from jroute.ablate.plots import plot_ablation
     from jroute.observe.progress import progress_bar
-    from jroute.probe.plots import plot_ablation
     from jroute.utils.files import write_text
     from jroute.utils.machine import describe_machine
 
-    laboratory = Laboratory(grid)
-    for sentence in laboratory.left_out:
+    ablation = AblationRun(grid)
+    for sentence in ablation.impossible:
         print(f"left out: {sentence}")
     if options.plan:
-        from jroute.experiment.estimate import plan_ablation
-
-        print(plan_ablation(laboratory))
+        print(ablation.plan())
         return
     with progress_bar(desc="ablation", unit="cell") as bar:
 
@@ -54,21 +53,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        made = laboratory.fill(progress)
-    cells, folder = laboratory.cells(), laboratory.run.directory
+        count = ablation.fill(progress)
+    rows, folder = ablation.rows(), ablation.folder
     content = {
         "command": shlex.join(["python", "-m", "jroute.ablate", *argv]),
-        "model": laboratory.run.base.fingerprint,
+        "model": ablation.run.base.fingerprint,
         "split": grid.split,
-        "left_out": laboratory.left_out,
+        "left_out": ablation.impossible,
         "machine": describe_machine(),
     }
-    lines = ",\n  ".join(json.dumps(cell) for cell in cells)
+    lines = ",\n  ".join(json.dumps(row) for row in rows)
     head = json.dumps(content, indent=1).removesuffix("\n}")
     write_text(folder / "ablation.json", f'{head},\n "cells": [\n  {lines}\n ]\n}}\n')
-    write_text(folder / "ablation.txt", f"{table(cells)}\n")
-    plot_ablation(cells, folder / "ablation.png")
-    print(f"{table(cells)}\n\n{made} cells made now")
+    write_text(folder / "ablation.txt", f"{format_table(rows)}\n")
+    plot_ablation(rows, folder / "ablation.png")
+    print(f"{format_table(rows)}\n\n{count} cells made now")
     for name in ("ablation.txt", "ablation.json", "ablation.png"):
         print(folder / name)
 

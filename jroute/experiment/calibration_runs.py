@@ -15,12 +15,10 @@ from jroute.controller.features import Featurizer, RawFeatures
 from jroute.experiment import calibration
 from jroute.experiment.calibration import CalibrationConfig, ModelTables, Tables
 from jroute.experiment.config import Experiment
-from jroute.experiment.cost import duration
-from jroute.experiment.estimate import plan_outcomes
-from jroute.experiment.pipeline import fill_outcomes
+from jroute.experiment.estimate import format_duration
+from jroute.experiment.plan import plan_outcomes
+from jroute.experiment.pipeline import fill_outcomes, table_cells
 from jroute.experiment.run import Run, load_run
-from jroute.outcomes import generation
-from jroute.outcomes.generation import Cell
 from jroute.tasks import Split
 from jroute.utils.config import load
 from jroute.utils.errors import UserError
@@ -100,22 +98,21 @@ class ModelRuns:
         """Return the tables of a model, filled now if they are not."""
         run = self.open(source)
         splits = run.experiment.splits
-        for split in splits:
-            fill_outcomes(run, split)
-        raw: dict[Split, RawFeatures] = {split: run.raw_features(split) for split in splits}
+        fill_outcomes(run)
+        raw: dict[Split, RawFeatures] = {split: run.features.raw(split) for split in splits}
         featurizer = Featurizer.fit(raw["train"], run.experiment.features)
         cells = {
-            split: (featurizer(features).astype(np.float32), run.matrix(split))
+            split: (featurizer(features).astype(np.float32), run.outcomes.matrix(split))
             for split, features in raw.items()
         }
         description = {
             "source": str(source),
             "model": run.lm.fingerprint,
-            "outcomes": run.table.fingerprint,
+            "outcomes": run.outcomes.table.fingerprint,
             "problems": {split: len(cells[split][0]) for split in cells},
         }
         judged = {split: cells[split] for split in run.experiment.judged}
-        tables = Tables(cells["train"], cells["validation"], judged, run.gate_values)
+        tables = Tables(cells["train"], cells["validation"], judged, run.grid.values)
         return ModelTables(tables, description)
 
     def estimate(
@@ -139,11 +136,9 @@ class ModelRuns:
                 exists = any(self.out.glob(f"run-{_name(source)}"))
                 runs = self if exists else dataclasses.replace(self, out=Path(scratch))
                 run = runs.open(source, keep=False)
-                wanted: dict[Split, list[Cell]] = {
-                    split: generation.wanted(run, split) for split in run.experiment.splits
-                }
-                lines += [f"{source}:", str(plan_outcomes(run, wanted)), ""]
-                problems = len(run.problems("train"))
+                cells = {split: table_cells(run, split) for split in run.experiment.splits}
+                lines += [f"{source}:", str(plan_outcomes(run, cells)), ""]
+                problems = len(run.data.problems("train"))
         lines += _estimate_trainings(models, problems, config, parts)
         return "\n".join([*lines, "supervised networks and resampling come on top"])
 
@@ -160,7 +155,7 @@ def _estimate_trainings(
     }
     return [
         f"{name:<12} {count} trainings of {ppo.seeds} seeds x {ppo.updates} updates, about "
-        f"{duration(count * calibration.training_seconds(ppo, rows))} by a trial"
+        f"{format_duration(count * calibration.training_seconds(ppo, rows))} by a trial"
         for name, (ppo, count, rows) in trainings.items()
         if count
     ]

@@ -2,7 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import cast
 
+import numpy as np
+
+from jroute.controller.features import Featurizer
 from jroute.envs.data import EnvData
 from jroute.envs.gymnasium import RoutingEnv, RoutingVectorEnv
 from jroute.experiment.run import Run, load_run
@@ -50,11 +54,31 @@ def environment_data(run: str | Path | Run, split: Split, *, live: bool = False)
 
     Args:
         run: The run folder, or the opened run.
-        split: Of the problems.
+        split: The split of the problems.
         live: Whether outcomes are generated; otherwise the table or the memo must hold them.
     """
     opened = run if isinstance(run, Run) else load_run(run)
-    return opened.env_data(split, opened.featurizer, live=live)
+    return split_environment(opened, split, opened.controllers.featurizer, live=live)
+
+
+def split_environment(run: Run, split: Split, featurizer: Featurizer, *, live: bool) -> EnvData:
+    """Return a split as environments take it, with the features of a featurizer.
+
+    Args:
+        run: The run, whose controllers need not be trained yet.
+        split: The split of the problems.
+        featurizer: The fitted part of the features.
+        live: Whether outcomes are generated.
+    """
+    return EnvData(
+        problems=run.data.problems(split),
+        prompts=run.data.prompts(split),
+        observations=featurizer(run.features.raw(split)).astype(np.float32),
+        feature_names=featurizer.names,
+        gates=run.grid.values,
+        backend=run.outcomes.backend(live=live),
+        num_gate_dims=run.grid.num_gate_dims,
+    )
 
 
 def _source(
@@ -69,4 +93,4 @@ def _source(
             "give exactly one"
         )
     opened = load_run(run)
-    return lambda split: environment_data(opened, split, live=live)
+    return lambda split: environment_data(opened, cast(Split, split), live=live)

@@ -1,263 +1,226 @@
-"""A run folder: one experiment's data, controllers and results, and what can be asked of them.
+"""A run: one experiment in its folder, composed of the parts that each know one thing.
 
-============================  =====================================================
-``config.yaml``               the resolved experiment
-``mixing/<fingerprint>.json`` learned mixing weights, if the experiment learns them
-``outcomes/<fingerprint>/``   the outcome table (Parquet)
-``memo/<fingerprint>/``       outcomes of gates per band or layer (Parquet)
-``features/``                 raw features per split
-``learner/<training>/``       checkpoints of the PPO learner (Orbax)
-``controller/<training>/``    the trained controllers (Orbax)
-``tensorboard/``              training curves
-``results.json``              accuracy of every arm, and the contrasts
-``lm_eval/``                  lm-evaluation-harness's own results
-============================  =====================================================
+``folder`` knows the paths, ``base`` and ``lm`` are the model, ``data`` has problems and prompts,
+``grid`` the gates, ``outcomes`` the tables, ``features`` what controllers see, and ``controllers``
+what was trained. A part is made when it is first needed, and functions take the parts they need.
 """
 
 import dataclasses
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from jroute.arms import registry
-from jroute.arms.controls import random_choices
-from jroute.arms.rl import choices_of_policy
-from jroute.arms.supervised import choices_of_regressor
-from jroute.checkpoint import latest_step, load_state
+from jroute.arms.registry import parse_arm
+from jroute.arms.resolve import ArmInputs, resolve
 from jroute.controller import networks
-from jroute.controller.features import Featurizer, RawFeatures
 from jroute.distributed.mesh import MeshConfig
 from jroute.experiment.config import Experiment
-from jroute.experiment.setting import Setting
+from jroute.experiment.controllers import Controllers
+from jroute.experiment.data import TaskData
+from jroute.experiment.features import FeatureStore
+from jroute.experiment.folder import RunFolder
+from jroute.experiment.mixing import LearnedMixing
+from jroute.experiment.outcomes import RunOutcomes, describe_cells
 from jroute.generate.decoding import Completion
-from jroute.generate.options import GenerationOptions
 from jroute.generate.shapes import check_context
+from jroute.lm import LanguageModel, load
+from jroute.outcomes.grid import GateGrid
 from jroute.utils.config import dump
 from jroute.utils.config import load as load_config
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text
-from jroute.utils.fingerprint import semantic_fingerprint
 
-MADE = (
-    "mixing",
-    "outcomes",
-    "memo",
-    "features",
-    "learner",
-    "controller",
-    "results.json",
-    "lm_eval",
-)
-"""What ties a run folder to its experiment, once it is there."""
+CHANGEABLE = ("allow_inert", "engine")
+"""Fields that decide whether and how a run is made, not what it is."""
 
 
-class Run(Setting):
-    """One run folder: its setting, the controllers trained in it, and its results."""
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One experiment and its folder.
+
+    Attributes:
+        directory: The run folder.
+        experiment: The experiment.
+        loaded: The model, if it is loaded already.
+    """
+
+    directory: Path
+    experiment: Experiment
+    loaded: LanguageModel | None = None
 
     @classmethod
     def start(cls, experiment: Experiment, *, keep: bool = True) -> "Run":
-        """Open the run folder of an experiment, making it if there is none.
+        """Open the run folder of an experiment, creating it if it does not exist.
 
-        A folder in which nothing was made yet takes any experiment. Model and problems are read
-        first, so that a wrong path leaves nothing behind.
+        A folder that holds no results yet takes any experiment. Model and problems are read first,
+        so a wrong path leaves nothing behind.
 
         Args:
-            experiment: What the run is decided by.
-            keep: Whether to make the folder; otherwise nothing is written.
+            experiment: The experiment.
+            keep: Whether to create the folder; otherwise nothing is written.
 
         Raises:
-            UserError: The folder belongs to another experiment; the model or the data are missing.
+            UserError: The folder belongs to another experiment; the model or the data are missing;
+                a prompt does not fit into the context.
         """
-        directory = Path(experiment.run)
-        path = directory / "config.yaml"
-        run = cls(directory, experiment)
-        kept = _without_devices(experiment)
-        stored = load_config(Experiment, path) if path.is_file() else None
-        if stored is not None and any((directory / name).exists() for name in MADE):
-            changed = [
-                f.name
-                for f in dataclasses.fields(kept)
-                if getattr(stored, f.name) != getattr(kept, f.name)
-                and f.name not in ("allow_inert", "engine")  # they decide whether and how, not what
-            ]
-            if changed:
-                raise UserError(
-                    f"{path} is of another experiment (different: {', '.join(changed)}); "
-                    "choose another folder with --run, or remove that one"
-                )
+        run = cls(Path(experiment.run), experiment)
+        stored = run.stored_experiment()
+        kept = without_devices(experiment)
+        if stored is not None and run.folder.is_bound():
+            check_same_experiment(stored, kept, run.folder)
         run.base.check_slots(experiment.engine.slots)
-        run.num_gate_dims  # noqa: B018 (refuses bands that the routing does not have)
-        for split in experiment.splits:
-            for problem, prompt in zip(run.problems(split), run.prompts(split), strict=True):
-                try:
-                    tokens, new = run.base.encode(prompt), experiment.decoding.max_new_tokens
-                    check_context(len(tokens), new, run.base.context)
-                except UserError as error:
-                    raise UserError(f"problem {problem.id}: {error}") from error
+        GateGrid.create(experiment.gates, experiment.gate_per, run.base.routing)  # may refuse
+        run.check_prompts()
         if keep and stored != kept:
-            directory.mkdir(parents=True, exist_ok=True)
-            write_text(path, dump(kept))
+            run.directory.mkdir(parents=True, exist_ok=True)
+            write_text(run.folder.config, dump(kept))
         return run
 
-    # Controllers ------------------------------------------------------------------------------
+    def stored_experiment(self) -> Experiment | None:
+        """Return the experiment that the folder was made by, if it was made."""
+        file = self.folder.config
+        return load_config(Experiment, file) if file.is_file() else None
+
+    def check_prompts(self) -> None:
+        """Raise a ``UserError`` if a prompt and its completion do not fit into the context."""
+        limit = self.experiment.decoding.max_new_tokens
+        for split in self.experiment.splits:
+            for problem, prompt in zip(
+                self.data.problems(split), self.data.prompts(split), strict=True
+            ):
+                try:
+                    check_context(len(self.base.encode(prompt)), limit, self.base.context)
+                except UserError as error:
+                    raise UserError(f"problem {problem.id}: {error}") from error
+
+    # The parts --------------------------------------------------------------------------------
 
     @cached_property
-    def training_parts(self) -> dict[str, str]:
-        """The fingerprint of each thing that decides what controllers are trained on and how."""
+    def folder(self) -> RunFolder:
+        """The paths of the run."""
+        return RunFolder(self.directory, Path(self.experiment.run))
+
+    @cached_property
+    def base(self) -> LanguageModel:
+        """The frozen model with the routing's own mixing weights."""
+        if self.loaded is not None:
+            return self.loaded
+        e, located = self.experiment, self.folder.locate(self.experiment.model)
+        directory = located if located.is_dir() else e.model
+        return load(directory, e.routing or None, dtype=e.dtype, mesh=e.mesh)
+
+    @cached_property
+    def data(self) -> TaskData:
+        """The problems and prompts."""
+        return TaskData(self.experiment.task, self.experiment.prompt, self.base)
+
+    @cached_property
+    def mixing(self) -> LearnedMixing:
+        """The mixing weights that the experiment learns, if it does."""
+        return LearnedMixing(self.experiment, self.folder, self.base, self.data)
+
+    @cached_property
+    def lm(self) -> LanguageModel:
+        """The frozen model with the experiment's routing.
+
+        Raises:
+            UserError: The experiment learns its mixing weights, and has not yet.
+        """
+        return self.mixing.model()
+
+    @cached_property
+    def grid(self) -> GateGrid:
+        """The grid of gates."""
+        return GateGrid.create(self.experiment.gates, self.experiment.gate_per, self.base.routing)
+
+    @cached_property
+    def outcomes(self) -> RunOutcomes:
+        """The outcome tables."""
+        description = describe_cells(self.experiment, self.lm, self.mixing)
+        return RunOutcomes(self.experiment, self.folder, self.lm, self.data, self.grid, description)
+
+    @cached_property
+    def features(self) -> FeatureStore:
+        """The features of prompts."""
         e = self.experiment
-        content = {
-            "outcomes": self.memo.fingerprint,
-            "gates": e.gates,
-            "rollouts": e.rollouts,
-            "reward": e.reward,
-            "prompts": [self.prompts("train"), self.prompts("validation")],
-            "answers": [[p.answer for p in self.problems(s)] for s in ("train", "validation")],
-            "features": e.features,
-            "ppo": e.ppo,
-            "supervised": e.supervised,
-            "seed": e.seed,
-        }
-        return {name: semantic_fingerprint({name: part})[:16] for name, part in content.items()}
+        return FeatureStore(
+            config=e.features,
+            folder=self.folder,
+            lm=self.lm,
+            data=self.data,
+            cells=self.outcomes.description,
+            slots=e.engine.batch,
+        )
 
     @cached_property
-    def training(self) -> str:
-        """Names what controllers are trained on and how; another model or task is another name."""
-        return semantic_fingerprint(self.training_parts)[:16]
+    def controllers(self) -> Controllers:
+        """What training and judging left."""
+        return Controllers(
+            self.experiment,
+            self.folder,
+            self.data,
+            self.features,
+            self.outcomes.memo.fingerprint,
+        )
 
-    @property
-    def controller_folder(self) -> Path:
-        """Where what training leaves is kept; ``.json`` beside it has the ``training_parts``."""
-        return self.directory / "controller" / self.training
+    # Old names, until their users are adapted
+    gate_values = property(lambda self: self.grid.values)
+    table = property(lambda self: self.outcomes.table)
+    controller = property(lambda self: self.controllers.trained)
+    controls = property(lambda self: self.controllers.controls)
+    problems = property(lambda self: self.data.problems)
+    prompts = property(lambda self: self.data.prompts)
+    render = property(lambda self: self.data.render)
+    outcome = property(lambda self: self.outcomes.outcome)
 
-    @cached_property
-    def controller(self) -> dict[str, Any]:
-        """What training left: featurizer, best fixed gate, supervised and RL networks.
+    # Questions --------------------------------------------------------------------------------
 
-        Raises:
-            UserError: Training has not finished.
-        """
-        folder = self.controller_folder
-        if not folder.is_dir():
-            others = [
-                f"{path.stem}, which it has, differs in "
-                + ", ".join(n for n, p in self.training_parts.items() if told.get(n) != p)
-                for path in sorted(folder.parent.glob("*.json"))
-                for told in [json.loads(path.read_text())]
-            ]
-            raise UserError(
-                f"{self.directory} has no controller trained on this model and these problems "
-                f"({'; '.join([self.training, *others])}); "
-                "run python -m jroute.train with its config first"
-            )
-        return load_state(folder)[1]
+    def arm_inputs(self) -> ArmInputs:
+        """Return what arms choose gates from."""
+        controllers = self.controllers
+        return ArmInputs(
+            grid=self.grid.values,
+            seed=self.experiment.seed,
+            num_gate_dims=self.grid.num_gate_dims,
+            has_table=self.experiment.rollouts == "table",
+            observe=controllers.observe,
+            controller=lambda: controllers.trained,
+            controls=lambda: controllers.controls,
+        )
 
-    @property
-    def controls_folder(self) -> Path:
-        """Where the arms are kept that only judging needs."""
-        return self.directory / "controls" / self.training
-
-    @cached_property
-    def controls(self) -> dict[str, Any]:
-        """What judging trained; see ``jroute.arms.controls.fit_controls``.
-
-        Raises:
-            UserError: The run was not judged yet.
-        """
-        if latest_step(self.controls_folder) is None:
-            raise UserError(
-                f"{self.directory} has no {' and no '.join(registry.from_controls())} yet; "
-                f"run python -m jroute.evaluate --run {self.directory} first"
-            )
-        return load_state(self.controls_folder)[1]
-
-    @cached_property
-    def featurizer(self) -> Featurizer:
-        """The fitted part of the features."""
-        return Featurizer.of(self.controller["featurizer"])
-
-    def choices(
-        self, arm: str, prompts: Sequence[str], raw: RawFeatures | None = None
-    ) -> Int[np.ndarray, " prompts"]:
-        """Index of the gate that an arm which looks at prompts chooses (see ``registry.reading``).
-
-        Raises:
-            UserError: The arm has no table to learn from, its decisions have several parts, or the
-                run was not judged yet, which trains ``supervised_features`` and ``exact_gradient``.
-        """
-        self._check_learnt(arm)
-        if self.num_gate_dims > 1:
-            raise UserError(
-                f"a decision of this run has {self.num_gate_dims} dimensions; ask for its gates"
-            )
-        observations = self.featurizer(raw or self.read_features(prompts))
-        if arm == "supervised":
-            return choices_of_regressor(self.controller["supervised"], observations[:, :1])
-        if arm in registry.from_controls():
-            return choices_of_regressor(self.controls[arm], observations)
-        return choices_of_policy(self.controller["rl"], observations)
-
-    def _check_learnt(self, arm: str) -> None:
-        missing = arm in ("best_fixed", "supervised") and arm not in self.controller
-        if missing or (arm in registry.from_controls() and self.experiment.rollouts == "live"):
-            raise UserError(
-                f"arm {arm} learns from the rewards of all gates, and a run with live rollouts has "
-                "no such table; choose baseline, fixed:G, random or rl"
-            )
-
-    def gates(self, arm: str, prompts: Sequence[str]) -> Float[np.ndarray, "prompts *gate_dims"]:
-        """The gate an arm gives to each prompt, from the prompt alone.
-
-        Gates per band are ``[prompts, bands]``, and per layer ``[prompts, layers]``.
+    def gates(self, arm: str, prompts: Sequence[str]) -> Float[np.ndarray, "prompts *dims"]:
+        """Return the gate an arm gives to each prompt, from the prompt alone.
 
         Args:
-            arm: One of ``jroute.arms.registry.selectable``.
+            arm: ``baseline``, ``fixed:G``, ``best_fixed``, ``random``, ``rl`` or another arm of
+                ``jroute.arms.registry`` with one gate per prompt.
             prompts: Texts as the model reads them.
+
+        Returns:
+            ``[prompts]``; gates per band are ``[prompts, bands]``, per layer ``[prompts, layers]``.
 
         Raises:
             UserError: No such arm, or not yet.
         """
-        grid = np.asarray(self.gate_values)
-        fixed = registry.parse_arm(arm).gate
-        if fixed is not None:
-            return np.full(len(prompts), fixed)
-        self._check_learnt(arm)
-        if arm == "best_fixed":
-            return np.full(len(prompts), grid[int(self.controller["best_fixed"])])
-        if arm == "random":
-            return grid[random_choices(prompts, len(grid), self.experiment.seed)]
-        if arm == "rl" and self.num_gate_dims > 1:
-            observations = jnp.asarray(self.featurizer(self.read_features(prompts)))
-            decisions = np.asarray(networks.act(self.controller["rl"], observations))
-            return self.spread(self.gates_of(decisions))
-        if arm in registry.reading():
-            return grid[self.choices(arm, prompts)]
-        raise UserError(
-            f"no arm is named {arm!r}; "
-            f"arms are baseline, fixed:G, best_fixed, random, {', '.join(registry.reading())}"
-        )
+        return self.grid.array(resolve(parse_arm(arm), prompts, self.arm_inputs()))
 
     def generate(
-        self,
-        prompts: Sequence[str] | str,
-        arm: str = "rl",
-        *,
-        seed: int | Sequence[int] = 0,
-        **options: Unpack[GenerationOptions],
+        self, prompts: Sequence[str] | str, arm: str = "rl", **decoding: Any
     ) -> list[Completion]:
-        """Completes prompts with the gates an arm gives them.
+        """Complete prompts with the gates an arm gives them.
 
         Args:
-            prompts: Texts as the model reads them (see ``render``).
+            prompts: Texts as the model reads them (see ``data.render``).
             arm: As in ``gates``.
-            seed: Seed of the sampling, as in ``LanguageModel.generate``.
-            **options: Fields of the experiment's decoding and engine to replace.
+            **decoding: Fields of the experiment's decoding to change.
         """
         rows = [prompts] if isinstance(prompts, str) else list(prompts)
         return self.lm.generate(
@@ -265,66 +228,82 @@ class Run(Setting):
             self.gates(arm, rows),
             decoding=self.experiment.decoding,
             engine=self.experiment.engine,
-            seed=seed,
-            **options,
+            **decoding,
         )
 
     def explain(self, prompt: str) -> dict[str, Any]:
-        """Why the RL controller chooses a gate.
+        """Return why the RL controller chooses a gate.
 
         Returns:
             ``features`` (name -> value as the controller sees it), ``probabilities``
-            (gate -> probability), ``value`` (expected reward) and ``gate``; of decisions with
-            several parts ``probabilities`` and ``gate`` are lists, one for each.
+            (gate -> probability), ``value`` (expected reward) and ``gate``; for decisions of
+            several dimensions ``probabilities`` and ``gate`` are lists, one entry for each.
         """
         if not isinstance(prompt, str):
             raise UserError("explain takes one prompt, a text; call it once for each of several")
-        observations = self.featurizer(self.read_features([prompt]))
+        featurizer, grid = self.controllers.featurizer, self.grid
+        observations = featurizer(self.features.read([prompt]))
         logits, value = jax.device_get(
-            networks.apply(self.controller["rl"], jnp.asarray(observations))
+            networks.apply(self.controllers.trained["rl"], jnp.asarray(observations))
         )
         weights = np.exp(logits[0] - logits[0].max(axis=-1, keepdims=True))
         shares = weights / weights.sum(axis=-1, keepdims=True)
-        told = [dict(zip(self.gate_values, part.tolist(), strict=True)) for part in shares]
-        chosen = [self.gate_values[i] for i in shares.argmax(axis=-1)]
+        probabilities = [dict(zip(grid.values, row.tolist(), strict=True)) for row in shares]
+        gates = [grid.values[i] for i in shares.argmax(axis=-1)]
+        single = grid.num_gate_dims == 1
         return {
-            "features": dict(zip(self.featurizer.names, observations[0].tolist(), strict=True)),
-            "probabilities": told[0] if self.num_gate_dims == 1 else told,
+            "features": dict(zip(featurizer.names, observations[0].tolist(), strict=True)),
+            "probabilities": probabilities[0] if single else probabilities,
             "value": float(value[0]),
-            "gate": chosen[0] if self.num_gate_dims == 1 else chosen,
+            "gate": gates[0] if single else gates,
         }
 
     @property
     def results(self) -> dict[str, Any]:
-        """The content of ``results.json``."""
-        path = self.directory / "results.json"
-        if not path.is_file():
+        """The content of ``results.json``.
+
+        Raises:
+            UserError: The run was not judged yet.
+        """
+        file = self.folder.results
+        if not file.is_file():
             raise UserError(
-                f"{path} does not exist yet; run python -m jroute.train with its config first"
+                f"{file} does not exist yet; run python -m jroute.train with its config first"
             )
-        return json.loads(path.read_text())
+        return json.loads(file.read_text())
 
 
-def _without_devices(experiment: Experiment) -> Experiment:
-    """What a run folder keeps: devices decide how cells are made, not what they mean."""
+def without_devices(experiment: Experiment) -> Experiment:
+    """Return what a run folder stores: devices decide how cells are made, not what they mean."""
     return dataclasses.replace(experiment, mesh=MeshConfig(), track="")
 
 
+def check_same_experiment(stored: Experiment, given: Experiment, folder: RunFolder) -> None:
+    """Raise a ``UserError`` if a folder's experiment differs in what decides its results."""
+    names = [field.name for field in dataclasses.fields(given) if field.name not in CHANGEABLE]
+    changed = [name for name in names if getattr(stored, name) != getattr(given, name)]
+    if changed:
+        raise UserError(
+            f"{folder.config} is of another experiment (different: {', '.join(changed)}); "
+            "choose another folder with --run, or remove that one"
+        )
+
+
 def load_run(directory: str | Path, *, mesh: MeshConfig | None = None) -> Run:
-    """Open a finished run.
+    """Open a run.
 
     Args:
         directory: The run folder.
-        mesh: Devices to run its model on; by default one.
+        mesh: Devices to run its model on; one device by default.
 
     Raises:
         UserError: There is no run in the folder.
     """
     directory = Path(directory)
-    path = directory / "config.yaml"
-    if not path.is_file():
+    file = directory / "config.yaml"
+    if not file.is_file():
         raise UserError(
             f"{directory} is no run folder, it has no config.yaml; run python -m jroute.train first"
         )
-    stored = load_config(Experiment, path)
+    stored = load_config(Experiment, file)
     return Run(directory, dataclasses.replace(stored, mesh=mesh or MeshConfig()))

@@ -1,4 +1,4 @@
-"""Who can say what gates give on problems: a table, a model, or a model with a memory."""
+"""Backends that give outcomes: a table, a model, or a model with a memo."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -19,22 +19,22 @@ from jroute.tasks.rewards import RewardConfig, reward
 
 @runtime_checkable
 class OutcomeBackend(Protocol):
-    """Whoever can say what gates give on problems."""
+    """Anything that gives the outcomes of problems under gates."""
 
     def outcomes(self, problems: Sequence[Problem], gates: Sequence[Any]) -> list[Outcome]:
-        """The outcome of each problem under the gate at the same position."""
+        """Return the outcome of each problem under the gate at the same position."""
         ...
 
 
 @dataclass(frozen=True)
 class Shaping:
-    """Pays what the experiment says for outcomes that only know whether they are right.
+    """Pays the experiment's reward for outcomes that only say whether they are correct.
 
     Attributes:
         config: The amounts; all 0 pays exact match.
-        max_tokens: The decoding's limit, which the length penalty is measured against.
+        max_tokens: The decoding's limit, which the length penalty is relative to.
         change: How far a gate moves the trunk of a problem's prompt, relative to its norm and on
-            average over mixing sites; asked for only if there is a stability penalty.
+            average over mixing sites; called only if there is a stability penalty.
     """
 
     config: RewardConfig
@@ -42,14 +42,14 @@ class Shaping:
     change: Callable[[Sequence[Problem], Sequence[Gate]], Float[np.ndarray, " cells"]] | None = None
 
     def __call__(self, problems: Sequence[Problem], outcomes: Sequence[Outcome]) -> list[Outcome]:
-        """The same outcomes with the reward that is paid for them."""
+        """Return the outcomes with the reward that is paid for them."""
         if self.config == RewardConfig():
             return list(outcomes)
-        moved = np.zeros(len(outcomes))
+        changes = np.zeros(len(outcomes))
         if self.config.stability_penalty:
             assert self.change is not None, "a stability penalty needs stream metrics"
-            moved = self.change(problems, [outcome.gate for outcome in outcomes])
-        pairs = zip(problems, outcomes, moved, strict=True)
+            changes = self.change(problems, [outcome.gate for outcome in outcomes])
+        pairs = zip(problems, outcomes, changes, strict=True)
         return [
             dataclasses.replace(outcome, reward=self._paid(problem, outcome, float(change)))
             for problem, outcome, change in pairs
@@ -69,34 +69,34 @@ class Shaping:
 
 @dataclass(frozen=True)
 class TableBackend:
-    """Outcomes looked up in a table; a missing cell raises `MissingOutcome`.
+    """Outcomes looked up in a table; a missing cell raises ``MissingOutcome``.
 
     Attributes:
-        table: Where they are looked up.
-        shaping: What is paid for them; exact match if not given.
+        table: The table.
+        shaping: The reward; exact match if not given.
     """
 
     table: OutcomeTable
     shaping: Shaping | None = None
 
     def outcomes(self, problems: Sequence[Problem], gates: Sequence[Gate]) -> list[Outcome]:
-        """The outcome of each problem under the gate at the same position."""
-        found = [
+        """Return the outcome of each problem under the gate at the same position."""
+        outcomes = [
             self.table.outcome(problem.id, gate)
             for problem, gate in zip(problems, gates, strict=True)
         ]
-        return found if self.shaping is None else self.shaping(problems, found)
+        return outcomes if self.shaping is None else self.shaping(problems, outcomes)
 
 
 @dataclass(frozen=True)
 class LiveBackend:
-    """Outcomes generated and judged now.
+    """Outcomes that are generated when they are needed.
 
     Attributes:
-        generate: Problems and one gate for each, to one outcome for each.
-        shaping: What is paid for them; exact match if not given.
-        memo: If given, what was generated before is looked up there, and what is generated now is
-            filed; a cell that is asked for twice at once is generated once.
+        generate: Maps problems, and one gate for each, to one outcome for each.
+        shaping: The reward; exact match if not given.
+        memo: A table that remembers outcomes: cells in it are not generated again, and a cell that
+            is requested twice at once is generated once.
     """
 
     generate: Callable[[Sequence[Problem], Sequence[Gate]], Sequence[Outcome]]
@@ -104,10 +104,10 @@ class LiveBackend:
     memo: OutcomeTable | None = None
 
     def outcomes(self, problems: Sequence[Problem], gates: Sequence[Gate]) -> list[Outcome]:
-        """The outcome of each problem under the gate at the same position."""
+        """Return the outcome of each problem under the gate at the same position."""
         if self.memo is None:
             pairs = zip(problems, self.generate(problems, gates), strict=True)
-            found = [outcome for _, outcome in pairs]
+            outcomes = [outcome for _, outcome in pairs]
         else:
             unknown = {
                 (problem.id, gate): problem
@@ -117,5 +117,5 @@ class LiveBackend:
             if unknown:
                 fresh = self.generate(list(unknown.values()), [gate for _, gate in unknown])
                 self.memo.append(fresh)
-            found = TableBackend(self.memo).outcomes(problems, gates)
-        return found if self.shaping is None else self.shaping(problems, found)
+            outcomes = TableBackend(self.memo).outcomes(problems, gates)
+        return outcomes if self.shaping is None else self.shaping(problems, outcomes)

@@ -1,213 +1,178 @@
-"""Making cells: from (problem, gate, sample) through the engine to outcomes, filed as they come."""
+"""Generation of cells: from (problem, gate, sample) through the engine to graded outcomes."""
 
 import dataclasses
 import json
-import random
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import jax
 
 from jroute.distributed.processes import is_first_process
-from jroute.experiment.setting import Setting
 from jroute.generate.config import EngineConfig
-from jroute.generate.decoding import Completion
-from jroute.generate.requests import Progress
+from jroute.generate.decoding import Completion, Decoding
+from jroute.generate.engine import Progress
 from jroute.generate.sampling import hash_text
+from jroute.lm import LanguageModel
 from jroute.observe.progress import GenerationBar
-from jroute.outcomes.outcome import Outcome, Provenance, judge
-from jroute.outcomes.replicates import NoiseFloor
-from jroute.routing.gate import Gate
-from jroute.tasks import Problem, Split
-from jroute.utils.errors import UserError
-from jroute.utils.keys import stored
+from jroute.outcomes.cells import Cell, missing_cells
+from jroute.outcomes.grid import GateGrid
+from jroute.outcomes.outcome import Outcome, Provenance, grade
+from jroute.outcomes.table import OutcomeTable
+from jroute.tasks.problem import Problem
 from jroute.utils.machine import describe_machine
+from jroute.utils.keys import stored
 
-CELLS_AT_ONCE = 64
-"""Cells of one part of the table at most; what is lost if the process is killed."""
+MAX_CELLS_PER_PART = 64
+"""Most cells in one part of the table, hence the most that a killed process loses."""
 
 LIBRARIES = ("jroute", "jax", "jaxlib", "flax")
-"""Whose versions are noted beside every cell."""
-
-
-class Cell(NamedTuple):
-    """What is to be generated."""
-
-    problem: Problem
-    gate: Gate
-    sample: int = 0
+"""Libraries whose versions are stored with every cell."""
 
 
 def cell_seed(problem_id: str, seed: int, sample: int = 0) -> int:
-    """Randomness of a cell: not of its gate, so gates are compared under the same draws."""
+    """Return the sampling seed of a cell.
+
+    It does not depend on the gate, so gates are compared under the same draws.
+    """
     key = jax.random.fold_in(jax.random.key(seed), hash_text(problem_id))
     return int(jax.random.bits(jax.random.fold_in(key, sample) if sample else key)) >> 1
 
 
-def provenance(run: Setting, shape: EngineConfig) -> Provenance:
-    """How cells are made now, by this process, in this execution shape; it took no time yet."""
-    mesh, described = run.base.mesh, describe_machine()
-    device = jax.devices()[0]
-    kind = device.device_kind if device.platform != "cpu" else f"{described['cpu']} (CPU)"
-    count = 1 if mesh is None else mesh.size
-    sizes = [1, 1, 1] if mesh is None else list(mesh.devices.shape)
-    execution = {**stored(shape), "mesh": sizes}
-    versions = {name: described["versions"].get(name, "") for name in LIBRARIES}
-    return Provenance(
-        execution=json.dumps(execution, sort_keys=True),
-        versions=json.dumps(versions, sort_keys=True),
-        machine=f"{count} x {kind}",
-        seconds=0.0,
-    )
+@dataclass(frozen=True, eq=False)
+class CellGenerator:
+    """Generates and grades cells of one experiment; rewards are exact match.
 
-
-def generate(
-    run: Setting,
-    cells: Sequence[Cell],
-    *,
-    shape: EngineConfig | None = None,
-    finished: Callable[[list[Outcome]], None] | None = None,
-    progress: Callable[[Progress], None] | None = None,
-) -> list[Outcome]:
-    """Generate and judge cells; they are paid for exact match.
-
-    Args:
-        run: Whose model, prompts and decoding.
-        cells: Which ones.
-        shape: Execution shape; the experiment's own by default.
-        finished: Called with outcomes, about a batch of them at a time; also with those that were
-            there when the run was ended by an exception or Ctrl-C.
-        progress: Called with the engine's counts.
+    Attributes:
+        lm: The gated model.
+        render: Turns a question into the prompt that the model reads.
+        grid: The grid of gates, which knows how the model takes them.
+        decoding: Decoding of every completion.
+        engine: Execution shape.
+        seed: Experiment seed, used if decoding samples.
+        shared_tokens: Leading tokens that all prompts have in common.
     """
-    if not cells:
-        return []
-    e, lm = run.experiment, run.lm
-    shape = shape or e.engine
-    plain = provenance(run, shape)
-    prompts = {cell.problem.id: cell.problem for cell in cells}
-    tokens = {name: lm.encode(run.render(one.question)) for name, one in prompts.items()}
-    draws = e.decoding.temperature > 0
-    found: dict[int, Outcome] = {}
-    fresh: list[Outcome] = []
-    before = time.perf_counter()
 
-    def judged(indices: list[int], completions: list[Completion]) -> None:
-        nonlocal before
+    lm: LanguageModel
+    render: Callable[[str], str]
+    grid: GateGrid
+    decoding: Decoding
+    engine: EngineConfig
+    seed: int
+    shared_tokens: int = 0
+
+    def generate(
+        self,
+        cells: Sequence[Cell],
+        *,
+        on_outcomes: Callable[[list[Outcome]], None] | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> list[Outcome]:
+        """Generate and grade cells.
+
+        Args:
+            cells: The cells to generate.
+            on_outcomes: Called with outcomes, about a batch at a time; also with those that were
+                finished when generation ended by an exception or Ctrl-C.
+            progress: Called with the engine's counts.
+
+        Returns:
+            One outcome per cell, in order.
+        """
+        if not cells:
+            return []
+        batch = _GradedBatch(self, cells, on_outcomes)
+        questions = {cell.problem.id: cell.problem.question for cell in cells}
+        tokens = {name: self.lm.encode(self.render(text)) for name, text in questions.items()}
+        samples = self.decoding.temperature > 0
+        try:
+            self.lm.generate(
+                [tokens[cell.problem.id] for cell in cells],
+                self.grid.array([cell.gate for cell in cells]),
+                decoding=self.decoding,
+                engine=self.engine,
+                seed=[
+                    cell_seed(cell.problem.id, self.seed, cell.sample) if samples else 0
+                    for cell in cells
+                ],
+                shared=self.shared_tokens,
+                logprobs="raw",
+                finished=batch.grade,
+                progress=progress,
+            )
+        finally:
+            batch.flush()
+        return batch.outcomes()
+
+    def outcomes(self, problems: Sequence[Problem], gates: Sequence) -> list[Outcome]:
+        """Generate the outcome of each problem under the gate at the same position."""
+        return self.generate([Cell(*pair) for pair in zip(problems, gates, strict=True)])
+
+    def fill(self, table: OutcomeTable, cells: Sequence[Cell], title: str) -> int:
+        """Generate the cells that a table lacks and return their number."""
+        missing = missing_cells(table, cells)
+        if missing:
+            with GenerationBar(
+                len(missing), title, "cell", quiet=not is_first_process()
+            ) as progress:
+                self.generate(missing, on_outcomes=table.append, progress=progress)
+        return len(missing)
+
+    def provenance(self) -> Provenance:
+        """Return how this process generates cells; ``seconds`` is 0."""
+        machine, mesh = describe_machine(), self.lm.mesh
+        device = jax.devices()[0]
+        kind = device.device_kind if device.platform != "cpu" else f"{machine['cpu']} (CPU)"
+        sizes = [1, 1, 1] if mesh is None else list(mesh.devices.shape)
+        execution = {**stored(self.engine), "mesh": sizes}
+        versions = {name: machine["versions"].get(name, "") for name in LIBRARIES}
+        return Provenance(
+            execution=json.dumps(execution, sort_keys=True),
+            versions=json.dumps(versions, sort_keys=True),
+            machine=f"{1 if mesh is None else mesh.size} x {kind}",
+            seconds=0.0,
+        )
+
+
+class _GradedBatch:
+    """Outcomes of the cells that are being generated, handed on a part at a time."""
+
+    def __init__(
+        self,
+        generator: CellGenerator,
+        cells: Sequence[Cell],
+        on_outcomes: Callable[[list[Outcome]], None] | None,
+    ):
+        self.cells = cells
+        self.on_outcomes = on_outcomes
+        self.max_tokens = generator.decoding.max_new_tokens
+        self.part_size = min(MAX_CELLS_PER_PART, generator.engine.batch)
+        self.provenance = generator.provenance()
+        self.graded: dict[int, Outcome] = {}
+        self.unfiled: list[Outcome] = []
+        self.last = time.perf_counter()
+
+    def grade(self, indices: list[int], completions: list[Completion]) -> None:
+        """Grade completions; they share the time since the last ones evenly."""
         now = time.perf_counter()
-        made = dataclasses.replace(plain, seconds=(now - before) / len(indices))
-        before = now
-        for i, completion in zip(indices, completions, strict=True):
-            problem, gate, sample = cells[i]
-            limit = e.decoding.max_new_tokens
-            found[i] = judge(problem, gate, completion, max_tokens=limit, sample=sample, made=made)
-            fresh.append(found[i])
-        if len(fresh) >= min(CELLS_AT_ONCE, shape.batch):
-            tell()
+        seconds = (now - self.last) / len(indices)
+        made = dataclasses.replace(self.provenance, seconds=seconds)
+        self.last = now
+        for index, completion in zip(indices, completions, strict=True):
+            problem, gate, sample = self.cells[index]
+            self.graded[index] = grade(
+                problem, gate, completion, max_tokens=self.max_tokens, sample=sample, made=made
+            )
+            self.unfiled.append(self.graded[index])
+        if len(self.unfiled) >= self.part_size:
+            self.flush()
 
-    def tell() -> None:
-        told, fresh[:] = list(fresh), []
-        if finished and told:
-            finished(told)
+    def flush(self) -> None:
+        """Hand on the outcomes that were not handed on yet."""
+        outcomes, self.unfiled = self.unfiled, []
+        if self.on_outcomes and outcomes:
+            self.on_outcomes(outcomes)
 
-    try:
-        lm.generate(
-            [tokens[cell.problem.id] for cell in cells],
-            run.spread([cell.gate for cell in cells]),
-            decoding=e.decoding,
-            engine=shape,
-            seed=[cell_seed(c.problem.id, e.seed, c.sample) if draws else 0 for c in cells],
-            shared=run.shared_tokens,
-            logprobs="raw",
-            finished=judged,
-            progress=progress,
-        )
-    finally:
-        tell()
-    return [found[i] for i in range(len(cells))]
-
-
-def wanted(
-    run: Setting,
-    split: Split,
-    *,
-    gates: Sequence[float] = (),
-    problems: int | None = None,
-    samples: int = 1,
-    share: tuple[int, int] = (0, 1),
-) -> list[Cell]:
-    """Cells of a part of the table, gate by gate: rows of a batch end at about the same time.
-
-    Args:
-        run: Whose table.
-        split: Of the problems.
-        gates: Some of the grid; by default all of it.
-        problems: Only the first so many problems.
-        samples: Samples of every problem and gate.
-        share: ``(i, n)``: of those problems every n-th, from the i-th on.
-
-    Raises:
-        UserError: Several samples of a greedy decoding.
-    """
-    if samples > 1 and run.experiment.decoding.temperature == 0:
-        raise UserError(
-            f"{samples} samples were asked for, but decoding is greedy and all would be the same; "
-            "raise decoding.temperature"
-        )
-    first, every = share
-    some = run.problems(split)[:problems][first::every]
-    return [
-        Cell(problem, gate, sample)
-        for sample in range(samples)
-        for gate in gates or run.experiment.gates
-        for problem in some
-    ]
-
-
-def missing(run: Setting, cells: Sequence[Cell]) -> list[Cell]:
-    """Those that the table, or of gates per band or layer the memo, lacks."""
-    table = run.memo if cells and isinstance(cells[0].gate, tuple) else run.table
-    table.refresh()
-    return [c for c in cells if (c.problem.id, c.gate, c.sample) not in table]
-
-
-def fill(run: Setting, cells: Sequence[Cell], title: str) -> int:
-    """Generate the cells that the table lacks; returns how many it had to make."""
-    rest = missing(run, cells)
-    if rest:
-        with GenerationBar(len(rest), title, "cell", quiet=not is_first_process()) as progress:
-            generate(run, rest, finished=run.table.append, progress=progress)
-    return len(rest)
-
-
-def other_width(slots: int, replicas: int) -> int:
-    """A batch width other than ``slots`` that as many replicas divide: the half, or the double."""
-    half = slots // 2 // replicas * replicas
-    return half or 2 * slots
-
-
-def replicate(run: Setting, cells: Sequence[Cell], count: int) -> NoiseFloor | None:
-    """Make a sample of the table's cells once more, in another order and width.
-
-    Cells that were replicated before count, so an interrupted or repeated command goes on.
-
-    Args:
-        run: Whose table.
-        cells: The cells to draw from; those that the table lacks are passed over.
-        count: How many replicates there shall be among them.
-
-    Returns:
-        How often they differ, over all replicates of the table.
-    """
-    run.table.refresh()
-    done = {(a.problem_id, a.gate, a.sample) for a, _ in run.table.replicates()}
-    rng = random.Random("replicates")
-    there = [c for c in cells if (c.problem.id, c.gate, c.sample) in run.table]
-    chosen = rng.sample(there, min(count, len(there)))
-    rest = [c for c in chosen if (c.problem.id, c.gate, c.sample) not in done]
-    shape = run.experiment.engine
-    replicas = 1 if run.base.mesh is None else run.base.mesh.shape["data"]
-    shape = dataclasses.replace(shape, slots=other_width(shape.batch, replicas))
-    with GenerationBar(len(rest), "replicates", "cell", quiet=not is_first_process()) as progress:
-        generate(run, rest, shape=shape, finished=run.table.add_replicates, progress=progress)
-    return NoiseFloor.of(run.table.replicates())
+    def outcomes(self) -> list[Outcome]:
+        """Return the outcomes of all cells, in order."""
+        return [self.graded[i] for i in range(len(self.cells))]

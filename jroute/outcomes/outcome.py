@@ -119,7 +119,7 @@ def _log_probability(completion: GeneratedText) -> float | None:
     return None if told is None else float(math.fsum(map(float, told)))
 
 
-def judge(
+def grade(
     problem: Problem,
     gate: Gate,
     completion: GeneratedText,

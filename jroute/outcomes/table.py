@@ -132,7 +132,7 @@ class OutcomeTable:
         return cls(folder.parent, folder.name, description, num_gate_dims=num_gate_dims)
 
     def __len__(self) -> int:
-        """Number of cells."""
+        """Return the number of cells."""
         return len(self._cells)
 
     def __contains__(self, cell: tuple[str, Gate, int]) -> bool:
@@ -159,7 +159,7 @@ class OutcomeTable:
     def missing(
         self, problem_ids: Sequence[str], gates: Sequence[Gate], *, sample: int = 0
     ) -> list[tuple[str, Gate]]:
-        """The (problem id, gate) pairs not generated yet, problem by problem."""
+        """Return the (problem id, gate) pairs not generated yet, problem by problem."""
         return [
             (problem_id, gate)
             for problem_id in problem_ids

@@ -39,7 +39,7 @@ class Options:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, measures, prints."""
+    """Parse, measure, print."""
     experiment, options = parse(
         Experiment, argv, prog="python -m jroute.probe", description=__doc__ or "", extra=Options
     )
@@ -50,10 +50,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from jroute.utils.files import write_text
 
     run = Run(Path(experiment.run), experiment)
-    lm, prompts = run.base, run.first_prompts(options.split, options.prompts)
-    if experiment.mixing.method != "none" and run.mixing_file.is_file():
+    lm, prompts = run.base, run.data.tokens(options.split, options.prompts)
+    if run.mixing.enabled and run.mixing.file.is_file():
         lm = run.lm
-    elif experiment.mixing.method != "none":
+    elif run.mixing.enabled:
         print("the mixing weights are not learned yet; these are the routing's own")
     with lm.devices():
         if options.calibrate_sinks:

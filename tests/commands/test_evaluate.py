@@ -49,16 +49,16 @@ def test_every_arm_is_judged_on_every_split(judged) -> None:
     results = run.results
     names = {"rl", "rl_selected", "rl_modal", "shuffled_prompt", "random_reward", "oracle"}
     names |= {"baseline", "random", "supervised", "supervised_features", "exact_gradient"}
-    names |= {"best_fixed", *(f"fixed:{gate:g}" for gate in run.gate_values)}
+    names |= {"best_fixed", *(f"fixed:{gate:g}" for gate in run.grid.values)}
     for split, n in (("test", 24), ("ood", 16)):
         found = results if split == "test" else results["other_splits"][split]
         assert found["n"] == n and set(found["arms"]) == names
         assert found["verdict"]["name"] in {row.name for row in TABLE}
         assert found["verdict"]["n"] == found["headroom"]["learnable"]["n"] == n
         assert found["resolvable_gap"] is None or 0 < found["resolvable_gap"] < 1
-        correct = run.matrix(split)
+        correct = run.outcomes.matrix(split)
         controls = judging.train_controls(run)
-        x = run.featurizer(run.raw_features(split)).astype(np.float32)
+        x = run.controllers.featurizer(run.features.raw(split)).astype(np.float32)
         chosen = choices_of_regressor(controls["exact_gradient"], x)
         assert found["arms"]["exact_gradient"]["accuracy"] == pytest.approx(
             correct[np.arange(n), chosen].mean()
@@ -69,13 +69,13 @@ def test_arms_that_judging_trains_choose_from_prompts_as_from_the_table(
     judged, tmp_path, monkeypatch
 ) -> None:
     run = jroute.load_run(judged)
-    grid, columns = np.asarray(run.gate_values), judging.columns_of(run, "test")
+    grid, columns = np.asarray(run.grid.values), judging.columns_of(run, "test")
     for arm in registry.from_controls():
-        np.testing.assert_array_equal(run.gates(arm, run.prompts("test")), grid[columns[arm]])
+        np.testing.assert_array_equal(run.gates(arm, run.data.prompts("test")), grid[columns[arm]])
     assert policy.available_arms(run) == list(registry.generable())
     known = {arm: policy.run_policy(run, arm).identity for arm in registry.reading()}
     assert len(set(known.values())) == len(known)
-    trained = jax.tree.map(lambda leaf: leaf + 1, run.controls)
+    trained = jax.tree.map(lambda leaf: leaf + 1, run.controllers.controls)
     monkeypatch.setattr(run, "controls", trained)
     after = {arm: policy.run_policy(run, arm).identity for arm in registry.reading()}
     assert {arm for arm in known if known[arm] != after[arm]} == set(registry.from_controls())
@@ -106,15 +106,15 @@ def test_items_hold_what_the_results_sum_up(judged) -> None:
     run = jroute.load_run(judged)
     deciding = rows[rows.gate.notna()]
     assert set(rows.arm) - set(deciding.arm) == {"random", "shuffled_prompt", "oracle"}
-    of_problem = {p.id: i for i, p in enumerate(run.problems("ood"))}
+    of_problem = {p.id: i for i, p in enumerate(run.data.problems("ood"))}
     there = deciding[deciding.split == "ood"]
-    where = [run.gate_values.index(gate) for gate in there.gate]
-    paid = run.matrix("ood")[[of_problem[name] for name in there.problem], where]
+    where = [run.grid.values.index(gate) for gate in there.gate]
+    paid = run.outcomes.matrix("ood")[[of_problem[name] for name in there.problem], where]
     np.testing.assert_array_equal(paid, there.value)
     for arm, each in results["other_splits"]["ood"]["gates_chosen"].items():
         for seed, counts in enumerate(each):
             row = there[(there.arm == arm) & (there.seed == seed)].gate
-            assert counts == [int((row == gate).sum()) for gate in run.gate_values], arm
+            assert counts == [int((row == gate).sum()) for gate in run.grid.values], arm
 
 
 def test_the_noise_floor_is_told_where_it_was_measured(judged, monkeypatch, capsys) -> None:
@@ -155,10 +155,10 @@ def test_generating_anew_agrees(judged, capsys) -> None:
     run = jroute.load_run(judged)
     rows = {line.split()[0]: line.split() for line in printed.splitlines()}
     for name in registry.generable():
-        gates = judging.gates_of(run, name, run.prompts("test")[:10])
+        gates = judging.gates_of(run, name, run.data.prompts("test")[:10])
         right = [
-            run.outcome("test", problem.id, gate).correct
-            for problem, gate in zip(run.problems("test")[:10], gates, strict=True)
+            run.outcomes.outcome("test", problem.id, gate).correct
+            for problem, gate in zip(run.data.problems("test")[:10], gates, strict=True)
         ]
         assert rows[name][1] == f"{np.mean(right):.1%}" == rows[name][-1]
 

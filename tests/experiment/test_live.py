@@ -57,16 +57,16 @@ def per_layer(tiny_directory, tmp_path_factory) -> Path:
 def test_a_gate_per_layer_is_trained_end_to_end(per_layer, capsys, tmp_path):
     run = jroute.load_run(per_layer.parent / "run")
     results = run.results
-    assert run.num_gate_dims == 6 and results["parts"] == 6 and results["n"] == 12
+    assert run.grid.num_gate_dims == 6 and results["parts"] == 6 and results["n"] == 12
     assert set(results["arms"]) == {"rl", "rl_selected", "baseline", "fixed:0.5"}
     assert set(results["not_available"]) >= {"oracle", "best_fixed"}
     assert [c["b"] for c in results["contrasts"]] == ["fixed:0.5", "baseline"]
     assert not list((per_layer.parent / "run").glob("outcomes/*/*"))  # there is no table
     # What is judged is what the memo holds, under the gates that the controllers choose.
-    ids, prompts = [p.id for p in run.problems("test")], run.prompts("test")
+    ids, prompts = [p.id for p in run.data.problems("test")], run.data.prompts("test")
     gates = run.gates("rl", prompts)
     assert gates.shape == (12, 6)
-    cells = [run.memo.outcome(i, tuple(g)) for i, g in zip(ids, gates.tolist(), strict=True)]
+    cells = [run.outcomes.memo.outcome(i, tuple(g)) for i, g in zip(ids, gates.tolist(), strict=True)]
     expected = np.mean([cell.correct for cell in cells])
     assert results["arms"]["rl_selected"]["accuracy"] == pytest.approx(expected)
     counts = [[int((part == g).sum()) for g in (0.0, 0.5, 1.0)] for part in gates.T]
@@ -76,7 +76,7 @@ def test_a_gate_per_layer_is_trained_end_to_end(per_layer, capsys, tmp_path):
     assert by_part.sum(axis=0).tolist() == np.sum(chosen, axis=0).tolist()
     assert (by_part >= counts).all() and (by_part.sum(axis=1) == 2 * 12).all()  # of two seeds
     (made,) = results["generation"].values()
-    assert made["cells"] == len(run.memo) == results["cells_generated"] and made["seconds"] > 0
+    assert made["cells"] == len(run.outcomes.memo) == results["cells_generated"] and made["seconds"] > 0
     rows = pq.read_table(run.directory / "items.parquet", filters=[("arm", "=", "rl_selected")])
     assert rows["problem"].to_pylist() == ids and rows["gate"].to_pylist() == gates.tolist()
     assert np.mean(rows["value"].to_pylist()) == pytest.approx(expected)
@@ -85,20 +85,20 @@ def test_a_gate_per_layer_is_trained_end_to_end(per_layer, capsys, tmp_path):
     assert compare([str(run.directory), str(tmp_path)]) == 0
     # Both seeds together revealed what the memo holds of train.
     revealed = read_curves(run.directory / "tensorboard")[0]["charts/cells_revealed"][:, -1]
-    train_ids = {p.id for p in run.problems("train")}
-    there = sum(cell.problem_id in train_ids for cell in run.memo.cells())
+    train_ids = {p.id for p in run.data.problems("train")}
+    there = sum(cell.problem_id in train_ids for cell in run.outcomes.memo.cells())
     assert 0 < max(revealed) <= there <= sum(revealed)
-    plain = [run.memo.outcome(i, (0.0,) * 6).completion for i in ids]
+    plain = [run.outcomes.memo.outcome(i, (0.0,) * 6).completion for i in ids]
     assert plain == [c.text for c in run.generate(prompts, arm="baseline")]
     why = run.explain(prompts[0])
     assert why["gate"] == gates[0].tolist() and len(why["probabilities"]) == 6
     # Once more: everything is there.
-    size = len(run.memo)
+    size = len(run.outcomes.memo)
     before = (per_layer.parent / "run" / "results.json").read_bytes()
     assert train(["--config", str(per_layer)]) == 0
     printed = capsys.readouterr().out
     assert "not available without a table:" in printed and "oracle: needs" in printed
-    assert len(jroute.load_run(per_layer.parent / "run").memo) == size
+    assert len(jroute.load_run(per_layer.parent / "run").outcomes.memo) == size
     assert (per_layer.parent / "run" / "results.json").read_bytes() == before
     # Judged again it is the same, and generated anew it agrees with the memo.
     folder = ["--run", str(run.directory)]
@@ -128,7 +128,7 @@ def test_an_interrupted_training_repeats_itself_from_the_memo(per_layer, tmp_pat
     )
     assert train(["--config", str(config)]) == 0
     one, other = (
-        load_state(run.directory / "controller" / run.training)[1] for run in (done, started)
+        load_state(run.directory / "controller" / run.controllers.training)[1] for run in (done, started)
     )
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -138,17 +138,17 @@ def test_a_gymnasium_environment_of_the_run_is_live(per_layer):
     run = jroute.load_run(per_layer.parent / "run")
     data = environment_data(run, "test", live=True)
     actions = np.tile([0, 1, 2, 0, 1, 2], (4, 1))
-    size = len(run.memo)
+    size = len(run.outcomes.memo)
     rewards = LiveEnv(data).rewards(np.array([0, 1, 2, 0]), actions)
     gate = (0.0, 0.5, 1.0, 0.0, 0.5, 1.0)
-    expected = [run.memo.outcome(data.problems[i].id, gate).reward for i in (0, 1, 2, 0)]
+    expected = [run.outcomes.memo.outcome(data.problems[i].id, gate).reward for i in (0, 1, 2, 0)]
     np.testing.assert_array_equal(rewards, expected)
-    assert len(run.memo) - size <= 3
+    assert len(run.outcomes.memo) - size <= 3
     direct = generate(run, [Cell(data.problems[1], gate)])
-    assert direct == [run.memo.outcome(data.problems[1].id, gate)]
+    assert direct == [run.outcomes.memo.outcome(data.problems[1].id, gate)]
     # The model's six blocks are all mixing sites: it takes these very numbers.
     (told,) = run.lm.generate(
-        run.prompts("test")[1:2], [gate], max_new_tokens=16, slots=16, logprobs="raw"
+        run.data.prompts("test")[1:2], [gate], max_new_tokens=16, slots=16, logprobs="raw"
     )
     assert (direct[0].completion, direct[0].logprob) == (told.text, math.fsum(told.logprobs))
 
@@ -158,14 +158,14 @@ def test_live_rollouts_learn_what_the_table_teaches(tiny_directory, tmp_path):
     config = write_config(tmp_path, tiny_directory, gate_per="prompt")
     run = Run.start(load_config(Experiment, config))
     fill_outcomes(run, "train")
-    assert len(run.table) == 36 and run.table is run.memo
-    raw = run.raw_features("train")
+    assert len(run.outcomes.table) == 36 and run.outcomes.table is run.outcomes.memo
+    raw = run.features.raw("train")
     featurizer = Featurizer.fit(raw, run.experiment.features)
     live = train_ppo(run, LiveEnv(run.env_data("train", featurizer, live=True)))
-    assert len(run.table) == 36  # all was remembered
+    assert len(run.outcomes.table) == 36  # all was remembered
     (tmp_path / "run" / "learner").rename(tmp_path / "run" / "of_live")
     observations = featurizer(raw).astype(np.float32)
-    tabled = train_ppo(run, TableEnv.create(observations, run.matrix("train", "reward")))
+    tabled = train_ppo(run, TableEnv.create(observations, run.outcomes.matrix("train", "reward")))
     for a, b in zip(jax.tree.leaves(live), jax.tree.leaves(tabled), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-6)
     assert int(live.revealed.sum()) > 0
@@ -177,15 +177,15 @@ def test_gates_per_band(tiny_directory, tmp_path, capsys):
     routing.write_text(yaml.safe_dump({**stored, "bands": 2}))
     config = write_config(tmp_path, tiny_directory, gate_per="band", routing=str(routing))
     run = Run.start(load_config(Experiment, config))
-    assert run.num_gate_dims == 2
-    problems = run.problems("test")[:6]
-    backend = run.backend(live=True)
+    assert run.grid.num_gate_dims == 2
+    problems = run.data.problems("test")[:6]
+    backend = run.outcomes.backend(live=True)
     low, high, both = (
         backend.outcomes(problems, [g] * 6) for g in ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0))
     )
     told = {"max_new_tokens": 16, "slots": 16, "logprobs": "raw"}
     for found, gate in ((low, [[1.0, 0.0]] * 6), (high, [[0.0, 1.0]] * 6), (both, 1.0)):
-        whole = run.lm.generate(run.prompts("test")[:6], gate, **told)
+        whole = run.lm.generate(run.data.prompts("test")[:6], gate, **told)
         assert [o.completion for o in found] == [c.text for c in whole]
         assert [o.logprob for o in found] == [math.fsum(c.logprobs) for c in whole]
     for found in (low, high):  # each band moves the model, and both move it elsewhere

@@ -72,7 +72,7 @@ def interrupted(model, tmp_path_factory) -> tuple[Path, list[str]]:
         return sum(1 for _ in run.glob("outcomes/*/part-*.parquet"))
 
     kill_when(command, lambda: parts() >= 3)
-    stored = len(jroute.load_run(run).table)
+    stored = len(jroute.load_run(run).outcomes.table)
     assert 0 < stored < cells
     assert not (run / "controller").exists() and not (run / "learner").exists()
     notes.append(f"killed with {stored} of {cells} cells")
@@ -81,7 +81,7 @@ def interrupted(model, tmp_path_factory) -> tuple[Path, list[str]]:
     step = learnt(run)
     assert 50 <= step < UPDATES
     assert not (run / "controller").exists() and not (run / "results.json").exists()
-    assert len(jroute.load_run(run).table) == cells
+    assert len(jroute.load_run(run).outcomes.table) == cells
     notes.append(f"killed at update {step} of {UPDATES}")
 
     subprocess.run(command, check=True, env=one_device(), capture_output=True, timeout=300)
@@ -132,7 +132,7 @@ def kill_when(command: list[str], reached: Callable[[], bool]) -> None:
 def test_a_killed_run_ends_like_an_uninterrupted_one(interrupted, whole):
     run, notes = interrupted
     assert len(notes) == 2
-    name = jroute.load_run(run).training
+    name = jroute.load_run(run).controllers.training
     a, b = (load_state(folder / "controller" / name)[1] for folder in (run, whole))
     assert learnt(run) == learnt(whole) == UPDATES
     flat_a, flat_b = flatten(a), flatten(b)
@@ -180,19 +180,19 @@ def test_a_finished_run_has_nothing_left_to_do(whole):
 def test_results_are_what_the_table_says(whole):
     run = jroute.load_run(whole)
     results = run.results
-    correct = run.matrix("test")
+    correct = run.outcomes.matrix("test")
     assert results["n"] == 64 and results["other_splits"]["ood"]["n"] == 32
     arms = results["arms"]
-    for i, gate in enumerate(run.gate_values):
+    for i, gate in enumerate(run.grid.values):
         assert arms[f"fixed:{gate:g}"]["accuracy"] == pytest.approx(correct[:, i].mean())
     assert arms["random"]["accuracy"] == pytest.approx(correct.mean())
     assert arms["oracle"]["accuracy"] == pytest.approx(correct.max(axis=1).mean())
-    best = run.gate_values[int(run.matrix("train").mean(axis=0).argmax())]
+    best = run.grid.values[int(run.outcomes.matrix("train").mean(axis=0).argmax())]
     assert results["best_fixed_gate"] == best
     rows = np.arange(64)
     for arm, name in (("supervised", "supervised"), ("rl", "rl_selected")):
-        gates = run.gates(arm, run.prompts("test"))
-        columns = [run.gate_values.index(gate) for gate in gates]
+        gates = run.gates(arm, run.data.prompts("test"))
+        columns = [run.grid.values.index(gate) for gate in gates]
         assert arms[name]["accuracy"] == pytest.approx(correct[rows, columns].mean())
     assert {(c["a"], c["b"]) for c in results["contrasts"]} >= {
         ("rl", b) for b in ("baseline", "fixed:0.5", "supervised", "best_fixed", "random")
@@ -204,13 +204,13 @@ def test_results_are_what_the_table_says(whole):
 
 def test_generation_repeats_what_the_table_holds(whole):
     run = jroute.load_run(whole)
-    problems, prompts = run.problems("test")[:16], run.prompts("test")[:16]
+    problems, prompts = run.data.problems("test")[:16], run.data.prompts("test")[:16]
     for arm in ("baseline", "fixed:0.5", "random", "rl"):
         gates = run.gates(arm, prompts)
         completions = run.generate(prompts, arm=arm)
         for problem, gate, completion in zip(problems, gates, completions, strict=True):
-            assert completion.text == run.outcome("test", problem.id, gate).completion
-    assert len(set(run.gates("random", run.prompts("test")))) > 1
+            assert completion.text == run.outcomes.outcome("test", problem.id, gate).completion
+    assert len(set(run.gates("random", run.data.prompts("test")))) > 1
     np.testing.assert_array_equal(
         run.gates("random", prompts[::-1]), run.gates("random", prompts)[::-1]
     )
@@ -218,7 +218,7 @@ def test_generation_repeats_what_the_table_holds(whole):
 
 def test_explain_tells_the_gate_that_is_used(whole):
     run = jroute.load_run(whole)
-    for prompt in run.prompts("test")[:4]:
+    for prompt in run.data.prompts("test")[:4]:
         why = run.explain(prompt)
         assert sum(why["probabilities"].values()) == pytest.approx(1)
         assert why["gate"] == max(why["probabilities"], key=why["probabilities"].get)
@@ -253,8 +253,8 @@ def test_environments_of_a_run_pay_what_the_table_says(whole):
     _, rewards, terminated, _, _ = env.step(actions)
     assert terminated.all()
     run = jroute.load_run(whole)
-    gates = [run.gate_values[a] for a in actions]
-    expected = [run.outcome("validation", i, g).reward for i, g in zip(asked, gates, strict=True)]
+    gates = [run.grid.values[a] for a in actions]
+    expected = [run.outcomes.outcome("validation", i, g).reward for i, g in zip(asked, gates, strict=True)]
     np.testing.assert_array_equal(rewards, expected)
 
 
@@ -278,7 +278,7 @@ def test_table_and_model_agree_on_a_sample(whole):
 def test_features_of_another_configuration_are_not_served(whole, tmp_path, monkeypatch):
     """The cache is keyed by all that decides features; what is there is not read anew."""
     run = jroute.load_run(whole)
-    kept = run.raw_features("test")
+    kept = run.features.raw("test")
     asked = []
     monkeypatch.setattr(
         run, "read_features", lambda prompts, **_: asked.append(len(prompts)) or kept
@@ -290,13 +290,13 @@ def test_features_of_another_configuration_are_not_served(whole, tmp_path, monke
     run.directory = tmp_path
     for features in (own.features, *others, own.features, others[1]):
         run.experiment = dataclasses.replace(own, features=features)
-        found = run.raw_features("test")
+        found = run.features.raw("test")
         np.testing.assert_array_equal(found.scalars, kept.scalars)
         assert found.names == kept.names
     assert asked == [64] * 3
     run.experiment = own
-    run._prompts["test"] = ["another", *run.prompts("test")[1:]]
-    run.raw_features("test")
+    run._prompts["test"] = ["another", *run.data.prompts("test")[1:]]
+    run.features.raw("test")
     assert asked == [64] * 4
 
 
@@ -330,8 +330,8 @@ def test_controllers_are_not_carried_over_to_another_model(whole, tmp_path):
     run.lm.fingerprint = "0" * 64
     (tmp_path / "controller").symlink_to(whole / "controller")
     run.directory = tmp_path
-    assert run.training != jroute.load_run(whole).training
-    trained = jroute.load_run(whole).training
+    assert run.controllers.training != jroute.load_run(whole).controllers.training
+    trained = jroute.load_run(whole).controllers.training
     told = (
         f"no controller trained on this model .*; {trained}, which it has, differs in outcomes\\)"
     )

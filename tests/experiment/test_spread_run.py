@@ -62,7 +62,7 @@ def test_a_run_on_eight_devices_is_the_run_on_one(
     given = ["--config", str(config), "--run", str(eight), "--mesh.data", str(DATA)]
     assert outcomes([*given, "--split", "test"]) == 0
     filled = [array for array in placed if array.shape == (SLOTS,) and array.dtype == bool]
-    assert filled and len(jroute.load_run(eight).table) == 48  # 16 problems, 3 gates
+    assert filled and len(jroute.load_run(eight).outcomes.table) == 48  # 16 problems, 3 gates
     assert all(len({s.device for s in array.addressable_shards}) == DATA for array in filled)
     assert train(given) == 0  # finds those, and makes the rest
 
@@ -85,13 +85,13 @@ def test_a_run_on_eight_devices_is_the_run_on_one(
     a, b = (jroute.load_run(run) for run in (one, eight))
     assert a.table.fingerprint == b.table.fingerprint
     assert a.table.cells() == b.table.cells() and len(a.table) == 144
-    machines = [{cell.made.machine for cell in run.table.cells() if cell.made} for run in (a, b)]
+    machines = [{cell.made.machine for cell in run.outcomes.table.cells() if cell.made} for run in (a, b)]
     assert [machine.split(" x ")[0] for (machine,) in machines] == ["1", "8"]
     for split in ("train", "test"):
         for found, expected in zip(
             a.raw_features(split)[:2], b.raw_features(split)[:2], strict=True
         ):
             np.testing.assert_allclose(found, expected, atol=1e-4)
-    seeds = [load_state(run.directory / "controller" / run.training)[1]["seeds"] for run in (a, b)]
+    seeds = [load_state(run.directory / "controller" / run.controllers.training)[1]["seeds"] for run in (a, b)]
     for found, expected in zip(*map(jax.tree.leaves, seeds), strict=True):
         np.testing.assert_allclose(found, expected, atol=2e-3)

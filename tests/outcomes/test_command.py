@@ -63,9 +63,9 @@ def test_a_sanity_check_then_the_rest(config: Path, capsys: pytest.CaptureFixtur
     rest = capsys.readouterr().out
     assert "90 cells made now" in rest  # 40 problems x 3 gates, less the 30 that were there
     run = load_run(config.parent / "run")
-    assert f"{run.table.folder}: outcome table" in rest
-    correct = run.matrix("test")
-    cells = [[run.outcome("test", p.id, g) for p in run.problems("test")] for g in (0.0, 0.5, 1.0)]
+    assert f"{run.outcomes.table.folder}: outcome table" in rest
+    correct = run.outcomes.matrix("test")
+    cells = [[run.outcomes.outcome("test", p.id, g) for p in run.data.problems("test")] for g in (0.0, 0.5, 1.0)]
     for i, (gate, found) in enumerate(figures(rest).items()):
         assert gate == (0.0, 0.5, 1.0)[i]
         truncated = np.mean([cell.stop_reason == "length" for cell in cells[i]])
@@ -120,7 +120,7 @@ def test_parts_that_are_none_are_told(
 
 def cells_of(run: str | Path) -> dict[tuple, tuple]:
     """What every cell says, with its log-probability."""
-    return {(c.problem_id, c.gate, c.sample): (c, c.logprob) for c in load_run(run).table.cells()}
+    return {(c.problem_id, c.gate, c.sample): (c, c.logprob) for c in load_run(run).outcomes.table.cells()}
 
 
 def test_shares_merge_into_the_table_of_one(
@@ -142,13 +142,13 @@ def test_shares_merge_into_the_table_of_one(
     assert fill(early, wanted(early, "train"), "early") == 0 and len(early.table) == 48
     assert main([*part, "--run", apart]) == 0
     assert "0 cells made now" in capsys.readouterr().out
-    made_by = load_run(whole).table.cells()[0].made
+    made_by = load_run(whole).outcomes.table.cells()[0].made
     assert made_by is not None
     assert '"slots": 16' in made_by.execution and '"jax": "' in made_by.versions
     assert made_by.machine.startswith("1 x ") and made_by.seconds > 0
-    cells = load_run(whole).table.cells()
+    cells = load_run(whole).outcomes.table.cells()
     assert early.generation.keys() == {made_by.machine}
-    told = load_run(whole).generation[made_by.machine]
+    told = load_run(whole).outcomes.generation_cost()[made_by.machine]
     assert told["cells"] == 48 and told["tokens"] == sum(cell.tokens for cell in cells)
     assert told["seconds"] == pytest.approx(sum(cell.made.seconds for cell in cells if cell.made))
 
@@ -259,7 +259,7 @@ def test_samples_are_drawn_anew_and_again(config: Path) -> None:
     other = [*part, "--run", str(config.parent / "other"), "--seed", "1"]
     assert main(other) == 0
     fingerprints = {
-        load_run(config.parent / name).table.fingerprint for name in ("sampled", "other")
+        load_run(config.parent / name).outcomes.table.fingerprint for name in ("sampled", "other")
     }
     assert len(fingerprints) == 2  # drawn otherwise, so another table
 

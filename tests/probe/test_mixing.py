@@ -252,7 +252,7 @@ def test_a_run_learns_keeps_and_uses_its_mixing_weights(
     learn_mixing(run)
     assert files(run.directory) == kept  # nothing left to do
 
-    stored = json.loads(run.mixing_file.read_text())
+    stored = json.loads(run.mixing.file.read_text())
     raw = np.array(stored["raw"], np.float32)
     assert raw.shape == (6, 1, 4, 4) and 10 <= raw.size <= 999 and stored["state"] == []
     assert stored["step"] == 6 and stored["values"][-1] < stored["values"][0]
@@ -267,18 +267,18 @@ def test_a_run_learns_keeps_and_uses_its_mixing_weights(
     for opened in (run, load_run(run.directory)):
         np.testing.assert_array_equal(opened.lm.routing.mixing, expected)
         assert opened.base.routing.mixing.tolist() != expected.tolist()
-    row = run.mixing_pairs[0][0]
+    row = run.mixing.examples[0][0]
     assert not np.array_equal(run.lm.logits([row], 1.0), run.base.logits([row], 1.0))
     np.testing.assert_array_equal(run.lm.logits([row], 0.0), run.base.logits([row], 0.0))
-    assert run.base.tokenizer.decode(run.mixing_pairs[0][1]).endswith(
-        f"#### {run.problems('train')[0].answer}{run.base.tokenizer.eos_token or ''}"
+    assert run.base.tokenizer.decode(run.mixing.examples[0][1]).endswith(
+        f"#### {run.data.problems('train')[0].answer}{run.base.tokenizer.eos_token or ''}"
     )
 
     # Other weights are another table.
-    name = run.table.fingerprint
+    name = run.outcomes.table.fingerprint
     stored["raw"][1][0][0][0] += 1.0
-    run.mixing_file.write_text(json.dumps(stored))
-    assert load_run(run.directory).table.fingerprint != name
+    run.mixing.file.write_text(json.dumps(stored))
+    assert load_run(run.directory).outcomes.table.fingerprint != name
     plain = dataclasses.replace(run.experiment, mixing=MixingConfig())
     assert Run(run.directory, plain).table.fingerprint != name
 
@@ -288,22 +288,22 @@ def test_weights_of_something_else_are_refused(learned, tmp_path) -> None:
     run = Run(tmp_path, experiment)
     shape = (6, 1, 4, 4)
     done = Progress(6, np.zeros(shape, np.float32), [1.0], [])
-    mixing.save_progress(run.mixing_file, run.mixing_about, done, 6)
-    assert run.mixing_progress()[1]
-    assert [p.name for p in run.mixing_file.parent.iterdir()] == [run.mixing_file.name]
-    other = {**run.mixing_about, "model": "0" * 64}
+    mixing.save_progress(run.mixing.file, run.mixing.description, done, 6)
+    assert run.mixing.progress()[1]
+    assert [p.name for p in run.mixing.file.parent.iterdir()] == [run.mixing.file.name]
+    other = {**run.mixing.description, "model": "0" * 64}
     with pytest.raises(UserError, match=r"learned for something else \(different: model\)"):
-        mixing.load_progress(run.mixing_file, other, shape)
+        mixing.load_progress(run.mixing.file, other, shape)
     with pytest.raises(UserError, match=r"shape \(6, 1, 4, 4\), this routing takes \(6, 1, 3, 3\)"):
-        mixing.load_progress(run.mixing_file, run.mixing_about, (6, 1, 3, 3))
-    text = run.mixing_file.read_text()
-    run.mixing_file.write_text(text[: len(text) // 2])
+        mixing.load_progress(run.mixing.file, run.mixing.description, (6, 1, 3, 3))
+    text = run.mixing.file.read_text()
+    run.mixing.file.write_text(text[: len(text) // 2])
     with pytest.raises(UserError, match="is no file of mixing weights"):
-        mixing.load_progress(run.mixing_file, run.mixing_about, shape)
+        mixing.load_progress(run.mixing.file, run.mixing.description, shape)
     # A file that was copied under the name of another experiment's.
     changed = dataclasses.replace(experiment, mixing=dataclasses.replace(experiment.mixing, gate=2))
     copied = Run(tmp_path, changed)
-    assert copied.mixing_file != run.mixing_file
+    assert copied.mixing_file != run.mixing.file
     copied.mixing_file.write_text(text)
     with pytest.raises(UserError, match=r"different: mixing\)"):
         _ = copied.lm
@@ -314,14 +314,14 @@ def test_a_search_in_a_run_asks_how_many_are_solved(learned, tmp_path, monkeypat
     engine = ["--engine.slots", "8", "--engine.unroll", "false"]
     run = Run(tmp_path, load_config(Experiment, learned, [*arguments, *engine]))
     learn_mixing(run)
-    values = run.mixing_progress()[0].values
+    values = run.mixing.progress()[0].values
     assert len(values) == 2 and all(8 * value == round(8 * value) for value in values)
-    prompts = run.prompts("train")
+    prompts = run.data.prompts("train")
     e = run.experiment
     completions = run.base.generate(prompts, 1.0, decoding=e.decoding, engine=e.engine)
     right = [
         f"#### {problem.answer}" in c.text
-        for problem, c in zip(run.problems("train"), completions, strict=True)
+        for problem, c in zip(run.data.problems("train"), completions, strict=True)
     ]
     assert values[0] == np.mean(right)
 

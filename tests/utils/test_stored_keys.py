@@ -107,15 +107,15 @@ def test_runs(name: str, tiny_directory: Path, tmp_path: Path, monkeypatch: pyte
 def names_of(run: Run) -> dict[str, Any]:
     """All names under which a run files things."""
     names = {
-        "outcomes": run.memo.fingerprint,
-        "training": run.training,
-        "training_parts": run.training_parts,
-        "described": {key: fingerprint(part) for key, part in run.described.items()},
+        "outcomes": run.outcomes.memo.fingerprint,
+        "training": run.controllers.training,
+        "training_parts": run.controllers.training_parts,
+        "described": {key: fingerprint(part) for key, part in run.outcomes.description.items()},
         "features": sorted(path.name for path in _features(run)),
         "lm_eval_cache": answer_cache_name(run.lm),
     }
     if run.experiment.mixing.method != "none":
-        names["mixing"] = run.mixing_file.name
+        names["mixing"] = run.mixing.file.name
     return names
 
 
@@ -123,7 +123,7 @@ def _features(run: Run) -> Iterator[Path]:
     """Files of raw features that the run looks for; none of them is made."""
     before = set(os.listdir(run.directory / "features"))
     for split in run.experiment.splits:
-        run.raw_features(split)
+        run.features.raw(split)
     assert set(os.listdir(run.directory / "features")) == before
     yield from (run.directory / "features").iterdir()
 

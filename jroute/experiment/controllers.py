@@ -1,0 +1,139 @@
+"""The trained arms of a run: the controllers, and the controls that only judging needs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from jroute.checkpoint import latest_step, load_state, save_state
+from jroute.controller.features import Featurizer
+from jroute.experiment.config import Experiment
+from jroute.experiment.data import TaskData
+from jroute.experiment.features import FeatureStore
+from jroute.experiment.folder import RunFolder
+from jroute.tasks import Split
+from jroute.utils.errors import UserError
+from jroute.utils.files import write_text
+from jroute.utils.fingerprint import semantic_fingerprint
+
+
+@dataclass(frozen=True, eq=False)
+class Controllers:
+    """What training and judging leave in the run folder, under what it was trained on.
+
+    Attributes:
+        experiment: The experiment.
+        folder: The run folder.
+        data: Problems and prompts.
+        features: Features of the prompts.
+        outcomes: Fingerprint of the outcomes that were learned from.
+    """
+
+    experiment: Experiment
+    folder: RunFolder
+    data: TaskData
+    features: FeatureStore
+    outcomes: str
+
+    @cached_property
+    def training_parts(self) -> dict[str, str]:
+        """The fingerprint of each thing that decides what controllers are trained on, and how."""
+        e = self.experiment
+        splits: tuple[Split, ...] = ("train", "validation")
+        content = {
+            "outcomes": self.outcomes,
+            "gates": e.gates,
+            "rollouts": e.rollouts,
+            "reward": e.reward,
+            "prompts": [self.data.prompts(split) for split in splits],
+            "answers": [[p.answer for p in self.data.problems(split)] for split in splits],
+            "features": e.features,
+            "ppo": e.ppo,
+            "supervised": e.supervised,
+            "seed": e.seed,
+        }
+        return {name: semantic_fingerprint({name: part})[:16] for name, part in content.items()}
+
+    @cached_property
+    def training(self) -> str:
+        """The name of a training; another model, task or learner gives another one."""
+        return semantic_fingerprint(self.training_parts)[:16]
+
+    @property
+    def are_trained(self) -> bool:
+        """Return whether training has finished."""
+        folder = self.folder.controllers(self.training)
+        return folder.is_dir() and latest_step(folder) is not None
+
+    @property
+    def have_controls(self) -> bool:
+        """Return whether judging has trained its controls."""
+        return latest_step(self.folder.controls(self.training)) is not None
+
+    @cached_property
+    def trained(self) -> dict[str, Any]:
+        """What training left: featurizer, best fixed gate, supervised and RL networks.
+
+        Raises:
+            UserError: Training has not finished.
+        """
+        folder = self.folder.controllers(self.training)
+        if not folder.is_dir():
+            raise UserError(
+                f"{self.folder.path} has no controller trained on this model and these problems "
+                f"({'; '.join([self.training, *self._other_trainings()])}); "
+                "run python -m jroute.train with its config first"
+            )
+        return load_state(folder)[1]
+
+    def _other_trainings(self) -> list[str]:
+        """Say how each training that the folder does have differs from this one."""
+        sentences = []
+        for file in sorted(self.folder.controllers(self.training).parent.glob("*.json")):
+            other = json.loads(file.read_text())
+            differing = [
+                name for name, value in self.training_parts.items() if other.get(name) != value
+            ]
+            sentences.append(f"{file.stem}, which it has, differs in {', '.join(differing)}")
+        return sentences
+
+    @cached_property
+    def controls(self) -> dict[str, Any]:
+        """The arms that judging trained; see ``jroute.arms.controls.fit_controls``.
+
+        Raises:
+            UserError: The run was not judged yet.
+        """
+        if not self.have_controls:
+            raise UserError(
+                f"{self.folder.path} has no supervised_features and no exact_gradient yet; "
+                f"run python -m jroute.evaluate --run {self.folder.path} first"
+            )
+        return load_state(self.folder.controls(self.training))[1]
+
+    @cached_property
+    def featurizer(self) -> Featurizer:
+        """The fitted part of the features."""
+        return Featurizer.of(self.trained["featurizer"])
+
+    def observe(self, prompts: Sequence[str]) -> Float[np.ndarray, "prompts features"]:
+        """Return what controllers see of any prompts."""
+        return self.featurizer(self.features.read(prompts)).astype(np.float32)
+
+    def observations(self, split: Split) -> Float[np.ndarray, "problems features"]:
+        """Return what controllers see of a split's problems."""
+        return self.featurizer(self.features.raw(split)).astype(np.float32)
+
+    def save(self, tree: Mapping[str, Any]) -> None:
+        """Store what training left, and what it was trained on."""
+        folder = self.folder.controllers(self.training)
+        save_state(folder, self.experiment.ppo.updates, dict(tree))
+        write_text(folder.with_suffix(".json"), json.dumps(self.training_parts) + "\n")
+
+    def save_controls(self, tree: Mapping[str, Any]) -> None:
+        """Store the controls that judging trained."""
+        save_state(self.folder.controls(self.training), 0, dict(tree))

@@ -1,0 +1,81 @@
+"""The features of a run's prompts, kept in the run folder."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jroute.controller.features import FeatureConfig, RawFeatures, raw_features
+from jroute.distributed.processes import is_first_process
+from jroute.experiment.data import TaskData
+from jroute.experiment.folder import RunFolder
+from jroute.lm import LanguageModel
+from jroute.observe.progress import progress_bar
+from jroute.tasks import Split
+from jroute.utils.files import atomic_write
+from jroute.utils.fingerprint import semantic_fingerprint
+from jroute.utils.keys import stored
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureStore:
+    """Raw features of prompts: computed once per split and stored under all that decides them.
+
+    Attributes:
+        config: Which features.
+        folder: The run folder.
+        lm: The gated model, of which one plain prefill is read.
+        data: Problems and prompts.
+        cells: What decides the meaning of a cell; features are stored under it too.
+        slots: Prompts in one batch.
+    """
+
+    config: FeatureConfig
+    folder: RunFolder
+    lm: LanguageModel
+    data: TaskData
+    cells: dict[str, Any]
+    slots: int
+
+    def raw(self, split: Split) -> RawFeatures:
+        """Return the raw features of a split, computing them if they are not stored."""
+        prompts = self.data.prompts(split)
+        description = {"cells": self.cells, "features": self.config, "prompts": prompts}
+        file = self.folder.features(split, semantic_fingerprint(description))
+        if not file.is_file():
+            with progress_bar(
+                total=len(prompts),
+                desc=f"features {split}",
+                unit="prompt",
+                disable=not is_first_process(),
+            ) as bar:
+                arrays = stored(self.read(prompts, progress=bar.update))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(file) as partial, partial.open("wb") as stream:
+                np.savez(stream, **arrays)
+        with np.load(file) as arrays:
+            names = tuple(map(str, arrays["names"]))
+            return RawFeatures(arrays["scalars"], arrays["hidden"], names)
+
+    def read(
+        self, prompts: Sequence[str], *, progress: Callable[[int], object] = lambda rows: None
+    ) -> RawFeatures:
+        """Compute the raw features of any prompts by one prefill of the plain model.
+
+        Args:
+            prompts: Texts as the model reads them.
+            progress: Called after every batch with the number of its prompts.
+        """
+        lm = self.lm
+        with lm.devices():
+            return raw_features(
+                lm.params,
+                lm.config,
+                [lm.encode(prompt) for prompt in prompts],
+                self.config,
+                slots=self.slots,
+                routing=lm.routing,
+                texts=prompts,
+                progress=progress,
+            )

@@ -1,0 +1,180 @@
+"""The stage that learns mixing weights: examples, the file they are kept in, and the steps."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jroute.experiment.config import Experiment
+from jroute.experiment.data import TaskData
+from jroute.experiment.folder import RunFolder
+from jroute.generate.sampling import hash_text
+from jroute.lm import LanguageModel
+from jroute.observe.progress import progress_bar
+from jroute.outcomes.generation import cell_seed
+from jroute.outcomes.outcome import grade
+from jroute.probe import mixing
+from jroute.utils.errors import UserError
+from jroute.utils.fingerprint import semantic_fingerprint
+from jroute.utils.keys import stored
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedMixing:
+    """The mixing weights that an experiment learns, the base frozen.
+
+    Attributes:
+        experiment: The experiment, whose ``mixing`` section says how.
+        folder: The run folder.
+        base: The frozen model with the routing's own weights.
+        data: Problems and prompts.
+    """
+
+    experiment: Experiment
+    folder: RunFolder
+    base: LanguageModel
+    data: TaskData
+
+    @property
+    def enabled(self) -> bool:
+        """Return whether the experiment learns mixing weights."""
+        return self.experiment.mixing.method != "none"
+
+    @cached_property
+    def examples(self) -> list[tuple[list[int], list[int]]]:
+        """Prompt and answer ids of the train problems to learn from.
+
+        An answer is the reference solution, ``#### `` and the number, and the end token.
+        """
+        pairs = []
+        for problem in self.data.problems("train")[: self.experiment.mixing.problems]:
+            final = f"#### {problem.answer}"
+            text = problem.solution
+            if not text.endswith(final):
+                text = f"{text}\n{final}" if text else final
+            answer = [*self.base.encode(text), self.base.end_token_ids[0]]
+            pairs.append((self.base.encode(self.data.render(problem.question)), answer))
+        return pairs
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """Everything that decides the learned weights."""
+        e, base = self.experiment, self.base
+        description = {
+            "model": base.fingerprint,
+            "dtype": str(jax.tree.leaves(base.params)[0].dtype),
+            "routing": stored(base.routing.config),
+            "mixing": stored(e.mixing),
+            "seed": e.seed,
+            "examples": semantic_fingerprint({"pairs": self.examples}),
+        }
+        if e.mixing.method == "search":
+            description["decoding"] = stored(e.decoding)
+        return description
+
+    @property
+    def file(self) -> Path:
+        """Return the file of the learned weights."""
+        return self.folder.mixing(semantic_fingerprint(self.description))
+
+    def progress(self) -> tuple[mixing.Progress, bool]:
+        """Return the weights learned so far, and whether they are finished.
+
+        Raises:
+            UserError: No weights were learned yet.
+        """
+        base = self.base
+        shape = base.routing.config.initial_raw(base.config.num_hidden_layers).shape
+        return mixing.load_progress(self.file, self.description, shape)
+
+    def model(self) -> LanguageModel:
+        """Return the frozen model with the experiment's routing.
+
+        Raises:
+            UserError: The weights are not learned yet.
+        """
+        if not self.enabled:
+            return self.base
+        progress, finished = self.progress()
+        if not finished:
+            raise UserError(
+                f"the mixing weights {self.file} are learned halfway; give python -m jroute.train "
+                "its config again to go on"
+            )
+        return self.base.routed(self.base.routing.config, progress.raw)
+
+    def learn(self) -> None:
+        """Learn the weights if the experiment says so; go on from where an earlier run stopped."""
+        config, base = self.experiment.mixing, self.base
+        if not self.enabled:
+            return
+        initial = base.routing.config.initial_raw(base.config.num_hidden_layers)
+        if not initial.size:
+            raise UserError(
+                f"mixing.method is {config.method}, but this routing has no weights to learn; "
+                "choose side streams and another operator than fixed"
+            )
+        progress = mixing.Progress(0, initial, [], [])
+        if self.file.is_file():
+            progress, finished = self.progress()
+            if finished:
+                return
+        with progress_bar(
+            total=config.steps,
+            initial=progress.step,
+            desc=f"mixing by {config.method}",
+            unit="step",
+        ) as bar:
+
+            def save(state: mixing.Progress) -> None:
+                mixing.save_progress(self.file, self.description, state, config.steps)
+                bar.set_postfix({"value": f"{state.values[-1]:.4f}"}, refresh=False)
+                bar.update(state.step - bar.n)
+
+            self._run_steps(progress, save)
+
+    def _run_steps(
+        self, progress: mixing.Progress, save: Callable[[mixing.Progress], None]
+    ) -> None:
+        """Run the remaining steps of the experiment's method."""
+        config, base = self.experiment.mixing, self.base
+        seed = hash_text(f"mixing/{self.experiment.seed}")
+        if config.method == "gradient":
+            examples = mixing.pad_examples(self.examples, base.context)
+            with base.devices():
+                mixing.learn_by_gradient(
+                    base.params,
+                    base.config,
+                    base.routing,
+                    examples,
+                    config,
+                    seed=seed,
+                    progress=progress,
+                    save=save,
+                )
+        else:
+            sites = base.routing.config.site_indices(base.config.num_hidden_layers)
+            score = partial(solved_share, self)
+            mixing.learn_by_search(score, sites, config, seed=seed, progress=progress, save=save)
+
+
+def solved_share(learned: LearnedMixing, raw: np.ndarray) -> float:
+    """Return the share of the problems to learn from that these mixing weights solve."""
+    e, base = learned.experiment, learned.base
+    problems = learned.data.problems("train")[: e.mixing.problems]
+    completions = base.routed(base.routing.config, raw).generate(
+        [prompt for prompt, _ in learned.examples],
+        e.mixing.gate,
+        decoding=e.decoding,
+        engine=e.engine,
+        seed=[cell_seed(problem.id, e.seed) for problem in problems],
+    )
+    outcomes = [
+        grade(p, e.mixing.gate, c, max_tokens=e.decoding.max_new_tokens, rewards=e.reward)
+        for p, c in zip(problems, completions, strict=True)
+    ]
+    return float(np.mean([outcome.correct for outcome in outcomes]))

@@ -1,0 +1,156 @@
+"""Generating arms again, from prompt to gate to completion, to compare them with the table."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from jroute.arms.registry import fixed_name, from_controls, generable, parse_arm
+from jroute.arms.resolve import resolve
+from jroute.experiment.judging import train_controls
+from jroute.experiment.run import Run
+from jroute.outcomes.cells import Cell
+from jroute.outcomes.outcome import Outcome
+from jroute.routing.gate import Gate
+from jroute.statistics.intervals import accuracy
+from jroute.tasks import Problem, Split
+from jroute.utils.errors import UserError
+from jroute.utils.keys import stored
+
+Key = tuple[int, Gate]
+"""A problem's position in its split, and a gate."""
+
+
+def regenerable_arms(run: Run, names: Sequence[str] = ()) -> Sequence[str]:
+    """Return the arms to generate again: those named, or else all that the run has.
+
+    Raises:
+        UserError: An arm that cannot be generated.
+    """
+    live = run.experiment.rollouts == "live"
+    arms = generable(live=live)
+    grid = [] if live else [fixed_name(gate) for gate in run.grid.values]
+    if unknown := [name for name in names if name not in arms and name not in grid]:
+        raise UserError(f"arm {unknown[0]!r} cannot be generated; choose of {', '.join(arms)}")
+    return names or arms
+
+
+def regenerate(
+    run: Run, split: Split, names: Sequence[str] = (), *, limit: int | None = None
+) -> dict[str, Any]:
+    """Generate arms again and compare them with what is stored.
+
+    Args:
+        run: A finished run.
+        split: The split of the problems.
+        names: Arms, as ``regenerable_arms`` takes them.
+        limit: Only the first so many problems.
+
+    Returns:
+        ``arms`` (name -> accuracy now and in the table, with interval and ``n``), the number of
+        ``cells`` generated, and ``other_text`` and ``other_correct`` among them (problem and gate
+        of each).
+
+    Raises:
+        UserError: An arm that cannot be generated.
+    """
+    problems, prompts = run.data.problems(split)[:limit], run.data.prompts(split)[:limit]
+    gates = {name: _gates(run, name, prompts) for name in regenerable_arms(run, names)}
+    unique = dict.fromkeys(key for column in gates.values() for key in enumerate(column))
+    keys = sorted(unique, key=lambda key: np.ravel(key[1]).tolist())
+    outcomes = run.outcomes.generator.generate([Cell(problems[i], gate) for i, gate in keys])
+    now = dict(zip(keys, outcomes, strict=True))
+    recorded = {(i, gate): run.outcomes.memo.outcome(problems[i].id, gate) for i, gate in keys}
+    arms = {}
+    for name, column in gates.items():
+        pairs = list(enumerate(column))
+        interval = accuracy([float(now[key].correct) for key in pairs])
+        in_table = float(np.mean([recorded[key].correct for key in pairs]))
+        arms[name] = {**stored(interval), "in_table": in_table}
+    return {
+        "split": split,
+        "n": len(problems),
+        "cells": len(keys),
+        "arms": arms,
+        "other_text": _differing(problems, now, recorded, lambda outcome: outcome.completion),
+        "other_correct": _differing(problems, now, recorded, lambda outcome: outcome.correct),
+    }
+
+
+def _gates(run: Run, name: str, prompts: Sequence[str]) -> list[Gate]:
+    """Return the gate an arm gives to each prompt, features read again."""
+    if name in from_controls():
+        train_controls(run)
+    return run.grid.keys(resolve(parse_arm(name), prompts, run.arm_inputs()))
+
+
+def _differing(
+    problems: Sequence[Problem],
+    now: dict[Key, Outcome],
+    recorded: dict[Key, Outcome],
+    field: Callable[[Outcome], Any],
+) -> list[list[Any]]:
+    """Return problem id and gate of the cells of which a field differs."""
+    return [
+        [problems[i].id, gate] for i, gate in now if field(now[i, gate]) != field(recorded[i, gate])
+    ]
+
+
+def format_regeneration(results: Mapping[str, Any]) -> str:
+    """Return accuracies now and in the table, and how many cells agree, as text."""
+    cells = results["cells"]
+    lines = [
+        f"{results['split']}, generated anew: n = {results['n']} problems, {cells} cells",
+        f"{'arm':<20}{'now':>8}  95 % interval  {'in the table':>14}",
+    ]
+    for name, arm in results["arms"].items():
+        low, high = (100 * end for end in arm["ci95"])
+        lines.append(
+            f"{name:<20}{arm['accuracy']:>8.1%}  [{low:.1f}, {high:.1f}]{arm['in_table']:>15.1%}"
+        )
+    lines.append(
+        f"{cells - len(results['other_text'])} of {cells} cells agree in text, "
+        f"{cells - len(results['other_correct'])} in correctness"
+    )
+    return "\n".join(lines)
+
+
+def compare_with_noise(
+    cells: int, differing: Sequence[Any], text_floor: Mapping[str, Any] | None
+) -> str:
+    """Hold the cells that differ from the table against the flips of replicates.
+
+    Args:
+        cells: Cells that were generated again.
+        differing: Problem and gate of those whose text differs; at least one.
+        text_floor: The noise floor's ``flips`` of ``n`` replicates in text, if it was measured.
+
+    Returns:
+        A sentence.
+
+    Raises:
+        UserError: Cells differ more often than replicates do (Fisher's exact test at 5 %), or there
+            are no replicates.
+    """
+    share = f"{len(differing)} of {cells} cells differ from the table"
+    example = f"e.g. {json.dumps(differing[0])} (problem, gate)"
+    if text_floor is None:
+        raise UserError(
+            f"{share}, {example}; measure the noise floor with python -m jroute.outcomes "
+            "--replicate 200"
+        )
+    flips, replicates = text_floor["flips"], text_floor["n"]
+    p = _fisher_p(len(differing), cells, flips, replicates)
+    noise = f"of the noise floor's replicates {flips} of {replicates} did (p = {p:.2g})"
+    if p <= 0.05:
+        raise UserError(f"{share}, {example}; {noise}")
+    return f"{share}; {noise}"
+
+
+def _fisher_p(differing: int, cells: int, flips: int, replicates: int) -> float:
+    """Return Fisher's exact p that cells differ no more often than replicates flip."""
+    table = [[differing, cells - differing], [flips, replicates - flips]]
+    test: Any = stats.fisher_exact(table, alternative="greater")
+    return float(test.pvalue)

@@ -1,0 +1,218 @@
+"""Training of a run's controllers: PPO over a table or over a model, and the arms beside it."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Float, Int
+
+from jroute.arms import supervised
+from jroute.arms.rl import decisions_of_seeds
+from jroute.checkpoint import latest_step, load_state, save_state
+from jroute.controller import networks
+from jroute.controller.features import Featurizer
+from jroute.envs.functional import LiveEnv, TableEnv
+from jroute.experiment.environments import split_environment
+from jroute.experiment.run import Run
+from jroute.generate.sampling import hash_text
+from jroute.observe.progress import progress_bar
+from jroute.observe.scalars import Scalars
+from jroute.ppo import learner
+from jroute.ppo.metrics import Metrics
+from jroute.tasks import Split
+from jroute.utils.keys import stored
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_EVERY = 50
+"""PPO updates between two checkpoints."""
+
+CHECKPOINT_LIVE_EVERY = 10
+"""The same for live rollouts, which are repeated from the memo."""
+
+Updates = Callable[[learner.LearnerState, int], tuple[learner.LearnerState, Metrics]]
+"""A state and a number of updates to the new state and the metrics of each update."""
+
+
+def train_controllers(run: Run) -> dict[str, Any]:
+    """Fit the featurizer, train PPO and, over a table, the arms that only a table can teach.
+
+    Controllers learn from train cells only; validation cells choose the hyperparameters of the
+    supervised arm and the seed that is deployed.
+
+    Returns:
+        The tree that is stored; see ``Controllers.trained``.
+    """
+    controllers = run.controllers
+    if controllers.are_trained:
+        return controllers.trained
+    e = run.experiment
+    featurizer = Featurizer.fit(run.features.raw("train"), e.features)
+    observations = {
+        split: featurizer(run.features.raw(split)).astype(np.float32)
+        for split in ("train", "validation")
+    }
+    table_arms: dict[str, Any] = {}
+    if e.rollouts == "live":
+        env = LiveEnv(split_environment(run, "train", featurizer, live=True))
+        state = train_ppo(run, env)
+    else:
+        rewards = {
+            split: run.outcomes.matrix(split, "reward").astype(np.float32)
+            for split in ("train", "validation")
+        }
+        state = train_ppo(run, TableEnv.create(observations["train"], rewards["train"]))
+        table_arms = {
+            "supervised": _fit_supervised(run, observations, rewards),
+            "best_fixed": int(run.outcomes.matrix("train").mean(axis=0).argmax()),
+        }
+    # Only the policies leave the learner: values of the seeds are [seeds, ...].
+    choices = decisions_of_seeds(state.params, observations["validation"])
+    selected = int(seed_correctness(run, "validation", choices).mean(axis=1).argmax())
+    controllers.save(
+        {
+            "featurizer": featurizer.tree(),
+            "seeds": jax.device_get(state.params),
+            "selected": selected,
+            "rl": jax.tree.map(lambda leaf: np.asarray(leaf[selected]), state.params),
+            **table_arms,
+        }
+    )
+    logger.info("controllers of %d seeds trained; seed %d is selected", e.ppo.seeds, selected)
+    return controllers.trained
+
+
+def _fit_supervised(
+    run: Run, observations: dict[str, np.ndarray], rewards: dict[str, np.ndarray]
+) -> networks.Params:
+    """Fit the arm that predicts every gate's reward from the length of the prompt alone."""
+    train, validation = (
+        (observations[split][:, :1], rewards[split]) for split in ("train", "validation")
+    )
+    key = jax.random.fold_in(jax.random.key(run.experiment.seed), hash_text("supervised"))
+    return jax.device_get(
+        supervised.fit_supervised(train, validation, run.experiment.supervised, key)
+    )
+
+
+def train_ppo(run: Run, env: TableEnv | LiveEnv) -> learner.LearnerState:
+    """Train all seeds, with a checkpoint every few updates; go on from the last one.
+
+    Over a table many updates are one program. Over a model the host goes back and forth: gates of
+    all seeds, their rewards, an update; what was generated before an interruption is remembered.
+    """
+    config = run.experiment.ppo
+    folder = run.folder.learner(run.controllers.training)
+    sharding = _batch_sharding(run)
+    state = _initial_state(run, env)
+    step = latest_step(folder) or 0
+    if step:
+        step, state = load_state(folder, state)
+    live = isinstance(env, LiveEnv)
+    every = CHECKPOINT_LIVE_EVERY if live else CHECKPOINT_EVERY
+    run_updates = _live_updates(run, env, sharding) if live else _table_updates(run, env, sharding)
+    scalars = Scalars(
+        run.folder.curves,
+        purge_step=step,
+        track=run.experiment.track,
+        config=stored(run.experiment),
+    )
+    with progress_bar(
+        total=config.updates, initial=step, desc=f"ppo x {config.seeds} seeds", unit="update"
+    ) as bar:
+        while step < config.updates:
+            updates = min(every - step % every, config.updates - step)
+            started = time.perf_counter()
+            state, metrics = jax.block_until_ready(run_updates(state, updates))
+            elapsed = time.perf_counter() - started
+            values = learner.scalars(jax.device_get(metrics), run.grid.values)
+            episodes = updates * config.batch_size * config.seeds
+            values["charts/SPS"] = np.full(updates, episodes / elapsed)
+            scalars.write(values, step)
+            step += updates
+            save_state(folder, step, state)
+            mean_return = values["charts/episodic_return"][:, -1].mean()
+            bar.set_postfix({"return": f"{mean_return:.3f}"}, refresh=False)
+            bar.update(updates)
+    scalars.close()
+    return state
+
+
+def _initial_state(run: Run, env: TableEnv | LiveEnv) -> learner.LearnerState:
+    """Return the untrained state of all seeds."""
+    choices, dims = len(run.grid.values), run.grid.num_gate_dims
+    observations = env.prompts.observations if isinstance(env, LiveEnv) else env.observations
+    num_cells = len(observations) * choices**dims
+    if isinstance(env, LiveEnv):
+        num_cells = min(num_cells, learner.COUNTED)
+    key = jax.random.fold_in(jax.random.key(run.experiment.seed), hash_text("ppo"))
+    return learner.init_seeds(
+        run.experiment.ppo, observations.shape[1], (choices,) * dims, key, num_cells=num_cells
+    )
+
+
+def _batch_sharding(run: Run) -> NamedSharding | None:
+    """Return the sharding of minibatches over replicas, where these divide them evenly."""
+    mesh, config = run.base.mesh, run.experiment.ppo
+    if mesh is None or config.batch_size // config.minibatches % mesh.shape["data"]:
+        return None
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def _table_updates(run: Run, env: TableEnv, sharding: NamedSharding | None) -> Updates:
+    """Return updates of all seeds over a table, as one program for each number of updates."""
+    programs: dict[int, Callable[..., Any]] = {}
+
+    def run_updates(
+        state: learner.LearnerState, updates: int
+    ) -> tuple[learner.LearnerState, Metrics]:
+        if updates not in programs:
+            programs[updates] = learner.compile_train(
+                run.experiment.ppo, updates, sharding=sharding
+            )
+        return programs[updates](env, state)
+
+    return run_updates
+
+
+def _live_updates(run: Run, env: LiveEnv, sharding: NamedSharding | None) -> Updates:
+    """Return updates of all seeds over a model: the cells of all seeds are generated together."""
+    config, choices = run.experiment.ppo, len(run.grid.values)
+    decide = learner.compile_decide(config, sharding=sharding)
+    update = learner.compile_update(config, sharding=sharding)
+
+    def run_updates(
+        state: learner.LearnerState, updates: int
+    ) -> tuple[learner.LearnerState, Metrics]:
+        metrics_of_updates = []
+        for _ in range(updates):
+            decisions = decide(env.prompts, state)
+            problems, actions = jax.device_get((decisions.states.problem, decisions.choices))
+            rewards = env.rewards(problems, actions)
+            numbers = learner.number_cells(problems, actions, choices)
+            state, metrics = update(state, learner.rewarded(decisions, rewards, numbers))
+            metrics_of_updates.append(metrics)
+        stack = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *metrics_of_updates)
+        return state, stack
+
+    return run_updates
+
+
+def seed_correctness(
+    run: Run, split: Split, choices: Int[np.ndarray, "seeds problems dims"]
+) -> Float[np.ndarray, "seeds problems"]:
+    """Return whether decisions solve a split's problems: looked up, or generated if live.
+
+    All seeds go together, so a cell that several of them choose is generated once.
+    """
+    seeds, count, _ = choices.shape
+    problems = run.data.problems(split) * seeds
+    gates = run.grid.gates(choices.reshape(seeds * count, -1))
+    backend = run.outcomes.backend(live=run.experiment.rollouts == "live")
+    correct = [outcome.correct for outcome in backend.outcomes(problems, gates)]
+    return np.array(correct, np.float64).reshape(seeds, count)
