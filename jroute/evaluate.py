@@ -13,9 +13,13 @@ what it would take, and stops.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from jroute.tasks import Split
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -55,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     judged = run.experiment.judged
     if args.split and args.split not in judged:
         raise UserError(f"split {args.split!r} is not judged in {args.run}: {', '.join(judged)}")
-    splits = [split for split in judged if args.split in (None, split)]
+    splits: list[Split] = [split for split in judged if args.split in (None, split)]
     if args.plan and args.live:
         for split in splits:
             print(plan.plan_regeneration(run, split, args.arms, limit=args.problems), end="\n\n")

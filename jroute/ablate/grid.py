@@ -11,7 +11,7 @@ from jroute.experiment.config import Experiment
 from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Decoding
 from jroute.lm import resolve_routing
-from jroute.routing.routing import RoutingConfig
+from jroute.routing.config import RoutingConfig
 from jroute.tasks import Split, TaskConfig
 from jroute.tasks.prompts import PromptConfig
 from jroute.utils.errors import UserError

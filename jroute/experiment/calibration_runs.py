@@ -16,8 +16,8 @@ from jroute.experiment import calibration
 from jroute.experiment.calibration import CalibrationConfig, ModelTables, Tables
 from jroute.experiment.config import Experiment
 from jroute.experiment.estimate import format_duration
-from jroute.experiment.plan import plan_outcomes
 from jroute.experiment.pipeline import fill_outcomes, table_cells
+from jroute.experiment.plan import plan_outcomes
 from jroute.experiment.run import Run, load_run
 from jroute.tasks import Split
 from jroute.utils.config import load

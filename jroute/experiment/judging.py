@@ -8,9 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from jroute.arms import controls
+from jroute.arms import controls, registry
 from jroute.arms.columns import arm_values, gate_counts
-from jroute.arms.registry import unavailable_live
 from jroute.arms.resolve import table_columns
 from jroute.arms.rl import decisions_of_seeds
 from jroute.arms.supervised import Cells
@@ -164,20 +163,22 @@ def _rewards(run: Run, split: Split) -> Cells:
 def judge_table_split(run: Run, split: Split) -> JudgedSplit:
     """Judge every arm on one split of a run with a table."""
     config = run.experiment.judge
-    train_controls(run)
-    columns = table_columns(run.controllers.observations(split), run.arm_inputs())
+    observations, trained = run.controllers.observations(split), run.controllers.trained
+    columns = table_columns(observations, run.grid.values, trained, train_controls(run))
     values = arm_values(run.outcomes.matrix(split), columns)
     sampling = {"replicates": config.replicates, "seed": config.seed}
-    best_fixed = int(run.controllers.trained["best_fixed"])
+    best_fixed = int(trained["best_fixed"])
     split_headroom = headroom(
-        (run.controllers.observations(split), run.outcomes.matrix(split)),
+        (observations, run.outcomes.matrix(split)),
         _learned_cells(run),
         best_fixed,
         folds=config.folds,
         **sampling,
     )
     floor = run.outcomes.noise_floor()
-    results = arm_results(values, config, split_headroom, floor and floor["correct"])
+    results = arm_results(
+        values, config, registry.roles(), split_headroom, floor and floor["correct"]
+    )
     samples = run.outcomes.samples(split)
     if samples.shape[-1] > 1:
         gains = sampled(samples, best_fixed, **sampling)
@@ -219,7 +220,7 @@ def judge_live_split(run: Run, split: Split) -> JudgedSplit:
         **_live_statistics(values, run.experiment.judge),
         "gates_chosen": {"rl": counts.sum(axis=1).tolist()},  # [seeds, gates]
         "gates_chosen_by_part": {"rl": counts.sum(axis=0).tolist()},  # [dims, gates]
-        "not_available": unavailable_live(),
+        "not_available": registry.unavailable_live(),
         "items": digest_problems(run.data.problems(split)),
     }
     return JudgedSplit(results, values, columns)
@@ -235,10 +236,7 @@ def _live_statistics(values: Values, config: JudgeConfig) -> dict[str, Any]:
     adjusted = holm([contrast.p for contrast in paired.values()])
     return {
         "n": values["rl"].shape[1],
-        "arms": {
-            name: stored(accuracy(scores, **sampling))
-            for name, scores in values.items()
-        },
+        "arms": {name: stored(accuracy(scores, **sampling)) for name, scores in values.items()},
         "contrasts": [
             {"a": "rl", "b": name, **stored(contrast), "p_holm": p}
             for (name, contrast), p in zip(paired.items(), adjusted, strict=True)

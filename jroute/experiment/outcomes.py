@@ -135,11 +135,11 @@ class RunOutcomes:
         new = {pair: i for i, pair in enumerate(pairs) if pair not in known}
         if new:
             tokens = [lm.encode(self.data.render(problems[i].question)) for i in new.values()]
-            layers = lm.routing.gates(self.grid.array([gate for _, gate in new]), len(new))
+            layers = lm.routing.layer_gates(self.grid.array([gate for _, gate in new]), len(new))
             slots = self.experiment.engine.batch
             with lm.devices():
                 changes = trunk_change(
-                    lm.params, lm.config, tokens, lm.routing, np.asarray(layers), slots=slots
+                    lm.params, lm.config, tokens, lm.routing, layers, slots=slots
                 )
             known.update(zip(new, changes.tolist(), strict=True))
         return np.array([known[pair] for pair in pairs])

@@ -20,7 +20,7 @@ from jroute.generate.memory import plan_batch
 from jroute.outcomes.cells import Cell, missing_cells
 from jroute.outcomes.generation import CellGenerator
 from jroute.outcomes.table import OutcomeTable
-from jroute.ppo import learner
+from jroute.ppo import compilation, learner
 from jroute.probe.mixing import MixingConfig
 from jroute.tasks import Split
 
@@ -129,7 +129,7 @@ def plan_ppo(run: Run) -> str:
         rng.integers(0, 2, (problems, len(e.gates))).astype(np.float32),
     )
     started = time.perf_counter()
-    program = learner.compile_train(e.ppo, TRIAL_UPDATES)
+    program = compilation.compile_train(e.ppo, TRIAL_UPDATES)
     state = learner.init_seeds(e.ppo, features, (len(e.gates),), jax.random.key(0))
     state, _ = jax.block_until_ready(program(env, state))
     compiled = time.perf_counter()

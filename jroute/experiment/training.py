@@ -22,8 +22,10 @@ from jroute.experiment.run import Run
 from jroute.generate.sampling import hash_text
 from jroute.observe.progress import progress_bar
 from jroute.observe.scalars import Scalars
-from jroute.ppo import learner
-from jroute.ppo.metrics import Metrics
+from jroute.ppo import compilation, learner
+from jroute.ppo.metrics import Metrics, named_scalars
+from jroute.ppo.rollout import MAX_CELL_NUMBERS, add_rewards, number_cells
+from jroute.ppo.types import LearnerState
 from jroute.tasks import Split
 from jroute.utils.keys import stored
 
@@ -35,7 +37,7 @@ CHECKPOINT_EVERY = 50
 CHECKPOINT_LIVE_EVERY = 10
 """The same for live rollouts, which are repeated from the memo."""
 
-Updates = Callable[[learner.LearnerState, int], tuple[learner.LearnerState, Metrics]]
+Updates = Callable[[LearnerState, int], tuple[LearnerState, Metrics]]
 """A state and a number of updates to the new state and the metrics of each update."""
 
 
@@ -100,7 +102,7 @@ def _fit_supervised(
     )
 
 
-def train_ppo(run: Run, env: TableEnv | LiveEnv) -> learner.LearnerState:
+def train_ppo(run: Run, env: TableEnv | LiveEnv) -> LearnerState:
     """Train all seeds, with a checkpoint every few updates; go on from the last one.
 
     Over a table many updates are one program. Over a model the host goes back and forth: gates of
@@ -130,7 +132,7 @@ def train_ppo(run: Run, env: TableEnv | LiveEnv) -> learner.LearnerState:
             started = time.perf_counter()
             state, metrics = jax.block_until_ready(run_updates(state, updates))
             elapsed = time.perf_counter() - started
-            values = learner.scalars(jax.device_get(metrics), run.grid.values)
+            values = named_scalars(jax.device_get(metrics), run.grid.values)
             episodes = updates * config.batch_size * config.seeds
             values["charts/SPS"] = np.full(updates, episodes / elapsed)
             scalars.write(values, step)
@@ -143,13 +145,13 @@ def train_ppo(run: Run, env: TableEnv | LiveEnv) -> learner.LearnerState:
     return state
 
 
-def _initial_state(run: Run, env: TableEnv | LiveEnv) -> learner.LearnerState:
+def _initial_state(run: Run, env: TableEnv | LiveEnv) -> LearnerState:
     """Return the untrained state of all seeds."""
     choices, dims = len(run.grid.values), run.grid.num_gate_dims
     observations = env.prompts.observations if isinstance(env, LiveEnv) else env.observations
     num_cells = len(observations) * choices**dims
     if isinstance(env, LiveEnv):
-        num_cells = min(num_cells, learner.COUNTED)
+        num_cells = min(num_cells, MAX_CELL_NUMBERS)
     key = jax.random.fold_in(jax.random.key(run.experiment.seed), hash_text("ppo"))
     return learner.init_seeds(
         run.experiment.ppo, observations.shape[1], (choices,) * dims, key, num_cells=num_cells
@@ -169,10 +171,10 @@ def _table_updates(run: Run, env: TableEnv, sharding: NamedSharding | None) -> U
     programs: dict[int, Callable[..., Any]] = {}
 
     def run_updates(
-        state: learner.LearnerState, updates: int
-    ) -> tuple[learner.LearnerState, Metrics]:
+        state: LearnerState, updates: int
+    ) -> tuple[LearnerState, Metrics]:
         if updates not in programs:
-            programs[updates] = learner.compile_train(
+            programs[updates] = compilation.compile_train(
                 run.experiment.ppo, updates, sharding=sharding
             )
         return programs[updates](env, state)
@@ -183,19 +185,19 @@ def _table_updates(run: Run, env: TableEnv, sharding: NamedSharding | None) -> U
 def _live_updates(run: Run, env: LiveEnv, sharding: NamedSharding | None) -> Updates:
     """Return updates of all seeds over a model: the cells of all seeds are generated together."""
     config, choices = run.experiment.ppo, len(run.grid.values)
-    decide = learner.compile_decide(config, sharding=sharding)
-    update = learner.compile_update(config, sharding=sharding)
+    decide = compilation.compile_decide(config, sharding=sharding)
+    update = compilation.compile_update(config, sharding=sharding)
 
     def run_updates(
-        state: learner.LearnerState, updates: int
-    ) -> tuple[learner.LearnerState, Metrics]:
+        state: LearnerState, updates: int
+    ) -> tuple[LearnerState, Metrics]:
         metrics_of_updates = []
         for _ in range(updates):
             decisions = decide(env.prompts, state)
             problems, actions = jax.device_get((decisions.states.problem, decisions.choices))
             rewards = env.rewards(problems, actions)
-            numbers = learner.number_cells(problems, actions, choices)
-            state, metrics = update(state, learner.rewarded(decisions, rewards, numbers))
+            numbers = number_cells(problems, actions, choices)
+            state, metrics = update(state, add_rewards(decisions, rewards, numbers))
             metrics_of_updates.append(metrics)
         stack = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *metrics_of_updates)
         return state, stack

@@ -20,8 +20,8 @@ from jroute.outcomes.grid import GateGrid
 from jroute.outcomes.outcome import Outcome, Provenance, grade
 from jroute.outcomes.table import OutcomeTable
 from jroute.tasks.problem import Problem
-from jroute.utils.machine import describe_machine
 from jroute.utils.keys import stored
+from jroute.utils.machine import describe_machine
 
 MAX_CELLS_PER_PART = 64
 """Most cells in one part of the table, hence the most that a killed process loses."""

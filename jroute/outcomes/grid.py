@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Int
 
-from jroute.routing.gate import Gate, GateArray, as_gate, as_gates
-from jroute.routing.routing import Routing
+from jroute.routing.gate import Gate, GateArray, as_gate
+from jroute.routing.mixing import Routing
 from jroute.utils.errors import UserError
 
 GatePer = Literal["prompt", "band", "layer"]

@@ -1,10 +1,10 @@
-"""Shows what the gates of an experiment do to its model, before anyone trains on them.
+"""Show what the gates of an experiment do to its model, before anyone trains on them.
 
     python -m jroute.probe --config configs/tiny.yaml
     python -m jroute.probe --config configs/tiny.yaml --routing mhc --split test --prompts 16
     python -m jroute.probe --config configs/tiny.yaml --calibrate_sinks true
 
-Nothing needs to be trained or generated first. Numbers and figures go to ``RUN/probe``.
+Nothing has to be trained or generated first. Numbers and figures are written to ``RUN/probe``.
 """
 
 import json
@@ -22,11 +22,11 @@ from jroute.utils.keys import stored
 
 @dataclass(frozen=True)
 class Options:
-    """What to look at.
+    """Options of the command itself.
 
     Attributes:
-        split: Where prompts come from.
-        prompts: How many; they are run as one batch.
+        split: Split of the prompts.
+        prompts: Number of prompts, which run as one batch.
         out: Folder for numbers and figures; empty is ``probe`` in the run folder.
         calibrate_sinks: Print norms for ``routing.sink_norms`` instead.
     """
@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"prompts is {options.prompts}; give at least 1")
     from jroute.experiment.run import Run
     from jroute.probe import effects, plots
+    from jroute.probe.text import probe_numbers, probe_text
     from jroute.utils.files import write_text
 
     run = Run(Path(experiment.run), experiment)
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"# above: {above.mean():.2%} of the tokens of {len(prompts)} prompts")
             print(f"sink_norms: [{', '.join(f'{norm:.4g}' for norm in norms)}]")
             return
-        found = effects.probe(lm.params, lm.config, lm.routing, prompts, experiment.gates)
+        probe = effects.probe(lm.params, lm.config, lm.routing, prompts, experiment.gates)
     folder = Path(options.out) if options.out else run.directory / "probe"
     folder.mkdir(parents=True, exist_ok=True)
     content = {
@@ -70,12 +71,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "split": options.split,
         "prompts": len(prompts),
         "tokens": sum(map(len, prompts)),
-        **effects.numbers(found, lm.routing),
+        **probe_numbers(probe, lm.routing),
     }
     write_text(folder / "probe.json", json.dumps(content) + "\n")
-    files = [folder / "probe.json", *plots.plot_probe(found, lm.routing, folder)]
+    files = [folder / "probe.json", *plots.plot_probe(probe, lm.routing, folder)]
     print(f"{len(prompts)} prompts of {options.split}, {content['tokens']} tokens")
-    print(f"{effects.table(found, lm.routing)}\n\nverdict: {found.verdict}\n")
+    print(f"{probe_text(probe, lm.routing)}\n\nverdict: {probe.verdict}\n")
     print("\n".join(map(str, files)))
 
 

@@ -1,7 +1,7 @@
-"""What a gate does to a model, measured before anyone trains on it.
+"""The effects of gates on a model, measured before anyone trains on them.
 
-Effects are measured where they count: as angles of what the blocks read and as the change of the
-next-token distribution, never as norms (every reader starts with a norm that undoes them).
+Effects are measured as angles of what the blocks read and as changes of the next-token
+distribution, never as norms, which the norm at the start of every reader undoes.
 """
 
 import math
@@ -20,12 +20,11 @@ from jroute.generate.shapes import bucket, check_context
 from jroute.model.config import Qwen3Config
 from jroute.model.decoder import BlockTrace, ForwardOptions, forward, unembed
 from jroute.model.params import Params
-from jroute.routing import operators
-from jroute.routing.composition import closed_form_coefficients, composition, source_names
+from jroute.routing.composition import closed_form_coefficients, composition
 from jroute.routing.diagnostics import StreamMetrics
 from jroute.routing.mixing import Routing
 from jroute.utils.errors import UserError
-from jroute.utils.keys import keys, stored
+from jroute.utils.keys import keys
 
 Verdict = Literal["inert", "gentle", "strong", "destructive"]
 
@@ -46,7 +45,7 @@ SINK_RATIO = 20
 
 
 class GateEffect(NamedTuple):
-    """What one gate does, as means over the real tokens of all prompts.
+    """The effect of one gate: means over the real tokens of all prompts.
 
     Attributes:
         gate: The gate.
@@ -109,7 +108,7 @@ class Probe:
 
 
 def verdict(kl: float) -> Verdict:
-    """What a mean next-token KL means; one that is not finite says that nothing is left."""
+    """Return the verdict on a mean next-token KL; a KL that is not finite is destructive."""
     if not math.isfinite(kl):
         return "destructive"
     if kl < INERT_BELOW:
@@ -120,7 +119,7 @@ def verdict(kl: float) -> Verdict:
 
 
 class Divergence(NamedTuple):
-    """How far one gate moves the next-token distribution; fields as in ``GateEffect``."""
+    """The change of the next-token distribution by one gate; fields as in ``GateEffect``."""
 
     gate: float
     kl: float
@@ -132,7 +131,7 @@ _Effect = TypeVar("_Effect", GateEffect, Divergence)
 
 
 def furthest(effects: Sequence[_Effect]) -> _Effect:
-    """The effect of the largest mean KL; one that is not finite is larger than any other."""
+    """Return the effect with the largest mean KL; one that is not finite is the largest."""
     return max(effects, key=lambda effect: effect.kl if math.isfinite(effect.kl) else math.inf)
 
 
@@ -173,7 +172,7 @@ def _compare(
     plain: Float[Array, "batch seq embed"],
     gated: Float[Array, "batch seq embed"],
 ) -> tuple[Float[Array, "batch seq"], Bool[Array, "batch seq"]]:
-    """KL and top-1 agreement of every token; logits of one column are held at a time."""
+    """Return KL and top-1 agreement of every token, holding the logits of one column at a time."""
 
     def column(pair: tuple[Array, Array]) -> tuple[Array, Array]:
         logits = [unembed(params, config, h) for h in pair]
@@ -245,16 +244,19 @@ def divergence(
     prompts: Sequence[Sequence[int]],
     gates: Sequence[float],
 ) -> list[Divergence]:
-    """The part of ``probe`` that verdicts rest on, for a fraction of its time; same arguments."""
+    """Return the part of ``probe`` that verdicts rest on, in a fraction of its time.
+
+    The arguments are those of ``probe``.
+    """
     tokens, positions, valid = _batch(prompts, config)
     plain = _hidden(params, tokens, positions, config=config)
-    found, placed = [], replicate(routing)
+    divergences, placed = [], replicate(routing)
     for gate in gates:
         spread = place(routing.layer_gates(gate, len(valid)), ("batch", "layers"))
         pair = _diverge(params, tokens, positions, plain, placed, spread, config=config)
         kl, same = fetch(pair)
-        found.append(_divergence(gate, kl, same, valid))
-    return found
+        divergences.append(_divergence(gate, kl, same, valid))
+    return divergences
 
 
 def _divergence(gate: float, kl: np.ndarray, same: np.ndarray, valid: np.ndarray) -> Divergence:
@@ -269,7 +271,7 @@ def probe(
     prompts: Sequence[Sequence[int]],
     gates: Sequence[float],
 ) -> Probe:
-    """Measures every gate of a grid on the same prompts, which are run as one batch.
+    """Measure every gate of a grid on the same prompts, which run as one batch.
 
     Args:
         params: Parameters of the model.
@@ -282,17 +284,17 @@ def probe(
         UserError: A prompt is empty or longer than the context; there is none.
     """
     # What is measured inside makes a program round differently, so divergences have their own.
-    moved = divergence(params, config, routing, prompts, gates)
+    divergences = divergence(params, config, routing, prompts, gates)
     tokens, positions, valid = _batch(prompts, config)
     effects, placed = [], replicate(routing)
-    for gate, outcome in zip(gates, moved, strict=True):
+    for gate, gate_divergence in zip(gates, divergences, strict=True):
         spread = routing.layer_gates(gate, len(valid))
         gates_of_rows = place(spread, ("batch", "layers"))
-        found = _measure(params, tokens, positions, placed, gates_of_rows, config=config)
-        metrics, read, first = fetch(found)
+        measured = _measure(params, tokens, positions, placed, gates_of_rows, config=config)
+        metrics, read, first = fetch(measured)
         effects.append(
             GateEffect(
-                *outcome,
+                *gate_divergence,
                 change=_over_prompts(metrics.change, valid),
                 angle=_over_prompts(metrics.angle, valid),
                 rms=_over_prompts(metrics.rms, valid),
@@ -308,7 +310,7 @@ def probe(
 
 
 def _over_prompts(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Means over prompts (axis 2, behind layers and hooks), by their number of tokens."""
+    """Return means over prompts (axis 2), weighted by their number of tokens."""
     return np.average(values, axis=2, weights=valid.sum(1))
 
 
@@ -325,10 +327,10 @@ def _trunk_rms(
 def sink_norms(
     params: Params, config: Qwen3Config, prompts: Sequence[Sequence[int]]
 ) -> tuple[Float[np.ndarray, " layers"], Float[np.ndarray, " layers"]]:
-    """Norms for ``routing.sink_norms``: ``SINK_RATIO`` x the median token's, block by block.
+    """Return norms for ``routing.sink_norms``: ``SINK_RATIO`` x the median token's in each block.
 
-    The plain model's trunk after every block is measured; a token is held against a number that
-    does not depend on others, so the guard is causal.
+    They are measured on the trunk of the plain model after every block. A token is compared with a
+    number that does not depend on other tokens, so the guard is causal.
 
     Returns:
         The norms, and the share of the prompts' tokens that exceed them.
@@ -342,7 +344,7 @@ def sink_norms(
 def composite_gain(
     routing: Routing, gate: Float[np.ndarray, "batch layers"]
 ) -> tuple[float, float]:
-    """Largest sum of absolute values of a row, and of a column, of the product of all matrices.
+    """Return the largest absolute row sum, and column sum, of the product of all matrices.
 
     Read-only, the trunk is carried on as it is, but streams with rows of their own are carried on
     mixed. It is the row that is read then, times the product of what was carried before: the
@@ -364,109 +366,3 @@ def composite_gain(
             carried = np.vstack([carried[:1], step[1:] @ carried])
     sums = np.abs([carried] if config.injection == "write_back" else read)
     return float(sums.sum(-1).max()), float(sums.sum(-2).max())
-
-
-def column_error(routing: Routing) -> float | None:
-    """How far the columns of Sinkhorn's matrices are from 1; ``None`` for other operators."""
-    if routing.config.operator != "sinkhorn" or not routing.config.streams:
-        return None
-    return operators.column_error(np.asarray(routing.mixing)[np.asarray(routing.sites)])
-
-
-def numbers(found: Probe, routing: Routing) -> dict[str, Any]:
-    """Everything that was measured, for JSON; numbers that are not finite are ``None``."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, np.ndarray):
-            return [plain(item) for item in value.tolist()]
-        if isinstance(value, list | tuple):
-            return [plain(item) for item in value]
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-
-    return {
-        "verdict": found.verdict,
-        "kl_limits": {
-            "inert_below": INERT_BELOW,
-            "strong_above": STRONG_ABOVE,
-            "destructive_above": DESTRUCTIVE_ABOVE,
-        },
-        "sinkhorn_column_error": column_error(routing),
-        "streams": ["trunk", *routing.config.streams],
-        "hooks": list(routing.config.hooks),
-        "sites": np.flatnonzero(routing.sites).tolist(),
-        "readers": readers(len(routing.sites)),
-        "sources": source_names(len(routing.sites)),
-        "effects": [
-            {name: plain(value) for name, value in stored(effect).items()}
-            | {"verdict": verdict(effect.kl)}
-            for effect in found.effects
-        ],
-    }
-
-
-def readers(layers: int) -> list[str]:
-    """Names of the rows of C(g): attention and MLP of every block, and the final norm."""
-    return [*(f"{part}{layer}" for layer in range(layers) for part in "am"), "final"]
-
-
-def table(found: Probe, routing: Routing) -> str:
-    """The effects as text: every gate, then block by block and C(g) at the largest one."""
-    lines = ["one gate for all blocks: bands have no effect here"] if routing.config.bands else []
-    lines += [
-        f"{'gate':>7} {'KL mean':>9} {'KL max':>9} {'top-1':>7} {'gain rows':>10} {'columns':>9}"
-        "  verdict"
-    ]
-    for e in found.effects:
-        lines.append(
-            f"{e.gate:>7g} {e.kl:>9.2g} {e.kl_largest:>9.2g} {e.agreement:>7.1%} "
-            f"{e.gain[0]:>#10.4g} {e.gain[1]:>#9.4g}  {verdict(e.kl)}"
-        )
-    if (error := column_error(routing)) is not None:
-        lines.append(f"Sinkhorn: columns are within {error:.1e} of 1")
-    largest = max(found.effects, key=lambda effect: abs(effect.gate))
-    plain = next((effect for effect in found.effects if not effect.gate), None)
-    return "\n".join([*lines, "", *_by_block(largest, plain, routing), "", *_heatmap(largest)])
-
-
-def _by_block(effect: GateEffect, plain: GateEffect | None, routing: Routing) -> list[str]:
-    lines = [
-        f"Blocks at gate {effect.gate:g} (N_eff and shares: gate 1); RMS / share in the mixture "
-        "are of the trunk" + "".join(f", {kind}" for kind in routing.config.streams or ("update",)),
-        f"{'block':>5} {'hook':<9} {'change':>7} {'angle':>6} {'divers.':>7} {'N_eff':>5} "
-        f"{'to first':>9}  {'RMS / share':<11}",
-    ]
-    for layer in np.flatnonzero(routing.sites):
-        for h, hook in enumerate(routing.config.hooks):
-            # Attention to the first token belongs to the block, not to a hook.
-            first = f"{effect.first_attention[layer]:.1%}" if not h else ""
-            streams = zip(effect.rms[layer, h], effect.dominance[layer, h], strict=True)
-            lines.append(
-                f"{layer:>5} {hook:<9} {effect.change[layer, h]:>7.1%} "
-                f"{effect.angle[layer, h]:>5.1f}° {effect.diversity[layer, h]:>7.3f} "
-                f"{effect.effective_streams[layer, h]:>5.2f} {first:>9}  "
-                + "  ".join(f"{rms:.3g} / {share:.1%}" for rms, share in streams)
-            )
-    means = f"{effect.first_attention.mean():.1%}"
-    if plain is not None:
-        means += f", {plain.first_attention.mean():.1%} at gate 0"
-    return [*lines, f"attention to the first token, mean over all blocks: {means}"]
-
-
-def _heatmap(effect: GateEffect) -> list[str]:
-    """C(g) with a character for every weight."""
-
-    def shade(weight: float) -> str:
-        if weight < -0.05:
-            return "-"
-        if weight < 0.95:
-            return str(max(int(10 * weight + 0.5), 0)).replace("10", "9")
-        return "=" if weight <= 1.05 else "+" if weight < 2 else "#"
-
-    layers = len(effect.first_attention)
-    lines = [
-        f"C(g) at gate {effect.gate:g}: weights of x0, a0, m0, a1, ... in what blocks read",
-        "digits are tenths; = is 1 as in the plain model; + above, # 2 and more; - negative",
-    ]
-    for i, (name, row) in enumerate(zip(readers(layers), effect.composition, strict=True)):
-        lines.append(f"{name:>5} |" + "".join(map(shade, row[: i + 1].tolist())))
-    return lines

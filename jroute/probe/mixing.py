@@ -103,7 +103,7 @@ def pad_examples(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], context: 
 
 
 def rebuilt(routing: Routing, raw: Float[Array, "layers hooks *raw"]) -> Routing:
-    """The routing with the matrices of other raw weights, which may be traced."""
+    """Return the routing with the matrices of other raw weights, which may be traced."""
     return dataclasses.replace(routing, mixing=routing.config.matrices(raw))
 
 

@@ -1,13 +1,14 @@
-"""Figures of what gates do. matplotlib is imported where it is used: doors start without it."""
+"""Figures of a probe. matplotlib is imported where it is used, so that commands start fast."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jroute.probe.effects import DESTRUCTIVE_ABOVE, INERT_BELOW, STRONG_ABOVE, Probe, readers
+from jroute.probe.effects import DESTRUCTIVE_ABOVE, INERT_BELOW, STRONG_ABOVE, Probe
+from jroute.probe.text import readers
 from jroute.routing.composition import source_names
 from jroute.routing.mixing import Routing
 from jroute.utils.files import atomic_write
@@ -25,10 +26,19 @@ STYLE = {
 
 
 @contextmanager
-def _figure(
+def open_figure(
     file: Path, rows: int, columns: int, width: float, height: float, **options: Any
 ) -> Iterator[Any]:
-    """Axes ``[rows, columns]`` of a new figure in inches, written when the block succeeds."""
+    """Give the axes ``[rows, columns]`` of a figure that is written when the block succeeds.
+
+    Args:
+        file: File of the figure; its ending names the format.
+        rows: Rows of axes.
+        columns: Columns of axes.
+        width: Width in inches.
+        height: Height in inches.
+        **options: Further options of ``matplotlib.figure.Figure.subplots``.
+    """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -41,28 +51,28 @@ def _figure(
             figure.savefig(partial, format=file.suffix.removeprefix("."))
 
 
-def _shades(count: int) -> list[Any]:
-    """Colours of values in order, light to dark."""
+def shades(count: int) -> list[Any]:
+    """Return colours of values in order, light to dark."""
     from matplotlib import colormaps
 
     return [colormaps["viridis_r"](x) for x in np.linspace(0.15, 1, count)]
 
 
-def plot_probe(found: Probe, routing: Routing, folder: Path) -> list[Path]:
-    """Draws a probe as ``gates.png``, ``blocks.png`` and ``composition.png``."""
+def plot_probe(probe: Probe, routing: Routing, folder: Path) -> list[Path]:
+    """Draw a probe as ``gates.png``, ``blocks.png`` and ``composition.png``."""
     files = [folder / f"{name}.png" for name in ("gates", "blocks", "composition")]
-    _gates(found, files[0])
-    _blocks(found, routing, files[1])
-    _composition(found, files[2])
+    _gates(probe, files[0])
+    _blocks(probe, routing, files[1])
+    _composition(probe, files[2])
     return files
 
 
-def _gates(found: Probe, file: Path) -> None:
-    """KL and agreement over gates, on the grounds of the verdicts."""
-    effects = sorted(found.effects, key=lambda effect: effect.gate)
+def _gates(probe: Probe, file: Path) -> None:
+    """Draw KL and agreement over gates, on a background of the verdicts."""
+    effects = sorted(probe.effects, key=lambda effect: effect.gate)
     gates = [effect.gate for effect in effects]
     lowest, highest = INERT_BELOW / 100, 3 * DESTRUCTIVE_ABOVE
-    with _figure(file, 1, 2, 8.4, 3.4) as axes:
+    with open_figure(file, 1, 2, 8.4, 3.4) as axes:
         left, right = axes[0]
         limits = (lowest, INERT_BELOW, STRONG_ABOVE, DESTRUCTIVE_ABOVE)
         verdicts = ("inert", "gentle", "strong", "destructive")
@@ -95,8 +105,8 @@ def _gates(found: Probe, file: Path) -> None:
         )
 
 
-def _blocks(found: Probe, routing: Routing, file: Path) -> None:
-    """Everything that is measured block by block; hooks of a block lie side by side."""
+def _blocks(probe: Probe, routing: Routing, file: Path) -> None:
+    """Draw what is measured block by block; hooks of a block lie side by side."""
     hooks, layers = routing.config.hooks, np.arange(len(routing.sites))
     kinds = ("trunk", *(routing.config.streams or ("update",)))
     size = len(kinds)
@@ -115,13 +125,13 @@ def _blocks(found: Probe, routing: Routing, file: Path) -> None:
         ),
         "first_attention": ("attention to the first token", "share (%)", 100, 0, None),
     }
-    effects = sorted(found.effects, key=lambda effect: effect.gate)
+    effects = sorted(probe.effects, key=lambda effect: effect.gate)
     largest = max(effects, key=lambda effect: abs(effect.gate))
-    with _figure(file, 2, 4, 14, 5.6) as axes:
+    with open_figure(file, 2, 4, 14, 5.6) as axes:
         for panel, (name, (title, unit, scale, low, high)) in zip(
             axes.flat, panels.items(), strict=False
         ):
-            for effect, colour in zip(effects, _shades(len(effects)), strict=True):
+            for effect, colour in zip(effects, shades(len(effects)), strict=True):
                 if name == "effective_streams" and effect is not largest:
                     continue  # it is M's at gate 1, whatever the gate
                 values, style = scale * getattr(effect, name), {"color": colour}
@@ -156,13 +166,13 @@ def _blocks(found: Probe, routing: Routing, file: Path) -> None:
 
 
 def _above(panel: Any) -> float:
-    """An upper limit that leaves room for markers where the lower one is 0."""
+    """Return an upper limit that leaves room for markers where the lower one is 0."""
     return 1.06 * panel.get_ylim()[1]
 
 
-def _composition(found: Probe, file: Path) -> None:
-    """C(g) at every gate; white is 1, as in the plain model."""
-    effects = sorted(found.effects, key=lambda effect: effect.gate)
+def _composition(probe: Probe, file: Path) -> None:
+    """Draw C(g) at every gate; white is 1, as in the plain model."""
+    effects = sorted(probe.effects, key=lambda effect: effect.gate)
     layers = len(effects[0].first_attention)
     names, rows = source_names(layers), readers(layers)
     future = np.triu(np.ones((len(rows), len(names)), bool), 1)
@@ -171,7 +181,7 @@ def _composition(found: Probe, file: Path) -> None:
     reach = np.clip(away.max(initial=0.25, where=np.isfinite(away)), 0.25, 1.0)
     columns = min(len(effects), 3)
     height = -(-len(effects) // columns)
-    with _figure(file, height, columns, 0.8 + 3.4 * columns, 3.5 * height) as axes:
+    with open_figure(file, height, columns, 0.8 + 3.4 * columns, 3.5 * height) as axes:
         image = None
         for panel in axes.flat:
             panel.set_axis_off()
@@ -191,57 +201,3 @@ def _composition(found: Probe, file: Path) -> None:
             panel.set(title=f"C(g) at gate {effect.gate:g}", xlabel="update of", ylabel="read by")
         bar = axes[0, 0].figure.colorbar(image, ax=axes, shrink=0.7, aspect=30, extend="both")
         bar.set_label("weight (1 in the plain model)")
-
-
-def plot_ablation(cells: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Accuracy of every setting and gate with 95 % intervals: a panel for every preset.
-
-    The gate 0 of a panel, the plain model, is a line with a band.
-    """
-    names = ("streams", "sites", "guards")
-    panels: dict[str, dict[tuple[Any, ...], list[Mapping[str, Any]]]] = {}
-    for cell in cells:
-        settings = panels.setdefault(cell["preset"], {})
-        settings.setdefault(tuple(cell[name] for name in names), []).append(cell)
-    gates = sorted({cell["gate"] for cell in cells if cell["gate"]})
-    colours = dict(zip(gates, _shades(len(gates)), strict=True))
-    columns = min(len(panels), 3)
-    sizes = [len(settings) for settings in panels.values()]
-    heights = [max(sizes[i : i + columns]) + 6 for i in range(0, len(sizes), columns)]
-    with _figure(
-        file, len(heights), columns, 4.8 * columns, 0.2 * sum(heights), height_ratios=heights
-    ) as axes:
-        for panel in axes.flat[len(panels) :]:
-            panel.axis("off")
-        for (preset, settings), panel in zip(panels.items(), axes.flat, strict=False):
-            for place, line in enumerate(settings.values()):
-                for cell in line:
-                    low, high = (100 * end for end in cell["ci95"])
-                    accuracy = 100 * cell["accuracy"]
-                    if not cell["gate"]:
-                        if not place:
-                            panel.axvline(accuracy, color="grey", linewidth=1, label="gate 0")
-                            panel.axvspan(low, high, color="grey", alpha=0.12, linewidth=0)
-                        continue
-                    shift = 0.5 * ((gates.index(cell["gate"]) + 1) / (len(gates) + 1) - 0.5)
-                    panel.errorbar(
-                        accuracy,
-                        place + shift,
-                        xerr=[[max(accuracy - low, 0)], [max(high - accuracy, 0)]],
-                        fmt="o",
-                        color=colours[cell["gate"]],
-                        elinewidth=0.8,
-                        label="" if place else f"gate {cell['gate']:g}",
-                    )
-            texts = ["  ".join(map(str, key)) for key in settings]
-            panel.set_yticks(range(len(texts)), texts, fontsize="x-small")
-            panel.set(
-                title=preset,
-                ylim=(len(texts) - 0.4, -0.6),
-                xlim=(0, 100),
-                xlabel="accuracy (%)",
-            )
-        axes[0, 0].set_ylabel("streams, sites, guards")
-        axes[0, 0].figure.legend(
-            *axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=len(gates) + 1
-        )

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(
             f"{directory} is no run folder, it has no config.yaml; run python -m jroute.train first"
         )
-    from jroute.experiment.pipeline import written
+    from jroute.experiment.folder import RunFolder
     from jroute.report import page
     from jroute.report.run_reader import read_run
     from jroute.report.text import print_results
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         print("\n".join(export(data, options.traces, folder / "traces")))
     paths = page.write(data, folder, lambda drawn: progress_bar(drawn, "figures", unit="figure"))
-    print("\n".join(written(directory)))
+    print("\n".join(RunFolder(directory, directory).describe()))
     print(f"{paths[0]}: the report ({paths[0].stat().st_size / 1e6:.1f} MB)")
     print(f"{folder / 'figures'}: its {len(paths[1:]) // 2} figures as PNG and SVG")
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import yaml
 
-from jroute.ablate import grid as ablation
 from jroute.ablate.__main__ import main
-from jroute.ablate.grid import Ablation, Laboratory, variants
+from jroute.ablate.cells import AblationRun
+from jroute.ablate.grid import Ablation, variants
 from jroute.lm import LanguageModel, resolve_routing
 from jroute.routing.presets import preset_names
 from jroute.tasks.synthetic import problems
@@ -105,7 +105,7 @@ def test_the_committed_table_is_that_of_the_committed_grid() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"guards": ("norm_mach",)}, "guards: 'norm_mach' is none"),
+        ({"guards": ("norm_mach",)}, "guards: 'norm_mach' is not a guard"),
         ({"gates": ()}, "gates must hold at least one value"),
         ({"presets": ("mvp", "mvp")}, "presets must hold at least one value, and none twice"),
         ({"cap": 0.0}, "cap is above 0"),
@@ -132,7 +132,7 @@ def test_a_killed_grid_goes_on(
     config: Path, tiny_lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     made = []
-    measure = Laboratory._measure
+    measure = AblationRun._measure
 
     def killed(self, variant, gate):
         if len(made) == 2:
@@ -140,7 +140,7 @@ def test_a_killed_grid_goes_on(
         made.append((variant.preset, variant.guards, gate))
         return measure(self, variant, gate)
 
-    monkeypatch.setattr(ablation.Laboratory, "_measure", killed)
+    monkeypatch.setattr(AblationRun, "_measure", killed)
     with pytest.raises(KeyboardInterrupt):
         main(["--config", str(config)])
     monkeypatch.undo()

@@ -16,9 +16,12 @@ from jroute.arms.supervised import choices_of_regressor
 from jroute.evaluate import main
 from jroute.experiment import judging
 from jroute.experiment.config import Experiment
+from jroute.experiment.folder import RunFolder
+from jroute.experiment.outcomes import RunOutcomes
 from jroute.experiment.pipeline import train
 from jroute.experiment.run import Run
 from jroute.harness import policy
+from jroute.outcomes.generation import CellGenerator
 from jroute.statistics.verdict import TABLE
 from jroute.utils.config import load
 from jroute.utils.errors import UserError
@@ -69,30 +72,29 @@ def test_arms_that_judging_trains_choose_from_prompts_as_from_the_table(
     judged, tmp_path, monkeypatch
 ) -> None:
     run = jroute.load_run(judged)
-    grid, columns = np.asarray(run.grid.values), judging.columns_of(run, "test")
+    grid, columns = np.asarray(run.grid.values), judging.judge_table_split(run, "test").columns
     for arm in registry.from_controls():
         np.testing.assert_array_equal(run.gates(arm, run.data.prompts("test")), grid[columns[arm]])
     assert policy.available_arms(run) == list(registry.generable())
     known = {arm: policy.run_policy(run, arm).identity for arm in registry.reading()}
     assert len(set(known.values())) == len(known)
     trained = jax.tree.map(lambda leaf: leaf + 1, run.controllers.controls)
-    monkeypatch.setattr(run, "controls", trained)
+    monkeypatch.setitem(run.controllers.__dict__, "controls", trained)
     after = {arm: policy.run_policy(run, arm).identity for arm in registry.reading()}
     assert {arm for arm in known if known[arm] != after[arm]} == set(registry.from_controls())
     unjudged = jroute.load_run(judged)
-    monkeypatch.setattr(type(run), "controls_folder", tmp_path / "none")
+    monkeypatch.setattr(RunFolder, "controls", lambda *_: tmp_path / "none")
     with pytest.raises(UserError, match=r"has no supervised_features .* jroute\.evaluate"):
-        unjudged.gates("supervised_features", unjudged.prompts("test"))
+        unjudged.gates("supervised_features", unjudged.data.prompts("test"))
     missing = set(registry.generable()) - set(policy.available_arms(unjudged))
     assert missing == set(registry.from_controls())
 
 
-def test_a_run_without_a_table_is_refused(judged, monkeypatch) -> None:
+def test_a_run_without_a_table_is_refused(judged) -> None:
     run = jroute.load_run(judged)
     live = dataclasses.replace(run.experiment, rollouts="live")
-    monkeypatch.setattr(run, "experiment", live)
-    with pytest.raises(UserError, match="learnt from live rollouts"):
-        judging.train_controls(run)
+    with pytest.raises(UserError, match="learned from live rollouts"):
+        judging.train_controls(Run(run.directory, live, run.base))
 
 
 def test_items_hold_what_the_results_sum_up(judged) -> None:
@@ -123,7 +125,7 @@ def test_the_noise_floor_is_told_where_it_was_measured(judged, monkeypatch, caps
         name: {"n": 200, "flips": 2, "share": 0.01, "ci95": [0.003, 0.04]}
         for name in ("text", "answer", "correct")
     }
-    monkeypatch.setattr(Run, "noise_floor", floor)
+    monkeypatch.setattr(RunOutcomes, "noise_floor", lambda _: floor)
     before = (judged / "results.json").read_bytes()
     try:
         results = judging.judge(jroute.load_run(judged))
@@ -155,7 +157,7 @@ def test_generating_anew_agrees(judged, capsys) -> None:
     run = jroute.load_run(judged)
     rows = {line.split()[0]: line.split() for line in printed.splitlines()}
     for name in registry.generable():
-        gates = judging.gates_of(run, name, run.data.prompts("test")[:10])
+        gates = run.gates(name, run.data.prompts("test")[:10])
         right = [
             run.outcomes.outcome("test", problem.id, gate).correct
             for problem, gate in zip(run.data.problems("test")[:10], gates, strict=True)
@@ -164,27 +166,28 @@ def test_generating_anew_agrees(judged, capsys) -> None:
 
 
 def test_a_cell_that_comes_out_otherwise_is_told(judged, monkeypatch, capsys) -> None:
-    made = judging.generate
+    generate = CellGenerator.generate
 
-    def other(run, cells, **options):
-        outcomes = made(run, cells, **options)
+    def other(generator, cells, **options):
+        outcomes = generate(generator, cells, **options)
         first = dataclasses.replace(outcomes[0], completion="?", correct=not outcomes[0].correct)
         return [first, *outcomes[1:]]
 
-    monkeypatch.setattr(judging, "generate", other)
+    monkeypatch.setattr(CellGenerator, "generate", other)
     given = ["--run", str(judged), "--split", "test", "--live", "--problems", "3"]
     assert main([*given, "--arms", "baseline", "fixed:1"]) == 2
     told = capsys.readouterr()
     assert "5 of 6 cells agree in text, 5 in correctness" in told.out
-    assert told.err.startswith("error: 1 of 6 cells came out otherwise than in the table, e.g. ")
+    assert told.err.startswith("error: 1 of 6 cells differ from the table, e.g. ")
     assert "synthetic/test" in told.err and "--replicate 200" in told.err
     # What replicates do as often is no disagreement, and what they do not is.
     for flips, status in ((50, 0), (0, 2)):
-        monkeypatch.setattr(Run, "noise_floor", {"text": {"flips": flips, "n": 400}})
+        floor = {"text": {"flips": flips, "n": 400}}
+        monkeypatch.setattr(RunOutcomes, "noise_floor", lambda _, floor=floor: floor)
         assert main([*given, "--arms", "baseline", "fixed:1"]) == status
     told = capsys.readouterr()
     p = 1 - math.comb(406 - 51, 6) / math.comb(406, 6)  # one of 51 among 406 is in the 6
-    assert "1 of 6 cells came out otherwise than in the table; of the noise" in told.out
+    assert "1 of 6 cells differ from the table; of the noise" in told.out
     assert f"replicates 50 of 400 did (p = {p:.2g})" in told.out
     assert f"replicates 0 of 400 did (p = {6 / 406:.2g})" in told.err
 

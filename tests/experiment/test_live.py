@@ -18,11 +18,13 @@ from jroute.controller.features import Featurizer
 from jroute.envs.functional import LiveEnv, TableEnv
 from jroute.evaluate import main as evaluate
 from jroute.experiment.config import Experiment
-from jroute.experiment.environments import environment_data
-from jroute.experiment.pipeline import fill_outcomes, train_ppo
+from jroute.experiment.environments import environment_data, split_environment
+from jroute.experiment.pipeline import fill_outcomes
 from jroute.experiment.run import Run
+from jroute.experiment.training import train_ppo
 from jroute.observe.scalars import read_curves
-from jroute.outcomes.generation import Cell, generate
+from jroute.outcomes.cells import Cell
+from jroute.outcomes.generation import CellGenerator
 from jroute.train import main as train
 from jroute.utils.config import load as load_config
 from jroute.utils.errors import UserError
@@ -66,7 +68,9 @@ def test_a_gate_per_layer_is_trained_end_to_end(per_layer, capsys, tmp_path):
     ids, prompts = [p.id for p in run.data.problems("test")], run.data.prompts("test")
     gates = run.gates("rl", prompts)
     assert gates.shape == (12, 6)
-    cells = [run.outcomes.memo.outcome(i, tuple(g)) for i, g in zip(ids, gates.tolist(), strict=True)]
+    cells = [
+        run.outcomes.memo.outcome(i, tuple(g)) for i, g in zip(ids, gates.tolist(), strict=True)
+    ]
     expected = np.mean([cell.correct for cell in cells])
     assert results["arms"]["rl_selected"]["accuracy"] == pytest.approx(expected)
     counts = [[int((part == g).sum()) for g in (0.0, 0.5, 1.0)] for part in gates.T]
@@ -76,7 +80,10 @@ def test_a_gate_per_layer_is_trained_end_to_end(per_layer, capsys, tmp_path):
     assert by_part.sum(axis=0).tolist() == np.sum(chosen, axis=0).tolist()
     assert (by_part >= counts).all() and (by_part.sum(axis=1) == 2 * 12).all()  # of two seeds
     (made,) = results["generation"].values()
-    assert made["cells"] == len(run.outcomes.memo) == results["cells_generated"] and made["seconds"] > 0
+    assert (
+        made["cells"] == len(run.outcomes.memo) == results["cells_generated"]
+        and made["seconds"] > 0
+    )
     rows = pq.read_table(run.directory / "items.parquet", filters=[("arm", "=", "rl_selected")])
     assert rows["problem"].to_pylist() == ids and rows["gate"].to_pylist() == gates.tolist()
     assert np.mean(rows["value"].to_pylist()) == pytest.approx(expected)
@@ -123,12 +130,11 @@ def test_an_interrupted_training_repeats_itself_from_the_memo(per_layer, tmp_pat
     started = Run.start(load_config(Experiment, config))
     (tmp_path / "run" / "memo").symlink_to(done.directory / "memo")
     (tmp_path / "run" / "features").symlink_to(done.directory / "features")
-    monkeypatch.setattr(
-        "jroute.outcomes.generation.generate", lambda *_, **__: pytest.fail("generated")
-    )
+    monkeypatch.setattr(CellGenerator, "generate", lambda *_, **__: pytest.fail("generated"))
     assert train(["--config", str(config)]) == 0
     one, other = (
-        load_state(run.directory / "controller" / run.controllers.training)[1] for run in (done, started)
+        load_state(run.directory / "controller" / run.controllers.training)[1]
+        for run in (done, started)
     )
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -144,7 +150,7 @@ def test_a_gymnasium_environment_of_the_run_is_live(per_layer):
     expected = [run.outcomes.memo.outcome(data.problems[i].id, gate).reward for i in (0, 1, 2, 0)]
     np.testing.assert_array_equal(rewards, expected)
     assert len(run.outcomes.memo) - size <= 3
-    direct = generate(run, [Cell(data.problems[1], gate)])
+    direct = run.outcomes.generator.generate([Cell(data.problems[1], gate)])
     assert direct == [run.outcomes.memo.outcome(data.problems[1].id, gate)]
     # The model's six blocks are all mixing sites: it takes these very numbers.
     (told,) = run.lm.generate(
@@ -161,7 +167,7 @@ def test_live_rollouts_learn_what_the_table_teaches(tiny_directory, tmp_path):
     assert len(run.outcomes.table) == 36 and run.outcomes.table is run.outcomes.memo
     raw = run.features.raw("train")
     featurizer = Featurizer.fit(raw, run.experiment.features)
-    live = train_ppo(run, LiveEnv(run.env_data("train", featurizer, live=True)))
+    live = train_ppo(run, LiveEnv(split_environment(run, "train", featurizer, live=True)))
     assert len(run.outcomes.table) == 36  # all was remembered
     (tmp_path / "run" / "learner").rename(tmp_path / "run" / "of_live")
     observations = featurizer(raw).astype(np.float32)

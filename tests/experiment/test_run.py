@@ -23,8 +23,8 @@ from jroute.convert import main as convert
 from jroute.envs.gymnasium import RoutingVectorEnv
 from jroute.experiment.config import Experiment
 from jroute.experiment.environments import environment_data
+from jroute.experiment.features import FeatureStore
 from jroute.experiment.run import Run
-from jroute.experiment.setting import Setting
 from jroute.outcomes.backends import LiveBackend
 from jroute.report.__main__ import main as report
 from jroute.train import main as train
@@ -254,7 +254,9 @@ def test_environments_of_a_run_pay_what_the_table_says(whole):
     assert terminated.all()
     run = jroute.load_run(whole)
     gates = [run.grid.values[a] for a in actions]
-    expected = [run.outcomes.outcome("validation", i, g).reward for i, g in zip(asked, gates, strict=True)]
+    expected = [
+        run.outcomes.outcome("validation", i, g).reward for i, g in zip(asked, gates, strict=True)
+    ]
     np.testing.assert_array_equal(rewards, expected)
 
 
@@ -276,28 +278,26 @@ def test_table_and_model_agree_on_a_sample(whole):
 
 
 def test_features_of_another_configuration_are_not_served(whole, tmp_path, monkeypatch):
-    """The cache is keyed by all that decides features; what is there is not read anew."""
+    """The cache is keyed by all that decides features; what is stored is not computed again."""
     run = jroute.load_run(whole)
-    kept = run.features.raw("test")
-    asked = []
+    raw = run.features.raw("test")
+    computed = []
     monkeypatch.setattr(
-        run, "read_features", lambda prompts, **_: asked.append(len(prompts)) or kept
+        FeatureStore, "read", lambda _, prompts, **__: computed.append(len(prompts)) or raw
     )
-    own = run.experiment
-    others = [
-        dataclasses.replace(own.features, **c) for c in ({"streams": False}, {"depths": (1,)})
-    ]
-    run.directory = tmp_path
-    for features in (own.features, *others, own.features, others[1]):
-        run.experiment = dataclasses.replace(own, features=features)
-        found = run.features.raw("test")
-        np.testing.assert_array_equal(found.scalars, kept.scalars)
-        assert found.names == kept.names
-    assert asked == [64] * 3
-    run.experiment = own
-    run._prompts["test"] = ["another", *run.data.prompts("test")[1:]]
-    run.features.raw("test")
-    assert asked == [64] * 4
+    own = run.experiment.features
+    others = [dataclasses.replace(own, **c) for c in ({"streams": False}, {"depths": (1,)})]
+    elsewhere = dataclasses.replace(
+        run.features, folder=dataclasses.replace(run.folder, path=tmp_path)
+    )
+    for config in (own, *others, own, others[1]):
+        stored = dataclasses.replace(elsewhere, config=config).raw("test")
+        np.testing.assert_array_equal(stored.scalars, raw.scalars)
+        assert stored.names == raw.names
+    assert computed == [64] * 3
+    run.data._prompts["test"] = ["another", *run.data.prompts("test")[1:]]
+    elsewhere.raw("test")
+    assert computed == [64] * 4
 
 
 def test_report_prints_every_arm(whole, tmp_path, capsys):
@@ -320,7 +320,7 @@ def test_the_demos_cells_keep_their_name(model, tmp_path):
     """What a cell means has not changed by accident: tables that were filled before are found."""
     config = Path(__file__).parents[2] / "configs" / "tiny.yaml"
     experiment = load_config(Experiment, config, ["--model", str(model)])
-    fingerprint = Setting(tmp_path, experiment).table.fingerprint
+    fingerprint = Run(tmp_path, experiment).outcomes.table.fingerprint
     assert fingerprint == "6bb36f70aaf11a4bdf55d78ea6b6c151340a1724c207cdc0ebd6c8224f8842b3"
 
 
@@ -329,7 +329,7 @@ def test_controllers_are_not_carried_over_to_another_model(whole, tmp_path):
     run = jroute.load_run(whole)
     run.lm.fingerprint = "0" * 64
     (tmp_path / "controller").symlink_to(whole / "controller")
-    run.directory = tmp_path
+    run = Run(tmp_path, run.experiment, run.lm)
     assert run.controllers.training != jroute.load_run(whole).controllers.training
     trained = jroute.load_run(whole).controllers.training
     told = (

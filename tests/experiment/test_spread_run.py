@@ -11,7 +11,6 @@ import yaml
 from jax.sharding import PartitionSpec
 
 import jroute
-from jroute.checkpoint import load_state
 from jroute.outcomes.__main__ import main as outcomes
 from jroute.ppo import compilation
 from jroute.train import main as train
@@ -83,15 +82,20 @@ def test_a_run_on_eight_devices_is_the_run_on_one(
     assert told[0].mesh.shape["data"] == DATA
 
     a, b = (jroute.load_run(run) for run in (one, eight))
-    assert a.table.fingerprint == b.table.fingerprint
-    assert a.table.cells() == b.table.cells() and len(a.table) == 144
-    machines = [{cell.made.machine for cell in run.outcomes.table.cells() if cell.made} for run in (a, b)]
+    assert a.outcomes.table.fingerprint == b.outcomes.table.fingerprint
+    assert a.outcomes.table.cells() == b.outcomes.table.cells() and len(a.outcomes.table) == 144
+    machines = [
+        {cell.made.machine for cell in run.outcomes.table.cells() if cell.made} for run in (a, b)
+    ]
     assert [machine.split(" x ")[0] for (machine,) in machines] == ["1", "8"]
     for split in ("train", "test"):
         for found, expected in zip(
-            a.raw_features(split)[:2], b.raw_features(split)[:2], strict=True
+            a.features.raw(split)[:2], b.features.raw(split)[:2], strict=True
         ):
             np.testing.assert_allclose(found, expected, atol=1e-4)
-    seeds = [load_state(run.directory / "controller" / run.controllers.training)[1]["seeds"] for run in (a, b)]
+    seeds = [
+        load_state(run.directory / "controller" / run.controllers.training)[1]["seeds"]
+        for run in (a, b)
+    ]
     for found, expected in zip(*map(jax.tree.leaves, seeds), strict=True):
         np.testing.assert_allclose(found, expected, atol=2e-3)

@@ -21,6 +21,7 @@ from lm_eval.tasks import TaskManager
 from jroute.arms.supervised import SupervisedConfig
 from jroute.controller.features import FeatureConfig
 from jroute.experiment.config import Experiment
+from jroute.experiment.outcomes import RunOutcomes
 from jroute.experiment.pipeline import fill_outcomes, train
 from jroute.experiment.run import Run
 from jroute.generate.config import EngineConfig
@@ -104,7 +105,7 @@ def test_every_item_of_every_arm_is_trainings_own(run, capsys) -> None:
 
 @pytest.mark.parametrize("field", ["completion", "correct", "stop_reason"])
 def test_one_differing_item_is_an_error(run, capsys, monkeypatch, field) -> None:
-    truth, target = Run.outcome, run.problems("test")[1].id
+    truth, target = RunOutcomes.outcome, run.data.problems("test")[1].id
     changes = {"completion": "#### 1", "correct": None, "stop_reason": "length"}
 
     def tampered(self, split, problem_id, gate) -> Outcome:
@@ -112,7 +113,7 @@ def test_one_differing_item_is_an_error(run, capsys, monkeypatch, field) -> None
         changed = not outcome.correct if field == "correct" else changes[field]
         return dataclasses.replace(outcome, **{field: changed}) if problem_id == target else outcome
 
-    monkeypatch.setattr(Run, "outcome", tampered)
+    monkeypatch.setattr(RunOutcomes, "outcome", tampered)
     arguments = arguments_for(run, "--arm", "baseline", "--tasks", "test", "--limit", "3")
     assert command.main(arguments) == 2
     assert f"error: {target} at gate 0" in capsys.readouterr().err

@@ -17,14 +17,14 @@ import yaml
 
 from jroute.distributed.mesh import MeshConfig
 from jroute.experiment.config import Experiment
-from jroute.experiment.estimate import known_rate, memory, plan_outcomes
+from jroute.experiment.pipeline import table_cells
+from jroute.experiment.plan import known_rate, memory_use, plan_outcomes
 from jroute.experiment.run import Run, load_run
 from jroute.generate.config import EngineConfig
 from jroute.generate.engine import Engine
 from jroute.generate.memory import estimate_memory
 from jroute.generate.requests import Request
 from jroute.outcomes.__main__ import main
-from jroute.outcomes.generation import fill, wanted
 from jroute.utils.config import load as load_config
 
 
@@ -65,7 +65,10 @@ def test_a_sanity_check_then_the_rest(config: Path, capsys: pytest.CaptureFixtur
     run = load_run(config.parent / "run")
     assert f"{run.outcomes.table.folder}: outcome table" in rest
     correct = run.outcomes.matrix("test")
-    cells = [[run.outcomes.outcome("test", p.id, g) for p in run.data.problems("test")] for g in (0.0, 0.5, 1.0)]
+    cells = [
+        [run.outcomes.outcome("test", p.id, g) for p in run.data.problems("test")]
+        for g in (0.0, 0.5, 1.0)
+    ]
     for i, (gate, found) in enumerate(figures(rest).items()):
         assert gate == (0.0, 0.5, 1.0)[i]
         truncated = np.mean([cell.stop_reason == "length" for cell in cells[i]])
@@ -92,7 +95,7 @@ def test_devices_are_no_part_of_a_run(config: Path, capsys: pytest.CaptureFixtur
     assert "0 cells made now" in capsys.readouterr().out
     opened = load_run(run)
     assert opened.lm.mesh is None
-    assert opened.outcome("test", opened.problems("test")[3].id, 0.5).tokens > 0
+    assert opened.outcomes.outcome("test", opened.data.problems("test")[3].id, 0.5).tokens > 0
     mesh = load_run(run, mesh=MeshConfig(data=2)).lm.mesh
     assert mesh is not None and mesh.size == 2
 
@@ -120,7 +123,10 @@ def test_parts_that_are_none_are_told(
 
 def cells_of(run: str | Path) -> dict[tuple, tuple]:
     """What every cell says, with its log-probability."""
-    return {(c.problem_id, c.gate, c.sample): (c, c.logprob) for c in load_run(run).outcomes.table.cells()}
+    return {
+        (c.problem_id, c.gate, c.sample): (c, c.logprob)
+        for c in load_run(run).outcomes.table.cells()
+    }
 
 
 def test_shares_merge_into_the_table_of_one(
@@ -139,7 +145,8 @@ def test_shares_merge_into_the_table_of_one(
     assert made == [18, 18, 12]
     assert main([*part, "--run", whole]) == 0
     assert cells_of(apart) == cells_of(whole) and len(cells_of(whole)) == 48
-    assert fill(early, wanted(early, "train"), "early") == 0 and len(early.table) == 48
+    table, cells = early.outcomes.table, table_cells(early, "train")
+    assert early.outcomes.generator.fill(table, cells, "early") == 0 and len(table) == 48
     assert main([*part, "--run", apart]) == 0
     assert "0 cells made now" in capsys.readouterr().out
     made_by = load_run(whole).outcomes.table.cells()[0].made
@@ -147,7 +154,7 @@ def test_shares_merge_into_the_table_of_one(
     assert '"slots": 16' in made_by.execution and '"jax": "' in made_by.versions
     assert made_by.machine.startswith("1 x ") and made_by.seconds > 0
     cells = load_run(whole).outcomes.table.cells()
-    assert early.generation.keys() == {made_by.machine}
+    assert early.outcomes.generation_cost().keys() == {made_by.machine}
     told = load_run(whole).outcomes.generation_cost()[made_by.machine]
     assert told["cells"] == 48 and told["tokens"] == sum(cell.tokens for cell in cells)
     assert told["seconds"] == pytest.approx(sum(cell.made.seconds for cell in cells if cell.made))
@@ -156,9 +163,9 @@ def test_shares_merge_into_the_table_of_one(
 def test_cells_tell_how_likely_the_model_held_them(config: Path) -> None:
     """The sum over the tokens that were generated, the end token among them, under the gate."""
     opened = load_run(config.parent / "run")  # which the sanity check filled
-    lm, problems = opened.lm, opened.problems("test")[:8]
+    lm, problems = opened.lm, opened.data.problems("test")[:8]
     for gate in (0.0, 1.0):
-        cells = [opened.outcome("test", problem.id, gate) for problem in problems]
+        cells = [opened.outcomes.outcome("test", problem.id, gate) for problem in problems]
         ended = [cell.stop_reason == "end_token" for cell in cells]
         assert any(ended) and {cell.stop_reason for cell in cells} <= {"end_token", "length"}
         ids = [
@@ -166,7 +173,7 @@ def test_cells_tell_how_likely_the_model_held_them(config: Path) -> None:
             for cell, end in zip(cells, ended, strict=True)
         ]
         assert [len(row) for row in ids] == [cell.tokens for cell in cells]
-        prompts = [lm.encode(opened.render(problem.question)) for problem in problems]
+        prompts = [lm.encode(opened.data.render(problem.question)) for problem in problems]
         scored = lm.loglikelihood(list(zip(prompts, ids, strict=True)), gate)
         np.testing.assert_allclose(
             [cell.logprob for cell in cells], [s for s, _ in scored], atol=1e-4
@@ -194,7 +201,7 @@ def test_a_plan_is_made_before_anything_is(
     lengths = {
         p.id: len(opened.lm.encode(text))
         for split in ("train", "validation")
-        for p, text in zip(opened.problems(split), opened.prompts(split), strict=True)
+        for p, text in zip(opened.data.problems(split), opened.data.prompts(split), strict=True)
     }
     assert int(tokens[1]) == 3 * sum(lengths.values())
     before = sorted(run.rglob("*"))
@@ -204,16 +211,19 @@ def test_a_plan_is_made_before_anything_is(
     assert sorted(run.rglob("*")) == before
     assert re.search(r"^train +12 cells to make \(12 of 24 are there\)$", plan, re.M)
     assert "24 cells that were made like this, compilation included" in plan
-    cells = opened.table.cells()
+    cells = opened.outcomes.table.cells()
     seconds = 24 * np.mean([cell.made.seconds for cell in cells if cell.made])
-    found = plan_outcomes(opened, {"train": wanted(opened, "train")})
+    found = plan_outcomes(opened, {"train": table_cells(opened, "train")})
     assert found.seconds == pytest.approx(seconds / 2)
-    opened.experiment = dataclasses.replace(opened.experiment, engine=EngineConfig(slots=8))
-    assert known_rate(opened) is None  # in another shape none were made
-    opened.experiment = dataclasses.replace(opened.experiment, engine=EngineConfig(slots=16))
+    generator = opened.outcomes.generator
+    other = dataclasses.replace(generator, engine=EngineConfig(slots=8))
+    assert known_rate(opened.outcomes.memo, generator) is not None
+    assert known_rate(opened.outcomes.memo, other) is None  # in another shape none were made
     # Memory is what the engine would ask for these very prompts.
     lm, e = opened.lm, opened.experiment
-    asked = [Request(lm.encode(text), np.zeros(6, np.float32)) for text in opened.prompts("train")]
+    asked = [
+        Request(lm.encode(text), np.zeros(6, np.float32)) for text in opened.data.prompts("train")
+    ]
     ends, shape = {"end_token_ids": lm.end_token_ids}, e.engine
     engine = Engine(
         lm.params, lm.config, lm.tokenizer, e.decoding, **ends, routing=lm.routing, shape=shape
@@ -223,9 +233,9 @@ def test_a_plan_is_made_before_anything_is(
     assert found.memory.weights == 4 * sum(leaf.size for leaf in jax.tree.leaves(lm.params))
     assert (found.memory.cache, found.memory.working) == (16 * told.slot, told.fixed)
     assert found.memory.limit > found.memory.total > found.memory.weights
-    lots = dataclasses.replace(e, engine=dataclasses.replace(shape, slots="auto"))
-    opened.experiment = lots  # 24 rows are all there is to run at a time
-    assert memory(opened, lengths.values()).cache == 16 * told.slot
+    auto = dataclasses.replace(generator, engine=dataclasses.replace(shape, slots="auto"))
+    # 24 rows are all there is to run at a time
+    assert memory_use(auto, lengths.values()).cache == 16 * told.slot
 
 
 def test_replicates_tell_the_noise_floor(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -236,11 +246,12 @@ def test_replicates_tell_the_noise_floor(config: Path, capsys: pytest.CaptureFix
         assert main(part) == 0
         assert "0.00 % [0.00, 24.25] (0 of 12) of cells change" in capsys.readouterr().out
     opened = load_run(run)
-    pairs = opened.table.replicates()
-    assert len(pairs) == 12 and len(opened.table) == 24
+    pairs = opened.outcomes.table.replicates()
+    assert len(pairs) == 12 and len(opened.outcomes.table) == 24
     shapes = [(a.made.execution, b.made.execution) for a, b in pairs if a.made and b.made]
     assert all('"slots": 16' in a and '"slots": 8' in b for a, b in shapes) and len(shapes) == 12
-    assert opened.noise_floor is not None and opened.noise_floor["text"]["n"] == 12
+    floor = opened.outcomes.noise_floor()
+    assert floor is not None and floor["text"]["n"] == 12
 
 
 def test_samples_are_drawn_anew_and_again(config: Path) -> None:
@@ -250,10 +261,10 @@ def test_samples_are_drawn_anew_and_again(config: Path) -> None:
     assert main([*part, "--samples", "2"]) == 0
     assert main([*part, "--samples", "3"]) == 0
     opened = load_run(run)
-    found = opened.samples("train", "tokens")
+    found = opened.outcomes.samples("train", "tokens")
     assert found.shape == (8, 3, 3)
-    texts = {(o.problem_id, o.gate): set() for o in opened.table.cells()}
-    for outcome in opened.table.cells():
+    texts = {(o.problem_id, o.gate): set() for o in opened.outcomes.table.cells()}
+    for outcome in opened.outcomes.table.cells():
         texts[outcome.problem_id, outcome.gate].add(outcome.completion)
     assert sum(len(each) for each in texts.values()) > 65  # of 72, most differ
     other = [*part, "--run", str(config.parent / "other"), "--seed", "1"]

@@ -11,7 +11,7 @@ import yaml
 
 from jroute.distributed.mesh import MeshConfig
 from jroute.experiment.config import Experiment
-from jroute.experiment.pipeline import inert, refuse_inert
+from jroute.experiment.pipeline import inert_reason, refuse_inert
 from jroute.experiment.run import Run
 from jroute.lm import LanguageModel
 from jroute.lm import load as load_lm
@@ -193,9 +193,9 @@ def test_a_routing_that_breaks_the_model_is_not_inert(config, monkeypatch) -> No
     run = Run.start(load_config(Experiment, config))
     for order in (found, found[::-1]):
         monkeypatch.setattr(effects, "divergence", lambda *_, order=order: order)
-        assert inert(run) == ""
+        assert inert_reason(run) == ""
     monkeypatch.setattr(effects, "divergence", lambda *_: found[:1])
-    assert "at gate 0.5" in inert(run)
+    assert "at gate 0.5" in inert_reason(run)
 
 
 def test_forcing_does_not_make_another_experiment(config) -> None:

@@ -234,10 +234,10 @@ def test_a_model_that_breaks_is_told_in_json_and_figures(tiny_lm, prompts, large
     assert found.verdict == verdict(found.effects[1].kl) == "destructive"
     assert not np.isfinite(np.hstack([np.ravel(x) for x in found.effects[1]])).all()
     routing = Routing.create(config, tiny_lm.config.num_hidden_layers)
-    written = json.dumps(effects.numbers(found, routing), allow_nan=False)
+    written = json.dumps(text.probe_numbers(found, routing), allow_nan=False)
     assert "null" in written
     assert json.loads(written)["effects"][0]["kl"] == 0
-    printed = effects.table(found, routing)
+    printed = text.probe_text(found, routing)
     assert printed.startswith("one gate for all blocks: bands have no effect here\n")
     assert all(file.is_file() for file in plots.plot_probe(found, routing, tmp_path))
 

@@ -14,8 +14,7 @@ import yaml
 
 from jroute import load_run
 from jroute.experiment.config import Experiment
-from jroute.experiment.estimate import before_mixing
-from jroute.experiment.pipeline import learn_mixing
+from jroute.experiment.plan import without_mixing
 from jroute.experiment.run import Run
 from jroute.lm import LanguageModel
 from jroute.model.config import Qwen3Config
@@ -226,9 +225,11 @@ def test_a_run_learns_keeps_and_uses_its_mixing_weights(
     run = Run.start(load_config(Experiment, learned))
     with pytest.raises(UserError, match=r"not learned yet; run python -m jroute.train"):
         _ = run.lm
-    plain, told = before_mixing(run)
+    plain, told = without_mixing(run)
     assert "6 steps of gradient come first, of batches of 8 of 8 problems" in told
-    assert plain.lm is run.base and not len(plain.table)  # a plan does not wait for the weights
+    assert plain.lm is run.base and not len(
+        plain.outcomes.table
+    )  # a plan does not wait for the weights
     on_disk = files(tiny_directory)
     before = jax.tree.map(lambda leaf: np.array(leaf, copy=True), run.base.params)
 
@@ -241,15 +242,15 @@ def test_a_run_learns_keeps_and_uses_its_mixing_weights(
 
     monkeypatch.setattr(mixing, "save_progress", killed)
     with pytest.raises(KeyboardInterrupt):
-        learn_mixing(run)
+        run.mixing.learn()
     with pytest.raises(UserError, match="are learned halfway"):
         _ = run.lm
-    assert "3 steps of gradient come first" in before_mixing(run)[1]
+    assert "3 steps of gradient come first" in without_mixing(run)[1]
     monkeypatch.undo()
-    learn_mixing(run)
-    assert before_mixing(run) == (run, "")
+    run.mixing.learn()
+    assert without_mixing(run) == (run, "")
     kept = files(run.directory)
-    learn_mixing(run)
+    run.mixing.learn()
     assert files(run.directory) == kept  # nothing left to do
 
     stored = json.loads(run.mixing.file.read_text())
@@ -280,7 +281,7 @@ def test_a_run_learns_keeps_and_uses_its_mixing_weights(
     run.mixing.file.write_text(json.dumps(stored))
     assert load_run(run.directory).outcomes.table.fingerprint != name
     plain = dataclasses.replace(run.experiment, mixing=MixingConfig())
-    assert Run(run.directory, plain).table.fingerprint != name
+    assert Run(run.directory, plain).outcomes.table.fingerprint != name
 
 
 def test_weights_of_something_else_are_refused(learned, tmp_path) -> None:
@@ -313,7 +314,7 @@ def test_a_search_in_a_run_asks_how_many_are_solved(learned, tmp_path, monkeypat
     arguments = ["--run", str(tmp_path), "--mixing.method", "search", "--mixing.steps", "1"]
     engine = ["--engine.slots", "8", "--engine.unroll", "false"]
     run = Run(tmp_path, load_config(Experiment, learned, [*arguments, *engine]))
-    learn_mixing(run)
+    run.mixing.learn()
     values = run.mixing.progress()[0].values
     assert len(values) == 2 and all(8 * value == round(8 * value) for value in values)
     prompts = run.data.prompts("train")
@@ -329,6 +330,6 @@ def test_a_search_in_a_run_asks_how_many_are_solved(learned, tmp_path, monkeypat
 def test_a_routing_without_weights_has_nothing_to_learn(learned) -> None:
     experiment = load_config(Experiment, learned, ["--routing", "histories"])
     with pytest.raises(UserError, match="this routing has no weights to learn"):
-        learn_mixing(Run(Path(experiment.run), experiment))
+        Run(Path(experiment.run), experiment).mixing.learn()
     with pytest.raises(UserError, match=r"mixing.gate is 0"):
         MixingConfig(gate=0.0)

@@ -12,7 +12,7 @@ import pytest
 from jroute.controller.features import FeatureConfig
 from jroute.distributed.mesh import MeshConfig
 from jroute.experiment.config import Experiment
-from jroute.experiment.setting import Setting
+from jroute.experiment.run import Run
 from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Decoding
 from jroute.lm import LanguageModel, resolve_routing
@@ -24,12 +24,10 @@ from jroute.tasks.rewards import RewardConfig
 TASK = TaskConfig(name="synthetic", train=4, validation=4, test=4)
 
 
-def setting(lm: LanguageModel, folder: Path, **changes) -> Setting:
-    """Of a model that is loaded already."""
+def run_of(lm: LanguageModel, folder: Path, **changes) -> Run:
+    """A run of a model that is loaded already."""
     experiment = Experiment(**{"run": str(folder), "model": "m", "task": TASK, **changes})
-    found = Setting(folder, experiment)
-    found.__dict__["base"] = lm
-    return found
+    return Run(folder, experiment, lm)
 
 
 def routed(lm: LanguageModel, name: str) -> LanguageModel:
@@ -38,7 +36,7 @@ def routed(lm: LanguageModel, name: str) -> LanguageModel:
 
 def test_what_a_cell_means_names_its_table_and_nothing_else_does(tiny_lm, tmp_path) -> None:
     def name(lm: LanguageModel = tiny_lm, **changes) -> str:
-        return setting(lm, tmp_path, **changes).table.fingerprint
+        return run_of(lm, tmp_path, **changes).outcomes.table.fingerprint
 
     plain = name()
     assert {
@@ -77,20 +75,18 @@ def test_what_a_cell_means_names_its_table_and_nothing_else_does(tiny_lm, tmp_pa
 def test_a_gate_per_layer_is_one_for_each_mixing_site(tiny_lm, tmp_path) -> None:
     """``soft_skip`` mixes after blocks 2 and 3 of six."""
     skipping = routed(tiny_lm, "soft_skip")
-    per_layer = setting(skipping, tmp_path, gate_per="layer", rollouts="live")
-    assert per_layer.num_gate_dims == 2
-    gates = per_layer.gates_of(np.array([[2, 4], [1, 0]]))
+    per_layer = run_of(skipping, tmp_path, gate_per="layer", rollouts="live")
+    assert per_layer.grid.num_gate_dims == 2
+    gates = per_layer.grid.gates(np.array([[2, 4], [1, 0]]))
     assert gates == [(0.5, 1.0), (0.25, 0.0)]
     np.testing.assert_array_equal(
-        per_layer.spread(gates), [[0, 0, 0.5, 1, 0, 0], [0, 0, 0.25, 0, 0, 0]]
+        per_layer.grid.array(gates), [[0, 0, 0.5, 1, 0, 0], [0, 0, 0.25, 0, 0, 0]]
     )
-    assert (
-        per_layer.memo.fingerprint != per_layer.table.fingerprint
-        and per_layer.memo.num_gate_dims == 2
-    )
-    one = setting(skipping, tmp_path)
-    assert one.num_gate_dims == 1 and one.memo is one.table
-    np.testing.assert_array_equal(one.spread(one.gates_of(np.array([[2], [4]]))), [0.5, 1])
+    memo, table = per_layer.outcomes.memo, per_layer.outcomes.table
+    assert memo.fingerprint != table.fingerprint and memo.num_gate_dims == 2
+    one = run_of(skipping, tmp_path)
+    assert one.grid.num_gate_dims == 1 and one.outcomes.memo is one.outcomes.table
+    np.testing.assert_array_equal(one.grid.array(one.grid.gates(np.array([[2], [4]]))), [0.5, 1])
 
 
 @pytest.mark.parametrize("gate_per", ["prompt", "layer"])
@@ -100,12 +96,14 @@ def test_a_long_common_beginning_is_shared_by_prompts_of_one_gate(
     examples = "What is 1 + 2? It is 3. " * 20
     rollouts = "table" if gate_per == "prompt" else "live"
     prompt = PromptConfig(template=examples + "{question}", chat=False)
-    found = setting(tiny_lm, tmp_path, prompt=prompt, gate_per=gate_per, rollouts=rollouts)
+    run = run_of(tiny_lm, tmp_path, prompt=prompt, gate_per=gate_per, rollouts=rollouts)
     # The last token before a question may be one with what follows.
     length = len(tiny_lm.encode(examples))
-    shared = found.shared_tokens
+    shared = run.outcomes.generator.shared_tokens
     assert shared == 0 if gate_per == "layer" else length - 2 <= shared <= length
     if shared:
-        ids = {tuple(tiny_lm.encode(text)[:shared]) for text in found.prompts("train")}
+        ids = {tuple(tiny_lm.encode(text)[:shared]) for text in run.data.prompts("train")}
         assert len(ids) == 1
-    assert setting(tiny_lm, tmp_path).shared_tokens == 0  # too short to be worth a program
+    assert (
+        run_of(tiny_lm, tmp_path).outcomes.generator.shared_tokens == 0
+    )  # too short to be worth a program
