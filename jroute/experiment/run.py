@@ -171,16 +171,6 @@ class Run:
             self.outcomes.memo.fingerprint,
         )
 
-    # Old names, until their users are adapted
-    gate_values = property(lambda self: self.grid.values)
-    table = property(lambda self: self.outcomes.table)
-    controller = property(lambda self: self.controllers.trained)
-    controls = property(lambda self: self.controllers.controls)
-    problems = property(lambda self: self.data.problems)
-    prompts = property(lambda self: self.data.prompts)
-    render = property(lambda self: self.data.render)
-    outcome = property(lambda self: self.outcomes.outcome)
-
     # Questions --------------------------------------------------------------------------------
 
     def arm_inputs(self) -> ArmInputs:

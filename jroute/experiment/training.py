@@ -170,9 +170,7 @@ def _table_updates(run: Run, env: TableEnv, sharding: NamedSharding | None) -> U
     """Return updates of all seeds over a table, as one program for each number of updates."""
     programs: dict[int, Callable[..., Any]] = {}
 
-    def run_updates(
-        state: LearnerState, updates: int
-    ) -> tuple[LearnerState, Metrics]:
+    def run_updates(state: LearnerState, updates: int) -> tuple[LearnerState, Metrics]:
         if updates not in programs:
             programs[updates] = compilation.compile_train(
                 run.experiment.ppo, updates, sharding=sharding
@@ -188,9 +186,7 @@ def _live_updates(run: Run, env: LiveEnv, sharding: NamedSharding | None) -> Upd
     decide = compilation.compile_decide(config, sharding=sharding)
     update = compilation.compile_update(config, sharding=sharding)
 
-    def run_updates(
-        state: LearnerState, updates: int
-    ) -> tuple[LearnerState, Metrics]:
+    def run_updates(state: LearnerState, updates: int) -> tuple[LearnerState, Metrics]:
         metrics_of_updates = []
         for _ in range(updates):
             decisions = decide(env.prompts, state)

@@ -48,7 +48,7 @@ def check_against_training(
     by_document = {record.doc_id: record for record in records}
     for item in items:
         record = by_document[item["doc_id"]]
-        gate = _gate_on_grid(record, run.gate_values)
+        gate = _gate_on_grid(record, run.grid.values)
         if gate is None:
             reason = f"gate {gate_name(record.gate)} is not one that training generated"
             return dataclasses.replace(result, not_compared_because=reason)
@@ -57,8 +57,8 @@ def check_against_training(
 
 
 def _check_prompts(run: Run, split: Split, items: Sequence[Mapping[str, Any]]) -> None:
-    problems = run.problems(split)
-    prompts = dict(zip((p.id for p in problems), run.prompts(split), strict=True))
+    problems = run.data.problems(split)
+    prompts = dict(zip((p.id for p in problems), run.data.prompts(split), strict=True))
     for item in items:
         expected, prompt = prompts[item["doc"]["id"]], item["arguments"][0][0]
         if prompt != expected:
@@ -71,7 +71,7 @@ def _check_prompts(run: Run, split: Split, items: Sequence[Mapping[str, Any]]) -
 def _check_item(
     run: Run, split: Split, item: Mapping[str, Any], gate: float, record: Record
 ) -> None:
-    outcome = run.outcome(split, item["doc"]["id"], gate)
+    outcome = run.outcomes.outcome(split, item["doc"]["id"], gate)
     now = (str(item["resps"][0][0]), bool(item["exact_match"]), record.truncated)
     then = (outcome.completion, outcome.correct, outcome.stop_reason == "length")
     if now != then:

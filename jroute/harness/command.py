@@ -55,5 +55,5 @@ def write_summary(
     """Write all arms together as JSON."""
     payload = {"model": subject.lm.fingerprint, "limit": options.lm_eval.limit}
     if subject.run is not None:
-        payload["outcomes"] = subject.run.table.fingerprint
+        payload["outcomes"] = subject.run.outcomes.table.fingerprint
     write_text(path, json.dumps({**payload, **comparison.summary(results)}, indent=2) + "\n")

@@ -56,17 +56,17 @@ def run_policy(run: Any, name: str) -> ArmPolicy:
     arm = parse_arm(name)
     if arm.gate is not None:
         return model_policy(name)
-    run.gates(name, run.prompts(run.experiment.judged[0])[:1])  # refuses an arm the run lacks
-    identity: dict[str, Any] = {"gates": run.gate_values, "seed": run.experiment.seed}
+    run.gates(name, run.data.prompts(run.experiment.judged[0])[:1])  # refuses an arm the run lacks
+    identity: dict[str, Any] = {"gates": run.grid.values, "seed": run.experiment.seed}
     if "training" in arm.needs:
-        identity["controller"] = array_digest(run.controller)
+        identity["controller"] = array_digest(run.controllers.trained)
     if "controls" in arm.needs:
-        identity["controls"] = array_digest(run.controls)
+        identity["controls"] = array_digest(run.controllers.controls)
     return ArmPolicy(
         name,
         lambda prompts: run.gates(name, prompts),
         f"{name} {hashlib.sha256(repr(identity).encode()).hexdigest()}",
-        run.render if arm.reads_prompt else None,
+        run.data.render if arm.reads_prompt else None,
     )
 
 

@@ -109,10 +109,10 @@ def own_suite(run: Run, splits: Sequence[Split], options: Mapping[str, Any], fol
     prompt = run.experiment.prompt
     files = []
     for split in splits:
-        problems = run.problems(split)
+        problems = run.data.problems(split)
         messages = [user_message(problem.question, prompt) for problem in problems]
         if prompt.benchmark:  # examples are turns of their own: lm-eval gets the whole prompt
-            messages = run.prompts(split)
+            messages = run.data.prompts(split)
         gen_kwargs = gen_kwargs_of(run.experiment.decoding)
         files.append(str(write_split(split, problems, messages, gen_kwargs, folder)))
     options = {name: value for name, value in options.items() if name not in PROMPT_OPTIONS}

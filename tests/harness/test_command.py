@@ -76,11 +76,11 @@ def test_every_item_of_every_arm_is_trainings_own(run, capsys) -> None:
     out = run.directory / "lm_eval"
     summary = json.loads((out / "summary_test_ood.json").read_text())
     assert summary["tasks"]["test"]["n"] == 9 and summary["tasks"]["ood"]["n"] == 3
-    correct = run.matrix("test")
+    correct = run.outcomes.matrix("test")
     for arm in arms:
         found = summary["arms"][arm]["test"]
-        gates = run.gates(arm, run.prompts("test"))
-        columns = [run.gate_values.index(gate) for gate in gates]
+        gates = run.gates(arm, run.data.prompts("test"))
+        columns = [run.grid.values.index(gate) for gate in gates]
         expected = correct[np.arange(9), columns].mean()
         assert found["metrics"]["exact_match,jroute"]["value"] == pytest.approx(expected)
         assert found["equal_to_training"] == 9
@@ -95,7 +95,7 @@ def test_every_item_of_every_arm_is_trainings_own(run, capsys) -> None:
         assert stored["configs"]["test"]["generation_kwargs"]["until"] == ["Question:"]
         (samples,) = folder.glob("samples_test_*.jsonl")
         rows = [json.loads(line) for line in samples.read_text().splitlines()]
-        assert [r["arguments"]["gen_args_0"]["arg_0"] for r in rows[:9]] == run.prompts("test")
+        assert [r["arguments"]["gen_args_0"]["arg_0"] for r in rows[:9]] == run.data.prompts("test")
         (side,) = folder.glob("gates_test_*.jsonl")
         chosen = [json.loads(line) for line in side.read_text().splitlines()]
         assert [row["gate"] for row in chosen] == gates.tolist()
@@ -398,7 +398,7 @@ def test_an_arm_is_asked_only_what_it_learnt_from(run, tmp_path, capsys, monkeyp
     """The run asks its questions in a chat; ``tiny_ood`` is asked raw here, then in a chat."""
 
     def taught(run: Run, arm: str) -> policy.ArmPolicy:
-        return policy.ArmPolicy(arm, policy.constant(1.0), "taught", run.render)
+        return policy.ArmPolicy(arm, policy.constant(1.0), "taught", run.data.render)
 
     monkeypatch.setattr(policy, "run_policy", taught)
     raw = arguments_for(run, "--arm", "rl", "--tasks", "tiny_ood", "--limit", "2")
@@ -448,16 +448,16 @@ def test_a_run_can_ask_as_a_benchmark_does(tiny_directory, tmp_path, capsys) -> 
         for file in (started.directory / "lm_eval" / "rl").glob("gates_gsm8k_cot_llama_*")
         for line in file.read_text().splitlines()
     ]
-    assert gates == started.gates("rl", started.prompts("test")).tolist()
+    assert gates == started.gates("rl", started.data.prompts("test")).tolist()
     folder = started.directory / "lm_eval" / "baseline"
     samples = max(folder.glob("samples_gsm8k_cot_llama_*"))  # the latest
     rows = [json.loads(line) for line in samples.read_text().splitlines()]
     contexts = [
         r["arguments"]["gen_args_0"]["arg_0"] for r in rows if r["filter"] == rows[0]["filter"]
     ]
-    assert contexts == started.prompts("test")
+    assert contexts == started.data.prompts("test")
     for row, context in zip(rows, contexts, strict=False):
-        assert not is_foreign(context, row["doc"], started.render)
+        assert not is_foreign(context, row["doc"], started.data.render)
 
 
 # lm-eval's own tasks ------------------------------------------------------------------------------

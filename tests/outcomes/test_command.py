@@ -138,7 +138,7 @@ def test_shares_merge_into_the_table_of_one(
     made = []
     # Another process opened the table before there was anything, and fills it last.
     early = Run.start(load_config(Experiment, config, ["--run", apart]))
-    assert len(early.table) == 0
+    assert len(early.outcomes.table) == 0
     for i in range(3):
         assert main([*part, "--run", apart, "--share", f"{i}/3"]) == 0
         made.append(sum(map(int, re.findall(r"(\d+) cells made now", capsys.readouterr().out))))
