@@ -9,7 +9,7 @@ import pytest
 
 from jroute.envs.data import EnvData
 from jroute.outcomes.backends import LiveBackend, TableBackend
-from jroute.outcomes.outcome import Outcome, judge
+from jroute.outcomes.outcome import Outcome, grade
 from jroute.outcomes.table import OutcomeTable
 from jroute.routing.gate import Gate
 from jroute.tasks.problem import Problem
@@ -41,7 +41,7 @@ class Generator:
         self.calls.append(list(zip([_prompt(p) for p in problems], gates, strict=True)))
         answers = [self._answer(*pair) for pair in self.calls[-1]]
         return [
-            judge(problem, gate, answer, max_tokens=64)
+            grade(problem, gate, answer, max_tokens=64)
             for problem, gate, answer in zip(problems, gates, answers, strict=True)
         ]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jroute.outcomes.backends import LiveBackend, OutcomeBackend, Shaping, TableBackend
-from jroute.outcomes.outcome import Outcome, judge
+from jroute.outcomes.outcome import Outcome, grade
 from jroute.outcomes.table import MissingOutcome, OutcomeTable
 from jroute.tasks.problem import Problem
 from jroute.tasks.rewards import RewardConfig
@@ -28,7 +28,7 @@ def test_judging_parses_rewards_and_marks_truncation():
     problem = Problem(id="p", question="?", answer="18")
     rewards = RewardConfig(parseable_bonus=0.05)
 
-    right = judge(problem, 1.0, Text("9 + 9\n#### 18", [1] * 7, "end_token"), max_tokens=9)
+    right = grade(problem, 1.0, Text("9 + 9\n#### 18", [1] * 7, "end_token"), max_tokens=9)
     assert right == Outcome(
         problem_id="p",
         gate=1.0,
@@ -41,7 +41,7 @@ def test_judging_parses_rewards_and_marks_truncation():
         reward=1.0,
         stop_reason="end_token",
     )
-    wrong = judge(
+    wrong = grade(
         problem,
         0.5,
         Text("#### 17.50", [1], "stop_string"),
@@ -50,9 +50,9 @@ def test_judging_parses_rewards_and_marks_truncation():
         sample=2,
     )
     assert (wrong.correct, wrong.parsed, wrong.reward, wrong.sample) == (False, "17.5", 0.05, 2)
-    cut = judge(problem, 0.5, Text("Let us see", [1], "length"), max_tokens=1, rewards=rewards)
+    cut = grade(problem, 0.5, Text("Let us see", [1], "length"), max_tokens=1, rewards=rewards)
     assert (cut.status, cut.parsed, cut.correct, cut.reward) == ("truncated", "", False, 0.0)
-    none = judge(problem, 0.5, Text("Let us see", [1], "end_token"), max_tokens=9)
+    none = grade(problem, 0.5, Text("Let us see", [1], "end_token"), max_tokens=9)
     assert (none.status, none.parsed, none.reward) == ("no_answer", "", 0.0)
 
 
