@@ -70,28 +70,28 @@ def test_features_equal_those_of_transformers_own_states(tiny_torch, prompts, ra
 
 def test_scalars_follow_from_the_logits(tiny_lm: LanguageModel, prompts, raw) -> None:
     logits = np.asarray(tiny_lm.logits(prompts), np.float64)
-    for row, found, (_, _, entropy, margin) in zip(prompts, logits, raw.scalars, strict=True):
-        log_p = found[len(row) - 1] - np.logaddexp.reduce(found[len(row) - 1])
+    for row, row_logits, (_, _, entropy, margin) in zip(prompts, logits, raw.scalars, strict=True):
+        log_p = row_logits[len(row) - 1] - np.logaddexp.reduce(row_logits[len(row) - 1])
         assert entropy == pytest.approx(-(np.exp(log_p) * log_p).sum(), abs=1e-4)
         assert margin == pytest.approx(np.diff(np.sort(log_p)[-2:])[0], abs=1e-4)
 
 
 def test_features_do_not_depend_on_what_is_asked_together(tiny_lm, prompts, raw) -> None:
     def read(indices: list[int]) -> RawFeatures:
-        some = [prompts[i] for i in indices]
-        return raw_features(tiny_lm.params, tiny_lm.config, some, CONFIG, slots=SLOTS)
+        subset = [prompts[i] for i in indices]
+        return raw_features(tiny_lm.params, tiny_lm.config, subset, CONFIG, slots=SLOTS)
 
     for indices in ([3], [9], [13, 4, 0, 1], list(range(14))[::-1]):
-        found = read(indices)
-        np.testing.assert_array_equal(found.scalars, raw.scalars[indices])
-        np.testing.assert_array_equal(found.hidden, raw.hidden[indices])
+        actual = read(indices)
+        np.testing.assert_array_equal(actual.scalars, raw.scalars[indices])
+        np.testing.assert_array_equal(actual.hidden, raw.hidden[indices])
 
 
 def test_depths_are_rounded_to_blocks(tiny_lm: LanguageModel, tiny_torch, prompts, raw) -> None:
     depths = FeatureConfig(depths=(0.01, 0.6, 1.0))  # of six blocks the first, fourth and last
-    found = raw_features(tiny_lm.params, tiny_lm.config, prompts[5:], depths, slots=SLOTS)
-    first, rest = np.split(found.hidden, [2 * EMBED], axis=1)
-    np.testing.assert_allclose(rest, raw.hidden[5:, 2 * EMBED :], atol=1e-5)
+    actual = raw_features(tiny_lm.params, tiny_lm.config, prompts[5:], depths, slots=SLOTS)
+    first, others = np.split(actual.hidden, [2 * EMBED], axis=1)
+    np.testing.assert_allclose(others, raw.hidden[5:, 2 * EMBED :], atol=1e-5)
     trunk = by_torch(tiny_torch, prompts[5])[1][0]
     unit = trunk / np.linalg.norm(trunk, axis=1, keepdims=True)
     np.testing.assert_allclose(first[0], [*unit.mean(axis=0), *unit[-1]], atol=1e-4)
@@ -121,9 +121,9 @@ def test_streams_and_counts_come_after_what_there_always_is(tiny_lm, prompts, ra
         rms = np.asarray(metrics.rms)[block, -1]
         ratio = rms[:, 1:].mean(axis=1) / rms[:, 0]
         expected += [metrics.diversity[block, -1], metrics.effective_streams[block, -1], ratio]
-    found = both.scalars[:, 4:-2]
-    np.testing.assert_allclose(found, np.stack(expected, axis=1), atol=1e-4)
-    assert np.ptp(found, axis=0).max() > 1e-3
+    actual = both.scalars[:, 4:-2]
+    np.testing.assert_allclose(actual, np.stack(expected, axis=1), atol=1e-4)
+    assert np.ptp(actual, axis=0).max() > 1e-3
     assert both.scalars[:, -2:].tolist() == [[count_numbers(t), count_sentences(t)] for t in texts]
     without = FeatureConfig(counts=False, streams=False)
     plain = raw_features(
@@ -157,14 +157,14 @@ def test_counting(text: str, numbers: int, sentences: int) -> None:
 def test_how_far_gates_move_the_trunk(tiny_lm: LanguageModel, prompts) -> None:
     gates = np.linspace(0, 1, len(prompts))
     spread = np.asarray(tiny_lm.layer_gates(gates, len(prompts)))
-    found = trunk_change(
+    actual = trunk_change(
         tiny_lm.params, tiny_lm.config, prompts, tiny_lm.routing, spread, slots=SLOTS
     )
     _, metrics = tiny_lm.logits(prompts, gates, metrics=True)
     sites = np.asarray(tiny_lm.routing.sites)
     expected = np.asarray(metrics.change)[sites].mean(axis=(0, 1))
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
-    assert found[0] == 0 and found[-1] > 0.01
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-6)
+    assert actual[0] == 0 and actual[-1] > 0.01
 
 
 def test_bad_input_is_told(tiny_lm: LanguageModel) -> None:

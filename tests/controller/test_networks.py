@@ -83,6 +83,6 @@ def test_parts_must_have_the_same_choices() -> None:
 def test_regressor() -> None:
     params = jittered(networks.init_regressor(KEY, 6, 5, (16, 8)))
     x = np.random.default_rng(0).standard_normal((11, 6))
-    found = networks.apply_regressor(params, jnp.asarray(x, jnp.float32))
-    assert found.shape == (11, 5)
-    np.testing.assert_allclose(found, forward(params, x), rtol=1e-4, atol=1e-5)
+    actual = networks.apply_regressor(params, jnp.asarray(x, jnp.float32))
+    assert actual.shape == (11, 5)
+    np.testing.assert_allclose(actual, forward(params, x), rtol=1e-4, atol=1e-5)

@@ -117,10 +117,10 @@ def test_over_a_backend_a_batch_goes_the_same_way(data, table):
         keys = jax.random.split(jax.random.key(50 + turn), 12)
         actions = jax.random.randint(jax.random.key(turn), (12,), 0, 3)
         states, seen, rewards, done, info = jax.vmap(tabled.step)(states, actions, keys)
-        others, also, same, ended, told = live.step(others, actions, keys)
+        others, also, same, ended, live_info = live.step(others, actions, keys)
         for one, other in ((seen, also), (rewards, same), (done, ended)):
             np.testing.assert_array_equal(one, other)
-        np.testing.assert_array_equal(info["problem"], told["problem"])
+        np.testing.assert_array_equal(info["problem"], live_info["problem"])
         np.testing.assert_array_equal(states.problem, others.problem)
         paid.append(rewards)
     assert 0 < np.mean(paid) < 1

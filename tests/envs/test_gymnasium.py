@@ -100,9 +100,9 @@ def test_another_split_is_drawn_from_when_asked(data, make_data, live, problems)
     )
     assert_same(*(envs.reset(seed=1) for envs in (batch, sync)))
     mask = np.array([True, False, True])
-    asked = [envs.reset(options={"split": "train", "reset_mask": mask}) for envs in (batch, sync)]
-    assert_same(*asked)
-    assert list(asked[0][0][:, 2] >= 100) == [True, False, True]
+    resets = [envs.reset(options={"split": "train", "reset_mask": mask}) for envs in (batch, sync)]
+    assert_same(*resets)
+    assert list(resets[0][0][:, 2] >= 100) == [True, False, True]
     first = [envs.step(np.array([0, 1, 2])) for envs in (batch, sync)]
     assert_same(*first)
     ids = first[0][4]["final_info"]["problem_id"]
@@ -245,7 +245,7 @@ def test_episode_statistics_are_the_true_rewards(data, table):
     envs = RecordEpisodeStatistics(make_batch(data, 4), buffer_length=200)
     envs.reset(seed=2)
     rng = np.random.default_rng(1)
-    told = []
+    returns = []
     for turn in range(25):
         if turn == 10:
             mask = np.array([True, False, False, True])
@@ -261,8 +261,8 @@ def test_episode_statistics_are_the_true_rewards(data, table):
         np.testing.assert_array_equal(infos["episode"]["r"], truth)
         np.testing.assert_array_equal(infos["episode"]["l"], [1, 1, 1, 1])
         assert infos["_episode"].all()
-        told += truth
-    assert list(envs.return_queue) == told and 0 < np.mean(told) < 1
+        returns += truth
+    assert list(envs.return_queue) == returns and 0 < np.mean(returns) < 1
     assert envs.episode_count == 100
 
 

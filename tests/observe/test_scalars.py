@@ -28,14 +28,14 @@ def curves(updates: int, seeds: int = 2, start: int = 0) -> dict[str, np.ndarray
 
 
 def events(folder: Path) -> list:
-    found = []
+    read_events = []
     for path in sorted(folder.glob("events.*")):
         data, at = path.read_bytes(), 0
         while at < len(data):  # length, checksum, event, checksum
             size = int.from_bytes(data[at : at + 8], "little")
-            found.append(Event.FromString(data[at + 12 : at + 12 + size]))
+            read_events.append(Event.FromString(data[at + 12 : at + 12 + size]))
             at += 16 + size
-    return found
+    return read_events
 
 
 def test_means_for_tensorboard_and_every_seed_for_the_report(tmp_path) -> None:
@@ -43,12 +43,12 @@ def test_means_for_tensorboard_and_every_seed_for_the_report(tmp_path) -> None:
     scalars.write(curves(3), 0)
     scalars.write(curves(2, start=3), 3)
     scalars.close()
-    found, banded = read_curves(tmp_path)
+    stored, banded = read_curves(tmp_path)
     assert banded
     np.testing.assert_array_equal(
-        found["charts/episodic_return"], [[0, 1, 2, 3, 4], [1, 2, 3, 4, 5]]
+        stored["charts/episodic_return"], [[0, 1, 2, 3, 4], [1, 2, 3, 4, 5]]
     )
-    np.testing.assert_array_equal(found["charts/SPS"], [[7] * 5])
+    np.testing.assert_array_equal(stored["charts/SPS"], [[7] * 5])
     written = [
         (value.tag, event.step, value.simple_value)
         for event in events(tmp_path)
@@ -87,8 +87,8 @@ def test_a_value_that_no_seed_has_is_left_out(tmp_path) -> None:
         for value in event.summary.value
     ]
     assert written == [(1, 1.0)]
-    found, _ = read_curves(tmp_path)
-    np.testing.assert_array_equal(found["losses/explained_variance"], nothing)
+    stored, _ = read_curves(tmp_path)
+    np.testing.assert_array_equal(stored["losses/explained_variance"], nothing)
 
 
 def test_what_is_resumed_is_written_anew(tmp_path) -> None:
@@ -97,8 +97,8 @@ def test_what_is_resumed_is_written_anew(tmp_path) -> None:
         for first in range(start, start + updates, 2):
             scalars.write(curves(min(2, updates), start=first), first)
         scalars.close()
-    found, _ = read_curves(tmp_path)
-    assert found["charts/episodic_return"].shape == (2, 3)  # 0, 1, and the new 2
+    stored, _ = read_curves(tmp_path)
+    assert stored["charts/episodic_return"].shape == (2, 3)  # 0, 1, and the new 2
     assert sorted(p.name for p in (tmp_path / "seeds").iterdir()) == [
         "00000000.npz",
         "00000002.npz",
@@ -113,9 +113,9 @@ def test_an_older_run_has_means_alone(tmp_path) -> None:
         chunk.unlink()
     file = next(tmp_path.glob("events.*"))
     file.write_bytes(file.read_bytes()[:-3])  # as a killed run leaves it
-    found, banded = read_curves(tmp_path)
+    stored, banded = read_curves(tmp_path)
     assert not banded
-    np.testing.assert_array_equal(found["charts/episodic_return"], [[0.5, 1.5, 2.5]])
+    np.testing.assert_array_equal(stored["charts/episodic_return"], [[0.5, 1.5, 2.5]])
     assert read_curves(tmp_path / "nothing") == ({}, False)
 
 
@@ -171,11 +171,11 @@ def test_wandb_gets_the_same(tmp_path, monkeypatch, caplog) -> None:
 
 @pytest.mark.parametrize("broken", ["init", "log", "finish"])
 def test_a_failing_tracker_stops_nothing(tmp_path, monkeypatch, caplog, broken) -> None:
-    asked = []
+    calls = []
 
     def service(name: str):
         def act(*_: object, **__: object) -> types.SimpleNamespace:
-            asked.append(name)
+            calls.append(name)
             if name == broken:
                 raise ConnectionError("the service is away")
             return types.SimpleNamespace(id="x", log=service("log"), finish=service("finish"))
@@ -190,11 +190,11 @@ def test_a_failing_tracker_stops_nothing(tmp_path, monkeypatch, caplog, broken) 
     scalars.write(curves(3), 0)
     scalars.close()
     assert read_curves(tmp_path)[0]["charts/episodic_return"].shape == (2, 3)
-    told = [record.message for record in caplog.records if record.name.startswith("jroute")]
-    assert told == ["W&B takes no more curves (the service is away); the run goes on"]
+    messages = [record.message for record in caplog.records if record.name.startswith("jroute")]
+    assert messages == ["W&B takes no more curves (the service is away); the run goes on"]
     assert (
-        asked
-        == {  # what failed is not asked again
+        calls
+        == {  # what failed is not called again
             "init": ["init"],
             "log": ["init", "log"],
             "finish": ["init", "log", "log", "log", "finish"],

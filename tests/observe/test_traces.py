@@ -158,8 +158,8 @@ def test_a_collector_gets_every_span(tmp_path) -> None:
     assert first.trace_id.hex() == f"{traces.make_span(episodes(1)[0], {}).trace_id:032x}"
     event = first.events[0]
     assert event.name == "gen_ai.evaluation.result"
-    told = {pair.key: plain(pair.value) for pair in event.attributes}
-    assert told["gen_ai.evaluation.score.label"] == "correct"
+    evaluation = {pair.key: plain(pair.value) for pair in event.attributes}
+    assert evaluation["gen_ai.evaluation.score.label"] == "correct"
 
 
 @pytest.mark.parametrize("failure", ["nobody listens", "refused"])
@@ -177,7 +177,7 @@ def test_a_failing_collector_stops_nothing(tmp_path, caplog, monkeypatch, failur
     file = tmp_path / "test.jsonl"
     assert sent.lost == {str(file): 0, config.endpoint: 600}
     assert len(file.read_text().splitlines()) == 600
-    assert len(got) == (failure == "refused")  # it is not asked again
+    assert len(got) == (failure == "refused")  # it gets no more spans
     ours = [record.getMessage() for record in caplog.records if record.name == "jroute"]
     assert len(ours) == 2 and "the run goes on" in ours[0] and "600 episodes did not" in ours[1]
 

@@ -46,7 +46,7 @@ inputs = {
         "ended": ended,
     }.items()
 }
-found = {
+results = {
     "log_prob": new_log,
     "entropy": policy.entropy(logits),
     "policy_loss": rlax.clipped_surrogate_pg_loss(np.exp(new_log - old_log), advantages, clip),
@@ -59,7 +59,7 @@ print(
             "rlax": metadata.version("rlax"),
             "settings": {"gamma": gamma, "gae_lambda": gae_lambda, "clip_coef": clip},
             "inputs": inputs,
-            "found": {name: np.asarray(value).tolist() for name, value in found.items()},
+            "found": {name: np.asarray(value).tolist() for name, value in results.items()},
         }
     )
 )

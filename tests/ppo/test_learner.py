@@ -161,9 +161,9 @@ def test_update_equals_cleanrls_arithmetic(changes) -> None:
     for net, name in zip(nets, ("actor", "critic"), strict=True):
         moved = TorchMLP(after.params[name]).arrays()
         start = TorchMLP(state.params[name]).arrays()
-        for was, found, wanted in zip(start, moved, net.arrays(), strict=True):
+        for was, actual, wanted in zip(start, moved, net.arrays(), strict=True):
             assert np.abs(wanted - was).max() > 0.01
-            np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=2e-4)
+            np.testing.assert_allclose(actual, wanted, rtol=1e-3, atol=2e-4)
     assert expected["clipfrac"] > 0.1
     for name, value in expected.items():
         np.testing.assert_allclose(getattr(metrics, name), value, rtol=1e-3, atol=1e-5)
@@ -282,9 +282,9 @@ def test_vmap_maps_over_hyper_parameters() -> None:
         after, _ = learner.update(SMALL, start(), batch, hyper=hyper)
         return after.params["critic"]["output"]["bias"][0]
 
-    found = np.abs(jax.jit(jax.vmap(moved))(rates))
+    actual = np.abs(jax.jit(jax.vmap(moved))(rates))
     # Adam's first steps are the step size, whatever the gradient.
-    np.testing.assert_allclose(found, 16 * rates, rtol=0.3)
+    np.testing.assert_allclose(actual, 16 * rates, rtol=0.3)
 
 
 def test_sweep_of_more_than_numbers_is_refused() -> None:
@@ -377,7 +377,7 @@ def test_rewards_found_by_the_host_train_the_same_and_are_counted() -> None:
     for seed in (0, 1):
         numbers = [problem * 5 + gate for problem, gate in sorted(cells[seed])]
         np.testing.assert_array_equal(np.flatnonzero(inside.revealed[seed]), numbers)
-        assert 100 < len(cells[seed]) < 192  # fewer than rewards: some were seen twice
+        assert 100 < len(cells[seed]) < 192  # fewer than rewards: a few were seen twice
     named = named_scalars(metrics, (0.0, 0.25, 0.5, 0.75, 1.0))
     np.testing.assert_array_equal(named["charts/cells_revealed"], metrics.cells_revealed)
 
@@ -437,7 +437,7 @@ def test_batches_of_another_make_are_refused() -> None:
             pytest.fail(name)
 
 
-def test_rewards_that_cannot_be_learnt_from_are_refused() -> None:
+def test_rewards_that_cannot_be_learned_from_are_refused() -> None:
     decisions = compilation.compile_decide(SMALL)(ENV, start())
     with pytest.raises(UserError, match=r"decisions of shape \(64,\) got rewards of shape \(63,\)"):
         add_rewards(decisions, np.zeros(63))

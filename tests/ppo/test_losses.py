@@ -31,8 +31,8 @@ def test_log_prob_and_entropy_are_those_of_the_joint_distribution() -> None:
     joint = np.array([np.prod([each[part, a[part]] for part in range(parts)]) for a in actions])
     tiled = array(np.repeat(logits, len(actions), axis=0))
 
-    found = losses.log_prob(tiled, jnp.asarray(actions, jnp.int32))
-    np.testing.assert_allclose(np.exp(found), joint, rtol=1e-5)
+    actual = losses.log_prob(tiled, jnp.asarray(actions, jnp.int32))
+    np.testing.assert_allclose(np.exp(actual), joint, rtol=1e-5)
     np.testing.assert_allclose(losses.entropy(tiled)[0], -(joint * np.log(joint)).sum(), rtol=1e-5)
 
 
@@ -77,18 +77,18 @@ def test_gae_of_one_step_episodes_is_reward_minus_value(gamma, gae_lambda) -> No
 
 def test_advantages_are_normalised_by_the_standard_deviation_of_the_population() -> None:
     advantages = RNG.standard_normal(8) * 3 + 1
-    found = np.asarray(losses.normalise_advantages(array(advantages), 1e-3))
+    actual = np.asarray(losses.normalise_advantages(array(advantages), 1e-3))
     centred = advantages - advantages.mean()
-    np.testing.assert_allclose(found, centred / np.sqrt((centred**2).sum() / 8), rtol=1e-5)
+    np.testing.assert_allclose(actual, centred / np.sqrt((centred**2).sum() / 8), rtol=1e-5)
     # torch's, and so CleanRL's, divides by n - 1: 7 % apart in a batch of eight.
     of_torch = centred / np.sqrt((centred**2).sum() / 7)
-    np.testing.assert_allclose(found, of_torch * np.sqrt(8 / 7), rtol=1e-5)
+    np.testing.assert_allclose(actual, of_torch * np.sqrt(8 / 7), rtol=1e-5)
 
 
 def test_noise_below_the_floor_is_not_blown_up() -> None:
     noise = RNG.standard_normal(64) * 1e-3
-    found = np.asarray(losses.normalise_advantages(array(noise), 0.05))
-    np.testing.assert_allclose(found, (noise - noise.mean()) / 0.05, rtol=1e-4)
+    actual = np.asarray(losses.normalise_advantages(array(noise), 0.05))
+    np.testing.assert_allclose(actual, (noise - noise.mean()) / 0.05, rtol=1e-4)
     assert np.asarray(losses.normalise_advantages(jnp.full(4, 2.0), 0.05)).tolist() == [0.0] * 4
 
 
@@ -143,8 +143,8 @@ def test_clip_fraction() -> None:
 def test_explained_variance() -> None:
     returns = RNG.standard_normal(50)
     values = 0.5 * returns + 3.0
-    found = losses.explained_variance(array(values), array(returns))
-    assert float(found) == pytest.approx(0.75, rel=1e-4)  # a constant offset is not punished
+    actual = losses.explained_variance(array(values), array(returns))
+    assert float(actual) == pytest.approx(0.75, rel=1e-4)  # a constant offset is not punished
     assert float(losses.explained_variance(array(returns), array(returns))) == 1.0
     assert np.isnan(losses.explained_variance(array(values), jnp.ones(50)))
 
@@ -191,7 +191,7 @@ def test_losses_equal_cleanrls_arithmetic_in_plain_numbers() -> None:
     )
     old, advantages, values, returns, was = arrays(old_log, advantages, values, returns, old_values)
     new = losses.log_prob(array(logits), jnp.asarray(actions, jnp.int32))
-    found = {
+    actual = {
         "policy_loss": losses.clipped_surrogate(new, old, advantages, 0.2),
         "value_loss": losses.value_loss(values, returns, was),
         "clipped_value_loss": losses.value_loss(values, returns, was, 0.2),
@@ -203,7 +203,7 @@ def test_losses_equal_cleanrls_arithmetic_in_plain_numbers() -> None:
     assert 0.1 < expected["clipfrac"] < 0.9
     assert expected["clipped_value_loss"] > 1.01 * expected["value_loss"]
     for name, value in expected.items():
-        assert float(found[name]) == pytest.approx(value, rel=1e-4), name
+        assert float(actual[name]) == pytest.approx(value, rel=1e-4), name
 
 
 def test_losses_equal_optaxs() -> None:
@@ -219,16 +219,16 @@ def test_losses_equal_optaxs() -> None:
 
 def test_losses_equal_rlaxs_recorded_numbers() -> None:
     record = json.loads(Path(__file__).with_name("rlax.json").read_text())
-    given, found, settings = record["inputs"], record["found"], record["settings"]
+    given, expected, settings = record["inputs"], record["found"], record["settings"]
     logits, old_logits = (array(given[name])[:, None] for name in ("logits", "old_logits"))
     actions = jnp.asarray(given["actions"], jnp.int32)[:, None]
     new, old = losses.log_prob(logits, actions), losses.log_prob(old_logits, actions)
-    np.testing.assert_allclose(new, found["log_prob"], rtol=1e-5)
-    np.testing.assert_allclose(losses.entropy(logits), found["entropy"], rtol=1e-5)
+    np.testing.assert_allclose(new, expected["log_prob"], rtol=1e-5)
+    np.testing.assert_allclose(losses.entropy(logits), expected["entropy"], rtol=1e-5)
     policy_loss = losses.clipped_surrogate(
         new, old, array(given["advantages"]), settings["clip_coef"]
     )
-    assert float(policy_loss) == pytest.approx(found["policy_loss"], rel=1e-5)
+    assert float(policy_loss) == pytest.approx(expected["policy_loss"], rel=1e-5)
     advantages, _ = losses.gae(
         *(array(given[name]) for name in ("rewards", "values")),
         jnp.asarray(given["ended"]),
@@ -236,10 +236,10 @@ def test_losses_equal_rlaxs_recorded_numbers() -> None:
         gamma=settings["gamma"],
         gae_lambda=settings["gae_lambda"],
     )
-    np.testing.assert_allclose(advantages, found["gae"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(advantages, expected["gae"], rtol=1e-4, atol=1e-5)
     # The estimators' expectation under the old policy is rlax's exact divergence.
     every = jnp.arange(4, dtype=jnp.int32)[:, None]
-    for row, exact in enumerate(found["kl"]):
+    for row, exact in enumerate(expected["kl"]):
         new, old = (
             losses.log_prob(jnp.repeat(x[row : row + 1], 4, axis=0), every)
             for x in (logits, old_logits)

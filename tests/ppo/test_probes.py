@@ -1,4 +1,4 @@
-"""Probe environments: what is learnt, where what there is to learn is known."""
+"""Probe environments: what is learned where the best policy is known."""
 
 from dataclasses import replace
 from functools import cache, partial
@@ -28,7 +28,7 @@ def trained(config: PPOConfig, env, num_features: int, nvec: tuple[int, ...]):
 
 
 def probe(table) -> tuple[np.ndarray, np.ndarray]:
-    """Values [2] and gate probabilities [2, gates] learnt from a table of rewards."""
+    """Values [2] and gate probabilities [2, gates] learned from a table of rewards."""
     env = TableEnv.create(np.array([[-1.0], [1.0]]), np.array(table))
     state, _ = trained(SMALL, env, 1, (env.num_gates,))
     chances = networks.policy(state.params, env.observations)[:, 0]
@@ -62,8 +62,8 @@ def test_probe_reward_of_observation_and_action() -> None:
 def test_probe_decision_of_two_parts() -> None:
     config = replace(SMALL, batch_size=256)
     state, metrics = trained(config, Locks(jnp.ones(())), 1, (3, 3))
-    found = networks.act(state.params, jnp.asarray([[-1.0], [1.0]]))
-    np.testing.assert_array_equal(found, [[0, 1], [1, 0]])
+    actual = networks.act(state.params, jnp.asarray([[-1.0], [1.0]]))
+    np.testing.assert_array_equal(actual, [[0, 1], [1, 0]])
     assert metrics.episodic_return[-1] > 0.9
 
 

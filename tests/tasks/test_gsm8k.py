@@ -59,8 +59,8 @@ def test_validation_is_held_out_by_the_questions_digest(tmp_path):
     )
     expected = sorted(by_digest[:5])
     assert [p.id for p in validation] == [f"gsm8k/train/{n}" for n in expected]
-    rest = [n for n in range(20) if n not in expected]
-    assert [p.id for p in train] == [f"gsm8k/train/{n}" for n in rest]
+    remaining = [n for n in range(20) if n not in expected]
+    assert [p.id for p in train] == [f"gsm8k/train/{n}" for n in remaining]
     assert load(tmp_path, "validation", validation=5, limit=2) == validation[:2]
     assert load(tmp_path, "validation", validation=0) == []
 
@@ -159,16 +159,16 @@ def test_nothing_is_printed_or_left_behind(tmp_path, monkeypatch, capfd):
 
 
 def test_hub_is_asked_for_the_right_split(monkeypatch):
-    asked = []
+    calls = []
 
     def fake(*args, **kwargs):
-        asked.append((args, kwargs))
+        calls.append((args, kwargs))
         return datasets.Dataset.from_list([row(n) for n in range(10)])
 
     monkeypatch.setattr(datasets, "load_dataset", fake)
     assert [p.id for p in load("", "test")] == [f"gsm8k/test/{n}" for n in range(10)]
     assert len(load("", "validation", validation=4)) == 4
-    assert asked == [
+    assert calls == [
         (("openai/gsm8k", "main"), {"split": "test"}),
         (("openai/gsm8k", "main"), {"split": "train"}),
     ]

@@ -106,7 +106,7 @@ def byte_pairs(folder: Path) -> Any:
     )
 
     def ids(text: str) -> list[int]:
-        found = []
+        token_ids = []
         for piece in word.findall(unicodedata.normalize("NFC", text)):
             parts = [letters[byte] for byte in piece.encode()]
             while len(parts) > 1:
@@ -119,8 +119,8 @@ def byte_pairs(folder: Path) -> Any:
                     merged.append("".join(best) if joined else parts[i])
                     i += 1 + joined
                 parts = merged
-            found += [vocabulary[part] for part in parts]
-        return found
+            token_ids += [vocabulary[part] for part in parts]
+        return token_ids
 
     return ids
 
@@ -234,11 +234,11 @@ def test_prompts_of_all_problems_equal_transformers(releases, questions, templat
     system = "Solve it. End with #### N."
     for thinking in (False, True) if template == "hybrid" else (False,):
         config = PromptConfig(system=system, enable_thinking=thinking)
-        asked = questions[:: 10 if thinking else 1]
-        prompts = [render(question, config, lm.tokenizer) for question in asked]
+        sampled = questions[:: 10 if thinking else 1]
+        prompts = [render(question, config, lm.tokenizer) for question in sampled]
         chats = [
             [{"role": "system", "content": system}, {"role": "user", "content": question}]
-            for question in asked
+            for question in sampled
         ]
         expected = reference.apply_chat_template(
             chats, add_generation_prompt=True, enable_thinking=thinking

@@ -48,10 +48,10 @@ def test_fields(tmp_path):
 def test_hub_parts_are_joined_in_the_order_of_the_original(monkeypatch):
     monkeypatch.delenv("JROUTE_DATA", raising=False)
     parts = {"train": [row(10, Answer="10.0"), row(2, Answer="2.0")], "test": [row(1, Answer="1")]}
-    asked = []
+    calls = []
 
     def fake(*args, split):
-        asked.append((*args, split))
+        calls.append((*args, split))
         return datasets.Dataset.from_list(parts[split])
 
     monkeypatch.setattr(datasets, "load_dataset", fake)
@@ -61,7 +61,7 @@ def test_hub_parts_are_joined_in_the_order_of_the_original(monkeypatch):
         ("svamp/test/2", "2"),
         ("svamp/test/10", "10"),
     ]
-    assert asked == [("ChilleD/SVAMP", None, "train"), ("ChilleD/SVAMP", None, "test")]
+    assert calls == [("ChilleD/SVAMP", None, "train"), ("ChilleD/SVAMP", None, "test")]
 
 
 def test_unreachable_hub_is_told(monkeypatch):

@@ -41,9 +41,9 @@ LOSSES = {"loses", "sells", "drops", "gives away", "donates"}
 
 
 def read(question: str) -> tuple[list[int], list[str], str]:
-    """The person's holdings after each change of theirs, the equations, and what is asked."""
-    opening, *changes, asked, rest = re.split(r"(?<=[.?])\s*", question)
-    assert rest == ""
+    """The person's holdings after each of their changes, the equations, and the question asked."""
+    opening, *changes, wording, trailing = re.split(r"(?<=[.?])\s*", question)
+    assert trailing == ""
     match = OPENING.fullmatch(opening.removesuffix("."))
     assert match
     name, thing = match["n"] or match["n2"], match["t"] or match["t2"]
@@ -60,8 +60,8 @@ def read(question: str) -> tuple[list[int], list[str], str]:
         after = held[-1] + int(sign + change["amount"])
         equations.append(f"{held[-1]}{sign}{change['amount']}={after}")
         held.append(after)
-    assert name in asked and thing in asked
-    first, last = "at first" in asked, "at last" in asked
+    assert name in wording and thing in wording
+    first, last = "at first" in wording, "at last" in wording
     assert first != last
     return held, equations, "first" if first else "last"
 
@@ -69,17 +69,17 @@ def read(question: str) -> tuple[list[int], list[str], str]:
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_answer_and_solution_follows_from_the_text(drawn, split: Split) -> None:
     for problem in drawn[split]:
-        held, equations, asked = read(problem.question)
-        answer = held[0] if asked == "first" else held[-1]
+        held, equations, wanted = read(problem.question)
+        answer = held[0] if wanted == "first" else held[-1]
         assert problem.answer == str(answer)
-        steps = [] if asked == "first" else equations
+        steps = [] if wanted == "first" else equations
         assert problem.solution == "\n".join([*steps, f"#### {answer}"])
         parsed = parse_answer(problem.solution)
         assert (parsed.status, parsed.value) == ("ok", Fraction(answer))
         assert is_correct(parsed, problem.answer)
         assert min(held) >= 0
         kind = problem.labels["class"]
-        assert (kind == "start") == (asked == "first")
+        assert (kind == "start") == (wanted == "first")
         assert len(equations) == problem.labels["changes"]
         assert kind == "start" or len(equations) == {"two": 2, "three": 3}[str(kind)]
 
@@ -98,7 +98,7 @@ def test_hard_problems_have_large_numbers_and_the_others_none(drawn) -> None:
     assert all(problem.labels["hard"] for problem in problems("test", 50, hard_share=1.0))
 
 
-# Classes cannot be told apart by counting -----------------------------------------------------
+# Classes cannot be distinguished by counting -----------------------------------------------------
 
 
 @pytest.mark.parametrize("split", ["train", "ood"])
@@ -107,14 +107,14 @@ def test_classes_have_their_shares_and_matched_counts(drawn, split: str, tiny_lm
     counts = [len(of_class[name]) for name in CLASSES]
     assert stats.chisquare(counts, COUNT * np.array(CLASS_SHARES)).pvalue > 1e-3
     seen = {}
-    for name, some in of_class.items():
-        sentences = [len(re.findall(r"[.?]", p.question)) for p in some]
-        numbers = [len(re.findall(r"\d+", p.question)) for p in some]
+    for name, members in of_class.items():
+        sentences = [len(re.findall(r"[.?]", p.question)) for p in members]
+        numbers = [len(re.findall(r"\d+", p.question)) for p in members]
         assert set(sentences) == {6, 7} and set(numbers) == {5, 6}
         # One opening, 4 or 5 statements, one question; a number in all but the last.
-        assert [s - n for s, n in zip(sentences, numbers, strict=True)] == [1] * len(some)
-        tokens = [len(tiny_lm.encode(p.question)) for p in some]
-        seen[name] = (Counter(sentences)[7], len(some), np.mean(tokens))
+        assert [s - n for s, n in zip(sentences, numbers, strict=True)] == [1] * len(members)
+        tokens = [len(tiny_lm.encode(p.question)) for p in members]
+        seen[name] = (Counter(sentences)[7], len(members), np.mean(tokens))
     table = [[seven, total - seven] for seven, total, _ in seen.values()]
     assert stats.chi2_contingency(table).pvalue > 1e-3  # type: ignore[attr-defined]
     lengths = [mean for *_, mean in seen.values()]
@@ -133,13 +133,13 @@ def test_a_draw_is_repeatable_and_begins_every_longer_one(drawn, split: Split) -
 
 
 def test_ids_and_questions_are_unique(drawn) -> None:
-    for split, some in drawn.items():
-        assert [p.id for p in some] == [f"synthetic/{split}/{i}" for i in range(COUNT)]
-        assert len({p.question for p in some}) == COUNT
+    for split, members in drawn.items():
+        assert [p.id for p in members] == [f"synthetic/{split}/{i}" for i in range(COUNT)]
+        assert len({p.question for p in members}) == COUNT
 
 
 def test_splits_share_no_question_whatever_the_seed(drawn) -> None:
-    texts = {split: {p.question for p in some} for split, some in drawn.items()}
+    texts = {split: {p.question for p in members} for split, members in drawn.items()}
     for split in SPLITS:
         texts[split] |= {p.question for p in problems(split, COUNT, seed=1)}
     for i, one in enumerate(SPLITS):
@@ -154,7 +154,9 @@ def share_of_hash(question: str) -> int:
 
 def test_questions_are_kept_apart_by_their_text_and_not_by_luck(drawn) -> None:
     """The draws are too few of too many to meet by chance, so look at what keeps them apart."""
-    shares = {split: {share_of_hash(p.question) for p in some} for split, some in drawn.items()}
+    shares = {
+        split: {share_of_hash(p.question) for p in members} for split, members in drawn.items()
+    }
     assert shares["train"] == set(range(12))
     assert shares["validation"] == {12, 13}
     assert shares["test"] == shares["ood"] == set(range(14, 20))
