@@ -1,4 +1,4 @@
-"""Starts one program as several processes; see ``jroute.distributed.launch``."""
+"""Start one program as several processes; see ``jroute.distributed.launch``."""
 
 from jroute.distributed.launch import main
 from jroute.utils.cli import run_command

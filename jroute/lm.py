@@ -1,4 +1,4 @@
-"""A model, its tokenizer and its routing behind one face, for notebooks, scripts and the doors."""
+"""A model, its tokenizer and its routing behind one face, for notebooks, scripts and commands."""
 
 import copy
 import json
@@ -16,15 +16,15 @@ from jaxtyping import Array, Float, Int
 from transformers import PreTrainedTokenizerFast
 
 from jroute.checkpoint import load_model, model_fingerprint, read_manifest
-from jroute.distributed.mesh import MeshConfig, fetch, place, replicate, shardings
+from jroute.distributed.mesh import MeshConfig, num_replicas, place, replicate, shardings
 from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Completion, Decoding
 from jroute.generate.engine import Engine
 from jroute.generate.options import GenerationOptions, with_options
-from jroute.generate.requests import Progress, Request
+from jroute.generate.requests import FrozenModel, Progress, Request
 from jroute.generate.sampling import Logprobs
-from jroute.generate.scoring import token_scores
-from jroute.generate.shapes import bucket, check_context
+from jroute.generate.scoring import score_pairs
+from jroute.generate.shapes import check_context, check_divisible
 from jroute.model.config import Qwen3Config
 from jroute.model.decoder import ForwardOptions, forward, unembed
 from jroute.model.params import Params, abstract_params, logical_axes
@@ -71,8 +71,8 @@ class LanguageModel:
         routing: Streams and mixing that gates act on.
         end_token_ids: Tokens that end a completion, from the model's generation config.
         directory: The model directory it was loaded from.
-        fingerprint: Of weights and config; the same on every machine.
-        mesh: The devices that the parameters lie on; ``None`` for one device.
+        fingerprint: Fingerprint of weights and config; the same on every machine.
+        mesh: The devices that hold the parameters; ``None`` for one device.
     """
 
     def __init__(
@@ -99,35 +99,42 @@ class LanguageModel:
     def routed(
         self, routing: RoutingConfig, raw: Float[np.ndarray, "layers hooks *raw"] | None = None
     ) -> "LanguageModel":
-        """The same parameters under another routing, or with learned mixing weights ``raw``."""
+        """Return the same model under another routing, or with learned mixing weights ``raw``."""
         other = copy.copy(self)
         other.routing = Routing.create(routing, self.config.num_hidden_layers, raw)
         return other
 
+    @property
+    def frozen(self) -> FrozenModel:
+        """The model as the engine takes it."""
+        return FrozenModel(
+            self.params, self.config, self.tokenizer, self.end_token_ids, self.routing
+        )
+
+    @property
+    def replicas(self) -> int:
+        """Parts that a batch is cut into: the size of the mesh's ``data`` axis."""
+        return 1 if self.mesh is None else num_replicas(self.mesh)
+
     def devices(self) -> AbstractContextManager[Any]:
-        """Put what runs inside the block on the model's mesh, if it has one."""
+        """Run the block on the model's mesh, if it has one."""
         return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
     def check_slots(self, slots: int | Literal["auto"]) -> None:
-        """Raise a ``UserError`` if replicas cannot share so many slots evenly."""
-        data = 1 if self.mesh is None else self.mesh.shape["data"]
-        if slots != "auto" and slots % data:
-            raise UserError(
-                f"engine.slots is {slots}, which the {data} replicas of mesh.data do not divide; "
-                f"give a multiple of {data}"
-            )
+        """Raise a ``UserError`` if the replicas cannot share so many slots evenly."""
+        check_divisible(slots, self.replicas)
 
     @property
     def context(self) -> int:
-        """Most tokens of a prompt and its completion together."""
+        """Largest number of tokens of a prompt and its completion together."""
         return self.config.max_position_embeddings
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text as it stands; special tokens in it are recognised, none is added."""
+        """Encode a text as it stands; special tokens in it are recognized, none is added."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
 
     def layer_gates(self, gate: GateLike, batch: int) -> Float[np.ndarray, "batch layers"] | None:
-        """Spreads a gate over the batch and the layers; ``None`` stays ``None``."""
+        """Spread a gate over the batch and the layers; ``None`` stays ``None``."""
         return None if gate is None else self.routing.layer_gates(gate, batch)
 
     def _check_ids(self, rows: Iterable[Sequence[int] | np.ndarray]) -> None:
@@ -141,16 +148,17 @@ class LanguageModel:
     def logits(
         self, token_ids: Any, gate: GateLike = None, *, metrics: bool = False
     ) -> Float[Array, "batch seq vocab"] | tuple[Float[Array, "batch seq vocab"], StreamMetrics]:
-        """Next-token logits at every position.
+        """Compute next-token logits at every position.
 
         Args:
             token_ids: ``[batch, seq]``, or a list of rows of different lengths (padded on the
                 right; logits of the padding mean nothing). A negative id is padding, on any side.
-            gate: How much mixing.
+            gate: How much mixing, as in ``generate``.
             metrics: Also return stream metrics, which need a gate.
 
         Raises:
-            UserError: An id outside the vocabulary, a row longer than the context, a wrong gate.
+            UserError: An id is outside the vocabulary, a row is longer than the context, or the
+                gate is invalid.
         """
         rows = [np.asarray(row, np.int32) for row in token_ids]
         if not rows or not all(row.ndim == 1 and row.size for row in rows):
@@ -159,36 +167,35 @@ class LanguageModel:
             )
         width = max(row.size for row in rows)
         tokens = np.full((len(rows), width), -1, np.int32)
-        for to, row in zip(tokens, rows, strict=True):
-            to[: row.size] = row
+        for padded, row in zip(tokens, rows, strict=True):
+            padded[: row.size] = row
         self._check_ids([np.maximum(tokens, 0).ravel()])
         check_context(int((tokens >= 0).sum(axis=1).max()), 0, self.context)
-        spread = self.layer_gates(gate, len(rows))
-        if metrics and spread is None:
+        gates = self.layer_gates(gate, len(rows))
+        if metrics and gates is None:
             raise UserError(
                 "stream metrics need a gate; give gate=0.0 to measure the plain model's streams"
             )
-        replicas = 1 if self.mesh is None else self.mesh.shape["data"]
-        rest = -len(rows) % replicas  # rows of padding, so that the batch can be cut
-        tokens = np.pad(tokens, ((0, rest), (0, 0)), constant_values=-1)
+        padding = -len(rows) % self.replicas  # rows, so that the replicas divide the batch
+        tokens = np.pad(tokens, ((0, padding), (0, 0)), constant_values=-1)
         positions = np.where(tokens >= 0, np.cumsum(tokens >= 0, axis=1) - 1, -1).astype(np.int32)
         with self.devices():
-            gates = None
-            if spread is not None:
-                gates = place(np.pad(spread, ((0, rest), (0, 0))), ("batch", "layers"))
-            logits, found = _logits(
+            placed = None
+            if gates is not None:
+                placed = place(np.pad(gates, ((0, padding), (0, 0))), ("batch", "layers"))
+            logits, stream_metrics = _logits(
                 self.params,
                 place(np.maximum(tokens, 0), ("batch", "seq")),
                 place(positions, ("batch", "seq")),
-                None if spread is None else replicate(self.routing),
-                gates,
+                None if gates is None else replicate(self.routing),
+                placed,
                 config=self.config,
                 metrics=metrics,
             )
-            if rest:
+            if padding:
                 logits = logits[: len(rows)]
-                found = jax.tree.map(lambda leaf: leaf[:, :, : len(rows)], found)
-        return logits if found is None else (logits, found)
+                stream_metrics = jax.tree.map(lambda leaf: leaf[:, :, : len(rows)], stream_metrics)
+        return logits if stream_metrics is None else (logits, stream_metrics)
 
     def generate(  # noqa: PLR0913
         self,
@@ -236,34 +243,16 @@ class LanguageModel:
         rows = [prompts] if isinstance(prompts, str) else list(prompts)
         tokens = [self.encode(row) if isinstance(row, str) else list(row) for row in rows]
         self._check_ids(tokens)
-        seeds = [seed + i for i in range(len(rows))] if isinstance(seed, int) else list(seed)
-        if len(seeds) != len(rows) or not all(0 <= s < 2**31 for s in seeds):
-            raise UserError(
-                f"seed must be one number or one for each of the {len(rows)} prompts, "
-                "each from 0 to 2**31 - 1"
-            )
-        common = [shared] * len(rows) if isinstance(shared, int) else list(shared)
-        if len(common) != len(rows) or any(count < 0 for count in common):
-            raise UserError(
-                f"shared must be a number of tokens, or one for each of the {len(rows)} prompts"
-            )
-        spread = self.layer_gates(gate, len(rows))
-        gates = [None] * len(rows) if spread is None else list(spread)
-        runner = Engine(
-            self.params,
-            self.config,
-            self.tokenizer,
-            decoding,
-            end_token_ids=self.end_token_ids,
-            routing=self.routing,
-            shape=engine,
-            logprobs=logprobs,
-            margins=margins,
-        )
+        seeds = _seeds(seed, len(rows))
+        shared_tokens = _shared_tokens(shared, len(rows))
+        gates = self.layer_gates(gate, len(rows))
         requests = [
-            Request(ids, of_row, of_its_own, shared=count)
-            for ids, of_row, of_its_own, count in zip(tokens, gates, seeds, common, strict=True)
+            Request(
+                tokens[i], None if gates is None else gates[i], seeds[i], shared=shared_tokens[i]
+            )
+            for i in range(len(rows))
         ]
+        runner = Engine(self.frozen, decoding, engine, logprobs=logprobs, margins=margins)
         with self.devices():
             return runner.run(requests, finished=finished, progress=progress)
 
@@ -274,19 +263,19 @@ class LanguageModel:
         *,
         slots: int = 16,
     ) -> list[tuple[float, bool]]:
-        """Log-probability of continuations.
+        """Compute log-probabilities of continuations.
 
         Args:
             pairs: (context ids, continuation ids); neither may be empty.
             gate: How much mixing, as in ``generate``.
-            slots: Rows that run at a time.
+            slots: Pairs that run at a time.
 
         Returns:
             For each pair the summed natural-log probability of the continuation given the
             context, and whether greedy decoding would have produced it.
 
         Raises:
-            UserError: An empty side, or more tokens than the context holds.
+            UserError: A side is empty, or both have more tokens than the context holds.
         """
         slots = EngineConfig(slots).batch
         self.check_slots(slots)
@@ -297,54 +286,34 @@ class LanguageModel:
                     "loglikelihood needs at least one context token and one continuation token"
                 )
             check_context(len(context) + len(continuation) - 1, 0, self.context)
-        spread = self.layer_gates(gate, len(pairs))
-        groups: dict[int, list[int]] = {}
-        for i, (context, continuation) in enumerate(pairs):
-            groups.setdefault(bucket(len(context) + len(continuation)), []).append(i)
-        results: dict[int, tuple[float, bool]] = {}
-        for width, members in sorted(groups.items()):
-            for start in range(0, len(members), slots):
-                indices = members[start : start + slots]
-                scores, greedy = self._score(
-                    [pairs[i] for i in indices], indices, spread, slots, width
-                )
-                for row, i in enumerate(indices):
-                    context, continuation = (len(ids) for ids in pairs[i])
-                    part = slice(context, context + continuation)
-                    results[i] = (
-                        float(scores[row, part].sum(dtype=np.float64)),
-                        bool(greedy[row, part].all()),
-                    )
-        return [results[i] for i in range(len(pairs))]
-
-    def _score(
-        self,
-        pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
-        indices: Sequence[int],
-        gates: Float[np.ndarray, "pairs layers"] | None,
-        slots: int,
-        width: int,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """``token_scores`` of one batch of pairs, padded to ``[slots, width]``."""
-        tokens, lengths = np.zeros((slots, width), np.int32), np.zeros(slots, np.int32)
-        for row, (context, continuation) in enumerate(pairs):
-            ids = [*context, *continuation]
-            tokens[row, : len(ids)], lengths[row] = ids, len(ids)
-        rows = [*indices, *[indices[0]] * (slots - len(indices))]
+        gates = self.layer_gates(gate, len(pairs))
         with self.devices():
-            found = token_scores(
-                self.params,
-                place(tokens, ("batch", "seq")),
-                place(lengths, ("batch",)),
-                None if gates is None else replicate(self.routing),
-                None if gates is None else place(gates[rows], ("batch", "layers")),
-                config=self.config,
-            )
-            return fetch(found)
+            return score_pairs(self.frozen, pairs, gates, slots=slots)
+
+
+def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
+    """Return one seed per prompt; a single seed counts up."""
+    seeds = [seed + i for i in range(count)] if isinstance(seed, int) else list(seed)
+    if len(seeds) != count or not all(0 <= s < 2**31 for s in seeds):
+        raise UserError(
+            f"seed must be one number or one for each of the {count} prompts, "
+            "each from 0 to 2**31 - 1"
+        )
+    return seeds
+
+
+def _shared_tokens(shared: int | Sequence[int], count: int) -> list[int]:
+    """Return the number of shared leading tokens of each prompt."""
+    numbers = [shared] * count if isinstance(shared, int) else list(shared)
+    if len(numbers) != count or any(number < 0 for number in numbers):
+        raise UserError(
+            f"shared must be a number of tokens, or one for each of the {count} prompts"
+        )
+    return numbers
 
 
 def resolve_routing(directory: Path, routing: str | RoutingConfig | None) -> RoutingConfig:
-    """A routing configuration from a preset's name, a YAML path, or what is stored with a model."""
+    """Read a routing configuration by preset name or YAML path; empty reads the model's own."""
     if isinstance(routing, RoutingConfig):
         return routing
     stored = directory / "routing.yaml"
@@ -367,10 +336,11 @@ def load(
         routing: Name of a preset, path of a YAML file, or a configuration; ``None`` takes the one
             stored with the model, or else ``histories``.
         dtype: ``float32`` or ``bfloat16``; empty keeps what is stored.
-        mesh: Devices to spread it over; each reads its own part only. By default one device.
+        mesh: Devices to spread it over, each of which reads its own part only; by default one.
 
     Raises:
-        UserError: No such model, a damaged one, or no such routing; a mesh that does not fit.
+        UserError: The model or the routing does not exist, the model is damaged, or the mesh does
+            not fit.
     """
     directory = Path(directory)
     if dtype not in ("", "float32", "bfloat16"):
@@ -380,8 +350,8 @@ def load(
     if (mesh is not None and mesh != MeshConfig()) or jax.process_count() > 1:
         devices = (mesh or MeshConfig()).make()
         placed = shardings(logical_axes(config), abstract_params(config), devices)
-    to = jnp.dtype(dtype) if dtype else None
-    params, config = load_model(directory, dtype=to, shardings=placed)
+    target = jnp.dtype(dtype) if dtype else None
+    params, config = load_model(directory, dtype=target, shardings=placed)
     tokenizer = load_tokenizer(directory)
     return LanguageModel(
         params,
@@ -396,7 +366,7 @@ def load(
 
 
 def _end_tokens(directory: Path, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """End tokens of ``generation_config.json``, or else of ``config.json``, or the tokenizer's."""
+    """Read the end tokens: ``generation_config.json``, else ``config.json``, else the tokenizer."""
     for name in ("generation_config.json", "config.json"):
         path = directory / name
         ends = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None

@@ -36,7 +36,7 @@ from jroute.controller.features import FeatureConfig, Featurizer, raw_features
 from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Decoding
 from jroute.generate.engine import Engine
-from jroute.generate.requests import Request
+from jroute.generate.requests import FrozenModel, Request
 from jroute.model.config import Qwen3Config
 from jroute.model.decoder import forward, unembed
 from jroute.model.params import init_params
@@ -200,15 +200,8 @@ def measure(params, config: Qwen3Config, routing: Routing, tokenizer) -> dict:
         split: np.array([p.labels["class"] for p in sample]) for split, sample in drawn.items()
     }
     ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>")]
-    engine = Engine(
-        params,
-        config,
-        tokenizer,
-        Decoding(max_new_tokens=40),
-        end_token_ids=ends,
-        routing=routing,
-        shape=EngineConfig(slots=256),
-    )
+    model = FrozenModel(params, config, tokenizer, ends, routing)
+    engine = Engine(model, Decoding(max_new_tokens=40), EngineConfig(slots=256))
     layers = config.num_hidden_layers
     correct = np.zeros((len(drawn["test"]), len(GATES)))
     for column, gate in enumerate(GATES):

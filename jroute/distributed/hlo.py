@@ -1,8 +1,7 @@
-"""Which collectives a compiled program runs, read from its HLO text (``compiled.as_text()``).
+"""The collectives of a compiled program, read from its HLO text (``compiled.as_text()``).
 
-What a program sends between devices is decided by the compiler, not written in the source. This
-reads it back: every collective with what it leaves on a device, along which axes of the mesh it
-runs, and how often.
+The compiler, not the source, decides what a program sends between devices. This module lists every
+collective with its results on a device, the mesh axes along which it runs, and how often it runs.
 """
 
 import itertools
@@ -46,12 +45,12 @@ class Collective(NamedTuple):
     """One collective of a program.
 
     Attributes:
-        kind: HLO's name without ``-start``.
-        results: Element type and shape of what it leaves on one device.
+        kind: Name in HLO, without ``-start``.
+        results: Element type and shape of its results on one device.
         axes: Axes of the mesh along which the devices of one of its groups differ.
-        loops: Loops it lies in; 0 is run once.
-        times: How often it runs in one pass of those loops whose length is not known to the
-            compiler: the product of the known ones (a scan over layers).
+        loops: Number of loops around it; with 0 it runs once.
+        times: How often it runs in one pass of the loops whose trip count the compiler does not
+            know: the product of the known trip counts (a scan over layers).
     """
 
     kind: str
@@ -67,7 +66,7 @@ class Collective(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """How many collectives run, and the bytes of their results on one device."""
+    """The number of collectives that run, and the bytes of their results on one device."""
 
     calls: int
     bytes: int
@@ -83,16 +82,16 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
         mesh: Names and sizes of the mesh's axes, in order (``mesh.shape``).
 
     Raises:
-        ValueError: The text is no HLO module, or its groups are written in an unknown way.
+        ValueError: The text is not an HLO module, or its groups have an unknown notation.
     """
     computations, entry = _computations(text)
 
     def walk(name: str, loops: int, times: int) -> Iterator[Collective]:
         for line in computations[name]:
-            if found := _COLLECTIVE.search(line):
+            if match := _COLLECTIVE.search(line):
                 axes = _axes(_groups(line), mesh)
                 if axes:
-                    yield Collective(found[2], _results(*found.groups()), axes, loops, times)
+                    yield Collective(match[2], _results(*match.groups()), axes, loops, times)
                 continue
             if _ASYNC_END.search(line):
                 continue  # it names what `async-start` has run already
@@ -105,31 +104,33 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
     return list(walk(entry, 0, 1))
 
 
-def summary(found: Iterable[Collective]) -> dict[str, Traffic]:
+def summary(listed: Iterable[Collective]) -> dict[str, Traffic]:
     """Add collectives up by kind, each counted as often as it runs (see ``Collective.times``)."""
     total: dict[str, Traffic] = {}
-    for one in found:
-        calls, size = total.get(one.kind, Traffic(0, 0))
-        total[one.kind] = Traffic(calls + one.times, size + one.times * one.bytes)
+    for collective in listed:
+        calls, size = total.get(collective.kind, Traffic(0, 0))
+        total[collective.kind] = Traffic(
+            calls + collective.times, size + collective.times * collective.bytes
+        )
     return total
 
 
 def gathered_parameters(
-    found: Iterable[Collective], params: Mapping[str, Any]
+    listed: Iterable[Collective], params: Mapping[str, Any]
 ) -> list[tuple[str, Collective]]:
-    """Find all-gathers that put a parameter together which the mesh has cut.
+    """Find all-gathers that reassemble a parameter that the mesh has cut.
 
-    A result is recognised by its shape, whatever the order of its axes and whichever of them are
-    merged or split at a cut; stacked blocks are recognised whole and by the layer. A parameter of
-    which some cuts are undone and others are not counts as well.
+    A result is recognized by its shape, whatever the order of its axes and whichever of them are
+    merged or split at a cut; stacked blocks are recognized whole and by the layer. Undoing only
+    part of the cuts of a parameter counts as well.
 
     Args:
-        found: Collectives of a program.
+        listed: Collectives of a program.
         params: Parameters, or their ``ShapeDtypeStruct``, with shardings.
 
     Returns:
-        The parameter's path (of several that look alike, the first) and the collective, for every
-        such all-gather.
+        For every such all-gather the path of the parameter (the first of those with the same shape)
+        and the collective.
     """
     forms: dict[tuple[int, ...], str] = {}
     others: dict[tuple[int, ...], str] = {}
@@ -142,18 +143,18 @@ def gathered_parameters(
                 forms.setdefault(_sorted(leaf.shape[start:]), name)
             for form in _forms(leaf.shape[start:], cut[start:]):
                 others.setdefault(form, name)
-    forms = others | forms  # where two parameters may look alike, the one of just this shape
+    forms = others | forms  # of parameters that look alike, the one with exactly this shape
     return [
-        (forms[form], one)
-        for one in found
-        if one.kind == "all-gather"
-        for _, shape in one.results
+        (forms[form], collective)
+        for collective in listed
+        if collective.kind == "all-gather"
+        for _, shape in collective.results
         if (form := _sorted(shape)) in forms
     ]
 
 
 def _forms(whole: tuple[int, ...], cut: tuple[int, ...]) -> set[tuple[int, ...]]:
-    """Every shape in which an array may turn up, once at least one of its cuts is undone."""
+    """Return every shape that an array can have once at least one of its cuts is undone."""
     forms: set[tuple[int, ...]] = set()
     choices = [{(b,), (a,), (a // b, b)} for a, b in zip(whole, cut, strict=True)]
     local = math.prod(cut)
@@ -169,19 +170,19 @@ def _sorted(sizes: Iterable[int]) -> tuple[int, ...]:
 
 
 def _partitions(items: list[int]) -> Iterator[list[list[int]]]:
-    """Every way to put items into groups."""
+    """Yield every way to group items."""
     if not items:
         yield []
         return
-    first, *rest = items
-    for groups in _partitions(rest):
+    first, *others = items
+    for groups in _partitions(others):
         yield [[first], *groups]
         for i, group in enumerate(groups):
             yield [*groups[:i], [first, *group], *groups[i + 1 :]]
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """Lines of every computation by name, and the name of the first to run."""
+    """Return the lines of every computation by name, and the name of the first to run."""
     computations: dict[str, list[str]] = {}
     entry, current = "", []
     for line in text.splitlines():
@@ -196,7 +197,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _bits(kind: str) -> int:
-    """Width of an element type such as ``f32``, ``bf16``, ``f8e4m3fn`` or ``pred``."""
+    """Return the width of an element type such as ``f32``, ``bf16``, ``f8e4m3fn`` or ``pred``."""
     width = _BITS.search(kind)
     return int(width[0]) if width else 8
 
@@ -214,7 +215,7 @@ def _results(kind_of_type: str, kind: str, start: str | None):
 
 
 def _axes(groups: list[list[int]], mesh: Mapping[str, int]) -> tuple[str, ...]:
-    """Axes along which members of a group differ; devices count through the mesh row by row."""
+    """Return the axes along which members of a group differ; devices are in row-major order."""
     sizes = tuple(mesh.values())
     groups = groups or [list(range(math.prod(sizes)))]
     along = np.zeros(len(sizes), bool)
@@ -225,7 +226,7 @@ def _axes(groups: list[list[int]], mesh: Mapping[str, int]) -> tuple[str, ...]:
 
 
 def _groups(line: str) -> list[list[int]]:
-    """Devices that take part together; an empty list means all of them."""
+    """Return the groups of devices that take part together; an empty list means all of them."""
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}|source_target_pairs=\{\}", line):
         return [[int(a), int(b)] for a, b in re.findall(r"(\d+),(\d+)", pairs[0])] or [[0]]
     text = line.split("replica_groups=", 1)[-1]
@@ -237,7 +238,7 @@ def _groups(line: str) -> list[list[int]]:
         return [
             json.loads(f"[{group}]") for group in re.findall(r"\{([\d,]+)\}", text.split(" ")[0])
         ]
-    raise ValueError(f"replica groups are written in an unknown way: {line.strip()[:300]}")
+    raise ValueError(f"replica groups have an unknown notation: {line.strip()[:300]}")
 
 
 def _iota(shape: str, order: str, turned: str | None) -> np.ndarray:
@@ -249,22 +250,22 @@ def _iota(shape: str, order: str, turned: str | None) -> np.ndarray:
 
 
 def _mesh_groups(text: str) -> list[list[int]]:
-    """Group written as axes of a mesh: ``mesh['x'=2,'y'=4] {'y':(2)2}`` (half of ``y``).
+    """Parse groups given as axes of a mesh: ``mesh['x'=2,'y'=4] {'y':(2)2}`` (half of ``y``).
 
-    The mesh may be laid out otherwise than in order: ``, device_ids=([4,2]T(1,0))``.
+    The devices of the mesh may be permuted: ``, device_ids=([4,2]T(1,0))``.
     """
-    found = _MESH_GROUPS.match(text)
-    if not found:
-        raise ValueError(f"replica groups are written in an unknown way: {text[:300]}")
-    axes = {name: int(size) for name, size in re.findall(r"'(.*?)'=(\d+)", found["axes"])}
-    if found["listed"]:
-        devices = np.array(json.loads(f"[{found['listed']}]"))
+    match = _MESH_GROUPS.match(text)
+    if not match:
+        raise ValueError(f"replica groups have an unknown notation: {text[:300]}")
+    axes = {name: int(size) for name, size in re.findall(r"'(.*?)'=(\d+)", match["axes"])}
+    if match["listed"]:
+        devices = np.array(json.loads(f"[{match['listed']}]"))
     else:
         count = str(math.prod(axes.values()))
-        devices = _iota(count, found["order"] or count, found["turned"])
+        devices = _iota(count, match["order"] or count, match["turned"])
     used = {
         name: (int(before), int(size)) if size else (1, axes[name])
-        for name, before, size in re.findall(r"'(.*?)'(?::\((\d+)\)(\d+))?", found[5])
+        for name, before, size in re.findall(r"'(.*?)'(?::\((\d+)\)(\d+))?", match[5])
     }
     sizes, inside = [], []
     for name, size in axes.items():

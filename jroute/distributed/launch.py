@@ -1,4 +1,4 @@
-"""Starts one program as several processes that share a mesh, and ends all of them when one dies.
+"""Start one program as several processes that share a mesh; end all of them when one dies.
 
     python -m jroute.launch --processes 2 -- python -m jroute.outcomes --config FILE --mesh.data 2
 
@@ -39,7 +39,23 @@ class Death(NamedTuple):
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, starts, waits; leaves with the status of the first process that failed."""
+    """Start the processes and wait; exit with the status of the first that fails."""
+    arguments = _parser().parse_args(argv)
+    program = arguments.command[arguments.command[:1] == ["--"] :]
+    _check(arguments, program)
+
+    def report(death: Death) -> None:
+        consequence = f"ending the others within {arguments.timeout} seconds"
+        print(f"{_describe(death, arguments)}; {consequence}", file=sys.stderr, flush=True)
+
+    death = run(program, _environments(arguments), timeout=arguments.timeout, died=report)
+    if death:
+        sentence = f"{_describe(death, arguments)} and all others were ended; {_advice(death)}"
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
+        sys.exit(death.status if death.status > 0 else 128 - death.status)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m jroute.launch",
         description=__doc__,
@@ -52,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--devices-per-process",
         type=int,
         default=1,
-        help="GPUs of each process, or host devices where there are none (default: 1)",
+        help="GPUs of each process, or host devices on a machine without GPUs (default: 1)",
     )
     parser.add_argument(
         "--timeout",
@@ -64,9 +80,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--node-rank", type=int, default=0, help="number of this one, from 0")
     parser.add_argument("--coordinator", help="host:port of machine 0; needed with --nodes")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
-    arguments = parser.parse_args(argv)
-    command = arguments.command[arguments.command[:1] == ["--"] :]
-    _check(arguments, command)
+    return parser
+
+
+def _environments(arguments: argparse.Namespace) -> list[dict[str, str]]:
+    """Return the environment variables of each process."""
     coordinator = arguments.coordinator or f"127.0.0.1:{_free_port()}"
     shared = {
         COORDINATOR: coordinator,
@@ -74,28 +92,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         TIMEOUT: str(arguments.timeout),
         "JAX_NUM_CPU_DEVICES": str(arguments.devices_per_process),
     }
-    if arguments.nodes == 1:
-        shared["JAX_COORDINATOR_BIND_ADDRESS"] = coordinator  # nobody else's business
+    if arguments.nodes == 1:  # nobody outside this machine may connect
+        shared["JAX_COORDINATOR_BIND_ADDRESS"] = coordinator
     environments = []
     for i in range(arguments.processes):
         first = i * arguments.devices_per_process
         devices = ",".join(map(str, range(first, first + arguments.devices_per_process)))
         number = str(arguments.node_rank * arguments.processes + i)
         environments.append({**shared, PROCESS: number, "JAX_LOCAL_DEVICE_IDS": devices})
-
-    def tell(death: Death) -> None:
-        rest = f"ending the others within {arguments.timeout} seconds"
-        print(f"{_what(death, arguments)}; {rest}", file=sys.stderr, flush=True)
-
-    death = run(command, environments, timeout=arguments.timeout, died=tell)
-    if death:
-        sentence = f"{_what(death, arguments)} and all others were ended; {_advice(death)}"
-        print(f"error: {sentence}", file=sys.stderr, flush=True)
-        sys.exit(death.status if death.status > 0 else 128 - death.status)
+    return environments
 
 
-def _check(arguments: argparse.Namespace, command: list[str]) -> None:
-    if not command:
+def _check(arguments: argparse.Namespace, program: list[str]) -> None:
+    if not program:
         raise UserError("there is no command to start; give it at the end, after --")
     for name in ("processes", "devices_per_process", "timeout", "nodes"):
         if getattr(arguments, name) < 1:
@@ -121,13 +130,13 @@ def run(
 ) -> Death | None:
     """Run one process per environment until all have succeeded or one has not.
 
-    When one fails, or this process is interrupted, the others are asked to end, and after
-    ``timeout`` seconds made to. When this process is killed, so are they.
+    When one fails, or this process is interrupted, the others receive SIGTERM, and after
+    ``timeout`` seconds SIGKILL. When this process is killed, so are they.
 
     Args:
-        command: What to run.
-        environments: Variables of each process, beside those of this one.
-        timeout: Seconds that the others are given.
+        command: The program and its arguments.
+        environments: Variables of each process, added to those of this one.
+        timeout: Seconds that the others have to end.
         died: Called with the first process that failed, before the others are ended.
 
     Returns:
@@ -148,8 +157,8 @@ def run(
             children.append(_start(command, environment))
         for i, child in enumerate(children):
             mark = f"[{environments[i][PROCESS]}] ".encode()
-            for stream, to in ((child.stdout, sys.stdout), (child.stderr, sys.stderr)):
-                printing.append(threading.Thread(target=_pass_on, args=(stream, to, mark)))
+            for stream, target in ((child.stdout, sys.stdout), (child.stderr, sys.stderr)):
+                printing.append(threading.Thread(target=_pass_on, args=(stream, target, mark)))
             threading.Thread(target=watch, args=(i, child), daemon=True).start()
         for thread in printing:
             thread.daemon = True
@@ -163,7 +172,7 @@ def run(
     finally:
         _end(children, timeout)
         for thread in printing:
-            thread.join(timeout=2)  # what the command started itself may hold its output open
+            thread.join(timeout=2)  # a grandchild may hold its output open
 
 
 def _start(command: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -195,18 +204,19 @@ def _die_with_parent() -> None:
 _LINE_ENDS = re.compile(rb"(?<=\n)|(?<=\r)(?!\n)")  # a progress bar ends its lines with \r
 
 
-def _pass_on(stream: IO[bytes], to: IO[str], mark: bytes) -> None:
-    rest = b""
+def _pass_on(stream: IO[bytes], target: IO[str], mark: bytes) -> None:
+    """Copy a stream line by line, each behind ``mark``."""
+    incomplete = b""
     while chunk := os.read(stream.fileno(), 2**16):
-        *lines, rest = _LINE_ENDS.split(rest + chunk)
-        _write(to, [mark + line for line in lines])
-    _write(to, [mark + rest + b"\n"] if rest else [])
+        *lines, incomplete = _LINE_ENDS.split(incomplete + chunk)
+        _write(target, [mark + line for line in lines])
+    _write(target, [mark + incomplete + b"\n"] if incomplete else [])
 
 
-def _write(to: IO[str], lines: list[bytes]) -> None:
+def _write(target: IO[str], lines: list[bytes]) -> None:
     for line in lines:
-        to.buffer.write(line)  # type: ignore[attr-defined]
-    to.flush()
+        target.buffer.write(line)  # type: ignore[attr-defined]
+    target.flush()
 
 
 def _end(children: Sequence[subprocess.Popen[bytes]], timeout: float) -> None:
@@ -237,7 +247,7 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _what(death: Death, arguments: argparse.Namespace) -> str:
+def _describe(death: Death, arguments: argparse.Namespace) -> str:
     how = f"ended with status {death.status}"
     if death.status < 0:
         how = f"was killed by {signal.Signals(-death.status).name}"
@@ -253,8 +263,8 @@ def _advice(death: Death) -> str:
         )
     if death.status == -signal.SIGABRT:
         return (
-            "JAX ends a process so when it has heard nothing of another for --timeout seconds: the "
-            "one whose lines above stop first hung; then give the same command again"
+            "JAX aborts a process that has heard nothing of another for --timeout seconds: the one "
+            "whose lines above stop first hung; then give the same command again"
         )
     return (
         f"its last lines above, marked [{death.process}], say why; then give the same command again"

@@ -1,12 +1,12 @@
-"""Devices as a mesh, and the one table that says which logical axis lies on which mesh axis.
+"""The device mesh, and the one table that maps logical axes to mesh axes.
 
-The table places everything: parameters, activations, the key-value cache and the streams. Under
-``with jax.set_mesh(mesh)`` the model keeps its activations where the table says (``constrain``) and
-its inputs are put there (``place``); without a mesh both hand their array back as it is.
+The table lays out everything: parameters, activations, the key-value cache and the streams. Under
+``with jax.set_mesh(mesh)`` the model constrains its activations to the table (``constrain``), and
+inputs are placed by it (``place``); without a mesh both return their array unchanged.
 
-The batch is cut along ``data``. ``fsdp`` cuts the embedding axis of parameters *and* activations:
-a product with a weight sums small partial activations over ``fsdp`` and never gathers the weight.
-``tensor`` cuts heads, the MLP's inner axis and the vocabulary.
+The mesh axis ``data`` cuts the batch. ``fsdp`` cuts the embedding axis of parameters *and*
+activations: a product with a weight sums small partial activations over ``fsdp`` and never gathers
+the weight. ``tensor`` cuts heads, the MLP's inner axis and the vocabulary.
 """
 
 from collections.abc import Mapping
@@ -42,12 +42,12 @@ RULES: Mapping[str, str | None] = {
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How many devices to use, and for what.
+    """Number of devices along each axis of the mesh.
 
     Attributes:
-        data: Replicas, each with its own rows of the batch; 0 takes as many as there are devices.
-        fsdp: Parts the embedding axis of the model is cut into.
-        tensor: Parts heads, MLP and vocabulary are cut into.
+        data: Number of replicas, each with its own rows of the batch; 0 uses all devices.
+        fsdp: Number of parts of the embedding axis.
+        tensor: Number of parts of heads, MLP and vocabulary.
     """
 
     stored_keys: ClassVar[Keys] = keys("data", "fsdp", "tensor")
@@ -60,7 +60,7 @@ class MeshConfig:
         if self.data < 0 or self.fsdp < 1 or self.tensor < 1:
             raise UserError(
                 f"a mesh of {self.data} x {self.fsdp} x {self.tensor} (data x fsdp x tensor) is "
-                "none; give sizes of 1 or more (data may be 0: all devices)"
+                "impossible; give sizes of 1 or more (data may be 0: all devices)"
             )
 
     @classmethod
@@ -68,7 +68,7 @@ class MeshConfig:
         """Read ``data,fsdp,tensor``.
 
         Raises:
-            UserError: It is not three numbers.
+            UserError: The text is not three numbers.
         """
         try:
             data, fsdp, tensor = map(int, text.split(","))
@@ -79,23 +79,23 @@ class MeshConfig:
         return cls(data, fsdp, tensor)
 
     def make(self) -> Mesh:
-        """The mesh (see ``make_mesh``)."""
+        """Make the mesh (see ``make_mesh``)."""
         return make_mesh(self.data, self.fsdp, self.tensor)
 
 
 def make_mesh(data: int = 0, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """Lays the first devices out as ``data x fsdp x tensor``.
+    """Lay the first devices out as ``data x fsdp x tensor``.
 
     Args:
-        data: Replicas; 0 takes as many as there are devices.
-        fsdp: Parts the embedding axis is cut into.
-        tensor: Parts heads, MLP and vocabulary are cut into.
+        data: Number of replicas; 0 uses all devices.
+        fsdp: Number of parts of the embedding axis.
+        tensor: Number of parts of heads, MLP and vocabulary.
 
     Raises:
-        UserError: There are too few devices; they do not divide; or several processes run and
-            the mesh would leave devices of some of them out.
+        UserError: There are too few devices, or a number that the sizes do not divide; or several
+            processes run and the mesh would omit devices of some of them.
     """
-    MeshConfig(data, fsdp, tensor)  # refuses sizes that are none
+    MeshConfig(data, fsdp, tensor)  # refuses impossible sizes
     devices = jax.devices()
     if not data and len(devices) % (fsdp * tensor):
         raise UserError(
@@ -116,12 +116,12 @@ def make_mesh(data: int = 0, fsdp: int = 1, tensor: int = 1) -> Mesh:
 def spec(
     axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh, name: str = "array"
 ) -> PartitionSpec:
-    """Where an array with these logical axes lies.
+    """Return the partition of an array with these logical axes.
 
     Raises:
-        UserError: An unknown axis, another number of axes than the array has, one mesh axis for
-            two axes of the array, or a size that the mesh axis does not divide; the message names
-            the array, the axis and the sizes.
+        UserError: An axis is unknown, the number of axes differs from that of the array, two axes
+            share a mesh axis, or the mesh axis does not divide a size; the message names the array,
+            the axis and the sizes.
     """
     _check_names(axes, name)
     if len(axes) != len(shape):
@@ -146,20 +146,20 @@ def _check_names(axes: tuple[str, ...], name: str) -> None:
 
 
 def shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
-    """Shardings for a tree of arrays from the tree of their logical axes."""
+    """Return the shardings of a tree of arrays, from the tree of their logical axes."""
 
-    def one(path: tuple[Any, ...], array: Any, names: tuple[str, ...]) -> NamedSharding:
+    def sharding_of(path: tuple[Any, ...], array: Any, names: tuple[str, ...]) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         return NamedSharding(mesh, spec(names, array.shape, mesh, name))
 
-    return jax.tree_util.tree_map_with_path(one, shapes, axes)
+    return jax.tree_util.tree_map_with_path(sharding_of, shapes, axes)
 
 
 def constrain(x: jax.Array, axes: tuple[str, ...], name: str = "an activation") -> jax.Array:
-    """Keep an array inside a jitted program where the table says; ``x`` itself without a mesh.
+    """Lay out an array inside a jitted program by the table; without a mesh return it unchanged.
 
     Raises:
-        UserError: An unknown axis; the array does not fit the mesh (see ``spec``).
+        UserError: An axis is unknown, or the array does not fit the mesh (see ``spec``).
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -169,10 +169,9 @@ def constrain(x: jax.Array, axes: tuple[str, ...], name: str = "an activation") 
 
 
 def place(array: Any, axes: tuple[str, ...], name: str = "an input") -> Any:
-    """Put a host array on the mesh that is set; ``array`` itself without a mesh.
+    """Put a host array on the mesh that is set; without a mesh return it unchanged.
 
-    With several processes each of them gives the same whole array, and only their own parts are
-    copied to their devices.
+    Every process passes the same whole array, and copies only its own parts to its devices.
 
     Raises:
         UserError: The array does not fit the mesh (see ``spec``).
@@ -186,30 +185,30 @@ def place(array: Any, axes: tuple[str, ...], name: str = "an input") -> Any:
 
 
 def replicate(tree: Any) -> Any:
-    """Put whole host arrays on every device of the mesh; ``tree`` itself without a mesh."""
+    """Copy host arrays to every device of the mesh; without a mesh return them unchanged."""
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return tree
     everywhere = NamedSharding(mesh, PartitionSpec())
 
-    def one(array: Any) -> jax.Array:
+    def to_all(array: Any) -> jax.Array:
         host = np.asarray(array)
         return jax.make_array_from_callback(host.shape, everywhere, lambda index: host[index])
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(to_all, tree)
 
 
 def fetch(tree: Any) -> Any:
-    """Whole arrays on the host of every process; all processes must call it together."""
+    """Return whole arrays on the host of every process; all processes must call it together."""
 
-    def one(array: Any) -> np.ndarray:
+    def to_host(array: Any) -> np.ndarray:
         if isinstance(array, jax.Array) and not (
             array.is_fully_addressable or array.is_fully_replicated
         ):
             return multihost_utils.process_allgather(array, tiled=True)  # type: ignore[return-value]
         return np.asarray(array)
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(to_host, tree)
 
 
 def num_replicas(mesh: Mesh | None = None) -> int:

@@ -15,20 +15,20 @@ from jroute.utils.errors import UserError
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that prints."""
+    """Return whether this process is the one that prints."""
     return jax.process_index() == 0
 
 
 COORDINATOR, PROCESSES, PROCESS, TIMEOUT = (
     f"JROUTE_{name}" for name in ("COORDINATOR", "PROCESSES", "PROCESS", "TIMEOUT")
 )
-"""What the launcher tells its processes, in their environment."""
+"""Environment variables that the launcher sets for its processes."""
 
 DEFAULT_TIMEOUT = 30
 
 
 def started_as_several() -> bool:
-    """Whether a launcher or Slurm started several processes of this program."""
+    """Return whether a launcher or Slurm started several processes of this program."""
     in_slurm = "SLURM_STEP_NODELIST" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
     return COORDINATOR in os.environ or in_slurm
 
@@ -36,12 +36,12 @@ def started_as_several() -> bool:
 def join_processes() -> None:
     """Join the other processes of this program, if a launcher or Slurm started several.
 
-    Call it before anything else touches a device. ``$JROUTE_TIMEOUT`` (seconds, default 30) bounds
-    how long a process that has died goes unnoticed by the others, which then end too.
+    Call it before anything else uses a device. ``$JROUTE_TIMEOUT`` (seconds, default 30) bounds the
+    time until the others notice that a process has died, and end too.
 
     Raises:
-        UserError: The launcher's variables are incomplete or no numbers, or the others could not
-            be reached.
+        UserError: The launcher's variables are incomplete or not numbers, or the others cannot be
+            reached.
     """
     if jax.distributed.is_initialized():
         return
@@ -62,7 +62,7 @@ def join_processes() -> None:
         ) from None
     if not started_as_several():
         return
-    # It would take SIGTERM away from the command, which cleans up and ends on it.
+    # The service would intercept SIGTERM, on which the command cleans up and ends.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -79,7 +79,7 @@ def join_processes() -> None:
 
 
 def _leave_at_once_if_failed() -> None:
-    """After an uncaught exception, spares the others the wait for this process at the end."""
+    """After an uncaught exception, spare the others the wait for this process at the end."""
     if hasattr(sys, "last_value"):
         sys.stdout.flush()
         sys.stderr.flush()

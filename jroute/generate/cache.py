@@ -1,14 +1,14 @@
 """The key-value cache of decoding: index = position in the row.
 
-It is laid out as the products of attention read it: keys ``[slots, kv_heads, head_dim, keys]``,
-values ``[slots, kv_heads, keys, head_dim]``, so that a step copies nothing of its size. Each is cut
-along its positions into blocks (``block_sizes``), every one an array of its own. Where the blocks
-end depends on nothing but the position, and attention reads them in order, each by itself: what a
-row computes does not depend, bit for bit, on how long the cache is, and so not on the neighbours
-that made it long. A cache grows by another block, without a copy.
+Its layout is that of attention's products: keys ``[slots, kv_heads, head_dim, keys]``, values
+``[slots, kv_heads, keys, head_dim]``, so that a step copies nothing of its size. Each is cut along
+its positions into blocks (``block_sizes``), which are separate arrays. Block boundaries depend on
+the position alone, and attention reads the blocks one by one, in order: what a row computes does
+not depend, bit for bit, on the length of the cache, nor on the neighbors that lengthened it. A
+cache grows by another block, without a copy.
 
-On a GPU, where more and smaller products cost more than they save, there is one block of whatever
-length is asked for; the capacity is then part of the execution shape.
+On a GPU, where more and smaller products cost more than they save, there is a single block of the
+requested length; the capacity is then part of the execution shape.
 """
 
 import itertools
@@ -31,10 +31,10 @@ BLOCK = 64
 
 
 def block_sizes(length: int) -> tuple[int, ...]:
-    """Blocks of a cache with room for ``length`` positions: 64, 64, 64, 64, 128, 128, 256, 256 ...
+    """Return the blocks of a cache for ``length`` positions: 64, 64, 64, 64, 128, 128, 256 ...
 
-    With two sizes to an octave there are few of them, and at most a third of a long one is unused.
-    There are always two: of a single one XLA makes another program, which rounds differently.
+    Two sizes per octave keep the blocks few and leave at most a third of a long cache unused. There
+    are always two blocks: for a single one XLA makes another program, which rounds differently.
     """
     if jax.default_backend() != "cpu":
         return (-(-length // BLOCK) * BLOCK,)
@@ -45,12 +45,12 @@ def block_sizes(length: int) -> tuple[int, ...]:
 
 
 def capacity_for(length: int) -> int:
-    """Capacity of a cache with room for ``length`` positions."""
+    """Return the capacity of a cache with room for ``length`` positions."""
     return sum(block_sizes(length))
 
 
 def capacity(cache: Cache) -> int:
-    """Positions that a row of the cache has room for."""
+    """Return how many positions a row of the cache has room for."""
     layer = cache if isinstance(cache, KeyValue) else cache[0]
     return sum(block.shape[-1] for block in layer.key)
 
@@ -58,16 +58,14 @@ def capacity(cache: Cache) -> int:
 def allocate(
     config: Qwen3Config, slots: int, length: int, dtype: Any, *, stacked: bool = False
 ) -> Cache:
-    """An empty cache with room for ``length`` positions."""
+    """Allocate an empty cache with room for ``length`` positions."""
     layers, heads = config.num_hidden_layers, config.num_key_value_heads
 
     def empty() -> KeyValue:
         shape = (*((layers,) if stacked else ()), slots, heads)
-        nothing = KeyValue(
-            jnp.zeros((*shape, config.head_dim, 0), dtype),
-            jnp.zeros((*shape, 0, config.head_dim), dtype),
-        )
-        return grow(KeyValue((nothing.key,), (nothing.value,)), length)
+        key = jnp.zeros((*shape, config.head_dim, 0), dtype)
+        value = jnp.zeros((*shape, 0, config.head_dim), dtype)
+        return grow(KeyValue((key,), (value,)), length)
 
     return empty() if stacked else tuple(empty() for _ in range(layers))
 
@@ -77,10 +75,10 @@ def from_prefill(kv: KeyValue, length: int, *, stacked: bool = False) -> Cache:
 
     Args:
         kv: Keys and values ``[layers, batch, seq, kv_heads, head_dim]`` of right-padded prompts; or
-            the stacked cache in which a prefill that went on from a prefix left them.
-        length: Positions of the cache, at least ``seq``. What lies beyond a row's own length
-            is never attended to before it has been overwritten.
-        stacked: Keep the layers in one array; otherwise they are taken apart.
+            the stacked cache of a prefill that continued a prefix.
+        length: Positions of the cache, at least ``seq``. Positions beyond a row's own length are
+            overwritten before they are attended to.
+        stacked: Keep the layers in one array; otherwise split them.
     """
     if not isinstance(kv.key, tuple):
         kv = to_cache_layout(kv)
@@ -94,7 +92,7 @@ def from_prefill(kv: KeyValue, length: int, *, stacked: bool = False) -> Cache:
 
 
 def after_prefix(prefix: KeyValue, rows: int, more: int, *, stacked: bool = True) -> Cache:
-    """A cache of ``rows`` rows that all begin with a prefix, with room for ``more`` positions.
+    """Make a cache of ``rows`` rows that begin with a prefix, with room for ``more`` positions.
 
     Args:
         prefix: Keys and values ``[layers, replicas, prefix, kv_heads, head_dim]``, one row for
@@ -109,27 +107,27 @@ def after_prefix(prefix: KeyValue, rows: int, more: int, *, stacked: bool = True
 
 
 def grow(cache: KeyValue, length: int) -> KeyValue:
-    """The keys and values of one layer, or of all stacked, with room for more positions.
+    """Lengthen the cache of one layer, or of all stacked, to hold ``length`` positions.
 
-    Full blocks are handed back as they are.
+    Full blocks are returned as they are.
     """
     sizes = block_sizes(length)
     if sum(sizes) <= capacity(cache):
         return cache
 
-    def longer(blocks: tuple[Array, ...], axis: int, axes: tuple[str, ...]) -> tuple[Array, ...]:
-        found = list(blocks)
+    def lengthen(blocks: tuple[Array, ...], axis: int, axes: tuple[str, ...]) -> tuple[Array, ...]:
+        longer = list(blocks)
         for i, size in enumerate(sizes):
-            if i == len(found):
-                found.append(jax.lax.slice_in_dim(found[0], 0, 0, axis=axis))
-            if missing := size - found[i].shape[axis]:
-                room = [(0, 0)] * found[i].ndim
-                room[axis] = (0, missing)
-                found[i] = _constrain(jnp.pad(found[i], room), axes)
-        return tuple(found)
+            if i == len(longer):
+                longer.append(jax.lax.slice_in_dim(longer[0], 0, 0, axis=axis))
+            if missing := size - longer[i].shape[axis]:
+                padding = [(0, 0)] * longer[i].ndim
+                padding[axis] = (0, missing)
+                longer[i] = _constrain(jnp.pad(longer[i], padding), axes)
+        return tuple(longer)
 
     return KeyValue(
-        longer(cache.key, -1, CACHED_KEY_AXES), longer(cache.value, -2, CACHED_VALUE_AXES)
+        lengthen(cache.key, -1, CACHED_KEY_AXES), lengthen(cache.value, -2, CACHED_VALUE_AXES)
     )
 
 
@@ -141,14 +139,15 @@ def insert(cache: Cache, rows: Cache, at: Int[Array, " rows"]) -> Cache:
 
 
 def _insert(cache: KeyValue, rows: KeyValue, at: Array, put: Callable[..., Array]) -> KeyValue:
-    def one(
+    def insert_blocks(
         old: tuple[Array, ...], new: tuple[Array, ...], axes: tuple[str, ...]
     ) -> tuple[Array, ...]:
         changed = tuple(_constrain(put(*pair, at), axes) for pair in zip(old, new, strict=False))
         return (*changed, *old[len(new) :])
 
     return KeyValue(
-        one(cache.key, rows.key, CACHED_KEY_AXES), one(cache.value, rows.value, CACHED_VALUE_AXES)
+        insert_blocks(cache.key, rows.key, CACHED_KEY_AXES),
+        insert_blocks(cache.value, rows.value, CACHED_VALUE_AXES),
     )
 
 
@@ -157,9 +156,9 @@ def put_rows(
 ) -> Shaped[Array, "slots *old"]:
     """Overwrite slots ``at`` with rows, which may be shorter along any other axis.
 
-    On a mesh a row stays with its replica, so that nothing travels: each of the ``data`` parts of
-    ``new`` goes into the same part of ``old``, and ``at`` counts within the part. A row whose slot
-    lies outside is dropped.
+    On a mesh a row stays on its replica, without communication: each of the ``data`` parts of
+    ``new`` goes into the same part of ``old``, and ``at`` counts within the part. A row with a slot
+    outside is dropped.
     """
 
     def put(old: Array, new: Array, at: Array) -> Array:
@@ -174,11 +173,11 @@ def put_rows(
 
 
 def _cut(x: Array, axis: int, sizes: tuple[int, ...]) -> tuple[Array, ...]:
-    """Blocks of given sizes, of which the last may be shorter."""
+    """Cut an array into blocks of the given sizes; the last may be shorter."""
     ends = [min(end, x.shape[axis]) for end in itertools.accumulate(sizes)]
     return tuple(jnp.split(x, ends[:-1], axis=axis))
 
 
 def _constrain(block: Array, axes: tuple[str, ...]) -> Array:
-    """A block where the table says, of one layer or of all stacked."""
+    """Lay a block of one layer, or of all stacked, out by the table of the mesh."""
     return constrain(block, ("layers", *axes)[-block.ndim :])

@@ -9,11 +9,11 @@ from jroute.utils.keys import Keys, keys
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Execution shape of generation; part of how a cell was made, not of what it means.
+    """Execution shape of generation: how a cell is made, not what it means.
 
     Attributes:
-        slots: Rows that run at a time, a multiple of the mesh's ``data`` axis; ``auto`` takes what
-            the device's free memory holds, and no more than there are prompts.
+        slots: Rows that run at a time, a multiple of the mesh's ``data`` axis; ``auto`` takes as
+            many as the device's free memory holds, and no more than there are prompts.
         chunk: Decode steps between two looks at stop strings, at most.
         unroll: Decode over separate layers, which is faster but holds the weights of the blocks
             twice; otherwise scan over the stacked ones.
@@ -40,10 +40,10 @@ class EngineConfig:
 
     @property
     def batch(self) -> int:
-        """Rows of what is no generation, and so needs little memory: the slots, if they are set."""
+        """Batch size where memory sets no limit: the slots, or 64 if they are ``auto``."""
         return 64 if self.slots == "auto" else self.slots
 
-    def rows(self, width: int, slots: int, replicas: int) -> int:
-        """Prompts of a padded width that are read together; always so many, whoever waits."""
+    def prefill_rows(self, width: int, slots: int, replicas: int) -> int:
+        """Return how many prompts of a padded width are read together, however many wait."""
         fit = max(1, min(self.prefill_tokens // width, slots // 8))
         return max(1, fit // replicas) * replicas

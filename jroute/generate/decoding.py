@@ -1,4 +1,4 @@
-"""Fixed decoding: how tokens are chosen and when a completion ends."""
+"""Decoding: how tokens are chosen and when a completion ends."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -18,10 +18,11 @@ class Decoding:
         temperature: 0 is greedy; otherwise logits are divided by it and sampled from.
         top_k: Keep the k most likely tokens; 0 keeps all.
         top_p: Keep the smallest set of most likely tokens whose probability reaches p.
-        max_new_tokens: A completion is cut off after so many tokens.
+        max_new_tokens: Largest number of tokens of a completion.
         stop: Strings that end a completion; they are cut from its text.
-        min_p: Keep tokens at least so many times as likely as the most likely one; 0 keeps all.
-        min_new_tokens: Before so many tokens no end token is chosen, and no stop string counts.
+        min_p: Keep tokens at least ``min_p`` times as likely as the most likely one; 0 keeps all.
+        min_new_tokens: Number of tokens before which no end token is chosen and no stop string
+            counts.
     """
 
     stored_keys: ClassVar[Keys] = keys(
@@ -64,29 +65,29 @@ class Decoding:
         """Temperature, top-k, top-p, min-p, in this order; or greedy alone."""
         if self.temperature == 0:
             return (Greedy(),)
-        found: list[Strategy] = []
+        strategies: list[Strategy] = []
         if self.temperature != 1:
-            found.append(Temperature(self.temperature))
+            strategies.append(Temperature(self.temperature))
         if self.top_k:
-            found.append(TopK(self.top_k))
+            strategies.append(TopK(self.top_k))
         if self.top_p < 1:
-            found.append(TopP(self.top_p))
+            strategies.append(TopP(self.top_p))
         if self.min_p > 0:
-            found.append(MinP(self.min_p))
-        return tuple(found)
+            strategies.append(MinP(self.min_p))
+        return tuple(strategies)
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What one prompt gave.
+    """The completion of one prompt.
 
     Attributes:
         tokens: Ids as generated, with the end token if one was reached, or up to the token that
             completed a stop string.
         text: Decoded without special tokens, cut before the first stop string.
         stop_reason: ``end_token``, ``stop_string`` or ``length`` (cut off).
-        logprobs: Natural-log probability of each token, if asked for.
-        margin: The smallest margin by which one of the tokens was chosen, if asked for (see
+        logprobs: Natural-log probability of each token, if requested.
+        margin: The smallest margin by which one of the tokens was chosen, if requested (see
             ``jroute.generate.sampling.Chosen``); below ``NEAR_TIE`` rounding could have decided.
     """
 

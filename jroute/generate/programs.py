@@ -1,13 +1,13 @@
 """The compiled programs of generation, over a fixed number of slots.
 
 ``prefill`` reads prompts, ``insert`` puts them into free slots, ``decode`` runs a chunk of steps,
-``widen`` makes the cache longer. All that concerns a row stands in the state, so one program serves
-any mix of rows; states are donated from one program to the next. What the host has to know comes
-back in a ``Chunk`` of its own.
+``widen`` makes the cache longer. The state holds everything that concerns a row, so one program
+serves any mix of rows; each program donates its state to the next. Results for the host come back
+in a ``Chunk``.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jroute.distributed.mesh import constrain
 from jroute.generate import cache as caches
 from jroute.generate.cache import Cache
-from jroute.generate.sampling import Choice, choose
+from jroute.generate.sampling import Choice, Chosen, choose
 from jroute.model.attention import KeyValue
 from jroute.model.config import Qwen3Config
 from jroute.model.decoder import forward, unembed
@@ -24,15 +24,28 @@ from jroute.model.params import Params, unstack_blocks
 from jroute.routing.mixing import Routing
 
 
+class Prefix(NamedTuple):
+    """Tokens with which many prompts begin.
+
+    Attributes:
+        cache: Their keys and values ``[layers, replicas, prefix, kv_heads, head_dim]``.
+        length: Number of tokens, without padding.
+    """
+
+    cache: KeyValue
+    length: Int[Array, ""] | int
+
+
 class Rows(NamedTuple):
     """Prompts to read.
 
     Attributes:
-        tokens: Right-padded.
-        lengths: Real tokens of each row; rows of length 0 are dummies.
-        seeds: Of the rows' randomness.
-        limits: Most tokens a row may generate.
+        tokens: Right-padded; what follows the prefix, if there is one.
+        lengths: Number of tokens of each row; rows of length 0 are dummies.
+        seeds: Seeds of the rows' randomness.
+        limits: Largest number of tokens that each row may generate.
         gate: Mixing strength; ``None`` for the plain model.
+        prefix: What all rows begin with, from ``read_prefix``.
     """
 
     tokens: Int[Array, "rows seq"]
@@ -40,6 +53,7 @@ class Rows(NamedTuple):
     seeds: Int[Array, " rows"]
     limits: Int[Array, " rows"]
     gate: Float[Array, "rows layers"] | None
+    prefix: Prefix | None = None
 
 
 class DecodeState(NamedTuple):
@@ -48,11 +62,11 @@ class DecodeState(NamedTuple):
     Attributes:
         cache: Keys and values per layer.
         last: The newest token of each row, not yet in the cache.
-        lengths: Tokens of a row in the cache.
-        generated: How many tokens each row has generated.
-        done: Rows that are finished: their slots are free.
-        seeds: Of the rows' randomness.
-        limits: Most tokens a row may generate.
+        lengths: Number of tokens of each row in the cache.
+        generated: Number of tokens that each row has generated.
+        done: Whether a row is finished and its slot free.
+        seeds: Seeds of the rows' randomness.
+        limits: Largest number of tokens that each row may generate.
         gate: Mixing strength of each row and layer; ``None`` for the plain model.
     """
 
@@ -66,15 +80,29 @@ class DecodeState(NamedTuple):
     gate: Float[Array, "slots layers"] | None
 
 
-class Chunk(NamedTuple):
-    """What one program did, for the host.
+class Columns(NamedTuple):
+    """Chosen tokens: one column, or one per step.
 
     Attributes:
-        tokens: Tokens chosen, column by column; -1 where a row was finished.
-        done: Rows that are finished now.
-        logprobs: Of the tokens, if asked for.
-        margins: Of the tokens, if asked for.
-        steps: Columns that were filled.
+        tokens: Token ids; -1 where a row was finished.
+        logprobs: Log-probabilities of the tokens, if requested.
+        margins: Margins by which the tokens were chosen, if requested.
+    """
+
+    tokens: Int[Array, "slots *steps"]
+    logprobs: Float[Array, "slots *steps"] | None
+    margins: Float[Array, "slots *steps"] | None
+
+
+class Chunk(NamedTuple):
+    """The results of one program, for the host.
+
+    Attributes:
+        tokens: Chosen tokens, column by column; -1 where a row was finished.
+        done: Whether each row is finished now.
+        logprobs: Log-probabilities of the tokens, if requested.
+        margins: Margins by which the tokens were chosen, if requested.
+        steps: Number of columns that were filled.
         active_steps: Unfinished rows, summed over the steps.
     """
 
@@ -86,23 +114,41 @@ class Chunk(NamedTuple):
     active_steps: Int[Array, ""]
 
 
-def _on_mesh(state: DecodeState) -> DecodeState:
-    """The same layout after every program, so that each of them compiles once."""
-    rows = {name: constrain(getattr(state, name), ("slots",)) for name in PER_ROW}
-    gate = None if state.gate is None else constrain(state.gate, ("slots", "layers"))
-    return state._replace(**rows, gate=gate)
+class ChunkControl(NamedTuple):
+    """How far one call of ``decode`` runs.
+
+    Attributes:
+        stopped: Rows that the host has ended since the last call.
+        steps: Most steps to run; by default all of the chunk.
+        stop_when_free: Number of free slots at which to stop; by default all of them.
+    """
+
+    stopped: Bool[Array, " slots"] | None = None
+    steps: Int[Array, ""] | int | None = None
+    stop_when_free: Int[Array, ""] | int | None = None
 
 
 PER_ROW = ("last", "lengths", "generated", "done", "seeds", "limits")
 
 
+def _on_mesh(state: DecodeState) -> DecodeState:
+    """Give the state the same layout after every program, so that each of them compiles once."""
+    rows = {name: constrain(getattr(state, name), ("slots",)) for name in PER_ROW}
+    gate = None if state.gate is None else constrain(state.gate, ("slots", "layers"))
+    return state._replace(**rows, gate=gate)
+
+
 def _for_host(x: Array) -> Array:
-    """A part of a ``Chunk``, where every process can read it."""
+    """Lay out a part of a ``Chunk`` where every process can read it."""
     if jax.process_count() > 1:
         mesh = jax.sharding.get_abstract_mesh()
-        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        return jax.lax.with_sharding_constraint(x, whole)
+        replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        return jax.lax.with_sharding_constraint(x, replicated)
     return constrain(x, ("slots", "seq")[: x.ndim])
+
+
+def _is_end(tokens: Int[Array, " slots"], ends: Int[Array, " ends"]) -> Bool[Array, " slots"]:
+    return jnp.any(tokens[:, None] == ends[None], axis=1)
 
 
 @partial(jax.jit, static_argnames=("config", "choice", "room", "unroll"))
@@ -111,8 +157,6 @@ def prefill(
     rows: Rows,
     ends: Int[Array, " ends"],
     routing: Routing | None = None,
-    prefix: KeyValue | None = None,
-    shared: Int[Array, ""] | int = 0,
     *,
     config: Qwen3Config,
     choice: Choice | None = None,
@@ -125,11 +169,9 @@ def prefill(
 
     Args:
         params: Parameters, with ``blocks`` stacked.
-        rows: The prompts, or what comes after the prefix in them.
+        rows: The prompts.
         ends: Tokens that end a completion.
         routing: Streams, or ``None`` for the plain model.
-        prefix: Keys and values of tokens with which all rows begin, from ``read_prefix``.
-        shared: How many tokens the prefix has, without its padding.
         config: Shape of the model.
         choice: How tokens are chosen; greedily by default.
         room: Positions that the cache of the rows has beyond their padded width.
@@ -138,35 +180,40 @@ def prefill(
     Returns:
         A state with one slot for each row, and a ``Chunk`` of one step.
     """
-    seq = rows.tokens.shape[1]
+    seq, prefix = rows.tokens.shape[1], rows.prefix
+    offset = 0 if prefix is None else prefix.length
     columns = jnp.arange(seq)[None]
-    positions = jnp.where(columns < rows.lengths[:, None], columns + shared, -1)
+    positions = jnp.where(columns < rows.lengths[:, None], columns + offset, -1)
     past = None
     if prefix is not None:
-        past = caches.after_prefix(prefix, rows.tokens.shape[0], seq + room)
+        past = caches.after_prefix(prefix.cache, rows.tokens.shape[0], seq + room)
     out = forward(
         params, config, rows.tokens, positions, cache=past, routing=routing, gate=rows.gate
     )
     dummy = rows.lengths == 0
     last = jnp.maximum(rows.lengths - 1, 0)[:, None, None]
     final = jnp.take_along_axis(out.hidden, last, axis=1)[:, 0]
-    lengths = jnp.where(dummy, 0, rows.lengths + shared)
-    nothing = jnp.zeros_like(lengths)
+    lengths = jnp.where(dummy, 0, rows.lengths + offset)
+    zeros = jnp.zeros_like(lengths)
     choice = choice or Choice()
     logits = unembed(params, config, final)
-    chosen = choose(logits, rows.seeds, lengths, choice, generated=nothing, ends=ends)
+    chosen = choose(logits, rows.seeds, lengths, choice, generated=zeros, ends=ends)
     if prefix is None:
         cache = caches.from_prefill(out.kv, seq + room, stacked=not unroll)
     else:
         cache = caches.from_prefill(out.kv, caches.capacity(out.kv), stacked=not unroll)
     done = dummy | _is_end(chosen.token, ends) | (rows.limits <= 1)
     state = DecodeState(
-        cache, chosen.token, lengths, nothing + 1, done, rows.seeds, rows.limits, rows.gate
+        cache, chosen.token, lengths, zeros + 1, done, rows.seeds, rows.limits, rows.gate
     )
-    columns = (jnp.where(dummy, -1, chosen.token), chosen.logprob, chosen.margin)
-    tokens, logprobs, margins = jax.tree.map(lambda x: _for_host(x[:, None]), columns)
-    live = jnp.sum(~dummy, dtype=jnp.int32)
-    return _on_mesh(state), Chunk(tokens, _for_host(done), logprobs, margins, jnp.int32(1), live)
+    columns = jax.tree.map(lambda x: x[:, None], _column(chosen, dummy))
+    active = jnp.sum(~dummy, dtype=jnp.int32)
+    return _on_mesh(state), _chunk(columns, done, jnp.int32(1), active)
+
+
+def _chunk(columns: Columns, done: Array, steps: Array, active_steps: Array) -> Chunk:
+    tokens, logprobs, margins = jax.tree.map(_for_host, columns)
+    return Chunk(tokens, _for_host(done), logprobs, margins, steps, active_steps)
 
 
 @partial(jax.jit, static_argnames=("config",))
@@ -179,12 +226,12 @@ def read_prefix(
     *,
     config: Qwen3Config,
 ) -> KeyValue:
-    """Keys and values of tokens that many prompts begin with, padded on the right.
+    """Compute the keys and values of tokens with which many prompts begin.
 
     Args:
         params: Parameters, with ``blocks`` stacked.
-        tokens: The same row for each replica of the mesh.
-        length: Real tokens of the row.
+        tokens: The same right-padded row for each replica of the mesh.
+        length: Number of tokens of the row, without its padding.
         routing: Streams, or ``None`` for the plain model.
         gate: Mixing strength.
         config: Shape of the model.
@@ -198,23 +245,23 @@ def read_prefix(
 def empty(
     params: Params, *, config: Qwen3Config, slots: int, capacity: int, routed: bool, unroll: bool
 ) -> DecodeState:
-    """A state whose slots are all free."""
+    """Make a state whose slots are all free."""
     dtype = params["embed_tokens"].dtype
-    none = jnp.zeros(slots, jnp.int32)
+    zeros = jnp.zeros(slots, jnp.int32)
     gate = jnp.zeros((slots, config.num_hidden_layers), jnp.float32) if routed else None
     cache = caches.allocate(config, slots, capacity, dtype, stacked=not unroll)
-    return _on_mesh(DecodeState(cache, none, none, none, none == 0, none, none, gate))
+    return _on_mesh(DecodeState(cache, zeros, zeros, zeros, zeros == 0, zeros, zeros, gate))
 
 
 @partial(jax.jit, donate_argnames=("state",))
 def insert(state: DecodeState, rows: DecodeState, at: Int[Array, " rows"]) -> DecodeState:
-    """Put the rows that ``prefill`` left into slots.
+    """Put rows from ``prefill`` into slots.
 
     Args:
-        state: Where to put them.
-        rows: What to put there; its cache may be shorter.
-        at: Slot of each row, counted within the row's own replica of the mesh; the number of slots,
-            or more, drops the row.
+        state: The slots.
+        rows: The rows; their cache may be shorter.
+        at: Slot of each row, counted within the row's own replica of the mesh; a number beyond the
+            slots drops the row.
     """
     fields = (*PER_ROW, *(() if state.gate is None else ("gate",)))
     new = {name: caches.put_rows(getattr(state, name), getattr(rows, name), at) for name in fields}
@@ -223,12 +270,12 @@ def insert(state: DecodeState, rows: DecodeState, at: Int[Array, " rows"]) -> De
 
 @partial(jax.jit, static_argnames=("length",))
 def widen(layer: KeyValue, *, length: int) -> KeyValue:
-    """One layer of a cache (or all, if stacked) with room for ``length`` positions."""
+    """Lengthen one layer of a cache, or all if stacked, to hold ``length`` positions."""
     return caches.grow(layer, length)
 
 
 def with_capacity(state: DecodeState, length: int) -> DecodeState:
-    """The state with a longer cache; layer by layer, so that little is held twice."""
+    """Lengthen the cache of a state, layer by layer so that little is held twice."""
     if isinstance(state.cache, KeyValue):
         return state._replace(cache=widen(state.cache, length=length))
     layers = list(state.cache)
@@ -239,11 +286,17 @@ def with_capacity(state: DecodeState, length: int) -> DecodeState:
 
 
 unstack = jax.jit(unstack_blocks)
-"""Slices the blocks apart, once for many calls of ``decode``."""
+"""Slice the blocks apart, once for many calls of ``decode``."""
 
 
-def _is_end(tokens: Int[Array, " slots"], ends: Int[Array, " ends"]) -> Bool[Array, " slots"]:
-    return jnp.any(tokens[:, None] == ends[None], axis=1)
+class _Loop(NamedTuple):
+    """What the loop over the steps of a chunk carries."""
+
+    step: Int[Array, ""]
+    free_slots: Int[Array, ""]
+    active_steps: Int[Array, ""]
+    state: DecodeState
+    columns: Columns
 
 
 @partial(jax.jit, static_argnames=("config", "choice", "chunk"), donate_argnames=("state",))
@@ -252,77 +305,101 @@ def decode(
     state: DecodeState,
     ends: Int[Array, " ends"],
     routing: Routing | None = None,
-    stopped: Bool[Array, " slots"] | None = None,
-    steps: Int[Array, ""] | int | None = None,
-    stop_when_free: Int[Array, ""] | int | None = None,
+    control: ChunkControl | None = None,
     *,
     config: Qwen3Config,
     choice: Choice | None = None,
     chunk: int = 16,
 ) -> tuple[DecodeState, Chunk]:
-    """A chunk of decode steps on the device.
+    """Run a chunk of decode steps on the device.
 
-    With a cache per layer ``params`` are best unstacked already (``unstack``): otherwise every
-    call slices them anew.
+    With a cache per layer ``params`` are best unstacked already (``unstack``): otherwise every call
+    slices them again.
 
     Args:
         params: Parameters, stacked or not as the cache is.
         state: Donated.
         ends: Tokens that end a completion.
         routing: Streams, or ``None`` for the plain model.
-        stopped: Rows that the host has ended meanwhile.
-        steps: Steps to run at most; by default all of the chunk.
-        stop_when_free: Stop as soon as so many slots are free; by default when all are.
+        control: How far to run; by default all steps of the chunk, until every row is finished.
         config: Shape of the model.
         choice: How tokens are chosen; greedily by default.
-        chunk: Columns of the ``Chunk`` that is told, and most steps that can run.
+        chunk: Columns of the ``Chunk`` that is returned, and most steps that can run.
     """
     if not isinstance(state.cache, KeyValue):
         params = unstack_blocks(params)
-    slots, choice = state.last.shape[0], choice or Choice()
-    if stopped is not None:
-        state = state._replace(done=state.done | stopped)
-    most = chunk if steps is None else jnp.minimum(steps, chunk)
+    slots, choice, control = state.last.shape[0], choice or Choice(), control or ChunkControl()
+    if control.stopped is not None:
+        state = state._replace(done=state.done | control.stopped)
+    most = chunk if control.steps is None else jnp.minimum(control.steps, chunk)
+    stop_when_free = control.stop_when_free
     stop_when_free = slots if stop_when_free is None else jnp.minimum(stop_when_free, slots)
-    unknown = jnp.zeros((slots, chunk), jnp.float32)
-    told = (
+
+    def unfinished(loop: _Loop) -> Array:
+        return (loop.step < most) & (loop.free_slots < stop_when_free)
+
+    def step(loop: _Loop) -> _Loop:
+        state, column = _decode_step(params, loop.state, ends, routing, config, choice)
+        columns = jax.tree.map(
+            lambda filled, new: jax.lax.dynamic_update_slice(filled, new[:, None], (0, loop.step)),
+            loop.columns,
+            column,
+        )
+        active = loop.active_steps + slots - loop.free_slots
+        return _Loop(loop.step + 1, _free_slots(state), active, state, columns)
+
+    columns = _empty_columns(slots, chunk, choice)
+    start = _Loop(jnp.int32(0), _free_slots(state), jnp.int32(0), state, columns)
+    end = jax.lax.while_loop(unfinished, step, start)
+    return end.state, _chunk(end.columns, end.state.done, end.step, end.active_steps)
+
+
+def _decode_step(
+    params: Params,
+    state: DecodeState,
+    ends: Int[Array, " ends"],
+    routing: Routing | None,
+    config: Qwen3Config,
+    choice: Choice,
+) -> tuple[DecodeState, Columns]:
+    """Extend every unfinished row by one token, and return the column of new tokens."""
+    done = state.done
+    positions = jnp.where(done, -1, state.lengths)[:, None]
+    out = forward(
+        params,
+        config,
+        state.last[:, None],
+        positions,
+        cache=state.cache,
+        routing=routing,
+        gate=state.gate,
+    )
+    lengths = state.lengths + 1
+    logits = unembed(params, config, out.hidden[:, 0])
+    chosen = choose(logits, state.seeds, lengths, choice, generated=state.generated, ends=ends)
+    generated = state.generated + (~done).astype(jnp.int32)
+    new = state._replace(
+        cache=out.kv,
+        last=jnp.where(done, state.last, chosen.token),
+        lengths=jnp.where(done, state.lengths, lengths),
+        generated=generated,
+        done=done | _is_end(chosen.token, ends) | (generated >= state.limits),
+    )
+    return _on_mesh(new), _column(chosen, done)
+
+
+def _column(chosen: Chosen, skipped: Bool[Array, " slots"]) -> Columns:
+    return Columns(jnp.where(skipped, -1, chosen.token), chosen.logprob, chosen.margin)
+
+
+def _empty_columns(slots: int, chunk: int, choice: Choice) -> Columns:
+    zeros = jnp.zeros((slots, chunk), jnp.float32)
+    return Columns(
         jnp.full((slots, chunk), -1, jnp.int32),
-        None if choice.logprobs is None else unknown,
-        unknown if choice.margins else None,
+        None if choice.logprobs is None else zeros,
+        zeros if choice.margins else None,
     )
 
-    def free(state: DecodeState) -> Array:
-        return jnp.sum(state.done, dtype=jnp.int32)
 
-    def step(carry: Any) -> Any:
-        i, free_before, live, s, told = carry
-        positions = jnp.where(s.done, -1, s.lengths)[:, None]
-        out = forward(
-            params, config, s.last[:, None], positions, cache=s.cache, routing=routing, gate=s.gate
-        )
-        lengths = s.lengths + 1
-        logits = unembed(params, config, out.hidden[:, 0])
-        chosen = choose(logits, s.seeds, lengths, choice, generated=s.generated, ends=ends)
-        count = s.generated + (~s.done).astype(jnp.int32)
-        new = s._replace(
-            cache=out.kv,
-            last=jnp.where(s.done, s.last, chosen.token),
-            lengths=jnp.where(s.done, s.lengths, lengths),
-            generated=count,
-            done=s.done | _is_end(chosen.token, ends) | (count >= s.limits),
-        )
-        column = (jnp.where(s.done, -1, chosen.token), chosen.logprob, chosen.margin)
-        told = jax.tree.map(
-            lambda all_, one: jax.lax.dynamic_update_slice(all_, one[:, None], (0, i)), told, column
-        )
-        new = _on_mesh(new)
-        return i + 1, free(new), live + slots - free_before, new, told
-
-    def unfinished(carry: Any) -> Array:
-        i, now_free, *_ = carry
-        return (i < most) & (now_free < stop_when_free)
-
-    start = (jnp.int32(0), free(state), jnp.int32(0), state, told)
-    ran, _, live, state, told = jax.lax.while_loop(unfinished, step, start)
-    tokens, logprobs, margins = jax.tree.map(_for_host, told)
-    return state, Chunk(tokens, _for_host(state.done), logprobs, margins, ran, live)
+def _free_slots(state: DecodeState) -> Int[Array, ""]:
+    return jnp.sum(state.done, dtype=jnp.int32)

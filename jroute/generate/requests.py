@@ -1,4 +1,4 @@
-"""What goes into the engine, and what it says of its progress."""
+"""What the engine takes, a model and requests, and the counts of its progress."""
 
 import hashlib
 from collections.abc import Sequence
@@ -6,8 +6,31 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from transformers import PreTrainedTokenizerFast
 
+from jroute.generate.decoding import Decoding
 from jroute.generate.shapes import Program
+from jroute.model.config import Qwen3Config
+from jroute.model.params import Params
+from jroute.routing.mixing import Routing
+
+
+class FrozenModel(NamedTuple):
+    """A model to generate with.
+
+    Attributes:
+        params: Parameters, with ``blocks`` stacked.
+        config: Shape of the model.
+        tokenizer: Its tokenizer.
+        end_token_ids: Tokens that end a completion.
+        routing: Streams that gates act on; ``None`` allows no gates.
+    """
+
+    params: Params
+    config: Qwen3Config
+    tokenizer: PreTrainedTokenizerFast
+    end_token_ids: Sequence[int]
+    routing: Routing | None = None
 
 
 class Request(NamedTuple):
@@ -15,13 +38,14 @@ class Request(NamedTuple):
 
     Attributes:
         tokens: The prompt.
-        gate: Mixing strength per layer; ``None`` for the plain model.
-        seed: Of its randomness.
+        gate: Mixing strength per layer, a row of the batch's array; ``None`` for the plain model.
+        seed: Seed of its randomness.
         problem: Name of the problem, folded into the seed if given.
         sample: Number of the sample, folded into the seed if not 0.
-        shared: How many leading tokens it has in common with others, as by few-shot examples: they
-            are read once for each gate.
-        limit: Most new tokens; 0 takes that of the decoding, which it may not pass.
+        shared: How many leading tokens it has in common with others, as by few-shot examples: the
+            model reads them once per gate.
+        limit: Largest number of new tokens, at most that of the decoding; 0 takes that of the
+            decoding.
     """
 
     tokens: Sequence[int]
@@ -34,24 +58,38 @@ class Request(NamedTuple):
 
     @property
     def row_seed(self) -> int:
-        """Seed of seed, problem and sample; the seed itself without the others."""
+        """Hash of seed, problem and sample; the seed itself without the others."""
         if not self.problem and not self.sample:
             return self.seed
         text = f"{self.seed}/{self.sample}/{self.problem}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
+    @property
+    def prefix_length(self) -> int:
+        """Number of leading tokens read once for many; never the whole prompt."""
+        return min(self.shared, len(self.tokens) - 1)
+
+    def max_new_tokens(self, decoding: Decoding) -> int:
+        """Return the largest number of new tokens."""
+        return self.limit or decoding.max_new_tokens
+
+
+def any_gated(requests: Sequence[Request]) -> bool:
+    """Return whether a request has a gate, so that the run needs the routing."""
+    return any(request.gate is not None for request in requests)
+
 
 class Progress(NamedTuple):
-    """How far a run is; counts only, and the programs it may compile.
+    """Progress of a run: counts only, and the programs it may compile.
 
     Attributes:
-        finished: Completions told so far.
-        total: Requests.
+        finished: Completions returned so far.
+        total: Number of requests.
         tokens: Tokens generated.
         steps: Decode steps run.
         active_steps: Unfinished rows, summed over the steps.
         slots: Rows of a step.
-        programs: What is compiled at most.
+        programs: All programs that the run may compile.
     """
 
     finished: int

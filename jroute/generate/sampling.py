@@ -1,8 +1,8 @@
-"""How the next token is chosen: strategies that shape the distribution, and the draw from it.
+"""Choice of the next token: strategies that shape the distribution, and the draw from it.
 
-A strategy is a small frozen type with one method: logits to the logits of the distribution that is
-drawn from. They compose in the order in which they stand; ``Decoding.strategies`` gives the usual
-one: temperature, top-k, top-p, min-p.
+A strategy is a small frozen type that maps logits to the logits of the distribution to draw from.
+Strategies apply in order; ``Decoding.strategies`` has the usual one: temperature, top-k, top-p,
+min-p.
 """
 
 import hashlib
@@ -18,16 +18,16 @@ Logprobs = Literal["raw", "truncated"]
 
 
 def hash_text(text: str) -> int:
-    """A 31-bit number of a text, the same on every machine."""
+    """Hash a text to 31 bits, the same on every machine."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
 @runtime_checkable
 class Strategy(Protocol):
-    """Anything that makes other logits of logits; it must be hashable, as it names a program."""
+    """A map from logits to logits; hashable, because it is part of the key of a program."""
 
     def __call__(self, logits: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]:
-        """Logits of what is drawn from; -inf is never drawn."""
+        """Return the logits of the distribution to draw from; -inf is never drawn."""
         ...
 
 
@@ -36,7 +36,7 @@ class Greedy:
     """Only the most likely token, of equal ones the first."""
 
     def __call__(self, logits: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]:
-        """0 for the most likely token, -inf for all others."""
+        """Return 0 for the most likely token and -inf for all others."""
         best = jnp.argmax(logits, axis=-1, keepdims=True)
         chosen = jax.lax.broadcasted_iota(best.dtype, logits.shape, 1) == best
         return jnp.where(chosen, 0.0, -jnp.inf)
@@ -49,7 +49,7 @@ class Temperature:
     value: float
 
     def __call__(self, logits: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]:
-        """The scaled logits."""
+        """Return the scaled logits."""
         return logits / self.value
 
 
@@ -60,7 +60,7 @@ class TopK:
     k: int
 
     def __call__(self, logits: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]:
-        """-inf for all tokens less likely than the ``k``-th."""
+        """Return -inf for all tokens less likely than the ``k``-th."""
         kth = jax.lax.top_k(logits, min(self.k, logits.shape[-1]))[0][:, -1:]
         return jnp.where(logits < kth, -jnp.inf, logits)
 
@@ -75,7 +75,7 @@ class TopP:
     p: float
 
     def __call__(self, logits: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]:
-        """-inf for all tokens outside the set."""
+        """Return -inf for all tokens outside the set."""
         ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
         probabilities = jax.nn.softmax(ordered, axis=-1)
         before = jnp.cumsum(probabilities, axis=-1) - probabilities
@@ -93,20 +93,20 @@ class MinP:
     p: float
 
     def __call__(self, logits: Float[Array, "rows vocab"]) -> Float[Array, "rows vocab"]:
-        """-inf for all less likely tokens."""
+        """Return -inf for all less likely tokens."""
         least = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(self.p)
         return jnp.where(logits < least, -jnp.inf, logits)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a compiled program has to know of the choice of tokens.
+    """How a compiled program chooses tokens.
 
     Attributes:
         strategies: Applied one after the other.
-        minimum: Tokens of a completion before which no end token is chosen.
-        logprobs: Which log-probabilities of the chosen tokens to tell, if any.
-        margins: Tell by how much the chosen token won.
+        minimum: Number of tokens before which no end token is chosen.
+        logprobs: Which log-probabilities of the chosen tokens to return, if any.
+        margins: Return by how much the chosen token won.
     """
 
     strategies: tuple[Strategy, ...] = (Greedy(),)
@@ -120,10 +120,10 @@ class Chosen(NamedTuple):
 
     Attributes:
         token: Its id.
-        logprob: Its natural-log probability, if asked for.
-        margin: How far its score lies above the next best one, if asked for. Scores are the logits;
-            where a token is drawn, they are those of the distribution plus Gumbel noise, of which
-            the draw takes the best. A small margin is a near-tie that rounding can decide.
+        logprob: Its natural-log probability, if requested.
+        margin: How far its score lies above the next best one, if requested. Scores are the logits;
+            where a token is drawn, those of the distribution plus Gumbel noise, and the draw takes
+            the largest. A small margin is a near-tie that rounding can decide.
     """
 
     token: Int[Array, " rows"]
@@ -140,18 +140,17 @@ def choose(
     generated: Int[Array, " rows"] | None = None,
     ends: Int[Array, " ends"] | None = None,
 ) -> Chosen:
-    """The next token of every row.
+    """Choose the next token of every row.
 
-    A row's randomness comes from its own seed and position only, so it does not depend on its
-    neighbours or on the slot it sits in.
+    The randomness of a row depends only on its seed and position, not on its neighbors or slot.
 
     Args:
-        logits: Of the next token, float32.
-        seeds: Of the rows' randomness.
-        positions: Of the next token in its row.
+        logits: Logits of the next token, float32.
+        seeds: Seeds of the rows' randomness.
+        positions: Position of the next token in its row.
         choice: How to choose.
-        generated: Tokens a row has generated so far; for ``choice.minimum``.
-        ends: End tokens; for ``choice.minimum``. Ids outside the vocabulary stand for none.
+        generated: Number of tokens a row has generated so far; for ``choice.minimum``.
+        ends: End tokens; for ``choice.minimum``. Ids outside the vocabulary have no effect.
     """
     allowed = logits
     if choice.minimum and generated is not None and ends is not None:
@@ -171,9 +170,9 @@ def choose(
     token = jnp.argmax(scores, axis=-1).astype(jnp.int32)
     logprob = margin = None
     if choice.logprobs is not None:
-        of = logits if choice.logprobs == "raw" else drawn_from
-        chosen = jnp.take_along_axis(of, token[:, None], axis=-1)[:, 0]
-        logprob = chosen - jax.nn.logsumexp(of, axis=-1)
+        reported = logits if choice.logprobs == "raw" else drawn_from
+        chosen = jnp.take_along_axis(reported, token[:, None], axis=-1)[:, 0]
+        logprob = chosen - jax.nn.logsumexp(reported, axis=-1)
     if choice.margins:
         best = jax.lax.top_k(scores, 2)[0]
         margin = best[:, 0] - best[:, 1]
@@ -186,7 +185,7 @@ def _too_early(
     ends: Int[Array, " ends"],
     minimum: int,
 ) -> Bool[Array, "rows vocab"]:
-    """Where an end token would come before its time."""
+    """Mark end tokens that would come too early."""
     vocabulary = jnp.arange(logits.shape[-1], dtype=ends.dtype)
     ending = jnp.any(vocabulary[None] == ends[:, None], axis=0)
     return (generated < minimum)[:, None] & ending[None]

@@ -5,7 +5,7 @@ All shapes of a run are known before it starts, and so are its programs and its 
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from jroute.generate.cache import capacity_for
 from jroute.generate.config import EngineConfig
@@ -17,14 +17,14 @@ SMALLEST_CAPACITY = 256
 
 
 def bucket(length: int) -> int:
-    """Padded width of a prompt: the next of 16, 32, 48, 64, 96, 128, 192, 256, 384 and so on."""
+    """Round the length of a prompt up to 16, 32, 48, 64, 96, 128, 192, 256, 384 and so on."""
     power = max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
     shorter = power // 4 * 3  # neither 12 nor 24: widths are multiples of the smallest
     return shorter if length <= shorter and shorter % SMALLEST_BUCKET == 0 else power
 
 
 def check_context(prompt_tokens: int, new_tokens: int, context: int) -> None:
-    """Refuses a prompt that does not fit.
+    """Refuse a prompt that does not fit the context.
 
     Raises:
         UserError: Prompt and completion together are longer than the model's context.
@@ -43,21 +43,39 @@ def check_context(prompt_tokens: int, new_tokens: int, context: int) -> None:
         )
 
 
+def check_divisible(slots: int | Literal["auto"], replicas: int) -> None:
+    """Refuse slots that the replicas of a mesh cannot share evenly.
+
+    Raises:
+        UserError: ``replicas`` does not divide ``slots``.
+    """
+    if slots != "auto" and slots % replicas:
+        raise UserError(
+            f"engine.slots is {slots}, which the {replicas} replicas of mesh.data do not divide; "
+            f"give a multiple of {replicas}"
+        )
+
+
 class Width(NamedTuple):
-    """Padded width of prompts that are read together; ``prefix`` is that of what they share."""
+    """Padded width of prompts that are read together.
+
+    Attributes:
+        prefix: Padded width of the leading tokens that they share.
+        own: Padded width of the tokens that follow.
+    """
 
     prefix: int
-    rest: int
+    own: int
 
     @classmethod
     def of(cls, tokens: int, shared: int) -> "Width":
-        """The width of a prompt of so many tokens, of which the first are shared."""
+        """Return the width of a prompt of ``tokens`` tokens that shares the first ``shared``."""
         return cls(bucket(shared) if shared else 0, bucket(tokens - shared))
 
     @property
     def total(self) -> int:
         """Positions that a row of this width takes in the cache."""
-        return self.prefix + self.rest
+        return self.prefix + self.own
 
 
 class Program(NamedTuple):
@@ -77,7 +95,7 @@ class BatchPlan:
     Attributes:
         slots: Rows that run at a time.
         widths: Padded widths of the prompts, widest first.
-        rows: How many prompts of each width are read together.
+        rows: Number of prompts of each width that are read together.
         capacities: Lengths that the cache may have, shortest first.
     """
 
@@ -88,42 +106,42 @@ class BatchPlan:
 
     @classmethod
     def make(
-        cls, prompts: Iterable[tuple[int, int, int]], shape: EngineConfig, slots: int, replicas: int
+        cls,
+        prompts: Iterable[tuple[int, int, int]],
+        config: EngineConfig,
+        slots: int,
+        replicas: int,
     ) -> "BatchPlan":
-        """Lays a run out.
+        """Plan a run.
 
         Args:
-            prompts: Of every request its tokens, how many of them are shared, and its limit.
-            shape: The execution shape asked for.
-            slots: Rows that run at a time.
-            replicas: Parts that the slots lie on.
+            prompts: For every request its tokens, how many of them are shared, and its limit.
+            config: The execution shape.
+            slots: Rows that run at a time; ``config`` may leave them open.
+            replicas: Size of the mesh's ``data`` axis, over which the slots are cut.
         """
         prompts = list(prompts)
         widths = sorted({Width.of(tokens, shared) for tokens, shared, _ in prompts}, reverse=True)
-        first = max(width.total for width in widths)
-        longest = max([first, *(tokens + limit for tokens, _, limit in prompts)])
-        capacities = [capacity_for(longest)]
-        while (
-            max(first, SMALLEST_CAPACITY)
-            <= (half := capacity_for(capacities[0] // 2))
-            < capacities[0]
-        ):
+        widest = max(width.total for width in widths)
+        longest = max([widest, *(tokens + limit for tokens, _, limit in prompts)])
+        smallest, capacities = max(widest, SMALLEST_CAPACITY), [capacity_for(longest)]
+        while smallest <= (half := capacity_for(capacities[0] // 2)) < capacities[0]:
             capacities.insert(0, half)
-        rows = {width: shape.rows(width.rest, slots, replicas) for width in widths}
+        rows = {width: config.prefill_rows(width.own, slots, replicas) for width in widths}
         return cls(slots, tuple(widths), rows, tuple(capacities))
 
     def programs(self, *, chunk: int, unroll: bool) -> tuple[Program, ...]:
-        """Every program that the run may compile, in the order of first use."""
-        found = [Program("unstack_blocks", "")] if unroll else []
+        """List every program that the run may compile, in the order of first use."""
+        programs = [Program("unstack_blocks", "")] if unroll else []
         for i, capacity in enumerate(self.capacities):
             here = f"{self.slots} x {capacity}"
-            found.append(Program("widen", f"to {here}") if i else Program("empty", here))
+            programs.append(Program("widen", f"to {here}") if i else Program("empty", here))
             for width in self.widths:
                 rows = self.rows[width]
                 if not i:
                     after = f" after {width.prefix}" if width.prefix else ""
-                    found.append(Program("prefill", f"{rows} x {width.rest}{after}"))
-                found.append(Program("insert", f"{rows} x {width.total} into {here}"))
-            found.append(Program("decode", f"{here}, up to {chunk} steps"))
+                    programs.append(Program("prefill", f"{rows} x {width.own}{after}"))
+                programs.append(Program("insert", f"{rows} x {width.total} into {here}"))
+            programs.append(Program("decode", f"{here}, up to {chunk} steps"))
         prefixes = sorted({width.prefix for width in self.widths if width.prefix})
-        return (*(Program("read_prefix", f"{prefix}") for prefix in prefixes), *found)
+        return (*(Program("read_prefix", f"{prefix}") for prefix in prefixes), *programs)

@@ -21,7 +21,7 @@ class Refill(NamedTuple):
     """Requests to read together.
 
     Attributes:
-        kind: What they have in common.
+        kind: Their kind.
         members: Index of the request of each row; ``None`` for a dummy.
         at: Slot of each row within its replica; a dummy's lies outside.
         slots: Slot of each row.
@@ -54,7 +54,7 @@ class Slots:
 
     @property
     def needed(self) -> int | None:
-        """Free slots with which the next refill begins; ``None`` if no request waits."""
+        """Number of free slots that the next refill takes; ``None`` if no request waits."""
         if not self._waiting:
             return None
         kind, members = self._waiting[0]
@@ -66,12 +66,12 @@ class Slots:
         return any(owner is not None for owner in self.owners)
 
     def release(self, slot: int) -> None:
-        """Frees a slot."""
+        """Free a slot."""
         self.owners[slot] = None
         self._free[slot // self._each].append(slot % self._each)
 
     def refill(self) -> Refill | None:
-        """Take the next requests into free slots, if there are enough of either."""
+        """Take the next requests into free slots; ``None`` if none waits or too few are free."""
         needed = self.needed
         if needed is None or sum(map(len, self._free)) < needed:
             return None
@@ -80,13 +80,13 @@ class Slots:
         part = rows // self._replicas
         taken: list[int | None] = [None] * rows
         at, slots = np.full(rows, self._each, np.int32), [-1] * rows
-        for row in range(part):  # one row of every replica after the other, to load them alike
+        for i in range(part):  # one row of every replica in turn, to load them alike
             for replica, free in enumerate(self._free):
                 if members and free:
-                    to, place = replica * part + row, free.popleft()
-                    taken[to], at[to] = members.popleft(), place
-                    slots[to] = replica * self._each + place
-                    self.owners[slots[to]] = taken[to]
+                    row, place = replica * part + i, free.popleft()
+                    taken[row], at[row] = members.popleft(), place
+                    slots[row] = replica * self._each + place
+                    self.owners[slots[row]] = taken[row]
         if not members:
             self._waiting.popleft()
         return Refill(kind, taken, at, slots)

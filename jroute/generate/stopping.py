@@ -1,4 +1,4 @@
-"""Stop strings: found in text that grows token by token, and cut from it."""
+"""Stop strings: detected in text that grows token by token, and cut from it."""
 
 import bisect
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ class Watch:
 class Stops:
     """Strings that end a completion.
 
-    A string may begin in one token and end in another. A completion ends with the token that makes
-    one of the strings whole; which one, and where it begins, is told by the text up to that token.
+    A string may begin in one token and end in another. A completion ends with the token that
+    completes one of the strings; the text up to that token decides which one, and where it begins.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, strings: Sequence[str], minimum: int):
@@ -38,33 +38,33 @@ class Stops:
         return bool(self._strings)
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        """Texts of rows of tokens, without special tokens."""
+        """Decode rows of tokens, without special tokens."""
         if not rows:
-            return []  # the library would take it for one row
+            return []  # which the tokenizer would take for one row
         return self._tokenizer.batch_decode(list(map(list, rows)), skip_special_tokens=True)
 
-    def look(self, watches: Sequence[Watch]) -> list[bool]:
-        """Whether a stop string may have become whole in what was added since the last look.
+    def search(self, watches: Sequence[Watch]) -> list[bool]:
+        """Return whether a stop string may have been completed since the last search.
 
-        Only the new tokens are decoded, after those of the look before, on which their text may
+        Only the new tokens are decoded, after those of the search before, on which their text may
         depend (a character can span tokens).
         """
         windows = [w.ids[w._from : w._read] for w in watches] + [w.ids[w._from :] for w in watches]
         texts = self.decode(windows)
-        found = []
+        hits = []
         for watch, before, now in zip(watches, texts, texts[len(watches) :], strict=False):
             new = now[len(before) :] if now.startswith(before) else now
             text = watch._tail + new
-            found.append(any(stop in text for stop in self._strings))
-            if new and not new.endswith("\ufffd"):  # else a character is not whole yet
+            hits.append(any(stop in text for stop in self._strings))
+            if new and not new.endswith("\ufffd"):  # else a character is incomplete
                 watch._from, watch._read = watch._read, len(watch.ids)
                 watch._tail = text[-self._longest :]
-        return found
+        return hits
 
     def cut(self, ids: Sequence[int]) -> tuple[list[int], str] | None:
-        """Tokens up to the one that completes a stop string, and the text before that string.
+        """Return the tokens up to the one that completes a stop string, and the text before it.
 
-        ``None`` if there is no stop string, or none that ends after the first ``minimum`` tokens.
+        Return ``None`` if no stop string ends after the first ``minimum`` tokens.
         """
         decoded: dict[int, str] = {}
 
@@ -76,9 +76,9 @@ class Stops:
         offset = len(text(self._minimum)) if self._minimum else 0
 
         def begins(count: int) -> int:
-            """Where the first stop string begins in the text of so many tokens, or -1."""
-            spots = [text(count).find(s, max(0, offset - len(s) + 1)) for s in self._strings]
-            return min((spot for spot in spots if spot >= 0), default=-1)
+            """Return where the first stop string begins in the text of ``count`` tokens, or -1."""
+            starts = [text(count).find(s, max(0, offset - len(s) + 1)) for s in self._strings]
+            return min((start for start in starts if start >= 0), default=-1)
 
         if begins(len(ids)) < 0:
             return None

@@ -90,7 +90,7 @@ def placed_inputs(*, routed: bool) -> Inputs:
     """On the mesh that is set, if one is."""
     host = host_inputs()
     rows = host.rows._replace(gate=host.rows.gate if routed else None)
-    axes = Rows(("slots", "seq"), ("slots",), ("slots",), ("slots",), ("slots", "layers"))
+    axes = Rows(("slots", "seq"), ("slots",), ("slots",), ("slots",), ("slots", "layers"), None)
     placed = [
         None if array is None else place(array, names, name)
         for array, names, name in zip(rows, axes, Rows._fields, strict=True)

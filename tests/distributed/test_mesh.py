@@ -45,8 +45,8 @@ def test_a_mesh_takes_all_devices_or_the_first_ones() -> None:
         ((8, 2, 1), r"mesh of 8 x 2 x 1 .* needs 16 devices, there are 8"),
         ((0, 3, 1), r"data x 3 x 1 .* takes a multiple of 3 devices, there are 8"),
         ((0, 4, 4), r"data x 4 x 4 .* takes a multiple of 16 devices, there are 8"),
-        ((1, 0, 1), r"mesh of 1 x 0 x 1 .* is none; give sizes of 1 or more"),
-        ((-1, 1, 1), r"mesh of -1 x 1 x 1 .* is none"),
+        ((1, 0, 1), r"mesh of 1 x 0 x 1 .* is impossible; give sizes of 1 or more"),
+        ((-1, 1, 1), r"mesh of -1 x 1 x 1 .* is impossible"),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_told(sizes: tuple[int, int, int], message: str) -> None:

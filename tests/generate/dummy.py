@@ -9,7 +9,7 @@ import numpy as np
 from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Decoding
 from jroute.generate.engine import Engine
-from jroute.generate.requests import Request
+from jroute.generate.requests import FrozenModel, Request
 from jroute.model.config import Qwen3Config
 from jroute.model.params import init_params
 from jroute.routing.config import RoutingConfig
@@ -59,13 +59,10 @@ def engine(
     shape: EngineConfig | None = None,
     **options: Any,
 ) -> Engine:
+    routing = Routing.create(ROUTING, CONFIG.num_hidden_layers)
     return Engine(
-        parameters(),
-        CONFIG,
-        tokenizer,
+        FrozenModel(parameters(), CONFIG, tokenizer, ends, routing),
         decoding or Decoding(temperature=1.0, max_new_tokens=120),
-        end_token_ids=ends,
-        routing=Routing.create(ROUTING, CONFIG.num_hidden_layers),
-        shape=shape or EngineConfig(slots=4, chunk=8),
+        shape or EngineConfig(slots=4, chunk=8),
         **options,
     )

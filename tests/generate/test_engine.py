@@ -18,7 +18,7 @@ from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Completion, Decoding
 from jroute.generate.engine import Engine
 from jroute.generate.programs import DecodeState, Rows, decode, prefill
-from jroute.generate.requests import Request
+from jroute.generate.requests import FrozenModel, Request
 from jroute.generate.sampling import Choice, choose
 from jroute.generate.shapes import bucket, check_context
 from jroute.lm import LanguageModel
@@ -273,9 +273,8 @@ def test_gates_of_layers_reach_their_layers(
 
 
 def test_a_gate_without_routing_is_refused(shallow: LanguageModel) -> None:
-    engine = Engine(
-        shallow.params, shallow.config, shallow.tokenizer, Decoding(), end_token_ids=[2]
-    )
+    model = FrozenModel(shallow.params, shallow.config, shallow.tokenizer, [2])
+    engine = Engine(model, Decoding())
     with pytest.raises(UserError, match="no routing"):
         engine.run([Request([5], np.zeros(2, np.float32))])
 
@@ -319,12 +318,9 @@ def engine(
     stop: tuple[str, ...] = (),
 ) -> Engine:
     return Engine(
-        lm.params,
-        lm.config,
-        lm.tokenizer,
+        FrozenModel(lm.params, lm.config, lm.tokenizer, ends),
         Decoding(max_new_tokens=max_new_tokens, stop=stop),
-        end_token_ids=ends,
-        shape=EngineConfig(SLOTS, chunk),
+        EngineConfig(SLOTS, chunk),
     )
 
 

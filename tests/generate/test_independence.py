@@ -13,8 +13,8 @@ from jroute.generate import shapes
 from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import NEAR_TIE, Completion, Decoding
 from jroute.generate.engine import Engine
-from jroute.generate.programs import DecodeState, Rows, decode, empty, insert, prefill
-from jroute.generate.requests import Request
+from jroute.generate.programs import ChunkControl, DecodeState, Rows, decode, empty, insert, prefill
+from jroute.generate.requests import FrozenModel, Request
 from jroute.generate.sampling import Choice, choose
 from jroute.lm import LanguageModel
 from jroute.model.decoder import forward, unembed
@@ -91,13 +91,9 @@ def test_random_schedules_of_the_tiny_model(tiny_lm: LanguageModel) -> None:
     """Its first two blocks, with gates of all kinds, sampled; prompts of three widths."""
     lm = first_blocks(tiny_lm, 2)
     engine = Engine(
-        lm.params,
-        lm.config,
-        lm.tokenizer,
+        FrozenModel(lm.params, lm.config, lm.tokenizer, lm.end_token_ids, lm.routing),
         Decoding(temperature=1.0, top_p=0.95, max_new_tokens=24),
-        end_token_ids=lm.end_token_ids,
-        routing=lm.routing,
-        shape=EngineConfig(slots=4, chunk=6),
+        EngineConfig(slots=4, chunk=6),
         logprobs="truncated",
     )
     rng = np.random.default_rng(0)
@@ -196,7 +192,8 @@ def test_rows_arrive_at_any_time_in_any_slot() -> None:
             if now > max(a[0] for a in arrivals) and bool(state.done.all()):
                 return told
             steps = int(rng.integers(1, 9))
-            state, chunk = decode(params, state, ends, routing, None, steps, **static, chunk=8)
+            control = ChunkControl(steps=steps)
+            state, chunk = decode(params, state, ends, routing, control, **static, chunk=8)
             tokens, logprobs = np.asarray(chunk.tokens), np.asarray(chunk.logprobs)
             for slot, index in enumerate(owners):
                 real = tokens[slot] >= 0
@@ -257,15 +254,11 @@ def test_slots_on_eight_devices(tiny_lm, pool) -> None:
     """Bit for bit independent there too, and the same ids as on one device."""
     one = dummy.engine(tiny_lm.tokenizer, shape=EngineConfig(slots=16), margins=True).run(pool)
     with jax.set_mesh(make_mesh(8)):
-        params = replicate(dummy.parameters())
+        params, routing = replicate(dummy.parameters()), Routing.create(dummy.ROUTING, 1)
         engine = Engine(
-            params,
-            dummy.CONFIG,
-            tiny_lm.tokenizer,
+            FrozenModel(params, dummy.CONFIG, tiny_lm.tokenizer, dummy.ENDS, routing),
             Decoding(temperature=1.0, max_new_tokens=120),
-            end_token_ids=dummy.ENDS,
-            routing=Routing.create(dummy.ROUTING, 1),
-            shape=EngineConfig(slots=16, chunk=8),
+            EngineConfig(slots=16, chunk=8),
             margins=True,
         )
         expected = engine.run(pool)

@@ -71,7 +71,7 @@ def test_every_program_is_listed_once() -> None:
     asked = [(length, 0, 1000) for length in range(1, 200)]
     plan = BatchPlan.make(asked, EngineConfig(), slots=64, replicas=1)
     widths = [256, 192, 128, 96, 64, 48, 32, 16]
-    assert [width.rest for width in plan.widths] == widths
+    assert [width.own for width in plan.widths] == widths
     assert plan.rows == {Width(0, width): min(8, 512 // width) for width in widths}
     listed = plan.programs(chunk=16, unroll=True)
     assert len(set(listed)) == len(listed)

@@ -40,8 +40,8 @@ def test_auto_takes_what_fits_and_no_more_than_there_is(free, prompts, replicas,
 def test_what_does_not_fit_is_refused_with_the_numbers(tiny_lm, monkeypatch) -> None:
     asked = [Request([5] * 30, None)] * 3
     roomy = dummy.engine(tiny_lm.tokenizer, shape=EngineConfig(slots=64))
-    of = roomy.params, roomy.config
-    estimate = memory.estimate_memory(*of, roomy.plan(asked), roomy.shape, None)
+    of = roomy.model.params, roomy.model.config
+    estimate = memory.estimate_memory(*of, roomy.plan(asked), roomy.config, None)
     free = int((estimate.fixed + 40.5 * estimate.slot) / memory.MEMORY_SHARE)
     monkeypatch.setattr(memory, "free_memory", lambda: free)
     before = len(jax.live_arrays())

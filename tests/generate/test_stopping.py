@@ -47,7 +47,7 @@ def test_random_tokens_in_random_chunks(tiny_lm: LanguageModel, minimum: int) ->
             step = int(rng.integers(1, 6))
             watch.ids += ids[read : read + step]
             read += step
-            (seen,) = watcher.look([watch])
+            (seen,) = watcher.search([watch])
             found = watcher.cut(watch.ids) if seen else None
         assert found == expected
         hits += found is not None
@@ -59,10 +59,10 @@ def test_rows_are_watched_apart(tiny_lm: LanguageModel) -> None:
     watcher = Stops(tiny_lm.tokenizer, ("ab",), 0)
     a, b = tiny_lm.encode("a"), tiny_lm.encode("b")
     one, other = Watch(list(a)), Watch(list(b))
-    assert watcher.look([one, other]) == [False, False]
+    assert watcher.search([one, other]) == [False, False]
     one.ids += b
     other.ids += a
-    assert watcher.look([one, other]) == [True, False]
+    assert watcher.search([one, other]) == [True, False]
     assert not Stops(tiny_lm.tokenizer, (), 0)
 
 

@@ -224,10 +224,8 @@ def test_a_plan_is_made_before_anything_is(
     asked = [
         Request(lm.encode(text), np.zeros(6, np.float32)) for text in opened.data.prompts("train")
     ]
-    ends, shape = {"end_token_ids": lm.end_token_ids}, e.engine
-    engine = Engine(
-        lm.params, lm.config, lm.tokenizer, e.decoding, **ends, routing=lm.routing, shape=shape
-    )
+    model, shape = lm.frozen, e.engine
+    engine = Engine(model, e.decoding, shape)
     streams = lm.routing.config.size
     told = estimate_memory(lm.params, lm.config, engine.plan(asked), shape, 10**9, streams)
     assert found.memory.weights == 4 * sum(leaf.size for leaf in jax.tree.leaves(lm.params))

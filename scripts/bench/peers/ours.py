@@ -33,13 +33,9 @@ def _engine(slots: int, cap: int, options: dict[str, Any]) -> Engine:
     if key not in engines:
         lm = loaded["lm"]
         engines[key] = Engine(
-            lm.params,
-            lm.config,
-            lm.tokenizer,
+            lm.frozen._replace(end_token_ids=[-1]),  # no token ends a row
             Decoding(max_new_tokens=cap),
-            end_token_ids=[-1],  # no token ends a row
-            routing=lm.routing,
-            shape=EngineConfig(**{"slots": slots, **options}),
+            EngineConfig(**{"slots": slots, **options}),
         )
     return engines[key]
 
