@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from jroute.experiment.calibration import calibrate
     from jroute.experiment.calibration_runs import ModelRuns
     from jroute.experiment.result_cache import ResultCache
-    from jroute.report.calibration import calibration_text
+    from jroute.report.calibration_text import calibration_text
     from jroute.utils.files import write_text
     from jroute.utils.keys import stored
     from jroute.utils.machine import describe_machine

@@ -9,7 +9,7 @@ A run folder becomes ``ReportData`` (``run_reader``); ``page`` renders it with t
 ``figures``                            the list of figures: ``interval_figures``,
                                        ``training_figures``, ``gate_histograms`` (with
                                        ``difficulty``), ``stream_figures``; drawn by ``svg``
-``text``                               the results as text, for the screen
+``text``, ``calibration_text``         results as text, for the screen
 ``episodes``                           every judged problem as an episode, for traces
 =====================================  ========================================================
 """

@@ -11,7 +11,7 @@
   const count = document.getElementById("count");
   const detail = document.getElementById("detail");
   const MARKS = { win: "▲", loss: "▼", right: "✓", wrong: "✗" };
-  const SAID = { win: "only RL is right", loss: "only the plain model is right", right: "both right", wrong: "both wrong" };
+  const OUTCOMES = { win: "only RL is right", loss: "only the plain model is right", right: "both right", wrong: "both wrong" };
   const RANK = { win: 0, loss: 1, right: 2, wrong: 3 };
 
   const text = (number) => (number === null ? "" : data.texts[number]);
@@ -21,8 +21,8 @@
     if (content !== undefined) node.textContent = content;
     return node;
   };
-  // A gate of several parts, one for each band or layer, is shown by its mean.
-  const cell = (packed) => {
+  // A gate of several parts (bands or layers) is shown by its mean.
+  const unpack = (packed) => {
     const parts = packed[0].split(" ").map(Number);
     const mean = parts.reduce((sum, part) => sum + part, 0) / parts.length;
     return {
@@ -33,7 +33,7 @@
   };
   const problems = data.splits.flatMap((split) =>
     split.rows.map((row, order) => {
-      const cells = row.cells.map(cell);
+      const cells = row.cells.map(unpack);
       const base = cells[row.base], rl = cells[row.rl];
       const outcome = base.correct ? (rl.correct ? "right" : "loss") : rl.correct ? "win" : "wrong";
       const length = split.features.indexOf("prompt_length");
@@ -41,32 +41,32 @@
         split, row, order, cells, base, rl, outcome,
         question: text(row.question),
         length: length < 0 ? null : row.features[length],
-        sensitive: cells.some((one) => one.correct !== base.correct),
+        sensitive: cells.some((cell) => cell.correct !== base.correct),
       };
     }),
   );
 
-  const chip = (one) => {
-    const node = make("span", one.colours.length > 1 ? "chip strip" : "chip");
-    node.title = one.whole;
+  const chip = (cell) => {
+    const node = make("span", cell.colours.length > 1 ? "chip strip" : "chip");
+    node.title = cell.whole;
     const of = (colour) => (colour === null ? "var(--faint)" : `var(--gate${colour})`);
-    const end = (i) => `${(100 * i) / one.colours.length}%`;
-    const stops = one.colours.map((colour, i) => `${of(colour)} ${end(i)} ${end(i + 1)}`);
-    node.style.background = stops.length > 1 ? `linear-gradient(90deg, ${stops.join(", ")})` : of(one.colours[0]);
+    const end = (i) => `${(100 * i) / cell.colours.length}%`;
+    const stops = cell.colours.map((colour, i) => `${of(colour)} ${end(i)} ${end(i + 1)}`);
+    node.style.background = stops.length > 1 ? `linear-gradient(90deg, ${stops.join(", ")})` : of(cell.colours[0]);
     return node;
   };
-  const gateOf = (one, className, label = one.label) => {
+  const gateOf = (cell, className, label = cell.label) => {
     const node = make("span", className);
-    node.append(chip(one), label);
+    node.append(chip(cell), label);
     return node;
   };
-  const answerOf = (one, className) =>
-    make("span", `${className} ${one.correct ? "yes" : "no"}`, one.parsed || "none");
+  const answerOf = (cell, className) =>
+    make("span", `${className} ${cell.correct ? "yes" : "no"}`, cell.parsed || "none");
 
   const COLUMNS = [
     { name: "", title: "Outcome", key: (p) => RANK[p.outcome], draw: (p) => {
       const node = make("span", `mark ${p.outcome}`, MARKS[p.outcome]);
-      node.title = SAID[p.outcome];
+      node.title = OUTCOMES[p.outcome];
       return node;
     } },
     { name: "Problem", key: (p) => p.order, draw: (p) => make("span", "question", p.question) },
@@ -97,7 +97,7 @@
   if (data.splits.length > 1) option(filters.elements.split, "", "all");
 
   const searched = (p) => {
-    p.haystack ??= [p.row.id, p.question, text(p.row.gold), ...p.cells.map((one) => one.completion)].join("\n").toLowerCase();
+    p.haystack ??= [p.row.id, p.question, text(p.row.gold), ...p.cells.map((cell) => cell.completion)].join("\n").toLowerCase();
     return p.haystack;
   };
   const choose = () => {
@@ -113,7 +113,7 @@
     shown.sort((a, b) => {
       const x = key(a), y = key(b);
       if (x === y || (Number.isNaN(x) && Number.isNaN(y))) return a.order - b.order;
-      if (x === null || Number.isNaN(x)) return 1; // what is not known stands last
+      if (x === null || Number.isNaN(x)) return 1; // unknown values come last
       if (y === null || Number.isNaN(y)) return -1;
       return sign * (x < y ? -1 : 1);
     });
@@ -208,16 +208,16 @@
     });
     return list;
   };
-  const side = (title, one, arms) => {
+  const side = (title, cell, arms) => {
     const box = make("div");
     const head = make("h4", "", `${title}, gate `);
-    head.append(gateOf(one, ""));
-    const parsed = make("dd", one.correct ? "yes" : "no", one.parsed || "none");
-    const told = facts([["answer", parsed], ["reward", String(one.reward)], ["tokens", String(one.tokens)]]);
-    const status = data.statuses[one.status] ?? one.status;
-    if (status) told.append(make("div", "", status));
-    box.append(head, make("pre", "", one.completion), told);
-    if (one.arms.length) box.append(make("p", "by", `Chosen by ${one.arms.map((i) => arms[i]).join(", ")}`));
+    head.append(gateOf(cell, ""));
+    const parsed = make("dd", cell.correct ? "yes" : "no", cell.parsed || "none");
+    const measured = facts([["answer", parsed], ["reward", String(cell.reward)], ["tokens", String(cell.tokens)]]);
+    const status = data.statuses[cell.status] ?? cell.status;
+    if (status) measured.append(make("div", "", status));
+    box.append(head, make("pre", "", cell.completion), measured);
+    if (cell.arms.length) box.append(make("p", "by", `Chosen by ${cell.arms.map((i) => arms[i]).join(", ")}`));
     return box;
   };
   const folded = (title, content) => {
@@ -230,7 +230,7 @@
     const right = p.cells[picked ?? p.row.rl];
     const bar = make("div", "bar");
     const mark = make("span", `mark ${p.outcome}`, MARKS[p.outcome]);
-    mark.title = SAID[p.outcome];
+    mark.title = OUTCOMES[p.outcome];
     bar.append(
       mark, make("h3", "", p.row.id),
       button("↑", "Previous problem", () => open(index - 1), index > 0),
@@ -239,15 +239,15 @@
     );
     const body = make("div", "body");
     body.append(make("h4", "", "Question"), make("p", "", p.question));
-    body.append(facts([["right answer", text(p.row.gold)], ["outcome", SAID[p.outcome]]]));
+    body.append(facts([["right answer", text(p.row.gold)], ["outcome", OUTCOMES[p.outcome]]]));
     body.append(make("h4", "", "Features"), facts(p.split.features.map((name, i) => [name.replaceAll("_", " "), String(p.row.features[i])])));
     body.append(make("h4", "", "Gates"));
     const gates = make("div", "gates");
-    p.cells.forEach((one, i) => {
-      const choice = button("", `Show gate ${one.label}`, () => open(index, i));
-      choice.append(chip(one), `${one.label} ${one.correct ? "✓" : "✗"}`);
+    p.cells.forEach((cell, i) => {
+      const choice = button("", `Show gate ${cell.label}`, () => open(index, i));
+      choice.append(chip(cell), `${cell.label} ${cell.correct ? "✓" : "✗"}`);
       if (i === p.row.rl) choice.append(" RL");
-      choice.setAttribute("aria-pressed", String(one === right));
+      choice.setAttribute("aria-pressed", String(cell === right));
       gates.append(choice);
     });
     const sides = make("div", "sides");

@@ -14,7 +14,7 @@ from jroute.experiment.calibration import CalibrationConfig, ModelTables, Tables
 from jroute.experiment.calibration_runs import ModelRuns
 from jroute.experiment.result_cache import ResultCache
 from jroute.ppo.config import PPOConfig
-from jroute.report.calibration import calibration_text
+from jroute.report.calibration_text import calibration_text
 from jroute.statistics.calibration import GRID, planted
 from jroute.statistics.config import JudgeConfig
 
