@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.traces.on:
         from jroute.report.episodes import export
 
-        print("\n".join(export(data, options.traces, folder / "traces")))
+        for line in export(data, options.traces, folder / "traces"):
+            print(line)
     paths = page.write(data, folder, lambda drawn: progress_bar(drawn, "figures", unit="figure"))
     print("\n".join(RunFolder(directory, directory).describe()))
     print(f"{paths[0]}: the report ({paths[0].stat().st_size / 1e6:.1f} MB)")

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from jroute.arms.registry import SELECTED, SUBJECT
 from jroute.controller.features import SCALARS, RawFeatures
 from jroute.experiment.config import Experiment
+from jroute.experiment.folder import RunFolder
 from jroute.observe.scalars import read_curves
 from jroute.outcomes.outcome import MEANING, Outcome
 from jroute.report.report_data import ProblemRow, ReportData, SplitReport
@@ -21,9 +22,6 @@ from jroute.tasks import Problem, Split, load_problems
 from jroute.utils.config import load as load_config
 from jroute.utils.errors import UserError
 from jroute.utils.keys import restored, stored_keys
-
-ITEMS = "items.parquet"
-"""The gate that every arm gave to every problem, if judging wrote it."""
 
 Choices = dict[str, Float[np.ndarray, "seeds problems parts"]]
 """Gates by arm; an arm without seeds counts as one seed."""
@@ -38,35 +36,37 @@ def read_run(directory: str | Path) -> ReportData:
         UserError: The folder holds no finished run.
     """
     directory = Path(directory)
-    for name in ("config.yaml", "results.json"):
-        if not (directory / name).is_file():
+    folder = RunFolder(directory, directory)
+    for file in (folder.config, folder.results):
+        if not file.is_file():
             raise UserError(
-                f"{directory} has no {name}, so it is not a finished run; run python -m "
+                f"{directory} has no {file.name}, so it is not a finished run; run python -m "
                 "jroute.train with its config first"
             )
-    experiment = load_config(Experiment, directory / "config.yaml")
-    results = json.loads((directory / "results.json").read_text())
+    experiment = load_config(Experiment, folder.config)
+    folder = RunFolder(directory, Path(experiment.run))
+    results = json.loads(folder.results.read_text())
     by_split = {results["split"]: results, **results.get("other_splits", {})}
-    curves, curves_by_seed = read_curves(directory / "tensorboard")
+    curves, curves_by_seed = read_curves(folder.curves)
     probe = directory / "probe" / "probe.json"
     return ReportData(
         name=directory.absolute().name,
         results=results,
         splits=tuple(
-            _read_split(directory, experiment, results, split, part)
+            _read_split(folder, experiment, results, split, part)
             for split, part in by_split.items()
         ),
         curves=curves,
         curves_by_seed=curves_by_seed,
         batch=experiment.ppo.batch_size,
         probe=json.loads(probe.read_text()) if probe.is_file() else None,
-        config=(directory / "config.yaml").read_text(),
+        config=folder.config.read_text(),
         decoding=experiment.decoding,
     )
 
 
 def _read_split(
-    directory: Path,
+    folder: RunFolder,
     experiment: Experiment,
     results: Mapping[str, Any],
     split: Split,
@@ -75,13 +75,13 @@ def _read_split(
     """Return one split; if its problems cannot be read, the reason instead of them."""
     try:
         problems = load_problems(experiment.task, split)
-        table = _find_table(directory, experiment, str(results.get("outcomes", "")))
+        table = _find_table(folder, experiment, str(results.get("outcomes", "")))
         cells = _read_cells(table)
-        features, raw = _read_features(directory, split, len(problems))
-        choices = _read_choices(directory, split, problems)
+        features, raw = _read_features(folder, split, len(problems))
+        choices = _read_choices(folder, split, problems)
         if not choices:
-            choices = _decide(directory, results, raw, experiment.gates)
-        prompts = _render_prompts(directory, experiment, problems)
+            choices = _decide(folder, results, raw, experiment.gates)
+        prompts = _render_prompts(folder, experiment, problems)
         rows = _problem_rows(problems, prompts, features, cells, choices)
     except UserError as error:
         return SplitReport(split, split_results, missing=f"The problems cannot be shown: {error}.")
@@ -133,20 +133,18 @@ def _gate(numbers: Float[np.ndarray, " parts"]) -> Gate:
 # Outcomes and features --------------------------------------------------------------------------
 
 
-def _find_table(directory: Path, experiment: Experiment, fingerprint: str) -> Path:
+def _find_table(folder: RunFolder, experiment: Experiment, fingerprint: str) -> Path:
     """Return the folder of the outcome table: in the run, or where several runs share tables.
 
     Raises:
         UserError: No table has this fingerprint.
     """
-    shared = Path(experiment.outcomes or directory)
-    run, absolute = Path(experiment.run), directory.absolute()
-    if absolute.parts[-len(run.parts) :] == run.parts:  # the experiment's paths start above it
-        shared = Path(*absolute.parts[: -len(run.parts)]) / shared
-    candidates = [directory / "outcomes", directory / "memo", shared]
-    for folder in candidates:
-        if fingerprint and (folder / fingerprint).is_dir():
-            return folder / fingerprint
+    candidates = [folder.path / "outcomes", folder.path / "memo"]
+    if experiment.outcomes:
+        candidates.append(folder.locate(experiment.outcomes))
+    for tables in candidates:
+        if fingerprint and (tables / fingerprint).is_dir():
+            return tables / fingerprint
     raise UserError(f"no outcome table {fingerprint[:16]} is in {candidates[0]}; train again")
 
 
@@ -168,17 +166,17 @@ def _read_cells(folder: Path) -> dict[str, dict[Gate, Outcome]]:
 
 
 def _read_features(
-    directory: Path, split: str, count: int
+    folder: RunFolder, split: str, count: int
 ) -> tuple[list[dict[str, float]], RawFeatures]:
     """Return the features of every prompt by name, and as a controller takes them.
 
     Raises:
         UserError: There are none, or they belong to another number of problems.
     """
-    folder = directory / "features"
-    files = [*folder.glob(f"{split}.npz"), *folder.glob(f"{split}-*.npz")]
+    features = folder.path / "features"
+    files = [*features.glob(f"{split}.npz"), *features.glob(f"{split}-*.npz")]
     if not files:
-        raise UserError(f"{folder} has no features of {split}; train again to compute them")
+        raise UserError(f"{features} has no features of {split}; train again to compute them")
     newest = max(files, key=lambda file: file.stat().st_mtime_ns)
     with np.load(newest) as stored:
         raw = RawFeatures(stored["scalars"], stored["hidden"])
@@ -191,13 +189,13 @@ def _read_features(
 # Choices of the arms ----------------------------------------------------------------------------
 
 
-def _read_choices(directory: Path, split: str, problems: Sequence[Problem]) -> Choices:
+def _read_choices(folder: RunFolder, split: str, problems: Sequence[Problem]) -> Choices:
     """Return the gates of every arm as judging wrote them; empty if it did not.
 
     Raises:
         UserError: The file belongs to other problems, or lacks some.
     """
-    path = directory / ITEMS
+    path = folder.items
     if not path.is_file():
         return {}
     items = pq.read_table(path, filters=[("split", "=", split)])
@@ -225,7 +223,7 @@ def _read_choices(directory: Path, split: str, problems: Sequence[Problem]) -> C
 
 
 def _decide(
-    directory: Path, results: Mapping[str, Any], raw: RawFeatures, grid: Sequence[float]
+    folder: RunFolder, results: Mapping[str, Any], raw: RawFeatures, grid: Sequence[float]
 ) -> Choices:
     """Let the saved controllers choose again, for runs whose judging wrote no choices.
 
@@ -239,15 +237,15 @@ def _decide(
     from jroute.controller import networks
     from jroute.controller.features import Featurizer
 
-    folder = directory / "controller" / str(results.get("training", ""))
-    if not results.get("training") or not folder.is_dir():
-        raise UserError(f"{folder} is missing; train again to get the controllers")
-    tree = load_state(folder)[1]
+    controllers = folder.controllers(str(results.get("training", "")))
+    if not results.get("training") or not controllers.is_dir():
+        raise UserError(f"{controllers} is missing; train again to get the controllers")
+    tree = load_state(controllers)[1]
     try:
         featurizer = Featurizer.of(tree["featurizer"])
     except KeyError as error:
         raise UserError(
-            f"{folder} was written by an older version (no {error}); train again"
+            f"{controllers} was written by an older version (no {error}); train again"
         ) from error
     observations = jnp.asarray(featurizer(raw), jnp.float32)
     actions = jax.vmap(networks.act, in_axes=(0, None))(tree["seeds"], observations)
@@ -259,16 +257,16 @@ def _decide(
 
 
 def _render_prompts(
-    directory: Path, experiment: Experiment, problems: Sequence[Problem]
+    folder: RunFolder, experiment: Experiment, problems: Sequence[Problem]
 ) -> Sequence[str]:
     """Return the prompts as the model reads them; empty texts without its tokenizer."""
     from jroute.tasks.prompts import render
     from jroute.tasks.tokenizer import load_tokenizer
 
     model = Path(experiment.model)
-    for folder in (model, directory / model.name):
+    for path in (model, folder.path / model.name):
         try:
-            tokenizer = load_tokenizer(folder)
+            tokenizer = load_tokenizer(path)
         except UserError:
             continue
         return [render(problem.question, experiment.prompt, tokenizer) for problem in problems]
