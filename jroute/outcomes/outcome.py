@@ -1,8 +1,8 @@
 """Outcomes: what one gate gave on one problem, how that is judged, and how it is named.
 
 Decoding is fixed for a whole experiment, so a (problem, gate, sample) cell is generated once and
-looked up ever after (`jroute.outcomes.table`). Everything that changes what a cell means goes into
-one fingerprint; how a cell was made stands beside it and changes nothing.
+looked up ever after (``jroute.outcomes.table``). Everything that changes what a cell means goes
+into one fingerprint; how a cell was made stands beside it and changes nothing.
 """
 
 import dataclasses

@@ -70,7 +70,7 @@ class OutcomeTable:
 
     The folder ``<root>/<fingerprint>/`` holds ``part-*.parquet``, and what readers of Parquet pass
     over: ``_table.json`` (fingerprint and description) and ``_replicates/`` (cells made once more,
-    see `add_replicates`). It is made by the first cell that is filed. Every part is written whole
+    see ``add_replicates``). It is made by the first cell that is filed. Every part is written whole
     under a temporary name and then renamed, so a killed run loses at most the part it was writing
     and resumes by asking what is ``missing``. A part is named by what its cells say and carries the
     fingerprint, so several processes and machines may add to a folder; an instance sees what was
@@ -95,7 +95,7 @@ class OutcomeTable:
 
         Args:
             root: Folder that holds tables, one folder each.
-            fingerprint: See `semantic_fingerprint`.
+            fingerprint: See ``semantic_fingerprint``.
             description: Written to ``_table.json`` when the table is new.
             num_gate_dims: Numbers that a gate has.
 
