@@ -4,7 +4,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import hash_args
@@ -35,13 +35,13 @@ class GenerationRequest:
 
     @property
     def context(self) -> str:
-        """The prompt."""
+        """The prompt, as lm-eval renders it."""
         return self.instance.args[0]
 
     @property
     def gen_kwargs(self) -> Mapping[str, Any]:
         """lm-eval's generation arguments."""
-        return self.instance.args[1]
+        return cast(tuple[str, Mapping[str, Any]], self.instance.args)[1]
 
 
 def number_repeats(instances: Sequence[Instance], seed: int) -> list[GenerationRequest]:

@@ -4,7 +4,7 @@ The adapter answers lm-eval's three kinds of requests as lm-eval's own Hugging F
 batch size 1, and gets a gate for each from an arm. The gate comes from the context alone, so all
 continuations of a question share it; text without a context (rolling log-likelihoods, an empty
 context) is scored at gate 0. Rows run in a fixed number of slots and sampling is seeded by the
-prompt, so neither order nor neighbors matter.
+prompt, so neither order nor neighbours matter.
 
 Importing this module registers the model ``jroute`` with lm-eval, for example for
 ``simple_evaluate(model="jroute", model_args="run=runs/demo,arm=rl", ...)``.
