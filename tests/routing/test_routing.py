@@ -341,7 +341,7 @@ def test_parts_of_the_depth_that_meet_cut_it_without_rest() -> None:
 
 @pytest.mark.parametrize("site", ["two", -1, "2-", "1.5", "0.7-0.3", "0.5-0.5", "0.5-1.5", "0,1"])
 def test_sites_that_are_none_are_refused(site) -> None:
-    with pytest.raises(UserError, match=r"routing\.sites: '.*' is no (block|range of depth)"):
+    with pytest.raises(UserError, match=r"routing\.sites: '.*' is not a (block|range of depth)"):
         RoutingConfig(sites=(site,))
 
 
