@@ -1,6 +1,6 @@
-"""An experiment: everything a run is decided by, as one tree of frozen dataclasses.
+"""The configuration of an experiment, as one tree of frozen dataclasses.
 
-Each package owns its part beside the code that reads it; this file only puts them together.
+Each section lies beside the code that reads it; this module only puts them together.
 """
 
 from dataclasses import dataclass, field
@@ -27,30 +27,30 @@ class Experiment:
     """One experiment, read from YAML.
 
     Attributes:
-        run: Run folder: everything the experiment writes lies in it.
+        run: Run folder, which holds everything that the experiment writes.
         model: Model directory that ``python -m jroute.convert`` wrote.
         routing: Preset name or YAML path; empty takes what is stored with the model, or else
             ``histories``.
         dtype: Arithmetic of the model; empty takes what is stored.
-        seed: Of the controllers and of the random arm.
+        seed: Seed of the controllers and of the random arm.
         gates: The grid of gates a controller chooses from.
-        gate_per: What a decision has a gate for: the whole ``prompt``, each ``band`` of depth (as
-            many as the routing has) or each ``layer`` that is a mixing site.
+        gate_per: Whether a decision is one gate for the ``prompt``, one for each ``band`` of depth
+            that the routing has, or one for each ``layer`` that is a mixing site.
         rollouts: Whether PPO learns from the outcome ``table`` or from completions generated
             ``live``; gates per band or layer have no table.
-        outcomes: Folder of outcome tables, which several runs may share; empty keeps the table in
-            the run folder.
+        outcomes: Folder of outcome tables, which several runs may share; empty is inside the run
+            folder.
         allow_inert: Train even where no gate of the grid changes what the model predicts.
-        judged: Splits that all arms are judged on; the first one is the primary.
-        mixing: Whether, and how, the routing's weights are learned first, the base frozen.
-        task: Where problems come from.
-        prompt: How a question becomes a prompt.
-        decoding: How completions are generated, for all arms alike.
+        judged: Splits that all arms are judged on; the first is the primary one.
+        mixing: Learning of the routing's weights before anything else, the base frozen.
+        task: Source of the problems.
+        prompt: Template of the prompts.
+        decoding: Decoding of the completions, the same for all arms.
         engine: Execution shape of generation.
-        mesh: Devices that the model runs on; not kept in the run folder.
-        track: Where else training curves go: ``wandb``; not kept in the run folder.
-        reward: What PPO is paid; the claim's own is exact match alone.
-        features: What a controller sees.
+        mesh: Devices that the model runs on; not stored in the run folder.
+        track: Service that training curves also go to: ``wandb``; not stored in the run folder.
+        reward: Reward of PPO; the claim uses exact match alone.
+        features: Features that a controller sees.
         ppo: The learner.
         supervised: The supervised arm.
         judge: Intervals and contrasts.
@@ -117,7 +117,7 @@ class Experiment:
             )
         if not self.judged or not {"train", "validation"}.isdisjoint(self.judged):
             raise UserError(
-                f"judged is {list(self.judged)}; name at least one split, and none that is learnt "
+                f"judged is {list(self.judged)}; name at least one split, and none that is learned "
                 "from or chosen on, e.g. [test]"
             )
 

@@ -1,8 +1,8 @@
-"""Outcomes: what one gate gave on one problem, how that is judged, and how it is named.
+"""Outcomes: the graded completion of one problem under one gate.
 
 Decoding is fixed for a whole experiment, so a (problem, gate, sample) cell is generated once and
-looked up ever after (``jroute.outcomes.table``). Everything that changes what a cell means goes
-into one fingerprint; how a cell was made stands beside it and changes nothing.
+looked up from then on (``jroute.outcomes.table``). Everything that changes the meaning of a cell is
+in one fingerprint; how a cell was made is stored beside it and changes nothing.
 """
 
 import dataclasses
@@ -20,14 +20,14 @@ from jroute.utils.keys import Keys, keys
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a cell was made; outside its fingerprint, so machines can fill one table together.
+    """How a cell was made; not in its fingerprint, so several machines can fill one table.
 
     Attributes:
         execution: Execution shape (batch width, mesh) as JSON.
         versions: Versions of the libraries as JSON.
         machine: Kind and number of the devices.
-        seconds: Wall time since the cells before it were finished, shared out among those that
-            were finished with it.
+        seconds: Wall time since the cells before it finished, shared evenly among the cells that
+            finished with it.
     """
 
     stored_keys: ClassVar[Keys] = keys("execution", "versions", "machine", "seconds")
@@ -40,24 +40,24 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one (problem, gate, sample) cell gave.
+    """The outcome of one (problem, gate, sample) cell.
 
-    Two outcomes are equal if they say the same: ``logprob``, which moves in its last digits with
-    the execution shape, and ``made`` are not compared.
+    Outcomes are compared without ``logprob``, whose last digits depend on the execution shape, and
+    without ``made``.
 
     Attributes:
         problem_id: The problem's id.
         gate: The gate the prompt was generated under.
-        sample: Number of the sample; 0 is the only one of a greedy experiment.
+        sample: Number of the sample; always 0 in a greedy experiment.
         completion: Generated text, stop string already cut.
         tokens: Number of generated tokens.
         parsed: The answer read from the completion in canonical form, ``""`` if none.
         status: ``ok``, ``no_answer`` or ``truncated``.
         correct: Whether the parsed answer equals the gold one.
-        reward: What a learner is paid: in a table exact match; a backend adds the shaping.
+        reward: Reward of a learner: exact match in a table; a backend adds the shaping.
         stop_reason: ``end_token``, ``stop_string`` or ``length``.
-        logprob: Summed natural-log probability of the generated tokens, if the engine told it.
-        made: How it was made, if that is known.
+        logprob: Summed natural-log probability of the generated tokens, if the engine reported it.
+        made: How it was made, if known.
     """
 
     stored_keys: ClassVar[Keys] = keys(
@@ -115,8 +115,8 @@ class GeneratedText(Protocol):
 
 def _log_probability(completion: GeneratedText) -> float | None:
     """Sum of a completion's token log-probabilities, if the engine told them."""
-    told = getattr(completion, "logprobs", None)
-    return None if told is None else float(math.fsum(map(float, told)))
+    logprobs = getattr(completion, "logprobs", None)
+    return None if logprobs is None else float(math.fsum(map(float, logprobs)))
 
 
 def grade(

@@ -20,15 +20,15 @@ from jroute.utils.fingerprint import canonical
 from jroute.utils.keys import restored, stored
 
 CARD, REPLICATES = "_table.json", "_replicates"
-"""Names that Parquet readers pass over, so that the folder as it stands is the table."""
+"""Names that Parquet readers skip, so that the folder itself is a readable dataset."""
 
 
 class MissingOutcome(UserError):
-    """A cell was asked for that has not been generated; a table never makes one up."""
+    """A requested cell was not generated; a table never invents one."""
 
 
 class ConflictingOutcome(UserError):
-    """One cell was given two different outcomes, so one fingerprint hides two experiments."""
+    """A cell has two different outcomes, so one fingerprint hides two experiments."""
 
 
 _FINGERPRINT_KEY = b"jroute_fingerprint"
@@ -68,19 +68,19 @@ def _schema(num_gate_dims: int) -> pa.Schema:
 class OutcomeTable:
     """All cells generated so far under one fingerprint, kept as a Parquet dataset.
 
-    The folder ``<root>/<fingerprint>/`` holds ``part-*.parquet``, and what readers of Parquet pass
-    over: ``_table.json`` (fingerprint and description) and ``_replicates/`` (cells made once more,
-    see ``add_replicates``). It is made by the first cell that is filed. Every part is written whole
-    under a temporary name and then renamed, so a killed run loses at most the part it was writing
-    and resumes by asking what is ``missing``. A part is named by what its cells say and carries the
-    fingerprint, so several processes and machines may add to a folder; an instance sees what was
-    there when it was opened or last refreshed, and what it appended itself.
+    The folder ``<root>/<fingerprint>/`` holds ``part-*.parquet``, and names that Parquet readers
+    skip: ``_table.json`` (fingerprint and description) and ``_replicates/`` (cells generated again,
+    see ``add_replicates``). The first cell creates it. A part is written under a temporary name and
+    then renamed, so a killed run loses at most the part that it was writing, and goes on with the
+    cells that are ``missing``. A part is named by the content of its cells and carries the
+    fingerprint, so several processes and machines may add to one folder. An instance sees the cells
+    that existed when it was opened or last refreshed, and those that it appended itself.
 
     Attributes:
-        folder: Where the table lies.
+        folder: Folder of the table.
         fingerprint: Name of the experiment whose cells these are.
         description: What was fingerprinted, for people; as first written.
-        num_gate_dims: Numbers that a gate has; 1 for a gate that is a number.
+        num_gate_dims: Numbers in one gate.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class OutcomeTable:
         *,
         num_gate_dims: int = 1,
     ):
-        """Open the table of a fingerprint; there need not be one yet.
+        """Open the table of a fingerprint, which need not exist yet.
 
         Args:
             root: Folder that holds tables, one folder each.
@@ -332,12 +332,12 @@ def _read_card(card: Path) -> tuple[str, dict[str, Any], int]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{card} does not name its table's fingerprint ({error!r}): delete it, the next "
-            "generating run writes it anew"
+            "generating run writes it again"
         ) from error
 
 
 def _read_part(part: Path, fingerprint: str, schema: pa.Schema) -> list[Outcome]:
-    advice = "delete that file and generate again, only its cells are made anew"
+    advice = "delete that file and generate again, only its cells are generated again"
     try:
         with pq.ParquetFile(part, page_checksum_verification=True) as file:
             columns = file.read(use_threads=False)

@@ -1,16 +1,17 @@
-"""Learning the mixing weights with the base frozen: tens to hundreds of numbers, kept on their own.
+"""Learned mixing weights, the base frozen: tens to hundreds of numbers in a file of their own.
 
-Only the operator's raw weights are ever changed: by Adam on the log-likelihood of the train
-problems' answers through the frozen base, or by coordinate search on how many the model solves.
-Both stand in one small JSON file that is rewritten as they go, so that a killed run goes on from it
-and ends with the same numbers.
+Only the operator's raw weights change: by Adam on the log-likelihood of the train problems'
+answers through the frozen base, or by coordinate search on the share of problems that the model
+solves. One small JSON file is rewritten after every step, so a killed run goes on from it and
+ends with the same numbers.
 
 Likelihood is not accuracy. On the bundled model (default routing, gate 1, 300 steps of 16 of 512
-problems, learning rate 0.05) the loss of 400 test problems fell from 0.59 to 0.17 nats a token (it
-is 0.57 without mixing), yet 52 % were solved instead of 63 %: of the class that wants no mixing 42
-instead of 90 %, of the class that wants it 25 instead of 4 %. One mixture serves both, and
-likelihood pays most for what was confidently wrong. Learned from the latter class alone, 54 % of it
-were solved. Learning works; whether it helps is for the accuracy on a split to say.
+problems, learning rate 0.05) the loss of 400 test problems fell from 0.59 to 0.17 nats a token
+(it is 0.57 without mixing), yet the model solved 52 % of them instead of 63 %: 42 instead of 90 %
+of the class that needs no mixing, 25 instead of 4 % of the class that needs it. One mixture
+serves both, and likelihood rewards most the correction of confident errors. Learned from the
+latter class alone, it solved 54 % of that class. Learning works; whether it helps is decided by
+the accuracy on a split.
 """
 
 import dataclasses
@@ -43,17 +44,17 @@ LARGEST_SEARCH = 500
 
 @dataclass(frozen=True)
 class MixingConfig:
-    """Whether, and how, mixing weights are learned before anything else.
+    """Learning of mixing weights, before anything else.
 
     Attributes:
-        method: ``none`` keeps the routing's own; ``gradient`` of the answers' log-likelihood;
-            ``search`` coordinate by coordinate on accuracy.
-        gate: The gate at which they are learned.
-        problems: Train problems to learn from, the first so many.
+        method: ``none`` keeps the routing's own weights; ``gradient`` follows the log-likelihood of
+            the answers; ``search`` changes one coordinate at a time for accuracy.
+        gate: Gate at which the weights are learned.
+        problems: Number of train problems to learn from.
         steps: Gradient steps, or trials of the search.
         batch_size: Problems of a gradient step.
-        learning_rate: Of Adam.
-        change: What the search first adds to or takes from a number; halved every round.
+        learning_rate: Learning rate of Adam.
+        change: First change of a number in the search; halved every round.
     """
 
     stored_keys: ClassVar[Keys] = keys(
@@ -76,7 +77,7 @@ class MixingConfig:
 
 
 class Examples(NamedTuple):
-    """Prompts with their answers, right-padded; ``answers`` marks what is to be predicted."""
+    """Prompts with their answers, right-padded; ``answers`` marks the tokens to predict."""
 
     tokens: Int[np.ndarray, "problems seq"]
     positions: Int[np.ndarray, "problems seq"]
@@ -84,7 +85,7 @@ class Examples(NamedTuple):
 
 
 def pad_examples(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], context: int) -> Examples:
-    """Lays (prompt ids, answer ids) out in rows of one width.
+    """Lay (prompt ids, answer ids) out in rows of one width.
 
     Raises:
         UserError: A pair is longer than the context.
@@ -119,9 +120,9 @@ def loss(
     *,
     config: Qwen3Config,
 ) -> Float[Array, ""]:
-    """Mean negative log-likelihood of an answer's token, in nats, under teacher forcing.
+    """Return the mean negative log-likelihood of an answer token, in nats, under teacher forcing.
 
-    On the way back blocks and logits are made once more, so that memory holds the states between
+    The backward pass computes blocks and logits again, so memory holds the states between
     blocks and the logits of one column.
     """
     out = forward(
@@ -148,12 +149,12 @@ def loss(
 
 
 class Progress(NamedTuple):
-    """Where learning stands; all of it goes into the file.
+    """The state of learning, all of which is stored in the file.
 
     Attributes:
         step: Steps or trials done.
         raw: The weights.
-        values: Loss before every gradient step, or accuracy of every trial (the start's first).
+        values: Loss before every gradient step, or accuracy of every trial after the initial one.
         state: The optimizer's arrays; empty for a search.
     """
 
@@ -276,10 +277,12 @@ def learn_by_search(
     return progress
 
 
-def save_progress(file: Path, about: Mapping[str, Any], progress: Progress, steps: int) -> None:
-    """Write the file; what only goes on from here needs is left out at the end."""
+def save_progress(
+    file: Path, description: Mapping[str, Any], progress: Progress, steps: int
+) -> None:
+    """Write the file; the optimizer's state is left out once learning has finished."""
     content = {
-        "about": about,
+        "about": description,
         "step": progress.step,
         "finished": progress.step == steps,
         "values": progress.values,
@@ -291,33 +294,38 @@ def save_progress(file: Path, about: Mapping[str, Any], progress: Progress, step
 
 
 def load_progress(
-    file: Path, about: Mapping[str, Any], shape: tuple[int, ...]
+    file: Path, description: Mapping[str, Any], shape: tuple[int, ...]
 ) -> tuple[Progress, bool]:
     """Read a file of mixing weights, and whether learning has finished.
 
     Args:
         file: The file.
-        about: What the weights must have been learned for.
-        shape: Of the raw weights.
+        description: What must have decided the weights.
+        shape: Shape of the raw weights.
 
     Raises:
-        UserError: There is none; it is damaged; its weights are of something else.
+        UserError: The file is missing or damaged, or holds weights of another description.
     """
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
         raw = np.asarray(stored["raw"], np.float32)
         progress = Progress(stored["step"], raw, stored["values"], stored["state"])
-        found, finished = stored["about"], stored["finished"]
+        stored_description, finished = stored["about"], stored["finished"]
     except FileNotFoundError:
         raise UserError(
             f"the mixing weights {file} are not learned yet; run python -m jroute.train first"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{file} is no file of mixing weights ({error!r}); remove it to learn them anew"
+            f"{file} is not a file of mixing weights ({error!r}); remove it to learn them again"
         ) from error
-    expected = json.loads(json.dumps(about))
-    if different := sorted(k for k in {*found, *expected} if found.get(k) != expected.get(k)):
+    expected = json.loads(json.dumps(description))
+    different = sorted(
+        name
+        for name in {*stored_description, *expected}
+        if stored_description.get(name) != expected.get(name)
+    )
+    if different:
         raise UserError(
             f"{file} holds mixing weights that were learned for something else (different: "
             f"{', '.join(different)}); learn them with this configuration"
@@ -325,6 +333,6 @@ def load_progress(
     if raw.shape != shape:
         raise UserError(
             f"{file} holds mixing weights of shape {raw.shape}, this routing takes {shape}; "
-            "remove it to learn them anew"
+            "remove it to learn them again"
         )
     return progress, finished
