@@ -10,27 +10,27 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
+from flax import traverse_util
 
 from converters.safetensors import DTYPES, WEIGHTS, Checkpoint, write
 from jroute.model.config import Qwen3Config
 from jroute.model.params import abstract_params, logical_axes
 from jroute.utils.errors import UserError
-from jroute.utils.files import atomic_write
+from jroute.utils.files import write_text
 
 
 class Rule(NamedTuple):
     """How one array of ours is stored by Hugging Face.
 
     Attributes:
-        flax: Path in the nested dictionary.
+        path: Path in the nested dictionary.
         hf: Name in the checkpoint; ``{layer}`` stands for the block's index.
         inputs: How many leading axes of ours (after ``layers``) are inputs of a linear layer;
             0 means that the array is stored as it is.
     """
 
-    flax: str
+    path: str
     hf: str
     inputs: int = 0
 
@@ -92,22 +92,22 @@ class Entry(NamedTuple):
 
 
 def layout(config: Qwen3Config) -> dict[str, Entry]:
-    """All arrays of a model of this shape, by path, in the order of the table."""
+    """Return all arrays of a model of this shape, by path, in the order of ``TABLE``."""
     shapes = {path: leaf.shape for path, leaf in flatten(abstract_params(config)).items()}
-    axes = flatten(logical_axes(config), is_leaf=lambda node: isinstance(node, tuple))
+    axes = flatten(logical_axes(config))
     entries = {}
     for rule in TABLE:
-        if rule.flax in shapes:
+        if rule.path in shapes:
             layers = range(config.num_hidden_layers) if "{layer}" in rule.hf else range(1)
             names = tuple(rule.hf.format(layer=layer) for layer in layers)
-            entries[rule.flax] = Entry(rule, shapes[rule.flax], axes[rule.flax], names)
+            entries[rule.path] = Entry(rule, shapes[rule.path], axes[rule.path], names)
     if entries.keys() != shapes.keys():
         raise AssertionError(f"the table does not name {sorted(shapes.keys() - entries.keys())}")
     return entries
 
 
 def check(checkpoint: Checkpoint, config: Qwen3Config) -> None:
-    """Hold every header of a checkpoint against the shapes that its config implies.
+    """Check every header of a checkpoint against the shapes that its config implies.
 
     Raises:
         UserError: A tensor is missing, unknown, or of another shape or type.
@@ -142,18 +142,19 @@ def check(checkpoint: Checkpoint, config: Qwen3Config) -> None:
 
 
 def check_repeated_head(checkpoint: Checkpoint, config: Qwen3Config) -> None:
-    """Sees that an output layer beside tied embeddings is the token table once more.
+    """Check that an output layer stored beside tied embeddings repeats the token table.
 
     Raises:
-        UserError: It is another one, so that embeddings are not tied in truth.
+        UserError: It differs, so the embeddings are not really tied.
     """
     head, table = IGNORED_IF_TIED, "model.embed_tokens.weight"
     if not config.tie_word_embeddings or head not in checkpoint.tensors:
         return
-    one, other = checkpoint.read(head), checkpoint.read(table)
-    rows = max(1, 2**24 // max(one.shape[-1], 1))  # at a time, so that little is held in memory
-    if one.shape != other.shape or not all(
-        np.array_equal(one[i : i + rows], other[i : i + rows]) for i in range(0, len(one), rows)
+    output, embedding = checkpoint.read(head), checkpoint.read(table)
+    rows = max(1, 2**24 // max(output.shape[-1], 1))  # compared at a time, to save memory
+    if output.shape != embedding.shape or not all(
+        np.array_equal(output[i : i + rows], embedding[i : i + rows])
+        for i in range(0, len(output), rows)
     ):
         raise UserError(
             f"{checkpoint.tensors[head].file}: {head} differs from {table}, though config.json "
@@ -162,29 +163,30 @@ def check_repeated_head(checkpoint: Checkpoint, config: Qwen3Config) -> None:
 
 
 def stored_dtype(checkpoint: Checkpoint, config: Qwen3Config) -> np.dtype:
-    """The one type in which all tensors are stored.
+    """Return the one type in which all tensors are stored.
 
     Raises:
         UserError: The types are mixed, or float16, in which Qwen3 overflows.
     """
     names = [name for entry in layout(config).values() for name in entry.names]
-    found = sorted({checkpoint.tensors[name].dtype for name in names})
-    if found not in (["F32"], ["BF16"]):
+    dtypes = sorted({checkpoint.tensors[name].dtype for name in names})
+    if dtypes not in (["F32"], ["BF16"]):
         raise UserError(
-            f"{checkpoint.directory}: the weights are stored as {' and '.join(found)}; "
+            f"{checkpoint.directory}: the weights are stored as {' and '.join(dtypes)}; "
             "say what to convert them to with --dtype float32 or --dtype bfloat16"
         )
-    return DTYPES[found[0]]
+    return DTYPES[dtypes[0]]
 
 
 def place(entry: Entry, tensor: np.ndarray, out: np.ndarray, start: int = 0) -> None:
-    """Turn a Hugging Face tensor the way ours lies and casts it, into ``out``.
+    """Transpose and cast a Hugging Face tensor to our orientation, into ``out``.
 
     Args:
         entry: The array of ours that the tensor is a part of.
         tensor: The tensor, as Hugging Face orients it.
-        out: Where to: contiguous, of shape ``entry.inner`` but for the length of the first axis.
-        start: Where on the first axis of ``entry.inner`` the first row of ``out`` lies.
+        out: Destination: contiguous, of shape ``entry.inner`` except for the first axis, which may
+            be shorter.
+        start: Position on the first axis of ``entry.inner`` of the first row of ``out``.
     """
     if not entry.rule.inputs:
         out[...] = tensor[start : start + len(out)].astype(out.dtype, copy=False)
@@ -195,7 +197,7 @@ def place(entry: Entry, tensor: np.ndarray, out: np.ndarray, start: int = 0) -> 
 
 
 def take(entry: Entry, inner: np.ndarray) -> np.ndarray:
-    """The Hugging Face tensor of one block of ours, contiguous: the inverse of ``place``."""
+    """Return the contiguous Hugging Face tensor of one block of ours: the inverse of ``place``."""
     if not entry.rule.inputs:
         return np.ascontiguousarray(inner)
     tensor = np.empty(entry.hf_shape, inner.dtype)
@@ -207,7 +209,7 @@ _STRIP = 64
 
 
 def _transpose(matrix: np.ndarray, out: np.ndarray) -> None:
-    """``out[...] = matrix.T``, by strips of rows: several times as fast as numpy's own copy."""
+    """Assign ``out[...] = matrix.T`` by strips of rows, several times as fast as numpy's copy."""
     word = np.dtype(f"u{out.itemsize}")  # numpy copies its own types faster than bfloat16
     words = out.view(word)
     for row in range(0, len(matrix), _STRIP):
@@ -216,7 +218,7 @@ def _transpose(matrix: np.ndarray, out: np.ndarray) -> None:
 
 
 def assemble(entry: Entry, read: Callable[[str], np.ndarray], dtype: np.dtype) -> np.ndarray:
-    """Build one array of ours from the tensors that ``read`` gives by name.
+    """Build one array of ours from the tensors that ``read`` returns by name.
 
     Host memory holds the result and one tensor at a time.
     """
@@ -230,7 +232,7 @@ def assemble(entry: Entry, read: Callable[[str], np.ndarray], dtype: np.dtype) -
 
 
 def split(entry: Entry, value: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """The Hugging Face tensors of one array of ours, by name: the inverse of ``assemble``."""
+    """Yield the Hugging Face tensors of one array of ours by name: the inverse of ``assemble``."""
     for layer, name in enumerate(entry.names):
         yield name, take(entry, value[layer] if entry.stacked else value)
 
@@ -238,16 +240,16 @@ def split(entry: Entry, value: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
 def from_hf(
     tensors: Mapping[str, np.ndarray], config: Qwen3Config, dtype: np.dtype | None = None
 ) -> dict[str, Any]:
-    """Convert a whole checkpoint in memory (by default in the type of its token table)."""
+    """Convert a whole checkpoint in memory, by default to the type of its token table."""
     entries = layout(config)
     dtype = tensors[entries["embed_tokens"].names[0]].dtype if dtype is None else dtype
-    return nest(
+    return unflatten(
         {path: assemble(entry, tensors.__getitem__, dtype) for path, entry in entries.items()}
     )
 
 
 def to_hf(params: Mapping[str, Any], config: Qwen3Config) -> dict[str, np.ndarray]:
-    """The checkpoint of a nested dictionary of parameters, in the types that they have."""
+    """Return a nested dictionary of parameters as a checkpoint, in the types they have."""
     flat = flatten(params)
     tensors: dict[str, np.ndarray] = {}
     for path, entry in layout(config).items():
@@ -274,25 +276,15 @@ def write_hf(
     write(directory / WEIGHTS, tensors)
     dtype = str(tensors["model.embed_tokens.weight"].dtype)
     content = {**config.to_hf(), "torch_dtype": dtype, **(extra or {})}
-    with atomic_write(directory / "config.json") as partial:
-        partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, sort_keys=True)
+    write_text(directory / "config.json", f"{text}\n")
 
 
-def flatten(
-    params: Mapping[str, Any], is_leaf: Callable[[Any], bool] | None = None
-) -> dict[str, Any]:
-    """``{"a": {"b": leaf}}`` as ``{"a/b": leaf}``."""
-    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_leaf)
-    return {"/".join(key.key for key in path): leaf for path, leaf in leaves}
+def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn ``{"a": {"b": leaf}}`` into ``{"a/b": leaf}``."""
+    return traverse_util.flatten_dict(dict(params), sep="/")
 
 
-def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of ``flatten``."""
-    nested: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *parents, last = path.split("/")
-        place = nested
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = leaf
-    return nested
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn ``{"a/b": leaf}`` into ``{"a": {"b": leaf}}``."""
+    return traverse_util.unflatten_dict(dict(flat), sep="/")

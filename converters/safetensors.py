@@ -2,11 +2,10 @@
 
 import json
 import mmap
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import ml_dtypes  # also teaches numpy the name "bfloat16", which safetensors asks it for
 import numpy as np
@@ -25,13 +24,10 @@ DTYPES: Mapping[str, np.dtype] = {
 }
 """The floating types that weights may be stored in, by their name in a safetensors header."""
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
-_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.yaml", "*.jinja"]
-
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where one tensor is stored and what its header says; nothing of it has been read."""
+    """Where one tensor is stored, and what its header says; no value has been read."""
 
     file: Path
     shape: tuple[int, ...]
@@ -82,7 +78,7 @@ class Checkpoint:
                 )
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor in the type in which it is stored: a read-only view of the mapped file."""
+        """Return one tensor in its stored type: a read-only view of the mapped file."""
         tensor = self.tensors[name]
         if tensor.file not in self._mapped:
             with tensor.file.open("rb") as stream:
@@ -92,7 +88,7 @@ class Checkpoint:
 
 
 def _weight_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
-    """The weight files of a folder, and the index (tensor name to file name) if it is sharded."""
+    """Return the weight files of a folder, and the index (tensor to file name) if it is sharded."""
     if (directory / WEIGHTS).is_file():
         return [directory / WEIGHTS], {}
     if not (directory / INDEX).is_file():
@@ -112,7 +108,7 @@ def _weight_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
 
 
 def _open(file: Path) -> dict[str, Tensor]:
-    """The header of one weight file; the library checks it against the file's size."""
+    """Read the header of one weight file; safetensors checks it against the file's size."""
     with file.open("rb") as stream:
         if stream.read(11) == b"version htt":
             raise UserError(
@@ -126,15 +122,15 @@ def _open(file: Path) -> dict[str, Tensor]:
             f"{file} ({file.stat().st_size:,} bytes) is truncated or damaged ({error}); "
             "download it again"
         ) from None
-    with file.open("rb") as stream:  # its length in 8 bytes, the header, all values
+    with file.open("rb") as stream:  # the header's length in 8 bytes, the header, all values
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
     header.pop("__metadata__", None)
     return {
         name: Tensor(
-            file, tuple(said["shape"]), said["dtype"], 8 + length + said["data_offsets"][0]
+            file, tuple(entry["shape"]), entry["dtype"], 8 + length + entry["data_offsets"][0]
         )
-        for name, said in header.items()
+        for name, entry in header.items()
     }
 
 
@@ -142,7 +138,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        UserError: The file is missing, is not JSON, or holds something else than an object.
+        UserError: The file is missing, is not JSON, or does not hold an object.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -153,54 +149,6 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{file} should hold a JSON object; download it again")
     return cast(dict[str, Any], content)
-
-
-class Found(NamedTuple):
-    """The folder of a checkpoint, and its commit if it came from the hub."""
-
-    folder: Path
-    revision: str | None
-
-
-def fetch(source: str, revision: str | None = None) -> Found:
-    """Find the folder of a checkpoint, downloading it if ``source`` is a hub id.
-
-    Args:
-        source: A local folder, or a Hugging Face hub id like ``Qwen/Qwen3-4B``.
-        revision: Branch, tag or commit on the hub; not for a local folder.
-
-    Raises:
-        UserError: No such folder, no such repository or revision, or the hub cannot be reached.
-    """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        if revision is not None:
-            raise UserError(
-                f"{source} is a local folder, which has no revisions; leave out --revision"
-            )
-        return Found(folder, None)
-    if folder.exists() or not _HUB_ID.fullmatch(source):
-        raise UserError(
-            f"there is no folder {source}; give a folder in Hugging Face layout or a hub id"
-        )
-    import huggingface_hub  # a second of import that a local folder does not need
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        snapshot = huggingface_hub.snapshot_download(
-            source, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]
-        )
-    except (
-        OSError,
-        HFValidationError,
-    ) as error:  # every error of the hub and of the network is an OSError
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(
-            f"there is no folder {source}, and the Hugging Face hub gave no such model "
-            f"({reason[0]}); check the name, the revision, the network and your access, "
-            "or give a local folder"
-        ) from None
-    return Found(Path(snapshot), Path(snapshot).name)  # a snapshot's folder is named by its commit
 
 
 def write(file: Path, tensors: Mapping[str, np.ndarray]) -> None:

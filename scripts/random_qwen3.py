@@ -22,8 +22,8 @@ from tqdm import tqdm
 from converters.qwen3 import layout
 from converters.safetensors import read_json
 from jroute.checkpoint import has_tokenizer
+from jroute.checkpoint.conversion import Dtype
 from jroute.checkpoint.export import new_folder, published_order, write_shards
-from jroute.convert import Dtype
 from jroute.model.config import Qwen3Config
 from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError

@@ -67,7 +67,7 @@ def few_programs() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled tiny model, converted."""
-    from jroute.convert import convert
+    from jroute.checkpoint.conversion import convert
     from tests.model.tiny import ASSET
 
     out = tmp_path_factory.mktemp("tiny") / "model"

@@ -1,10 +1,8 @@
-"""Model directories and learner states, both in Orbax, both complete or not there at all."""
+"""Model directories and learner states, both in Orbax; each is complete or absent."""
 
+from jroute.checkpoint.digests import companion_digests, digest, fingerprint
 from jroute.checkpoint.model import (
-    companion_digests,
     companions,
-    digest,
-    fingerprint,
     has_tokenizer,
     load_model,
     model_fingerprint,

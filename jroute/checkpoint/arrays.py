@@ -30,27 +30,27 @@ from jroute.distributed.mesh import RULES
 from jroute.utils.errors import UserError
 
 PIECE_BYTES = 64 * 2**20
-"""Most bytes of a file, but for a single row that is larger."""
+"""Most bytes of a file, unless a single row is larger."""
 
 PIECES_IN_FLIGHT = 4
-"""How many pieces may wait for the disk; the encoder holds each of them up to twice more."""
+"""How many pieces may wait for the disk; the encoder holds up to two more copies of each."""
 
 _TILE_BYTES = 16 * 2**10  # smaller reads cost more than what they leave out
 _PARTS = 8  # every axis that a mesh may cut is cut into so many tiles per piece, if it can be
 
 
 class Tiling(NamedTuple):
-    """How an array is cut: the shape of what a file holds, and of what one read takes of it."""
+    """How an array is cut: the shape of a file's content, and of the smallest part to read."""
 
     piece: tuple[int, ...]
     tile: tuple[int, ...]
 
 
 def tiling(shape: tuple[int, ...], axes: tuple[str, ...], itemsize: int) -> Tiling:
-    """Cuts an array into pieces and tiles.
+    """Cut an array into pieces and tiles.
 
     Args:
-        shape: Of the array.
+        shape: Shape of the array.
         axes: Logical names of its axes; only those that ``jroute.distributed.mesh`` lays on a
             mesh axis are cut into tiles, and ``layers``.
         itemsize: Bytes of a value.
@@ -74,20 +74,20 @@ def tiling(shape: tuple[int, ...], axes: tuple[str, ...], itemsize: int) -> Tili
 
 
 def _part(length: int, most: int) -> int:
-    """Length of the parts of an axis: at most ``most``, and if it can be, all equal."""
+    """Return the length of an axis's parts: at most ``most``, and all equal where possible."""
     equal = (part for part in range(most, most // 2, -1) if length % part == 0)
     return next(equal, most)
 
 
-class Stored(NamedTuple):
-    """What an array takes on disk."""
+class DiskUsage(NamedTuple):
+    """The files and bytes that an array takes on disk."""
 
     files: int
     nbytes: int
 
 
-def stored(shape: tuple[int, ...], cut: Tiling, itemsize: int) -> Stored:
-    """Files and bytes of an array, but for its metadata: whole tiles, and an index per file."""
+def disk_usage(shape: tuple[int, ...], cut: Tiling, itemsize: int) -> DiskUsage:
+    """Return files and bytes of an array without its metadata: whole tiles, an index per file."""
     slots = math.prod(a // b for a, b in zip(cut.piece, cut.tile, strict=True))
     files = tiles = 0
     for part in pieces(shape, cut.piece):
@@ -97,11 +97,11 @@ def stored(shape: tuple[int, ...], cut: Tiling, itemsize: int) -> Stored:
             for one, size in zip(part, cut.tile, strict=True)
         )
     index = 16 * slots + 4  # offset and length of every tile, and a checksum
-    return Stored(files, tiles * math.prod(cut.tile) * itemsize + files * index)
+    return DiskUsage(files, tiles * math.prod(cut.tile) * itemsize + files * index)
 
 
 def pieces(shape: tuple[int, ...], piece: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
-    """The pieces of an array in the order of its rows."""
+    """Iterate over the pieces of an array in row-major order."""
     cuts = (
         [slice(start, min(start + part, size)) for start in range(0, size, part)]
         for size, part in zip(shape, piece, strict=True)
@@ -110,8 +110,8 @@ def pieces(shape: tuple[int, ...], piece: tuple[int, ...]) -> Iterator[tuple[sli
 
 
 def write_tree(folder: Path, paths: Iterable[str]) -> None:
-    """Has Orbax write a tree with these leaves; ``create`` then puts the real arrays into it."""
-    tree = qwen3.nest({path: np.zeros(1, np.int8) for path in paths})
+    """Let Orbax write a tree with these leaves; ``create`` then puts the real arrays into it."""
+    tree = qwen3.unflatten({path: np.zeros(1, np.int8) for path in paths})
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=True)
     with quiet(), ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(folder, args=ocp.args.PyTreeSave(tree))
@@ -143,7 +143,7 @@ def create(
 
 
 def open_array(folder: Path, path: str) -> ts.TensorStore:
-    """Open one array of the tree for reading; a part that is missing raises."""
+    """Open one array of the tree for reading; a missing part raises."""
     return ts.open({**_spec(folder, path), "fill_missing_data_reads": False}, open=True).result()
 
 
@@ -154,36 +154,36 @@ def _spec(folder: Path, path: str) -> dict[str, Any]:
 
 @runtime_checkable
 class Future(Protocol):
-    """What the executors of Python and of tensorstore give for work in the background."""
+    """What Python's executors and tensorstore return for background work."""
 
     def result(self) -> Any:
         """Wait for the work."""
 
 
 class Pipeline:
-    """Work that goes on in the background, a bounded amount of it; results come in order."""
+    """A bounded amount of background work, whose results come in order."""
 
     def __init__(self, limit: int):
-        """``limit``: how many tasks may be unfinished."""
+        """Allow up to ``limit`` unfinished tasks."""
         self._limit = limit
         self._tasks: deque[tuple[Future, Callable[[Any], None] | None]] = deque()
 
     def add(self, future: Future, then: Callable[[Any], None] | None = None) -> None:
-        """Add a task; if there are too many, waits for the oldest and calls its ``then``."""
+        """Add a task; while there are too many, wait for the oldest and call its ``then``."""
         self._tasks.append((future, then))
         while len(self._tasks) > self._limit:
             self._finish_one()
 
     def drain(self) -> None:
-        """Wait for all."""
+        """Wait for all tasks."""
         while self._tasks:
             self._finish_one()
 
     def abandon(self) -> None:
-        """Wait until nothing runs any more, whatever comes of it."""
+        """Wait until no task runs any more, and ignore the results and errors."""
         while self._tasks:
             future, _ = self._tasks.popleft()
-            with suppress(Exception):  # the first error is the one to tell
+            with suppress(Exception):  # only the first error is reported
                 future.result()
 
     def _finish_one(self) -> None:
@@ -196,13 +196,13 @@ class Pipeline:
 def read_array(
     store: ts.TensorStore, sharding: Sharding | None, dtype: np.dtype | None = None
 ) -> jax.Array:
-    """Read an array straight to its devices, and wait until it is there.
+    """Read an array straight to its devices, and wait for it.
 
-    The host holds what the devices of this process hold of it, each part once, and a few pieces.
+    The host holds the parts of this process's devices, each once, and a few pieces.
 
     Args:
         store: The array.
-        sharding: Where its parts go. ``None`` puts it uncommitted on the default device.
+        sharding: Where its parts go; ``None`` puts it uncommitted on the default device.
         dtype: Type to cast to while reading; by default as stored.
     """
     dtype = store.dtype.numpy_dtype if dtype is None else dtype
@@ -211,7 +211,7 @@ def read_array(
     parts: dict[str, np.ndarray] = {}
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
-        if str(index) not in parts:  # several devices may hold the same
+        if str(index) not in parts:  # several devices may hold the same part
             parts[str(index)] = _read_part(store, index or (), dtype)
         return parts[str(index)]
 
@@ -220,7 +220,7 @@ def read_array(
 
 
 def _read_part(store: ts.TensorStore, index: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
-    """Read a part of an array piece by piece, so that the decoder never holds all of it."""
+    """Read a part of an array piece by piece, so the decoder never holds all of it."""
     wanted = [
         range(*(index[axis] if index else slice(None)).indices(size))
         for axis, size in enumerate(store.shape)
@@ -240,7 +240,7 @@ def _read_part(store: ts.TensorStore, index: tuple[slice, ...], dtype: np.dtype)
     return result
 
 
-_ALIGNMENT = 64  # of memory that JAX takes over on a CPU instead of copying it
+_ALIGNMENT = 64  # on a CPU, JAX takes over memory aligned like this instead of copying it
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -255,7 +255,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
     """Turn a write that the system refuses into a ``UserError``.
 
     Args:
-        folder: On the disk that is written to.
+        folder: A folder on the disk that is written to.
     """
     try:
         yield
@@ -273,8 +273,8 @@ _OS_ERROR = re.compile(r"\[os_error_code='(\d+)'\]")  # in the messages of tenso
 
 
 def reason(error: Exception) -> str:
-    """What the system said, from an error of its own or from one of tensorstore's messages."""
+    """Return the system's message, from its own error or from within one of tensorstore."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    found = _OS_ERROR.search(str(error))
-    return os.strerror(int(found[1])) if found else str(error).splitlines()[0]
+    number = _OS_ERROR.search(str(error))
+    return os.strerror(int(number[1])) if number else str(error).splitlines()[0]

@@ -13,11 +13,13 @@ from safetensors import SafetensorError
 from converters import qwen3
 from converters.safetensors import INDEX, WEIGHTS, read_json, write
 from jroute.checkpoint.arrays import disk_errors, open_array, reason
-from jroute.checkpoint.model import digest, read_manifest
+from jroute.checkpoint.digests import digest
+from jroute.checkpoint.model import read_manifest
 from jroute.checkpoint.staging import Staging, is_free, recover
 from jroute.model.config import Qwen3Config
 from jroute.utils.errors import UserError
 from jroute.utils.files import sync_tree
+from jroute.utils.keys import restored
 
 SHARD_BYTES = 2**30
 """Weight files are at most this large, unless a single tensor is larger."""
@@ -27,21 +29,21 @@ class StoredTensors:
     """The tensors of a model directory under their Hugging Face names, read one at a time.
 
     Attributes:
-        manifest: Of the model directory.
+        manifest: The manifest of the model directory.
         dtype: Type in which all of them are stored.
-        shapes: As Hugging Face orients them, in the order in which releases store them.
+        shapes: Their shapes as Hugging Face orients them, in the order of releases.
     """
 
     def __init__(self, directory: Path):
         """Open the model directory.
 
         Raises:
-            UserError: It is missing, unfinished, not a model, or damaged.
+            UserError: It is missing, unfinished, not a model directory, or damaged.
         """
         self._directory = Path(directory).absolute()
         self.manifest = read_manifest(self._directory)
         self.dtype = np.dtype(self.manifest["dtype"])
-        entries = qwen3.layout(Qwen3Config(**self.manifest["config"]))
+        entries = qwen3.layout(Qwen3Config(**restored(Qwen3Config, self.manifest["config"])))
         self._places = {
             name: (path, entry, layer)
             for path, entry in entries.items()
@@ -53,7 +55,7 @@ class StoredTensors:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Bytes of every tensor."""
+        """The bytes of every tensor, by name."""
         return {
             name: int(np.prod(shape)) * self.dtype.itemsize for name, shape in self.shapes.items()
         }
@@ -92,14 +94,14 @@ def export(
 
     Args:
         model_dir: A finished model directory.
-        out: Where the folder is to stand; missing or empty.
-        progress: Called with bytes written so far and bytes to write.
+        out: The folder to write; missing or empty.
+        progress: Called with the bytes written so far and in total.
 
     Returns:
         The files written.
 
     Raises:
-        UserError: The model directory is not whole, or ``out`` is taken or cannot be written.
+        UserError: The model directory is damaged, or ``out`` is taken or cannot be written.
     """
     model_dir, stored = Path(model_dir), StoredTensors(model_dir)
     sizes = stored.sizes
@@ -141,10 +143,10 @@ def export(
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Give a temporary folder beside ``out`` that takes its name when the block succeeds.
+    """Yield a temporary folder that becomes ``out`` when the block succeeds.
 
     Raises:
-        UserError: ``out`` is there and not an empty folder, or cannot be written.
+        UserError: ``out`` exists and is not an empty folder, or cannot be written.
     """
     out = Path(out).absolute()
     recover(out)
@@ -156,7 +158,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         with disk_errors(out.parent):
             try:
                 yield staging.partial
-            except SafetensorError as error:  # so it tells of a full disk while writing
+            except SafetensorError as error:  # a full disk, while writing
                 raise OSError(str(error)) from error
             staging.publish()
     finally:
@@ -164,13 +166,13 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def published_order(name: str) -> tuple[bool, list[tuple[int, str]]]:
-    """Sorts tensor names as releases store them: block after block, the output layer last."""
+    """Return a key that sorts tensor names as releases do: block by block, output layer last."""
     parts = [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
     return name.startswith("lm_head"), parts
 
 
 def plan_shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
-    """Spreads tensors over weight files in the order given: names per file.
+    """Spread tensors over weight files in the given order, and return the names per file.
 
     Args:
         sizes: Bytes of every tensor, by name.
@@ -196,9 +198,9 @@ def write_shards(
     """Write weights in the published layout: one file, or numbered shards with an index.
 
     Args:
-        folder: Where to.
-        sizes: Bytes of every tensor, by name, in the order in which they are to be stored.
-        read: Gives the tensors of one file; host memory holds no more than these.
+        folder: Where to write.
+        sizes: Bytes of every tensor, by name, in the order of storage.
+        read: Returns the tensors of one file; host memory holds no more than these.
         limit: Most bytes of a file.
 
     Returns:

@@ -2,20 +2,17 @@
 
 A model directory holds the parameters as one Orbax tree under ``params/`` (see ``arrays``), the
 files that came with the weights (``config.json``, tokenizer, chat template,
-``generation_config.json``, ``routing.yaml``) and, written last, ``manifest.json``: what the source
-was, the SHA-256 of every tensor as Hugging Face would store it, and the fingerprint of weights and
-config that outcomes are filed under. Arrays are written piece by piece and read one by one.
+``generation_config.json``, ``routing.yaml``) and, written last, ``manifest.json``: the source, the
+SHA-256 of every tensor as Hugging Face stores it, and the fingerprint of weights and config under
+which outcomes are filed. Arrays are written piece by piece and read one by one.
 """
 
-import hashlib
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
@@ -43,48 +40,17 @@ COMPANIONS = (
 )
 """The files that travel with the weights, where the source has them."""
 
-_HASH_VALUES = 2**22
-
-
-def digest(tensor: np.ndarray, dtype: DTypeLike | None = None) -> str:
-    """SHA-256 of the values of a tensor, in row-major order and, if given, cast to ``dtype``."""
-    values = np.ascontiguousarray(tensor).reshape(-1)
-    to = values.dtype if dtype is None else np.dtype(dtype)
-    if values.dtype == to:
-        return hashlib.sha256(values.view(np.uint8).data).hexdigest()
-    sha = hashlib.sha256()
-    for start in range(0, len(values), _HASH_VALUES):
-        sha.update(values[start : start + _HASH_VALUES].astype(to).view(np.uint8).data)
-    return sha.hexdigest()
-
-
-def fingerprint(config: Qwen3Config, dtype: DTypeLike, digests: Mapping[str, str]) -> str:
-    """One name for these weights in this type with this config: a SHA-256 in hexadecimal.
-
-    Args:
-        config: Shape of the model.
-        dtype: The type in which the weights are stored.
-        digests: ``digest`` of every tensor under its Hugging Face name, in that orientation.
-    """
-    content = {"config": stored(config), "dtype": str(np.dtype(dtype)), "tensors": dict(digests)}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
 
 def companions(folder: Path) -> list[Path]:
-    """The files of a checkpoint folder that travel with its weights."""
+    """Return the files of a checkpoint folder that travel with its weights."""
     return [folder / name for name in COMPANIONS if (folder / name).is_file()]
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds the files that ``jroute.load`` makes a tokenizer of."""
-    have = {file.name for file in companions(folder)}
-    made_of = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
-    return "tokenizer_config.json" in have and any(files <= have for files in made_of)
-
-
-def companion_digests(files: Sequence[Path]) -> dict[str, str]:
-    """SHA-256 of each file, by name."""
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    """Return whether a folder holds the files from which ``jroute.load`` builds a tokenizer."""
+    names = {file.name for file in companions(folder)}
+    vocabularies = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
+    return "tokenizer_config.json" in names and any(files <= names for files in vocabularies)
 
 
 def load_model(
@@ -97,9 +63,9 @@ def load_model(
 
     Args:
         directory: A finished model directory.
-        dtype: Type to cast the parameters to; by default as stored.
-        shardings: Where to put them: one sharding, or a tree of shardings of the shape of
-            ``params``. Each device then reads its own part only. By default the arrays are
+        dtype: Type to cast the parameters to; by default they stay as stored.
+        shardings: Where to put them: one sharding, or a tree of shardings with the structure of
+            ``params``. Each device then reads only its own part. By default the arrays are
             uncommitted on the default device.
 
     Returns:
@@ -118,7 +84,7 @@ def load_model(
             f"{directory / 'config.json'} was changed after the conversion; "
             "convert again with --overwrite"
         )
-    to = None if dtype is None else jnp.dtype(dtype)
+    target = None if dtype is None else jnp.dtype(dtype)
     entries = qwen3.layout(config)
     placed: Mapping[str, Sharding | None]
     if shardings is None or isinstance(shardings, Sharding):
@@ -129,22 +95,22 @@ def load_model(
     for path in entries:
         try:
             store = arrays.open_array(directory / "params", path)
-            params[path] = arrays.read_array(store, placed[path], to)
+            params[path] = arrays.read_array(store, placed[path], target)
         except ValueError as error:
             raise UserError(
                 f"{directory} is damaged: {path} cannot be read ({arrays.reason(error)}); "
                 "convert again with --overwrite"
             ) from error
-    return qwen3.nest(params), config
+    return qwen3.unflatten(params), config
 
 
 def model_fingerprint(directory: str | os.PathLike[str]) -> str:
-    """The fingerprint of the weights and config of a model directory (see ``fingerprint``)."""
+    """Return the ``fingerprint`` of the weights and config of a model directory."""
     return str(read_manifest(Path(directory))["fingerprint"])
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """Read the manifest of a model directory, and see that no part of the weights is missing.
+    """Read the manifest of a model directory, and check that every weight file is whole.
 
     Raises:
         UserError: The directory is missing, unfinished, not a model, or damaged.
@@ -176,10 +142,10 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         )
     for name, size in manifest["stored"].items():
         file = directory / name
-        found = file.stat().st_size if file.is_file() else None
-        if found != size:
-            what = "is missing" if found is None else f"has {found:,} bytes instead of {size:,}"
+        actual = file.stat().st_size if file.is_file() else None
+        if actual != size:
+            defect = "is missing" if actual is None else f"has {actual:,} bytes instead of {size:,}"
             raise UserError(
-                f"{directory} is damaged: {name} {what}; convert again with --overwrite"
+                f"{directory} is damaged: {name} {defect}; convert again with --overwrite"
             )
     return manifest

@@ -1,8 +1,8 @@
-"""A folder that stands under its name when it is complete, and else not at all.
+"""Atomic writing of folders: a folder has its name only when it is complete.
 
-It is made beside its place under a temporary name, its manifest last, and then renamed. Where it
-replaces another one, that one is renamed first, so between two renames nothing stands there; a
-process that is killed at just that moment leaves both, and the next one puts the old folder back.
+It is written beside its destination under a temporary name, its manifest last, and then renamed. To
+replace an existing folder, that one is renamed first, so between the two renames neither has the
+name; a process killed at that moment leaves both, and the next one puts the old folder back.
 """
 
 import os
@@ -15,21 +15,21 @@ from jroute.utils.files import sync
 from jroute.utils.processes import is_running
 
 MANIFEST = "manifest.json"
-"""A folder that has this file is complete."""
+"""A folder with this file is complete."""
 
 _REPLACED = ".replaced"
 
 
 class Staging:
-    """The temporary folder of this process for one place.
+    """The temporary folder of this process for one destination.
 
     Attributes:
-        directory: The place.
+        directory: The destination.
         partial: The temporary folder beside it.
     """
 
     def __init__(self, directory: Path):
-        """``directory``: where the finished folder is to stand. Nothing is touched yet."""
+        """Name the temporary folder of a destination; nothing is written yet."""
         self.directory = directory
         self.partial = directory.with_name(f"{_prefix(directory)}{os.getpid()}")
 
@@ -47,7 +47,7 @@ class Staging:
             ) from None
 
     def publish(self) -> None:
-        """Give the temporary folder its name; what stood there goes. All of it is on disk then."""
+        """Rename the temporary folder to its destination, durably, and delete what it replaces."""
         replaced = None
         if self.directory.exists():
             replaced = self.partial.with_name(self.partial.name + _REPLACED)
@@ -63,11 +63,11 @@ class Staging:
 
 
 def recover(directory: Path) -> None:
-    """Clean up behind processes of this machine that were killed on their way to ``directory``."""
+    """Clean up after processes of this machine that were killed while writing ``directory``."""
     for leftover in _beside(directory, prefix := _prefix(directory)):
         process = leftover.name.removeprefix(prefix).removesuffix(_REPLACED)
-        ours = process == str(os.getpid())  # of an earlier process with our number
-        if not process.isdecimal() or (not ours and is_running(int(process))):
+        reused = process == str(os.getpid())  # an earlier process had our number
+        if not process.isdecimal() or (not reused and is_running(int(process))):
             continue
         if not leftover.name.endswith(_REPLACED) or (directory / MANIFEST).exists():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -76,13 +76,13 @@ def recover(directory: Path) -> None:
 
 
 def set_aside(directory: Path) -> Path | None:
-    """The folder that stood at ``directory`` when a process that was replacing it was killed."""
-    found = _beside(directory, f"{directory.name}.partial-")
-    return next((path for path in found if path.name.endswith(_REPLACED)), None)
+    """Return the earlier folder that a process killed while replacing it has left renamed."""
+    leftovers = _beside(directory, f"{directory.name}.partial-")
+    return next((path for path in leftovers if path.name.endswith(_REPLACED)), None)
 
 
 def is_free(directory: Path) -> bool:
-    """Whether nothing stands there, or an empty folder."""
+    """Return whether a path does not exist or is an empty folder."""
     return not directory.exists() or (directory.is_dir() and not any(directory.iterdir()))
 
 

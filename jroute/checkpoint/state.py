@@ -1,4 +1,4 @@
-"""States of a learner, one per step: saved atomically, exact to the bit when they come back."""
+"""Training states, one per step: saved atomically and restored bit for bit."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -21,12 +21,13 @@ _NUMBERS: Mapping[str, type] = {kind.__name__: kind for kind in (bool, int, floa
 
 
 def save_state(directory: str | os.PathLike[str], step: int, state: Any, *, keep: int = 2) -> None:
-    """Save the state of a learner under its step, and drop all but the newest ``keep``.
+    """Save a training state under its step, and delete all but the newest ``keep`` steps.
 
     Args:
-        directory: Folder of the checkpoints; made if it is missing.
+        directory: Folder of the checkpoints; created if missing.
         step: Number of the step.
-        state: Any tree of arrays, typed PRNG keys, and numbers.
+        state: Any tree of arrays, typed PRNG keys, and numbers. Fields of classes with
+            ``stored_keys`` are stored under those.
         keep: How many steps to keep.
 
     Raises:
@@ -42,7 +43,7 @@ def save_state(directory: str | os.PathLike[str], step: int, state: Any, *, keep
         manager.save(
             step,
             args=ocp.args.Composite(
-                # Orbax stores no empty arrays; their description says all there is to know.
+                # Orbax stores no empty arrays; their description holds everything.
                 state=ocp.args.PyTreeSave({n: leaf for n, leaf in leaves.items() if leaf.size}),
                 description=ocp.args.JsonSave(_describe(state)),
             ),
@@ -52,13 +53,13 @@ def save_state(directory: str | os.PathLike[str], step: int, state: Any, *, keep
 def load_state(
     directory: str | os.PathLike[str], like: Any = None, *, step: int | None = None
 ) -> tuple[int, Any]:
-    """Load the state of a learner, exact to the bit.
+    """Load a training state, equal bit for bit to the one that was saved.
 
     Args:
         directory: Folder of the checkpoints.
-        like: A state of the same structure, shapes and types. A ``jax.Array`` that is committed to
-            devices says where its counterpart is put. May be left out if the state was made of
-            dictionaries alone.
+        like: A state of the same structure, shapes and types. The counterpart of a ``jax.Array``
+            that is committed to devices is placed like it. May be left out if the state consists
+            of nested dictionaries alone.
         step: Which step; by default the newest.
 
     Returns:
@@ -93,7 +94,7 @@ def load_state(
 
 
 def latest_step(directory: str | os.PathLike[str]) -> int | None:
-    """The newest step that was saved completely, or ``None``."""
+    """Return the newest step that was saved completely, or ``None``."""
     if not Path(directory).is_dir():
         return None
     with quiet(), _manager(directory) as manager:
@@ -103,7 +104,7 @@ def latest_step(directory: str | os.PathLike[str]) -> int | None:
 def _manager(
     directory: str | os.PathLike[str], *, keep: int | None = None
 ) -> ocp.CheckpointManager:
-    """Keep ``keep`` steps and may make the folder, or only reads if ``keep`` is left out."""
+    """Open a manager that keeps ``keep`` steps and may create the folder, or only reads."""
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, create=keep is not None, enable_async_checkpointing=False
     )
@@ -134,7 +135,7 @@ def _leaves(tree: Any) -> dict[str, Any]:
 
 
 def _describe(tree: Any) -> dict[str, dict[str, Any]]:
-    """Kind, type, shape and place of every leaf, as JSON."""
+    """Return kind, type, shape and position of every leaf, as JSON."""
     described = {}
     for path, leaf in _leaves_with_path(tree):
         plain = _plain(leaf)
@@ -142,7 +143,7 @@ def _describe(tree: Any) -> dict[str, dict[str, Any]]:
             "kind": _kind(leaf),
             "dtype": str(plain.dtype),
             "shape": list(plain.shape),
-            # Keys of dictionaries may be numbers; a place within another node has no key.
+            # Keys of dictionaries may be numbers; a position in any other node has no key.
             "keys": [part.key if isinstance(part, DictKey) else None for part in path],
         }
     return described
@@ -156,14 +157,14 @@ def _kind(leaf: Any) -> str:
 
 
 def _plain(leaf: Any) -> np.ndarray | jax.Array:
-    """A leaf as Orbax stores it: keys as their words, numbers as arrays."""
+    """Return a leaf as Orbax stores it: keys as their words, numbers as arrays."""
     if _kind(leaf).startswith("key:"):
         return jax.random.key_data(leaf)
     return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
 
 
 def _unplain(array: np.ndarray | jax.Array, described: Mapping[str, Any]) -> Any:
-    """The inverse of ``_plain``."""
+    """Invert ``_plain``."""
     kind, _, implementation = described["kind"].partition(":")
     if kind == "key":
         return jax.random.wrap_key_data(jnp.asarray(array), impl=implementation)
@@ -185,15 +186,15 @@ def _refuse_other_structure(
 ) -> None:
     """Raise a ``UserError`` that names the first leaf in which two descriptions differ."""
 
-    def say(leaf: Mapping[str, Any] | None) -> str:
+    def type_of(leaf: Mapping[str, Any] | None) -> str:
         return "absent" if leaf is None else f"{leaf['dtype']}{leaf['shape']}"
 
     for name in sorted({*saved, *here}):
-        there, wanted = saved.get(name), here.get(name)
-        if say(there) != say(wanted):
+        there, expected = type_of(saved.get(name)), type_of(here.get(name))
+        if there != expected:
             raise UserError(
-                f"{where} was saved by another configuration: {name} is {say(there)} there "
-                f"and {say(wanted)} here; resume with the configuration of that run"
+                f"{where} was saved by another configuration: {name} is {there} there "
+                f"and {expected} here; resume with the configuration of that run"
             )
 
 

@@ -1,4 +1,4 @@
-"""What models and learner states both need of Orbax."""
+"""Helpers for Orbax that models and training states share."""
 
 import logging
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from jax.sharding import Sharding
 
 
 def restore_args(sharding: Sharding | None, dtype: np.dtype | None = None) -> ocp.RestoreArgs:
-    """How to read one array: straight to its devices if it has a sharding, else to the host."""
+    """Return how to read one array: to the devices of its sharding, or else to the host."""
     if sharding is None:
         return ocp.RestoreArgs(restore_type=np.ndarray, dtype=dtype)
     return ocp.ArrayRestoreArgs(restore_type=jax.Array, sharding=sharding, dtype=dtype)
@@ -19,7 +19,7 @@ def restore_args(sharding: Sharding | None, dtype: np.dtype | None = None) -> oc
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences what Orbax tells its own developers through the logger of absl; it still raises."""
+    """Silence Orbax's messages for its developers on absl's logger; errors are still raised."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""Holds a model directory against its source: every bit, and the logits of transformers' torch."""
+"""Compare a model directory with its source: every bit, and the logits of transformers."""
 
 import gc
 from collections.abc import Callable, Sequence
@@ -10,7 +10,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from converters.hub import fetch
 from converters.safetensors import Checkpoint
+from jroute.checkpoint.conversion import Conversion, open_source
 from jroute.checkpoint.export import StoredTensors
 from jroute.checkpoint.model import has_tokenizer, load_model, read_manifest
 from jroute.model.config import Qwen3Config
@@ -19,6 +21,15 @@ from jroute.model.params import Params
 from jroute.tasks.tokenizer import load_tokenizer
 from jroute.utils.errors import UserError
 
+PROMPTS = (
+    "The capital of France is",
+    "Question: A farmer has 17 sheep and buys 25 more. He sells 9 of them. "
+    "How many sheep does he have now?\nAnswer:",
+    "def fibonacci(n):\n",
+    "一年有十二个月,",
+)
+"""The prompts that ``--verify`` compares by default."""
+
 
 class LogitComparison(NamedTuple):
     """How far next-token logits are from transformers' on the same tokens.
@@ -26,9 +37,9 @@ class LogitComparison(NamedTuple):
     Attributes:
         max_error: Largest absolute difference of a logit.
         agreement: Share of positions at which both have the same most likely token.
-        positions: How many positions were compared.
+        positions: Number of positions compared.
         dtype: Type in which both computed.
-        bound: What ``max_error`` should stay below: ``BOUNDS`` times the largest logit.
+        bound: Limit on ``max_error`` from rounding alone: ``BOUNDS`` times the largest logit.
     """
 
     max_error: float
@@ -39,18 +50,18 @@ class LogitComparison(NamedTuple):
 
 
 BOUNDS = {"float32": 1e-4, "bfloat16": 0.1}
-"""Largest error of a logit as a share of the largest one. Sound conversions stay far below (2e-6
-and 0.03); a wrong constant or a tensor in a wrong place is far above."""
+"""Largest error of a logit as a share of the largest one. Correct conversions stay far below (2e-6
+and 0.03); a wrong constant or a misplaced tensor is far above."""
 
 
 class Verification(NamedTuple):
-    """What a comparison with the source found.
+    """The result of a comparison with the source.
 
     Attributes:
-        tensors: How many tensors were compared bit for bit.
+        tensors: Number of tensors compared bit for bit.
         differing: Names of those that differ.
-        logits: ``None`` if they were not compared.
-        why: Why they were not.
+        logits: Comparison of logits, or ``None``.
+        why: Why logits were not compared.
     """
 
     tensors: int
@@ -65,13 +76,13 @@ def verify(
     prompts: Sequence[str],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Verification:
-    """Compare a model directory with the folder that it was converted from.
+    """Compare a model directory with the folder it was converted from.
 
     Args:
         source: The folder in Hugging Face layout.
         directory: The model directory.
-        prompts: Texts whose logits to compare.
-        progress: Called with bytes compared so far and bytes to compare.
+        prompts: Texts whose logits are compared.
+        progress: Called with the bytes compared so far and in total.
 
     Raises:
         UserError: Either is not whole, the source lacks tensors, or a prompt is empty.
@@ -95,7 +106,7 @@ def differing_tensors(
     stored: StoredTensors,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[str]:
-    """Names of the tensors whose bits differ from the source's, cast to the stored type.
+    """Return the names of tensors whose bits differ from the source's in the stored type.
 
     Raises:
         UserError: The source lacks a tensor.
@@ -118,7 +129,7 @@ def differing_tensors(
 
 
 def compare_logits(source: Path, directory: Path, prompts: Sequence[str]) -> LogitComparison:
-    """Run prompts through transformers, then, with that model gone, through jroute.
+    """Run prompts through transformers, release that model, and run them through jroute.
 
     Both compute in the type in which the model directory is stored. Needs torch.
 
@@ -137,7 +148,7 @@ def compare_logits(source: Path, directory: Path, prompts: Sequence[str]) -> Log
         positions = np.full((1, width), -1, np.int32)
         tokens[0, : len(row)], positions[0, : len(row)] = row, np.arange(len(row))
         ours = np.asarray(_logits(params, config, tokens, positions))[0, : len(row)]
-        # A NaN on either side is an error without bound.
+        # A NaN on either side counts as an infinite error.
         error = max(error, float(np.nan_to_num(np.abs(ours - theirs).max(), nan=np.inf)))
         largest = max(largest, float(np.abs(theirs).max()))
         agreed += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
@@ -147,7 +158,7 @@ def compare_logits(source: Path, directory: Path, prompts: Sequence[str]) -> Log
 
 
 def encode_prompts(directory: Path, prompts: Sequence[str], context: int) -> list[list[int]]:
-    """Token ids of the prompts, by the tokenizer of a model directory or a source.
+    """Return the token ids of prompts, with the tokenizer of a model directory or a source.
 
     Raises:
         UserError: There is no prompt, or one is empty or longer than the context.
@@ -159,6 +170,79 @@ def encode_prompts(directory: Path, prompts: Sequence[str], context: int) -> lis
             f"prompts to compare must be of 1 to {context:,} tokens each; give at least one"
         )
     return rows
+
+
+def read_prompts(file: Path) -> list[str]:
+    """Read prompts from a text file, one per line; blank lines are left out.
+
+    Raises:
+        UserError: The file cannot be read, or holds no prompt.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read prompts from {file} ({error}); give a text file") from None
+    prompts = [line for line in lines if line.strip()]
+    if not prompts:
+        raise UserError(f"{file} holds no prompt; write one per line")
+    return prompts
+
+
+def check_prompts(source: str, revision: str | None, prompts: Sequence[str]) -> None:
+    """Check before a conversion that its source could encode the prompts.
+
+    Raises:
+        UserError: A prompt is empty or longer than the context.
+    """
+    folder = fetch(source, revision).folder
+    if has_tokenizer(folder):
+        encode_prompts(folder, prompts, open_source(folder).config.max_position_embeddings)
+
+
+def report(verification: Verification, conversion: Conversion, out: Path, prompts: int) -> str:
+    """Return the result of a verification as text.
+
+    Args:
+        verification: The result.
+        conversion: The conversion that was verified.
+        out: The model directory.
+        prompts: Number of prompts whose logits were compared.
+
+    Raises:
+        UserError: A tensor differs.
+    """
+    if verification.differing:
+        first, *others = verification.differing
+        which = f"{first} and {len(others)} more differ" if others else f"{first} differs"
+        raise UserError(
+            f"{out}: of {verification.tensors:,} tensors {which} from {conversion.folder}; "
+            "convert again with --overwrite"
+        )
+    dtype, compared = conversion.manifest["dtype"], verification.logits
+    lines = [
+        "verified",
+        f"  tensors      {verification.tensors:,} equal to the source's in {dtype}, bit for bit",
+    ]
+    if compared is None:
+        return "\n".join([*lines, f"  logits       not compared: {verification.why}"])
+    lines += [
+        f"  positions    {compared.positions:,} of {prompts} prompts, {compared.dtype}",
+        f"  max error    {compared.max_error:.3g} of a logit, against transformers "
+        f"(rounding stays below {compared.bound:.2g})",
+        f"  top-1        {compared.agreement:.2%} agree",
+    ]
+    return "\n".join(lines)
+
+
+def refuse_large_error(verification: Verification, out: Path) -> None:
+    """Raise a ``UserError`` if logits are further off than rounding explains."""
+    compared = verification.logits
+    if compared is not None and not compared.max_error <= compared.bound:
+        raise UserError(
+            f"{out}: logits differ from transformers' by {compared.max_error:.3g}, and rounding "
+            f"stays below {compared.bound:.2g}; the weights are the source's, so its config.json "
+            "or this jroute is wrong for them"
+        )
 
 
 def _logits_of(
@@ -178,7 +262,7 @@ _logits = jax.jit(_logits_of, static_argnums=1, compiler_options=_FRUGAL)
 
 
 def _torch_logits(source: Path, rows: Sequence[Sequence[int]], dtype: str) -> list[np.ndarray]:
-    import torch  # the one place that needs it, and it may be missing
+    import torch  # only this function needs it, and it may not be installed
     from transformers import Qwen3ForCausalLM
     from transformers.utils import logging
 
@@ -193,10 +277,10 @@ def _torch_logits(source: Path, rows: Sequence[Sequence[int]], dtype: str) -> li
             logging.enable_progress_bar()
     model.eval()
     with torch.no_grad():
-        found = [model(torch.tensor([row])).logits[0].float().numpy() for row in rows]
+        logits = [model(torch.tensor([row])).logits[0].float().numpy() for row in rows]
     del model
-    gc.collect()  # gigabytes, and jroute's are to take their place
-    return found
+    gc.collect()  # frees gigabytes before jroute's model takes as many
+    return logits
 
 
 def _bits(tensor: np.ndarray) -> np.ndarray:

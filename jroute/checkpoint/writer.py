@@ -15,7 +15,8 @@ from jax.typing import DTypeLike
 
 from converters import qwen3
 from jroute.checkpoint import arrays, staging
-from jroute.checkpoint.model import FORMAT, companion_digests, companions, digest, fingerprint
+from jroute.checkpoint.digests import companion_digests, digest, fingerprint
+from jroute.checkpoint.model import FORMAT, companions
 from jroute.checkpoint.staging import MANIFEST
 from jroute.model.config import Qwen3Config
 from jroute.utils.errors import UserError
@@ -36,12 +37,12 @@ _SMALL_FILES = 2**20  # manifest and metadata
 
 
 class ModelWriter:
-    """Writes a model directory array by array; it appears under its name when all is there.
+    """Write a model directory array by array; it gets its name when it is complete.
 
-    Use it as a context manager, and ``add`` every array once. If the block raises, nothing stays.
+    Use it as a context manager, and ``add`` every array once. If the block raises, nothing remains.
 
     Attributes:
-        manifest: What ``manifest.json`` holds, once the block has ended.
+        manifest: Content of ``manifest.json``, once the block has ended.
     """
 
     def __init__(
@@ -55,19 +56,19 @@ class ModelWriter:
         overwrite: bool = False,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ):
-        """Prepare to write, and cleans up behind killed writers of the same directory.
+        """Prepare to write, and clean up after killed writers of the same directory.
 
         Args:
-            directory: Where the finished model is to stand.
+            directory: The model directory to write.
             config: Shape of the model.
-            dtype: Type to store the weights in.
+            dtype: Type in which to store the weights.
             source: Where the weights came from, for the manifest.
             source_files: Files to copy beside them (see ``companions``).
-            overwrite: Replace a model that already stands there.
-            progress: Called with bytes of weights written so far and in all.
+            overwrite: Whether to replace a model in ``directory``.
+            progress: Called with the bytes of weights written so far and in total.
 
         Raises:
-            UserError: Something stands there that may not be replaced.
+            UserError: ``directory`` holds something that may not be replaced.
         """
         self.directory = Path(directory).absolute()
         self.config = config
@@ -101,12 +102,12 @@ class ModelWriter:
         return self
 
     def add(self, path: str, read: Callable[[str], np.ndarray]) -> None:
-        """Write one array of the nested dictionary, and take the digests of its tensors.
+        """Write one array of the nested dictionary, and hash its tensors.
 
         Args:
-            path: Where in the nested dictionary.
-            read: Gives the tensors that the array is made of, by their Hugging Face names. Views
-                of mapped files are best: they are read where they lie.
+            path: Path in the nested dictionary.
+            read: Returns the tensors that make up the array, by their Hugging Face names. Views of
+                mapped files are best: they are never copied as a whole.
         """
         entry = self._entries.pop(path)
         cut = arrays.tiling(entry.shape, entry.axes, self._dtype.itemsize)
@@ -142,7 +143,7 @@ class ModelWriter:
     def _clean_up(self) -> None:
         try:
             self._hashes.abandon()
-            self._writes.abandon()  # or it would go on making files
+            self._writes.abandon()  # otherwise it would go on creating files
             self._hashing.shutdown()
         finally:
             self._staging.discard()
@@ -188,7 +189,7 @@ class ModelWriter:
         sync_tree(partial)
         write_json(partial / MANIFEST, self.manifest)
         sync(partial)
-        refuse_to_replace(self.directory, overwrite=self._overwrite)  # another was faster
+        refuse_to_replace(self.directory, overwrite=self._overwrite)  # another process was faster
         self._staging.publish()
 
 
@@ -204,15 +205,15 @@ def save_model(
     """Write a model directory from parameters in memory and return its manifest.
 
     Args:
-        directory: Where the finished model is to stand.
+        directory: The model directory to write.
         params: Parameters as ``forward`` takes them, with ``blocks`` stacked, all of one type.
         config: Their shape.
         source_files: Files to copy beside them (see ``companions``).
         source: Where the weights came from, for the manifest.
-        overwrite: Replace a model that already stands there.
+        overwrite: Whether to replace a model in ``directory``.
 
     Raises:
-        UserError: Something stands there that may not be replaced.
+        UserError: ``directory`` holds something that may not be replaced.
     """
     leaves = qwen3.flatten(params)
     dtypes = {np.dtype(leaf.dtype) for leaf in leaves.values()}
@@ -228,7 +229,7 @@ def save_model(
     )
     entries = qwen3.layout(config)
     with writer:
-        for path, leaf in leaves.items():
+        for path, leaf in sorted(leaves.items()):
             entry, value = entries[path], np.asarray(leaf)
             if value.shape != entry.shape:
                 raise ValueError(f"{path} has shape {value.shape}, not {entry.shape}")
@@ -240,7 +241,7 @@ def save_model(
 def refuse_to_replace(directory: Path, *, overwrite: bool) -> None:
     """Raise a ``UserError`` if ``directory`` may not become a model directory.
 
-    An empty folder may; with ``overwrite`` so may an earlier model. Foreign files never.
+    An empty folder may, and with ``overwrite`` an earlier model too; other files never.
     """
     if staging.is_free(directory):
         return
@@ -257,17 +258,17 @@ def refuse_to_replace(directory: Path, *, overwrite: bool) -> None:
 
 
 def weight_bytes(config: Qwen3Config, dtype: DTypeLike) -> int:
-    """Bytes of all parameters."""
+    """Return the bytes of all parameters."""
     values = sum(math.prod(entry.shape) for entry in qwen3.layout(config).values())
     return values * np.dtype(dtype).itemsize
 
 
 def disk_bytes(config: Qwen3Config, dtype: DTypeLike, files: Sequence[Path] = ()) -> int:
-    """Bytes that a model directory takes, with ``files`` beside the weights."""
+    """Return the bytes that a model directory takes, with ``files`` beside the weights."""
     itemsize = np.dtype(dtype).itemsize
     return (
         sum(
-            arrays.stored(e.shape, arrays.tiling(e.shape, e.axes, itemsize), itemsize).nbytes
+            arrays.disk_usage(e.shape, arrays.tiling(e.shape, e.axes, itemsize), itemsize).nbytes
             for e in qwen3.layout(config).values()
         )
         + sum(file.stat().st_size for file in files)
@@ -276,7 +277,7 @@ def disk_bytes(config: Qwen3Config, dtype: DTypeLike, files: Sequence[Path] = ()
 
 
 def refuse_without_room(directory: Path, needed: int) -> None:
-    """Raise a ``UserError`` if the disk on which ``directory`` is to stand lacks the room."""
+    """Raise a ``UserError`` if the disk of ``directory`` has too little room."""
     free = free_bytes(directory)
     if free < needed:
         raise UserError(
@@ -286,7 +287,7 @@ def refuse_without_room(directory: Path, needed: int) -> None:
 
 
 def free_bytes(directory: Path) -> int:
-    """Free bytes on the disk on which ``directory`` stands, or would stand."""
+    """Return the free bytes on the disk of ``directory``, which need not exist."""
     return shutil.disk_usage(
         next(path for path in [directory, *directory.parents] if path.exists())
     ).free

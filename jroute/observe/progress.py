@@ -18,6 +18,27 @@ def progress_bar(*args: Any, **options: Any) -> tqdm:
     return tqdm(*args, **options)
 
 
+class ByteBar:
+    """A bar in bytes; it appears with the first progress, and so not before an early error."""
+
+    def __init__(self, title: str):
+        self._title = title
+        self._bar: tqdm | None = None
+
+    def __enter__(self) -> "ByteBar":
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show how many bytes of how many are done."""
+        if self._bar is None:
+            self._bar = progress_bar(desc=self._title, total=total, unit="B", unit_scale=True)
+        self._bar.update(done - self._bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
 class GenerationBar:
     """A bar of finished completions, with tokens per second and the share of busy slots.
 

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from converters import qwen3
-from jroute.checkpoint import arrays, load_model, model, read_manifest, save_model
-from jroute.convert import convert
+from jroute.checkpoint import arrays, digests, load_model, read_manifest, save_model
+from jroute.checkpoint.conversion import convert
 from jroute.distributed.mesh import AXES, shardings
 from jroute.model.params import abstract_params, logical_axes
 from tests.converters.tiny import CONFIG, random_tensors, write_source
@@ -157,7 +157,7 @@ def test_small_pieces_change_nothing_but_the_files(
             if name.startswith(f"params/{path.replace('/', '.')}/c.")
         ]
         tiling = arrays.tiling(entry.shape, entry.axes, 2)
-        assert arrays.stored(entry.shape, tiling, 2) == (len(sizes), sum(sizes))
+        assert arrays.disk_usage(entry.shape, tiling, 2) == (len(sizes), sum(sizes))
     placed = shardings(logical_axes(config), abstract_params(config), make_mesh(1, 2, 1))
     loaded, _ = load_model(tmp_path / "cut", dtype="float32", shardings=placed)
     expected = qwen3.from_hf(tensors, config)
@@ -231,7 +231,7 @@ def test_a_conversion_holds_pieces_and_never_an_array(
     source = write_source(tmp_path / "hf", config, random_tensors(config, "bfloat16"))
     tiny = write_source(tmp_path / "tiny", CONFIG, random_tensors(CONFIG))
     monkeypatch.setattr(arrays, "PIECE_BYTES", 2**16)
-    monkeypatch.setattr(model, "_HASH_VALUES", 2**14)
+    monkeypatch.setattr(digests, "_VALUES_AT_ONCE", 2**14)
     convert(str(tiny), tmp_path / "warm-up", dtype=dtype)  # what is made once does not count
     tracemalloc.start()
     try:

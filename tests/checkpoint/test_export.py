@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 
 from converters.safetensors import Checkpoint
 from jroute.checkpoint import export as exporting
+from jroute.checkpoint.conversion import convert
 from jroute.checkpoint.export import StoredTensors, export, plan_shards
-from jroute.convert import convert
 from jroute.utils.errors import UserError
 from tests.converters.tiny import COMPANIONS, CONFIG, TIED, random_tensors, write_source
 

@@ -15,9 +15,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from jroute.checkpoint import load_model, verification
+from jroute.checkpoint.conversion import convert
 from jroute.checkpoint.export import StoredTensors
 from jroute.checkpoint.verification import verify
-from jroute.convert import convert
 from jroute.convert import main as convert_command
 from jroute.model import rope
 from jroute.utils.errors import UserError

@@ -14,7 +14,7 @@ import pytest
 
 from converters import qwen3
 from jroute import checkpoint, convert
-from jroute.checkpoint import load_model, read_manifest
+from jroute.checkpoint import conversion, load_model, read_manifest
 from jroute.utils.errors import UserError
 from tests.converters.tiny import COMPANIONS, CONFIG, TIED, random_tensors, write_source
 
@@ -66,7 +66,7 @@ def test_the_bundled_model_keeps_its_fingerprint(tiny_directory: Path) -> None:
 def test_progress_is_told_in_stored_bytes(source: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     for _ in range(2):  # the second one only compares
-        result = convert.convert(
+        result = conversion.convert(
             str(source),
             tmp_path / "model",
             dtype="bfloat16",
@@ -83,13 +83,13 @@ def test_progress_is_told_in_stored_bytes(source: Path, tmp_path: Path) -> None:
 
 def test_shards_and_a_repeated_head_do_not_change_the_fingerprint(tmp_path: Path) -> None:
     tensors = random_tensors(CONFIG)
-    one = convert.convert(str(write_source(tmp_path / "1", CONFIG, tensors)), tmp_path / "a")
-    two = convert.convert(str(write_source(tmp_path / "2", CONFIG, tensors, 4)), tmp_path / "b")
+    one = conversion.convert(str(write_source(tmp_path / "1", CONFIG, tensors)), tmp_path / "a")
+    two = conversion.convert(str(write_source(tmp_path / "2", CONFIG, tensors, 4)), tmp_path / "b")
     assert one.manifest["fingerprint"] == two.manifest["fingerprint"]
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
-    tied = convert.convert(str(write_source(tmp_path / "3", TIED, tensors)), tmp_path / "c")
+    tied = conversion.convert(str(write_source(tmp_path / "3", TIED, tensors)), tmp_path / "c")
     del tensors["lm_head.weight"]
-    bare = convert.convert(str(write_source(tmp_path / "4", TIED, tensors)), tmp_path / "d")
+    bare = conversion.convert(str(write_source(tmp_path / "4", TIED, tensors)), tmp_path / "d")
     assert tied.manifest["fingerprint"] == bare.manifest["fingerprint"]
 
 
@@ -99,7 +99,7 @@ def test_a_head_that_is_not_the_token_table_is_refused_where_they_are_tied(tmp_p
     tensors["lm_head.weight"][-1, -1] *= 1.01
     source = write_source(tmp_path / "hf", TIED, tensors)
     with pytest.raises(UserError, match=r"lm_head\.weight differs from model"):
-        convert.convert(str(source), tmp_path / "model")
+        conversion.convert(str(source), tmp_path / "model")
     assert [entry.name for entry in tmp_path.iterdir()] == ["hf"]
 
 
@@ -119,14 +119,14 @@ def test_a_source_without_tokenizer_is_told(
 
 @pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", None])
-def test_dtypes(tmp_path: Path, stored: str, dtype: convert.Dtype | None) -> None:
+def test_dtypes(tmp_path: Path, stored: str, dtype: conversion.Dtype | None) -> None:
     tensors = random_tensors(CONFIG, stored)
     source = write_source(tmp_path / "hf", CONFIG, tensors)
     if stored == "float16" and dtype is None:
         with pytest.raises(UserError, match="--dtype"):
-            convert.convert(str(source), tmp_path / "model", dtype=dtype)
+            conversion.convert(str(source), tmp_path / "model", dtype=dtype)
         return
-    result = convert.convert(str(source), tmp_path / "model", dtype=dtype)
+    result = conversion.convert(str(source), tmp_path / "model", dtype=dtype)
     params, _ = load_model(tmp_path / "model")
     expected = np.dtype(dtype or stored)
     assert result.manifest["dtype"] == str(expected)
@@ -140,7 +140,7 @@ def test_bfloat16_rounds_to_nearest_even(tmp_path: Path) -> None:
     halfway = np.array([1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20], np.float32)
     tensors["model.norm.weight"][:3] = halfway
     source = write_source(tmp_path / "hf", CONFIG, tensors)
-    convert.convert(str(source), tmp_path / "model", dtype="bfloat16")
+    conversion.convert(str(source), tmp_path / "model", dtype="bfloat16")
     found = load_model(tmp_path / "model")[0]["final_norm"][:3]
     assert found.tolist() == [1.0, 1 + 2**-6, 1 + 2**-7]
     assert found.dtype == ml_dtypes.bfloat16

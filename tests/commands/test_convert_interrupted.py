@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from jroute import convert
-from jroute.checkpoint import arrays, load_model, model_fingerprint, writer
+from jroute.checkpoint import arrays, conversion, load_model, model_fingerprint, writer
 from jroute.utils.errors import UserError
 from tests.converters.tiny import COMPANIONS, CONFIG, random_tensors, write_source
 
@@ -105,7 +105,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a conversion gives that nobody interrupts."""
     out = tmp_path_factory.mktemp("whole") / "model"
-    convert.convert(str(source), out)
+    conversion.convert(str(source), out)
     return out
 
 
@@ -147,7 +147,7 @@ def unnamed(partial: Path) -> bool:
         ("jroute.checkpoint.arrays", "create", 5, few_arrays),
         ("jroute.checkpoint.arrays", "create", ARRAYS - 1, most_arrays),
         ("shutil", "copyfile", 3, some_companions),  # the first is config.json
-        ("jroute.checkpoint.staging", "sync_tree", 0, no_manifest),
+        ("jroute.checkpoint.writer", "sync_tree", 0, no_manifest),
         ("jroute.checkpoint.staging", "Staging.publish", 0, unnamed),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -176,7 +176,7 @@ def test_killed_at_any_moment(
 def earlier(tmp_path: Path) -> Path:
     """Another model, where the new one is to stand."""
     other = write_source(tmp_path / "hf", CONFIG, random_tensors(CONFIG, seed=1))
-    convert.convert(str(other), tmp_path / "out" / "model")
+    conversion.convert(str(other), tmp_path / "out" / "model")
     return tmp_path / "out" / "model"
 
 

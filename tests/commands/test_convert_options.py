@@ -10,8 +10,8 @@ import pytest
 
 from converters.safetensors import Checkpoint
 from jroute import convert
-from jroute.checkpoint import load_model, read_manifest
-from jroute.checkpoint.conversion import plan
+from jroute.checkpoint import load_model, read_manifest, verification
+from jroute.checkpoint.conversion_plan import plan_conversion
 from scripts.bench import bench_convert
 from tests.converters.tiny import COMPANIONS, CONFIG, TIED, random_tensors, write_source
 from tests.model.tiny import ASSET
@@ -48,7 +48,7 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(
     assert f"free at {out}: enough" in printed
     assert "refuse" not in printed
     assert run("--source", source, "--out", out, "--dtype", "float32") == 0
-    planned = plan(str(source), out, dtype="float32")
+    planned = plan_conversion(str(source), out, dtype="float32")
     manifest = read_manifest(out)
     assert sum(array.nbytes for array in planned.arrays) == planned.weights == manifest["bytes"]
     files = [name for name in manifest["stored"] if "/c." in name]
@@ -87,7 +87,7 @@ def test_verify_compares_with_the_source_and_with_torch(
     assert run(*arguments) == 0  # on a model that is already there, with prompts of its own
     printed = capsys.readouterr().out
     assert "already there" in printed
-    assert f"of {len(convert.PROMPTS)} prompts" in printed
+    assert f"of {len(verification.PROMPTS)} prompts" in printed
 
 
 def test_verify_without_torch_compares_tensors(
@@ -96,8 +96,6 @@ def test_verify_without_torch_compares_tensors(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    import jroute.checkpoint.verification as verification
-
     find = importlib.util.find_spec
     monkeypatch.setattr(
         verification, "find_spec", lambda name: None if name == "torch" else find(name)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from converters.safetensors import INDEX, Checkpoint, fetch, read_json, write
+from converters.hub import fetch
+from converters.safetensors import INDEX, Checkpoint, read_json, write
 from jroute.utils.errors import UserError
 from jroute.utils.files import atomic_write
 from tests.converters.tiny import CONFIG, random_tensors, write_source

@@ -16,7 +16,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import jroute
-from jroute.convert import convert
+from jroute.checkpoint.conversion import convert
 from jroute.harness.foreign_prompts import is_foreign
 from jroute.harness.model import JaxLM
 from jroute.harness.policy import ArmPolicy, constant

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jroute
-from jroute.convert import convert
+from jroute.checkpoint.conversion import convert
 from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Completion, Decoding
 from jroute.lm import LanguageModel

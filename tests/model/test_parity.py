@@ -239,7 +239,7 @@ def test_parity_fails_with_a_projection_transposed(
     def place_but_one(
         entry: converters.qwen3.Entry, tensor: np.ndarray, out: np.ndarray, start: int = 0
     ) -> None:
-        turned = entry.rule.flax.endswith(projection)
+        turned = entry.rule.path.endswith(projection)
         place(entry, np.ascontiguousarray(tensor.T) if turned else tensor, out, start)
 
     monkeypatch.setattr(converters.qwen3, "place", place_but_one)
@@ -262,9 +262,9 @@ def test_parity_fails_with_two_names_swapped(
     pair: Pair, one: str, other: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = converters.qwen3.TABLE
-    names = {rule.flax: rule.hf for rule in table}
+    names = {rule.path: rule.hf for rule in table}
     swap = {one: other, other: one}
-    swapped = tuple(rule._replace(hf=names[swap.get(rule.flax, rule.flax)]) for rule in table)
+    swapped = tuple(rule._replace(hf=names[swap.get(rule.path, rule.path)]) for rule in table)
     checkpoint = Checkpoint(pair.source)
     tensors = {name: checkpoint.read(name) for name in checkpoint.tensors}
 

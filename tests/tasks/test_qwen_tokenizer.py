@@ -16,7 +16,7 @@ import regex
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 import jroute
-from jroute.convert import convert
+from jroute.checkpoint.conversion import convert
 from jroute.harness import model_args
 from jroute.harness.model import JaxLM
 from jroute.tasks.prompts import PromptConfig, render, render_chat

@@ -8,7 +8,7 @@ from pathlib import Path
 import ml_dtypes  # noqa: F401 - teaches numpy the name "bfloat16"
 import numpy as np
 
-from jroute.convert import Dtype
+from jroute.checkpoint.conversion import Dtype
 from jroute.model.config import Qwen3Config
 from jroute.utils.errors import UserError
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jroute.convert import Dtype
+from jroute.checkpoint.conversion import Dtype
 from jroute.model.config import Qwen3Config
 
 
