@@ -5,8 +5,6 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from jroute.model.config import Qwen3Config
 from jroute.utils.errors import UserError
 from jroute.utils.files import sync, sync_tree, write_json
 from jroute.utils.keys import stored
+from jroute.utils.machine import version
 
 _PACKAGES = (
     "jroute",
@@ -184,7 +183,7 @@ class ModelWriter:
             "tensors": self._digests,
             "companions": companion_digests(companions(partial)),
             "stored": {file.relative_to(partial).as_posix(): file.stat().st_size for file in files},
-            "versions": {name: _version(name) for name in _PACKAGES},
+            "versions": {name: version(name) for name in _PACKAGES},
         }
         sync_tree(partial)
         write_json(partial / MANIFEST, self.manifest)
@@ -291,11 +290,3 @@ def free_bytes(directory: Path) -> int:
     return shutil.disk_usage(
         next(path for path in [directory, *directory.parents] if path.exists())
     ).free
-
-
-@cache  # a package's metadata holds its whole README
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
