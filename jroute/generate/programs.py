@@ -81,13 +81,7 @@ class DecodeState(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Chosen tokens: one column, or one per step.
-
-    Attributes:
-        tokens: Token ids; -1 where a row was finished.
-        logprobs: Log-probabilities of the tokens, if requested.
-        margins: Margins by which the tokens were chosen, if requested.
-    """
+    """The fields of ``Chunk`` that have one column per step; or one such column."""
 
     tokens: Int[Array, "slots *steps"]
     logprobs: Float[Array, "slots *steps"] | None
@@ -195,8 +189,8 @@ def prefill(
     final = jnp.take_along_axis(out.hidden, last, axis=1)[:, 0]
     lengths = jnp.where(dummy, 0, rows.lengths + offset)
     zeros = jnp.zeros_like(lengths)
-    choice = choice or Choice()
     logits = unembed(params, config, final)
+    choice = choice or Choice()
     chosen = choose(logits, rows.seeds, lengths, choice, generated=zeros, ends=ends)
     if prefix is None:
         cache = caches.from_prefill(out.kv, seq + room, stacked=not unroll)
