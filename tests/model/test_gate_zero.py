@@ -137,7 +137,7 @@ def test_without_a_gate_there_is_not_one_operation_more(tiny_lm: LanguageModel) 
         return jax.jit(logits).lower(params(), ids, where).as_text()
 
     routing = Routing.create(CONFIGS["everything"], LAYERS)
-    zero = routing.layer_gates(0.0, BATCH)
+    zero = jnp.asarray(routing.layer_gates(0.0, BATCH))
     for cache in (None, from_prefill(prefilled("float32"), SEQ, stacked=True)):
         plain = program(None, None, cache)
         assert program(routing, None, cache) == program(None, zero, cache) == plain
