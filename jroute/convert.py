@@ -25,11 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     file, verify = options.pop("prompts"), options.pop("verify")
     if file is not None and not verify:
         raise UserError("--prompts is for --verify; add it")
-    prompts: Sequence[str] | None = None
-    if file is not None:
-        from jroute.checkpoint.verification import check_prompts, read_prompts
-
-        prompts = read_prompts(Path(file))
+    prompts = None if file is None else _read_prompts(Path(file))
     if options.pop("dry_run"):
         plan = plan_conversion(**options)
         print(describe(plan))
@@ -37,12 +33,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(plan.refusal)
         return
     if prompts is not None:
+        from jroute.checkpoint.verification import check_prompts
+
         check_prompts(options["source"], options["revision"], prompts)
     with ByteBar("convert") as progress:
         conversion = convert(**options, progress=progress)
     print(summary(conversion, out))
     if verify:
         _verify(conversion, out, prompts)
+
+
+def _read_prompts(file: Path) -> list[str]:
+    from jroute.checkpoint.verification import read_prompts
+
+    return read_prompts(file)
 
 
 def _verify(conversion: Conversion, out: Path, prompts: Sequence[str] | None) -> None:
