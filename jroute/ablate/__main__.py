@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     grid, options = parse(
         Ablation, argv, prog="python -m jroute.ablate", description=__doc__ or "", extra=Options
     )
-    from jroute.ablate.cells import AblationRun, format_table
+    from jroute.ablate.ablation_run import AblationRun, format_table
     from jroute.ablate.plots import plot_ablation
     from jroute.observe.progress import progress_bar
     from jroute.utils.files import write_text

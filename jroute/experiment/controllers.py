@@ -12,9 +12,9 @@ from jaxtyping import Float
 from jroute.checkpoint import latest_step, load_state, save_state
 from jroute.controller.features import Featurizer
 from jroute.experiment.config import Experiment
-from jroute.experiment.data import TaskData
-from jroute.experiment.features import FeatureStore
-from jroute.experiment.folder import RunFolder
+from jroute.experiment.feature_store import FeatureStore
+from jroute.experiment.run_folder import RunFolder
+from jroute.experiment.task_data import TaskData
 from jroute.tasks import Split
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text

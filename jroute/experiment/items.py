@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
-from jroute.experiment.folder import RunFolder
+from jroute.experiment.run_folder import RunFolder
 from jroute.outcomes.grid import GateGrid
 from jroute.tasks import Problem, Split
 from jroute.utils.files import atomic_write

@@ -102,7 +102,7 @@ def format_regeneration(results: Mapping[str, Any]) -> str:
     """Return accuracies now and in the table, and how many cells agree, as text."""
     cells = results["cells"]
     lines = [
-        f"{results['split']}, generated anew: n = {results['n']} problems, {cells} cells",
+        f"{results['split']}, generated again: n = {results['n']} problems, {cells} cells",
         f"{'arm':<20}{'now':>8}  95 % interval  {'in the table':>14}",
     ]
     for name, arm in results["arms"].items():

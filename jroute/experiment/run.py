@@ -24,11 +24,11 @@ from jroute.controller import networks
 from jroute.distributed.mesh import MeshConfig
 from jroute.experiment.config import Experiment
 from jroute.experiment.controllers import Controllers
-from jroute.experiment.data import TaskData
-from jroute.experiment.features import FeatureStore
-from jroute.experiment.folder import RunFolder
-from jroute.experiment.mixing import LearnedMixing
-from jroute.experiment.outcomes import RunOutcomes, describe_cells
+from jroute.experiment.feature_store import FeatureStore
+from jroute.experiment.learned_mixing import LearnedMixing
+from jroute.experiment.run_folder import RunFolder
+from jroute.experiment.run_outcomes import RunOutcomes, describe_cells
+from jroute.experiment.task_data import TaskData
 from jroute.generate.decoding import Completion
 from jroute.generate.shapes import check_context
 from jroute.lm import LanguageModel, load

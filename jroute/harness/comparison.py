@@ -283,7 +283,7 @@ def _remarks(arms: Mapping[str, TaskResult]) -> list[str]:
             f"{first.prompts_cut} prompts were longer than the context: their beginning was cut"
         )
     lines += [
-        f"{arm} learned from prompts made otherwise than {result.foreign_prompts} of these, and "
+        f"{arm} learned from prompts in another format than {result.foreign_prompts} of these, and "
         "was forced"
         for arm, result in arms.items()
         if result.foreign_prompts

@@ -51,7 +51,7 @@ class ForeignPrompts:
             if is_foreign(context, request.doc, self._render):
                 if not self._allowed:
                     raise UserError(
-                        f"arm {self._arm} learned from prompts made otherwise than those of "
+                        f"arm {self._arm} learned from prompts in another format than those of "
                         f"{request.task_name} (its first ends in {context[-_SHOWN:]!r}); train on "
                         "that prompt (prompt.benchmark), or force it with --force_template"
                     )

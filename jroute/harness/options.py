@@ -129,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--force_template",
         action="store_true",
-        help="let arms choose for prompts made otherwise than those they learned from",
+        help="let arms choose for prompts in another format than those they learned from",
     )
     result._action_groups.insert(0, result._action_groups.pop())
     return result

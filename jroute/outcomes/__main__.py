@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from jroute.distributed.processes import is_first_process, join_processes
 from jroute.experiment.config import Experiment
-from jroute.outcomes.part import TablePart, list_arguments, summarise
+from jroute.outcomes.table_part import TablePart, list_arguments, summarise
 from jroute.utils.cli import command, run_command
 from jroute.utils.config import parse
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from jroute.ppo.config import PPOConfig
-from jroute.ppo.keys import update_keys
+from jroute.ppo.random_keys import update_keys
 from jroute.ppo.types import LearnerState
 
 PACKED_ROWS = 4096

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from jroute.controller import networks
 from jroute.ppo import losses
 from jroute.ppo.config import PPOConfig
-from jroute.ppo.keys import update_keys
+from jroute.ppo.random_keys import update_keys
 from jroute.ppo.sharding import constrain
 from jroute.ppo.types import Batch, Decisions, Environment, LearnerState, Prompts
 from jroute.utils.errors import UserError

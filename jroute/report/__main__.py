@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(
             f"{directory} is no run folder, it has no config.yaml; run python -m jroute.train first"
         )
-    from jroute.experiment.folder import RunFolder
+    from jroute.experiment.run_folder import RunFolder
     from jroute.report import page
     from jroute.report.run_reader import read_run
     from jroute.report.text import print_results

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from jroute.arms.registry import SELECTED, SUBJECT
 from jroute.controller.features import SCALARS, RawFeatures
 from jroute.experiment.config import Experiment
-from jroute.experiment.folder import RunFolder
+from jroute.experiment.run_folder import RunFolder
 from jroute.observe.scalars import read_curves
 from jroute.outcomes.outcome import MEANING, Outcome
 from jroute.report.report_data import ProblemRow, ReportData, SplitReport

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from jroute.ablate.__main__ import main
-from jroute.ablate.cells import AblationRun
+from jroute.ablate.ablation_run import AblationRun
 from jroute.ablate.grid import Ablation, variants
 from jroute.lm import LanguageModel, resolve_routing
 from jroute.routing.presets import preset_names

@@ -16,10 +16,10 @@ from jroute.arms.supervised import choices_of_regressor
 from jroute.evaluate import main
 from jroute.experiment import judging
 from jroute.experiment.config import Experiment
-from jroute.experiment.folder import RunFolder
-from jroute.experiment.outcomes import RunOutcomes
 from jroute.experiment.pipeline import train
 from jroute.experiment.run import Run
+from jroute.experiment.run_folder import RunFolder
+from jroute.experiment.run_outcomes import RunOutcomes
 from jroute.harness import policy
 from jroute.outcomes.generation import CellGenerator
 from jroute.statistics.verdict import TABLE
@@ -151,7 +151,7 @@ def test_evaluating_again_changes_nothing(judged, capsys) -> None:
 def test_generating_anew_agrees(judged, capsys) -> None:
     assert main(["--run", str(judged), "--split", "test", "--live", "--problems", "10"]) == 0
     printed = capsys.readouterr().out
-    assert "generated anew: n = 10 problems" in printed
+    assert "generated again: n = 10 problems" in printed
     cells = int(printed.split("n = 10 problems, ")[1].split()[0])
     assert f"{cells} of {cells} cells agree in text, {cells} in correctness" in printed
     run = jroute.load_run(judged)

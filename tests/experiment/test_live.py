@@ -107,7 +107,7 @@ def test_a_gate_per_layer_is_trained_end_to_end(per_layer, capsys, tmp_path):
     assert "not available without a table:" in printed and "oracle: needs" in printed
     assert len(jroute.load_run(per_layer.parent / "run").outcomes.memo) == size
     assert (per_layer.parent / "run" / "results.json").read_bytes() == before
-    # Judged again it is the same, and generated anew it agrees with the memo.
+    # Judged again it is the same, and generated again it agrees with the memo.
     folder = ["--run", str(run.directory)]
     assert evaluate(folder) == 0 and (run.directory / "results.json").read_bytes() == before
     assert evaluate([*folder, "--live", "--problems", "3", "--split", "test"]) == 0

@@ -23,7 +23,7 @@ from jroute.convert import main as convert
 from jroute.envs.gymnasium import RoutingVectorEnv
 from jroute.experiment.config import Experiment
 from jroute.experiment.environments import environment_data
-from jroute.experiment.features import FeatureStore
+from jroute.experiment.feature_store import FeatureStore
 from jroute.experiment.run import Run
 from jroute.outcomes.backends import LiveBackend
 from jroute.report.__main__ import main as report

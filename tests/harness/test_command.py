@@ -21,9 +21,9 @@ from lm_eval.tasks import TaskManager
 from jroute.arms.supervised import SupervisedConfig
 from jroute.controller.features import FeatureConfig
 from jroute.experiment.config import Experiment
-from jroute.experiment.outcomes import RunOutcomes
 from jroute.experiment.pipeline import fill_outcomes, train
 from jroute.experiment.run import Run
+from jroute.experiment.run_outcomes import RunOutcomes
 from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Decoding
 from jroute.harness import command, policy
@@ -404,11 +404,11 @@ def test_an_arm_is_asked_only_what_it_learnt_from(run, tmp_path, capsys, monkeyp
     raw = arguments_for(run, "--arm", "rl", "--tasks", "tiny_ood", "--limit", "2")
     raw += ["--output_path", str(tmp_path)]
     assert command.main(raw) == 2
-    assert "arm rl learned from prompts made otherwise" in capsys.readouterr().err
+    assert "arm rl learned from prompts in another format" in capsys.readouterr().err
     assert command.main([*raw, "--force_template"]) == 0
-    assert "rl learned from prompts made otherwise than 2 of these" in capsys.readouterr().out
+    assert "rl learned from prompts in another format than 2 of these" in capsys.readouterr().out
     assert command.main([*raw, "--apply_chat_template"]) == 0
-    assert "made otherwise" not in capsys.readouterr().out
+    assert "in another format" not in capsys.readouterr().out
 
 
 def test_a_run_can_ask_as_a_benchmark_does(tiny_directory, tmp_path, capsys) -> None:

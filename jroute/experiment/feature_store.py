@@ -8,8 +8,8 @@ import numpy as np
 
 from jroute.controller.features import FeatureConfig, RawFeatures, raw_features
 from jroute.distributed.processes import is_first_process
-from jroute.experiment.data import TaskData
-from jroute.experiment.folder import RunFolder
+from jroute.experiment.run_folder import RunFolder
+from jroute.experiment.task_data import TaskData
 from jroute.lm import LanguageModel
 from jroute.observe.progress import progress_bar
 from jroute.tasks import Split

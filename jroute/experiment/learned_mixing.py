@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from jroute.experiment.config import Experiment
-from jroute.experiment.data import TaskData
-from jroute.experiment.folder import RunFolder
+from jroute.experiment.run_folder import RunFolder
+from jroute.experiment.task_data import TaskData
 from jroute.generate.sampling import hash_text
 from jroute.lm import LanguageModel
 from jroute.observe.progress import progress_bar

@@ -11,9 +11,9 @@ from jaxtyping import Float
 
 from jroute.controller.features import trunk_change
 from jroute.experiment.config import Experiment
-from jroute.experiment.data import TaskData
-from jroute.experiment.folder import RunFolder
-from jroute.experiment.mixing import LearnedMixing
+from jroute.experiment.learned_mixing import LearnedMixing
+from jroute.experiment.run_folder import RunFolder
+from jroute.experiment.task_data import TaskData
 from jroute.lm import LanguageModel
 from jroute.outcomes.backends import LiveBackend, OutcomeBackend, Shaping, TableBackend
 from jroute.outcomes.cells import Cell
