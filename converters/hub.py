@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: a local folder, or the Hugging Face hub."""
+"""Find a checkpoint in a local folder or download it from the Hugging Face hub."""
 
 import re
 from pathlib import Path

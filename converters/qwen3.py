@@ -1,4 +1,4 @@
-"""Qwen3 weights between Hugging Face names and shapes and jroute's nested dictionary.
+"""Map Qwen3 weights between Hugging Face names and shapes and jroute's nested dictionary.
 
 One table serves both directions. Hugging Face stores the weight of a linear layer as
 ``[outputs, inputs]``; jroute stores ``[*inputs, *outputs]`` with heads as an axis of their own, and

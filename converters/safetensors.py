@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint folder, read tensor by tensor from memory-mapped safetensors files."""
+"""Read a Hugging Face checkpoint folder tensor by tensor from memory-mapped safetensors files."""
 
 import json
 import mmap

@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--config", type=Path, default=Path("configs/tiny.yaml"), help=experiment)
     add("--out", type=Path, default=Path("runs/calibration"))
     add("--report", type=Path, help="JSON; by default calibration.json in --out")
-    add("--plan", action="store_true", help="say what it would take, and stop")
+    add("--plan", action="store_true", help="print what it would take, and stop")
     return parser
 
 

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"there is no folder {folder}; give runs, or two folders of samples")
     for folder in folders:
         if _holds_samples(folder):
-            raise UserError(f"{folder} holds samples of lm-eval; give two such folders, and no run")
+            raise UserError(f"{folder} holds samples of lm-eval; give two such folders and no runs")
     from jroute.experiment.comparison import compare_runs, comparison_text, read_runs, shared_rows
     from jroute.utils.files import write_text
 

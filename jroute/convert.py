@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     direction = parser.add_mutually_exclusive_group(required=True)
     direction.add_argument("--source", help="folder in Hugging Face layout, or a hub id to convert")
     direction.add_argument(
-        "--to-hf", metavar="MODEL_DIR", help="the way back: a model directory to export"
+        "--to-hf", metavar="MODEL_DIR", help="a model directory to export to Hugging Face layout"
     )
     add("--out", required=True, help="the directory to write")
     add("--revision", help="branch, tag or commit on the hub")

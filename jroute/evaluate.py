@@ -36,7 +36,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--run", required=True, type=Path, help="run folder")
     parser.add_argument("--split", help="a judged split; by default all of them")
     parser.add_argument("--live", action="store_true", help="generate the arms again")
-    parser.add_argument("--problems", type=int, help="with --live: only the first so many")
+    parser.add_argument("--problems", type=int, metavar="N", help="with --live: only the first N")
     parser.add_argument("--arms", nargs="+", default=(), help="with --live: which arms")
     parser.add_argument("--plan", action="store_true", help="print what it would take, and stop")
     args = parser.parse_args(argv)

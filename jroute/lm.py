@@ -121,7 +121,7 @@ class LanguageModel:
         return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
     def check_slots(self, slots: int | Literal["auto"]) -> None:
-        """Raise a ``UserError`` if the replicas cannot share so many slots evenly."""
+        """Raise a ``UserError`` if the replicas cannot share this many slots evenly."""
         check_divisible(slots, self.replicas)
 
     @property
@@ -237,7 +237,7 @@ class LanguageModel:
 
         Raises:
             UserError: A prompt is empty or does not fit the context; a gate or option is invalid.
-            TypeError: An option is no field of either configuration.
+            TypeError: An option is not a field of either configuration.
         """
         decoding, engine = with_options(decoding or Decoding(), engine or EngineConfig(), **options)
         rows = [prompts] if isinstance(prompts, str) else list(prompts)

@@ -21,7 +21,7 @@ from jroute.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class Options:
+class TrainOptions:
     """Options of the command itself.
 
     Attributes:
@@ -35,7 +35,11 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, train, print."""
     experiment, options = parse(
-        Experiment, argv, prog="python -m jroute.train", description=__doc__ or "", extra=Options
+        Experiment,
+        argv,
+        prog="python -m jroute.train",
+        description=__doc__ or "",
+        extra=TrainOptions,
     )
     check_tracker(experiment.track)
     if started_as_several():
@@ -63,4 +67,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, "give the same command again to go on from here")
+    run_command(main, "give the same command again to continue from here")

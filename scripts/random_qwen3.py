@@ -79,7 +79,7 @@ def write_random(
         The weight files, the index last.
 
     Raises:
-        UserError: ``like`` is no dense Qwen3, or ``out`` is taken.
+        UserError: ``like`` is not a dense Qwen3, or ``out`` is taken.
     """
     if tokenizer is None and has_tokenizer(like):
         tokenizer = like

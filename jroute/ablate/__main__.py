@@ -18,7 +18,7 @@ from jroute.utils.config import parse
 
 
 @dataclass(frozen=True)
-class Options:
+class AblateOptions:
     """Options of the command itself.
 
     Attributes:
@@ -33,7 +33,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, measure, print."""
     argv = sys.argv[1:] if argv is None else argv
     grid, options = parse(
-        Ablation, argv, prog="python -m jroute.ablate", description=__doc__ or "", extra=Options
+        Ablation,
+        argv,
+        prog="python -m jroute.ablate",
+        description=__doc__ or "",
+        extra=AblateOptions,
     )
     from jroute.ablate.ablation_run import AblationRun, format_table
     from jroute.ablate.plots import plot_ablation
@@ -73,4 +77,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, "give the same command again to go on from here")
+    run_command(main, "give the same command again to continue from here")

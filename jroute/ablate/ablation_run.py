@@ -28,7 +28,7 @@ from jroute.utils.fingerprint import semantic_fingerprint
 
 
 class AblationRun:
-    """Makes the cells of a grid and keeps them in its folder.
+    """Make the cells of a grid and keep them in its folder.
 
     Attributes:
         grid: The grid.

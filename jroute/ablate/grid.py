@@ -38,7 +38,7 @@ class Ablation:
         cap: Limit of the relative change, for the guard ``cap``.
         gates: Gates; 0 is the plain model.
         split: Split to solve.
-        problems: Only the first so many problems of it; 0 takes all.
+        problems: Only the first ``problems`` of it; 0 takes all.
         probed: Prompts on which the next-token KL is measured.
         dtype: Arithmetic of the model; empty takes what is stored.
         seed: Sampling seed, if decoding samples.

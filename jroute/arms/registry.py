@@ -24,7 +24,7 @@ Group = Literal["subject", "declared", "rival", "control", "ceiling", "bound"]
 
 ``subject`` is RL itself; ``declared`` arms are those that RL was declared beforehand to be compared
 with; a ``rival`` chooses by the prompt without RL; a ``control`` must gain nothing from the prompt;
-``ceiling`` is what PPO estimates, without sampling; ``bound`` is no rule, but an upper bound.
+``ceiling`` is what PPO estimates, without sampling; ``bound`` is not a rule but an upper bound.
 """
 
 Need = Literal["table", "training", "controls", "features"]

@@ -1,4 +1,4 @@
-"""The way back: a model directory as a folder in Hugging Face layout, bit for bit."""
+"""Export: a model directory as a folder in Hugging Face layout, bit for bit."""
 
 import json
 import shutil

@@ -27,7 +27,7 @@ class TableState(NamedTuple):
 
 
 class UniformPrompts(NamedTuple):
-    """Draws problems, each equally likely, and shows their features.
+    """Draw problems, each equally likely, and show their features.
 
     Attributes:
         observations: Features of each problem.

@@ -78,11 +78,11 @@ class ModelRuns:
             keep: Whether to make the run folder.
 
         Raises:
-            UserError: The source is no folder.
+            UserError: The source is not a folder.
         """
         if not source.is_dir():
             raise UserError(
-                f"{source} is no folder; give a run, a model directory or a model to convert"
+                f"{source} is not a folder; give a run, a model directory or a model to convert"
             )
         if (source / "config.yaml").is_file():
             return load_run(source)

@@ -22,7 +22,7 @@ ArmValues = Mapping[str, np.ndarray]
 """Arm -> ``[seeds, problems]``, problems in the order of their ids."""
 
 
-class JudgedSplit(NamedTuple):
+class ComparedSplit(NamedTuple):
     """A judged split of a run.
 
     Attributes:
@@ -38,7 +38,7 @@ class JudgedSplit(NamedTuple):
     values: ArmValues
 
 
-def read_judged(directory: Path, split: str | None) -> JudgedSplit:
+def read_judged(directory: Path, split: str | None) -> ComparedSplit:
     """Read a split of a judged run.
 
     Args:
@@ -66,10 +66,10 @@ def read_judged(directory: Path, split: str | None) -> JudgedSplit:
         own = arms == arm
         order = np.lexsort((problems[own], seeds[own]))
         values[arm] = scores[own][order].reshape(int(seeds[own].max()) + 1, -1)
-    return JudgedSplit(split, splits[split]["n"], splits[split]["items"], values)
+    return ComparedSplit(split, splits[split]["n"], splits[split]["items"], values)
 
 
-def read_runs(directories: Sequence[Path], split: str | None) -> dict[str, JudgedSplit]:
+def read_runs(directories: Sequence[Path], split: str | None) -> dict[str, ComparedSplit]:
     """Read the same split of several runs.
 
     Args:
@@ -79,7 +79,7 @@ def read_runs(directories: Sequence[Path], split: str | None) -> dict[str, Judge
     Raises:
         UserError: A run was not judged on the split, or on other problems than the first.
     """
-    runs: dict[str, JudgedSplit] = {}
+    runs: dict[str, ComparedSplit] = {}
     for directory in directories:
         runs[str(directory)] = judged = read_judged(directory, split)
         split = judged.split

@@ -81,7 +81,7 @@ class LearnedMixing:
         """Return the file of the learned weights."""
         return self.folder.mixing(semantic_fingerprint(self.description))
 
-    def progress(self) -> tuple[mixing.Progress, bool]:
+    def progress(self) -> tuple[mixing.MixingProgress, bool]:
         """Return the weights learned so far, and whether they are finished.
 
         Raises:
@@ -102,8 +102,8 @@ class LearnedMixing:
         progress, finished = self.progress()
         if not finished:
             raise UserError(
-                f"the mixing weights {self.file} are learned halfway; give python -m jroute.train "
-                "its config again to go on"
+                f"the mixing weights {self.file} are only partly learned; give "
+                "python -m jroute.train its config again to continue"
             )
         return self.base.routed(self.base.routing.config, progress.raw)
 
@@ -118,7 +118,7 @@ class LearnedMixing:
                 f"mixing.method is {config.method}, but this routing has no weights to learn; "
                 "choose side streams and another operator than fixed"
             )
-        progress = mixing.Progress(0, initial, [], [])
+        progress = mixing.MixingProgress(0, initial, [], [])
         if self.file.is_file():
             progress, finished = self.progress()
             if finished:
@@ -130,7 +130,7 @@ class LearnedMixing:
             unit="step",
         ) as bar:
 
-            def save(state: mixing.Progress) -> None:
+            def save(state: mixing.MixingProgress) -> None:
                 mixing.save_progress(self.file, self.description, state, config.steps)
                 bar.set_postfix({"value": f"{state.values[-1]:.4f}"}, refresh=False)
                 bar.update(state.step - bar.n)
@@ -138,7 +138,7 @@ class LearnedMixing:
             self._run_steps(progress, save)
 
     def _run_steps(
-        self, progress: mixing.Progress, save: Callable[[mixing.Progress], None]
+        self, progress: mixing.MixingProgress, save: Callable[[mixing.MixingProgress], None]
     ) -> None:
         """Run the remaining steps of the experiment's method."""
         config, base = self.experiment.mixing, self.base

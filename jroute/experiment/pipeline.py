@@ -62,7 +62,7 @@ def inert_reason(run: Run) -> str:
     the next token as it was.
     """
     lm, prompts = run.lm, run.data.tokens("train", PROBED_PROMPTS)
-    logger.info("looking whether any gate moves the model, on %d train prompts", len(prompts))
+    logger.info("checking whether any gate changes the model, on %d train prompts", len(prompts))
     with lm.devices():
         divergences = effects.divergence(
             lm.params, lm.config, lm.routing, prompts, [gate for gate in run.grid.values if gate]

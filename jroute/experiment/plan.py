@@ -231,7 +231,7 @@ def memory_use(generator: CellGenerator, lengths: Iterable[int]) -> MemoryUse:
 
 
 def known_rate(table: OutcomeTable, generator: CellGenerator) -> Rate | None:
-    """Return the rate of a table's cells that were made as now, if they would fill a batch."""
+    """Return the rate of a table's cells made under present conditions, if they fill a batch."""
     now = generator.provenance()
     alike = [
         (cell.tokens, cell.made.seconds)

@@ -19,7 +19,7 @@ from jroute.tasks import Problem, Split
 from jroute.utils.errors import UserError
 from jroute.utils.keys import stored
 
-Key = tuple[int, Gate]
+ProblemGate = tuple[int, Gate]
 """A problem's position in its split, and a gate."""
 
 
@@ -46,7 +46,7 @@ def regenerate(
         run: A finished run.
         split: The split of the problems.
         names: Arms, as ``regenerable_arms`` takes them.
-        limit: Only the first so many problems.
+        limit: Only the first ``limit`` problems.
 
     Returns:
         ``arms`` (name -> accuracy now and in the table, with interval and ``n``), the number of
@@ -88,8 +88,8 @@ def _gates(run: Run, name: str, prompts: Sequence[str]) -> list[Gate]:
 
 def _differing(
     problems: Sequence[Problem],
-    now: dict[Key, Outcome],
-    recorded: dict[Key, Outcome],
+    now: dict[ProblemGate, Outcome],
+    recorded: dict[ProblemGate, Outcome],
     field: Callable[[Outcome], Any],
 ) -> list[list[Any]]:
     """Return problem id and gate of the cells of which a field differs."""

@@ -293,7 +293,8 @@ def load_run(directory: str | Path, *, mesh: MeshConfig | None = None) -> Run:
     file = directory / "config.yaml"
     if not file.is_file():
         raise UserError(
-            f"{directory} is no run folder, it has no config.yaml; run python -m jroute.train first"
+            f"{directory} is not a run folder, it has no config.yaml; "
+            "run python -m jroute.train first"
         )
     stored = load_config(Experiment, file)
     return Run(directory, dataclasses.replace(stored, mesh=mesh or MeshConfig()))

@@ -30,7 +30,7 @@ CONTENTS = {
     "items.parquet": "what every arm did with every problem (Parquet)",
     "lm_eval": "lm-eval's own results",
 }
-"""Files and folders that a user is told of, and what they hold."""
+"""Files and folders to list for users, and what they hold."""
 
 BINDING = (
     "mixing",

@@ -163,7 +163,7 @@ class EngineRun:
         return prefix
 
     def _ensure_capacity(self, steps: int) -> None:
-        """Lengthen the cache if a row could outgrow it within so many steps."""
+        """Lengthen the cache if a row could outgrow it within this many steps."""
         needed = self._rows.longest(steps + sum(item.steps for item in self._unread))
         if needed > self._capacity:
             self._capacity = next(c for c in self._plan.capacities if c >= needed)

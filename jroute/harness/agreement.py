@@ -98,7 +98,7 @@ def read_samples(file: Path) -> list[dict[str, Any]]:
             if line.strip():
                 row = json.loads(line)
                 if not {"doc_id", "filter", "resps", "doc_hash", "prompt_hash"} <= row.keys():
-                    raise UserError(f"{file}, line {number} is no sample of lm-eval")
+                    raise UserError(f"{file}, line {number} is not a sample of lm-eval")
                 rows.append(row)
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{file} cannot be read as samples of lm-eval ({error})") from error

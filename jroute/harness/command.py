@@ -7,7 +7,7 @@ from pathlib import Path
 from jroute.harness import comparison, lm_eval_adapter
 from jroute.harness.cache_names import folder_name
 from jroute.harness.comparison import TaskResult
-from jroute.harness.options import Options, parse_args
+from jroute.harness.options import EvaluationOptions, parse_args
 from jroute.harness.runner import Output, evaluate_arm
 from jroute.harness.subject import Subject, open_subject
 from jroute.harness.suites import check_prompt_options, make_suites
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"written: {output.folder / folder_name(arm)}/")
 
 
-def summary_name(options: Options) -> str:
+def summary_name(options: EvaluationOptions) -> str:
     """Return the name of the file that has all arms together."""
     limit = options.lm_eval.limit
     tasks = "_".join(Path(task).stem for task in options.tasks)
@@ -50,7 +50,10 @@ def summary_name(options: Options) -> str:
 
 
 def write_summary(
-    path: Path, subject: Subject, options: Options, results: Mapping[str, Mapping[str, TaskResult]]
+    path: Path,
+    subject: Subject,
+    options: EvaluationOptions,
+    results: Mapping[str, Mapping[str, TaskResult]],
 ) -> None:
     """Write all arms together as JSON."""
     payload = {"model": subject.lm.fingerprint, "limit": options.lm_eval.limit}

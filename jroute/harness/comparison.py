@@ -146,7 +146,7 @@ def check_same_conditions(
         differing = [key for key, value in result.conditions.items() if value != expected[key]]
         if differing:
             raise UserError(
-                f"arms {first} and {arm} were not asked the same in {task} "
+                f"arms {first} and {arm} were not evaluated under the same conditions in {task} "
                 f"({', '.join(differing)}); did its data or the model change meanwhile? Run all "
                 "arms again"
             )

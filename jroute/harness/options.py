@@ -1,4 +1,4 @@
-"""The command line of ``scripts/lm_eval_jax.py``: jroute's options in front of lm-eval's own."""
+"""Parse the command line of ``scripts/lm_eval_jax.py``: jroute's options, then lm-eval's own."""
 
 import argparse
 import contextlib
@@ -36,7 +36,7 @@ OWN_OPTIONS = (
 
 
 @dataclass(frozen=True)
-class Options:
+class EvaluationOptions:
     r"""The command line, checked, with lm-eval's defaults and configuration file put in.
 
     Attributes:
@@ -135,7 +135,7 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def parse_args(argv: Sequence[str] | None) -> Options:
+def parse_args(argv: Sequence[str] | None) -> EvaluationOptions:
     """Read the command line, and the configuration file of lm-eval that it names.
 
     Raises:
@@ -148,7 +148,7 @@ def parse_args(argv: Sequence[str] | None) -> Options:
     output_path = args.output_path if args.config is None else config.output_path
     if args.model_dir is not None and output_path is None:
         raise UserError("--output_path is missing; with --model-dir it says where results go")
-    return Options(
+    return EvaluationOptions(
         run=args.run,
         model_dir=args.model_dir,
         arms=args.arm,

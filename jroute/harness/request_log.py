@@ -89,7 +89,7 @@ def _key(kind: str, args: Any, sample: int) -> str:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads what ``sqlitedict`` wrote, by earlier versions as well."""
+    """Read what ``sqlitedict`` wrote, by earlier versions as well."""
 
     def find_class(self, module: str, name: str, /) -> Any:
         return _PICKLED_AS.get((module, name)) or super().find_class(module, name)

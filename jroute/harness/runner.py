@@ -19,7 +19,7 @@ from jroute.harness.agreement_with_training import check_against_training
 from jroute.harness.cache_names import answer_cache_path, folder_name, prompt_cache_name
 from jroute.harness.comparison import TaskResult, conditions
 from jroute.harness.model import JaxLM
-from jroute.harness.options import Options
+from jroute.harness.options import EvaluationOptions
 from jroute.harness.policy import ArmPolicy
 from jroute.harness.records import Record, totals
 from jroute.harness.subject import Subject
@@ -67,7 +67,11 @@ class Evaluation(NamedTuple):
 
 
 def evaluate_arm(
-    subject: Subject, policy: ArmPolicy, suites: Sequence[Suite], options: Options, output: Output
+    subject: Subject,
+    policy: ArmPolicy,
+    suites: Sequence[Suite],
+    options: EvaluationOptions,
+    output: Output,
 ) -> dict[str, TaskResult]:
     """Evaluate every suite under one arm and write its folder.
 
@@ -109,7 +113,9 @@ def evaluate_arm(
     return results
 
 
-def make_model(subject: Subject, policy: ArmPolicy, suite: Suite, options: Options) -> JaxLM:
+def make_model(
+    subject: Subject, policy: ArmPolicy, suite: Suite, options: EvaluationOptions
+) -> JaxLM:
     """Return the model under an arm; ``--model_args`` are further arguments of ``JaxLM``.
 
     Raises:

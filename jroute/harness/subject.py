@@ -6,7 +6,7 @@ from pathlib import Path
 from jroute.distributed.mesh import MeshConfig
 from jroute.experiment.run import Run, load_run
 from jroute.harness import policy
-from jroute.harness.options import Options
+from jroute.harness.options import EvaluationOptions
 from jroute.harness.policy import ArmPolicy
 from jroute.lm import LanguageModel, load
 
@@ -42,7 +42,7 @@ class Subject:
         }
 
 
-def open_subject(options: Options) -> Subject:
+def open_subject(options: EvaluationOptions) -> Subject:
     """Open the run or the model that the command line names.
 
     Raises:

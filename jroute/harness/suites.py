@@ -12,7 +12,7 @@ from jroute.experiment.run import Run
 from jroute.generate.decoding import Decoding
 from jroute.harness.cache_names import PROMPT_OPTIONS
 from jroute.harness.model import DEFAULT_SLOTS
-from jroute.harness.options import Options
+from jroute.harness.options import EvaluationOptions
 from jroute.harness.subject import Subject
 from jroute.tasks import Split, benchmarks
 from jroute.tasks.benchmarks.splits import write_split
@@ -61,7 +61,7 @@ def _leaves(tasks: Sequence[Any]) -> list[Any]:
     return leaves
 
 
-def make_suites(subject: Subject, options: Options, folder: Path) -> list[Suite]:
+def make_suites(subject: Subject, options: EvaluationOptions, folder: Path) -> list[Suite]:
     """Load the tasks that the command line names.
 
     Args:
@@ -83,7 +83,7 @@ def make_suites(subject: Subject, options: Options, folder: Path) -> list[Suite]
     return suites
 
 
-def check_prompt_options(options: Options, *, has_run: bool) -> None:
+def check_prompt_options(options: EvaluationOptions, *, has_run: bool) -> None:
     """Refuse options that change prompts where only splits of a run are evaluated.
 
     Raises:
@@ -136,7 +136,9 @@ def gen_kwargs_of(decoding: Decoding) -> dict[str, Any]:
     }
 
 
-def official_suite(names: Sequence[str], options: Options, slots: int, folder: Path) -> Suite:
+def official_suite(
+    names: Sequence[str], options: EvaluationOptions, slots: int, folder: Path
+) -> Suite:
     """Return tasks of lm-eval as they are, with local data where there is some.
 
     Args:

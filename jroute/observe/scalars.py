@@ -41,7 +41,7 @@ def check_tracker(track: Track) -> None:
 
 
 class Scalars:
-    """Writes curves into a run's ``tensorboard`` folder and, on request, to Weights & Biases.
+    """Write curves into a run's ``tensorboard`` folder and, on request, to Weights & Biases.
 
     TensorBoard gets means over the seeds that have a value: the explained variance does not exist
     where all rewards are equal.

@@ -175,7 +175,7 @@ class Sink(Protocol):
 
 
 class Traces:
-    """Writes spans of episodes to every configured destination; a context manager.
+    """Write spans of episodes to every configured destination; a context manager.
 
     A destination that fails gets no more spans, and a line in the log says so.
 

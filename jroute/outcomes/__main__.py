@@ -78,4 +78,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, "give the same command again to go on from here")
+    run_command(main, "give the same command again to continue from here")

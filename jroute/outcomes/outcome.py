@@ -95,7 +95,7 @@ MEANING = tuple(item.name for item in dataclasses.fields(Outcome) if item.compar
 
 @runtime_checkable
 class GeneratedText(Protocol):
-    """What judging needs of a completion."""
+    """What grading needs of a completion."""
 
     @property
     def text(self) -> str:
@@ -114,7 +114,7 @@ class GeneratedText(Protocol):
 
 
 def _log_probability(completion: GeneratedText) -> float | None:
-    """Sum of a completion's token log-probabilities, if the engine told them."""
+    """Sum of a completion's token log-probabilities, if the engine returned them."""
     logprobs = getattr(completion, "logprobs", None)
     return None if logprobs is None else float(math.fsum(map(float, logprobs)))
 

@@ -127,7 +127,7 @@ class OutcomeTable:
         folder = Path(folder)
         card = folder / CARD
         if not card.is_file():
-            raise UserError(f"{folder} is no outcome table, it has no {CARD}: check the path")
+            raise UserError(f"{folder} is not an outcome table, it has no {CARD}: check the path")
         _, description, num_gate_dims = _read_card(card)
         return cls(folder.parent, folder.name, description, num_gate_dims=num_gate_dims)
 

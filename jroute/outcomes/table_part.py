@@ -17,7 +17,7 @@ class TablePart:
     Attributes:
         split: Splits; empty takes all that the experiment uses.
         only_gates: Gates of the grid; empty takes all of them. ``--gates`` is the same here.
-        problems: Only the first so many problems of each split; 0 takes all.
+        problems: Only the first ``problems`` of each split; 0 takes all.
         samples: Samples of every problem and gate; several need a temperature.
         share: ``i/n`` takes every n-th problem from the i-th on, counted from 0.
         replicate: Cells to generate again afterwards, in another order and batch width.
@@ -35,7 +35,7 @@ class TablePart:
     def __post_init__(self) -> None:
         for name, least in (("problems", 0), ("replicate", 0), ("samples", 1)):
             if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}; give a number from {least} on")
+                raise UserError(f"{name} is {getattr(self, name)}; give {least} or more")
         if not 0 <= self.shares[0] < self.shares[1]:
             raise UserError(f"share is {self.share!r}; the shares of 4 are 0/4, 1/4, 2/4 and 3/4")
 
@@ -76,7 +76,7 @@ class TablePart:
 
 
 def list_arguments(argv: Sequence[str]) -> list[str]:
-    """Let lists go without brackets, and read ``--gates`` as gates of the grid."""
+    """Add the brackets that lists may omit, and read ``--gates`` as gates of the grid."""
     options = [re.sub(r"^--gates(?==|$)", "--only_gates", word) for word in argv]
     words: list[str] = []
     for word in options:

@@ -21,7 +21,7 @@ from jroute.utils.keys import stored
 
 
 @dataclass(frozen=True)
-class Options:
+class ProbeOptions:
     """Options of the command itself.
 
     Attributes:
@@ -41,7 +41,11 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, measure, print."""
     experiment, options = parse(
-        Experiment, argv, prog="python -m jroute.probe", description=__doc__ or "", extra=Options
+        Experiment,
+        argv,
+        prog="python -m jroute.probe",
+        description=__doc__ or "",
+        extra=ProbeOptions,
     )
     if options.prompts < 1:
         raise UserError(f"prompts is {options.prompts}; give at least 1")

@@ -148,7 +148,7 @@ def loss(
     return -jnp.sum(jnp.where(counted, scores, 0.0)) / total
 
 
-class Progress(NamedTuple):
+class MixingProgress(NamedTuple):
     """The state of learning, all of which is stored in the file.
 
     Attributes:
@@ -164,7 +164,7 @@ class Progress(NamedTuple):
     state: list[Any]
 
 
-Save = Callable[[Progress], None]
+Save = Callable[[MixingProgress], None]
 
 
 def learn_by_gradient(
@@ -175,9 +175,9 @@ def learn_by_gradient(
     mixing: MixingConfig,
     *,
     seed: int,
-    progress: Progress,
+    progress: MixingProgress,
     save: Save,
-) -> Progress:
+) -> MixingProgress:
     """Adam on the raw weights; the parameters are constants of the program.
 
     Args:
@@ -187,7 +187,7 @@ def learn_by_gradient(
         examples: Problems to learn from.
         mixing: Gate, steps and learning rate.
         seed: Of the batches, which depend on it and on the step alone.
-        progress: Where to go on from.
+        progress: Where to continue from.
         save: Called after every step.
     """
     optimizer = optax.adam(mixing.learning_rate)
@@ -224,7 +224,7 @@ def learn_by_gradient(
         raw, state = update(raw, state, gradient)
         values.append(float(value))
         leaves = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(state)]
-        progress = Progress(step + 1, np.asarray(raw), [*values], leaves)
+        progress = MixingProgress(step + 1, np.asarray(raw), [*values], leaves)
         save(progress)
     return progress
 
@@ -238,9 +238,9 @@ def learn_by_search(
     mixing: MixingConfig,
     *,
     seed: int,
-    progress: Progress,
+    progress: MixingProgress,
     save: Save,
-) -> Progress:
+) -> MixingProgress:
     """Add to and take from one number after the other, and keep what raises the score.
 
     Args:
@@ -248,7 +248,7 @@ def learn_by_search(
         sites: Blocks whose weights count.
         mixing: Trials and size of changes.
         seed: Of the order, which depends on it and on the round alone.
-        progress: Where to go on from.
+        progress: Where to continue from.
         save: Called after every trial.
 
     Raises:
@@ -272,13 +272,13 @@ def learn_by_search(
         values.append(score(tried))
         if values[-1] > max(values[:-1]):
             raw = tried
-        progress = Progress(trial + 1, raw, [*values], [])
+        progress = MixingProgress(trial + 1, raw, [*values], [])
         save(progress)
     return progress
 
 
 def save_progress(
-    file: Path, description: Mapping[str, Any], progress: Progress, steps: int
+    file: Path, description: Mapping[str, Any], progress: MixingProgress, steps: int
 ) -> None:
     """Write the file; the optimizer's state is left out once learning has finished."""
     content = {
@@ -295,7 +295,7 @@ def save_progress(
 
 def load_progress(
     file: Path, description: Mapping[str, Any], shape: tuple[int, ...]
-) -> tuple[Progress, bool]:
+) -> tuple[MixingProgress, bool]:
     """Read a file of mixing weights, and whether learning has finished.
 
     Args:
@@ -309,7 +309,7 @@ def load_progress(
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
         raw = np.asarray(stored["raw"], np.float32)
-        progress = Progress(stored["step"], raw, stored["values"], stored["state"])
+        progress = MixingProgress(stored["step"], raw, stored["values"], stored["state"])
         stored_description, finished = stored["about"], stored["finished"]
     except FileNotFoundError:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Writes a run up as one HTML page with its figures, and prints the arms.
+"""Write a run up as one HTML page with its figures, and print the arms.
 
     python -m jroute.report --run runs/demo
     python -m jroute.report --run runs/demo --traces.format jsonl
@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     directory = Path(options.run)
     if not (directory / "config.yaml").is_file():
         raise UserError(
-            f"{directory} is no run folder, it has no config.yaml; run python -m jroute.train first"
+            f"{directory} is not a run folder, it has no config.yaml; "
+            "run python -m jroute.train first"
         )
     from jroute.experiment.run_folder import RunFolder
     from jroute.report import page

@@ -60,9 +60,9 @@ class GateShares:
         labels: The range of each group.
         gates: Gates chosen at least once, the smallest first.
         colours: Indices of those gates in the report's grid.
-        share: Share of each gate in each group, over seeds, problems and parts.
+        share: Share of each gate in each group, over seeds, problems and gate dims.
         mean: Mean gate of each group.
-        parts: Mean gate of each part (band or layer) in each group.
+        mean_by_dim: Mean of each gate dim (band or layer) in each group.
         scale: Smallest and largest gate of the grid.
     """
 
@@ -71,7 +71,7 @@ class GateShares:
     colours: list[int]
     share: Float[np.ndarray, "gates groups"]
     mean: Float[np.ndarray, " groups"]
-    parts: Float[np.ndarray, "parts groups"]
+    mean_by_dim: Float[np.ndarray, "gate_dims groups"]
     scale: tuple[float, float]
 
 
@@ -119,6 +119,6 @@ def by_difficulty(split: SplitReport, measure: Measure) -> GateShares | None:
         colours=[grid.index(gate) for gate in chosen],
         share=np.array([[(gates == gate).mean() for gates in by_group] for gate in chosen]),
         mean=np.array([gates.mean() for gates in by_group]),
-        parts=np.stack([gates.mean(axis=(0, 1)) for gates in by_group], axis=1),
+        mean_by_dim=np.stack([gates.mean(axis=(0, 1)) for gates in by_group], axis=1),
         scale=(grid[0], grid[-1]),
     )

@@ -102,7 +102,7 @@ def _stack(
 
 
 def difficulty_histograms(split: SplitReport) -> list[Figure]:
-    """Plot the gates in groups of problems; gates of several parts also by part."""
+    """Plot the gates in groups of problems; gates of several numbers also over depth."""
     drawn = []
     for measure in measures(split):
         shares = by_difficulty(split, measure)
@@ -120,15 +120,15 @@ def difficulty_histograms(split: SplitReport) -> list[Figure]:
                 partial(_draw_shares, shares=shares, axis=measure.axis),
             )
         )
-        num_parts = len(shares.parts)
-        if num_parts > 1:
+        num_gate_dims = len(shares.mean_by_dim)
+        if num_gate_dims > 1:
             drawn.append(
                 Figure(
                     f"parts-{measure.name}",
                     f"Mean gate over depth by {measure.title}",
                     description,
-                    partial(_draw_parts, shares=shares, axis=measure.axis),
-                    height=140 + 8 * num_parts,
+                    partial(_draw_gate_dims, shares=shares, axis=measure.axis),
+                    height=140 + 8 * num_gate_dims,
                 )
             )
     return drawn
@@ -152,7 +152,7 @@ def _draw_shares(axes: Any, theme: Theme, *, shares: GateShares, axis: str) -> N
     hide_bottom(axes)
 
 
-def _draw_parts(axes: Any, theme: Theme, *, shares: GateShares, axis: str) -> None:
+def _draw_gate_dims(axes: Any, theme: Theme, *, shares: GateShares, axis: str) -> None:
     """Draw mean gates as shades between the smallest gate's colour and the largest one's."""
     from matplotlib.patches import Rectangle
 
@@ -160,16 +160,16 @@ def _draw_parts(axes: Any, theme: Theme, *, shares: GateShares, axis: str) -> No
     # over that of the smallest, the more opaque the larger the mean.
     smallest, largest = theme.gate(0), theme.gate(theme.num_gates - 1)
     low, high = shares.scale
-    num_parts, num_groups = shares.parts.shape
-    for row, column in np.ndindex(num_parts, num_groups):
-        mean = float(shares.parts[row, column])
+    num_gate_dims, num_groups = shares.mean_by_dim.shape
+    for row, column in np.ndindex(num_gate_dims, num_groups):
+        mean = float(shares.mean_by_dim[row, column])
         opacity = (mean - low) / max(high - low, 1e-9)
         corner = (column - 0.47, row - 0.47)
         for colour, alpha in ((smallest, 1.0), (largest, opacity)):
             axes.add_patch(
                 Rectangle(corner, 0.94, 0.94, facecolor=colour, alpha=alpha, linewidth=0)
             )
-        if num_parts <= 8:
+        if num_gate_dims <= 8:
             axes.annotate(
                 f"{mean:.2f}",
                 (column, row),
@@ -178,7 +178,7 @@ def _draw_parts(axes: Any, theme: Theme, *, shares: GateShares, axis: str) -> No
                 fontsize=9,
                 color=theme.paper if opacity > 0.45 else theme.ink,
             )
-    axes.set(xlim=(-0.5, num_groups - 0.5), ylim=(num_parts - 0.5, -0.5), xlabel=axis)
+    axes.set(xlim=(-0.5, num_groups - 0.5), ylim=(num_gate_dims - 0.5, -0.5), xlabel=axis)
     axes.set_ylabel("band or layer")
     axes.set_xticks(range(num_groups), shares.labels)
     axes.yaxis.get_major_locator().set_params(integer=True)

@@ -51,7 +51,7 @@ class SplitReport:
     name: str
     results: Mapping[str, Any]
     rows: tuple[ProblemRow, ...] = ()
-    gates: Float[np.ndarray, "seeds problems parts"] = field(
+    gates: Float[np.ndarray, "seeds problems gate_dims"] = field(
         default_factory=lambda: np.zeros((0, 0, 1))
     )
     missing: str = ""

@@ -1,4 +1,4 @@
-"""Reads a run folder into the content of a report; it loads no model."""
+"""Read a run folder into the content of a report; it loads no model."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from jroute.utils.config import load as load_config
 from jroute.utils.errors import UserError
 from jroute.utils.keys import restored, stored_keys
 
-Choices = dict[str, Float[np.ndarray, "seeds problems parts"]]
+Choices = dict[str, Float[np.ndarray, "seeds problems gate_dims"]]
 """Gates by arm; an arm without seeds counts as one seed."""
 
 
@@ -125,8 +125,8 @@ def _problem_rows(
     return tuple(rows)
 
 
-def _gate(numbers: Float[np.ndarray, " parts"]) -> Gate:
-    """Return the gate of one prompt as tables name it: a single part as a plain number."""
+def _gate(numbers: Float[np.ndarray, " gate_dims"]) -> Gate:
+    """Return the gate of one prompt as tables name it: one number as a plain number."""
     return as_gate(numbers if len(numbers) > 1 else numbers[0])
 
 
@@ -207,7 +207,7 @@ def _read_choices(folder: RunFolder, split: str, problems: Sequence[Problem]) ->
     arms = np.array(items["arm"].to_pylist())
     seeds = np.array(items["seed"].to_pylist(), int)
     gates = [np.nan if gate is None else gate for gate in items["gate"].to_pylist()]
-    values = np.array([np.ravel(gate) for gate in gates], float)  # [rows, parts]
+    values = np.array([np.ravel(gate) for gate in gates], float)  # [rows, gate_dims]
     choices: Choices = {}
     for arm in sorted(set(arms.tolist())):
         rows = arms == arm

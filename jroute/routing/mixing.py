@@ -104,7 +104,7 @@ class Routing:
         return cls(mixing, jnp.asarray(sites), jnp.asarray(norms, jnp.float32), config)
 
     def layer_gates(self, gate: GateLike, batch: int) -> Float[np.ndarray, "batch layers"]:
-        """Spread a gate over the batch and the layers; layers that are no site get 0.
+        """Spread a gate over the batch and the layers; layers that are not sites get 0.
 
         Args:
             gate: A number, one number per row ``[batch]``, ``[batch, layers]``, or, with

@@ -1,6 +1,6 @@
 """From what every arm scores to the numbers of ``results.json``.
 
-No number is without its count of items, nor without an interval where it has one.
+Every number comes with its count of items, and with its interval where it has one.
 """
 
 from collections.abc import Mapping

@@ -8,7 +8,7 @@ what can be learned from this many problems: more of them may teach what these d
 
 ``gain`` comes first and requires the four declared contrasts alone, so that more data can only make
 it likelier. That a supervised model of the same features does as well is then stated beside it: the
-gain is real, and where every cell of train can be generated it does not take RL to have it.
+gain is real, and where every cell of train can be generated RL is not needed to get it.
 """
 
 from collections.abc import Callable, Mapping

@@ -161,7 +161,7 @@ def _walk(
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """Load safe YAML, and refuse a mapping in which a key stands twice."""
+    """Load safe YAML, and refuse a mapping with a duplicate key."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -169,7 +169,7 @@ class _YamlLoader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key} stands twice", key_node.start_mark
+                    None, None, f"duplicate key {key}", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)

@@ -105,7 +105,7 @@ def _declared(cls: type[Any], name: str, declared: Keys) -> Keys:
         different = sorted(set(declared) ^ set(fields))
         raise TypeError(
             f"{cls.__name__}.{name} must declare one distinct key for each field "
-            f"(different: {', '.join(different) or 'a key stands twice'})"
+            f"(different: {', '.join(different) or 'duplicate key'})"
         )
     return {field: declared[field] for field in fields}
 

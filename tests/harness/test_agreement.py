@@ -102,7 +102,11 @@ def test_missing_or_damaged_samples_are_refused(tmp_path) -> None:
         find_samples(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"samples of t and .* of u; compare"):
         compare_samples(tmp_path / "a" / "x", tmp_path / "b")
-    for text, message in {"{}\n": "is no sample", "not": "cannot be read", "": "holds no"}.items():
+    for text, message in {
+        "{}\n": "is not a sample",
+        "not": "cannot be read",
+        "": "holds no",
+    }.items():
         file = tmp_path / "samples_bad_1.jsonl"
         file.write_text(text)
         with pytest.raises(UserError, match=message):

@@ -137,8 +137,8 @@ def test_arms_that_were_asked_something_else_are_not_compared(run, capsys, monke
     monkeypatch.setattr(command, "evaluate_arm", tampered)
     arguments = arguments_for(run, "--arm", "baseline,random", "--tasks", "test", "--limit", "2")
     assert command.main(arguments) == 2
-    told = "baseline and random were not asked the same in test (generation_kwargs)"
-    assert told in capsys.readouterr().err
+    message = "were not evaluated under the same conditions in test (generation_kwargs)"
+    assert f"baseline and random {message}" in capsys.readouterr().err
 
 
 def test_mistakes_on_the_command_line_are_told_in_a_sentence(run, capsys, tmp_path) -> None:

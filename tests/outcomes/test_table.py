@@ -335,7 +335,7 @@ def test_a_damaged_part_is_named_with_what_to_do(empty, damage, monkeypatch):
 
 
 def test_a_damaged_or_absent_card_is_named(empty, tmp_path):
-    with pytest.raises(UserError, match=r"nowhere is no outcome table, .*check the path"):
+    with pytest.raises(UserError, match=r"nowhere is not an outcome table, .*check the path"):
         OutcomeTable.open(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
     empty.append([cell()])

@@ -20,7 +20,7 @@ from jroute.lm import LanguageModel
 from jroute.model.config import Qwen3Config
 from jroute.model.params import abstract_params
 from jroute.probe import mixing
-from jroute.probe.mixing import MixingConfig, Progress
+from jroute.probe.mixing import MixingConfig, MixingProgress
 from jroute.routing.config import RoutingConfig
 from jroute.routing.mixing import Routing
 from jroute.utils.config import load as load_config
@@ -136,8 +136,8 @@ def test_the_loss_is_the_likelihood_of_the_answers(tiny_lm: LanguageModel) -> No
         assert float(found) == pytest.approx(-sum(scores) / tokens, rel=1e-5)
 
 
-def start(routing: Routing) -> Progress:
-    return Progress(0, routing.config.initial_raw(SMALL.num_hidden_layers), [], [])
+def start(routing: Routing) -> MixingProgress:
+    return MixingProgress(0, routing.config.initial_raw(SMALL.num_hidden_layers), [], [])
 
 
 def test_adam_lowers_the_loss_and_leaves_the_base_alone(small) -> None:
@@ -145,7 +145,7 @@ def test_adam_lowers_the_loss_and_leaves_the_base_alone(small) -> None:
     before = jax.tree.map(lambda leaf: np.array(leaf, copy=True), small)
     config = MixingConfig("gradient", 1.0, steps=30, batch_size=2, learning_rate=0.1)
     examples = mixing.pad_examples(PAIRS, 64)
-    kept: list[Progress] = []
+    kept: list[MixingProgress] = []
     rest = (small, SMALL, routing, examples, config)
     end = mixing.learn_by_gradient(*rest, seed=1, progress=start(routing), save=kept.append)
     assert len(end.values) == len(kept) == end.step == 30
@@ -164,7 +164,7 @@ def test_adam_lowers_the_loss_and_leaves_the_base_alone(small) -> None:
 
     # Going on from any step, as read back from a file, ends with the same bits.
     read = json.loads(json.dumps([kept[11].state, kept[11].raw.tolist()]))
-    half = Progress(12, np.asarray(read[1], np.float32), kept[11].values, read[0])
+    half = MixingProgress(12, np.asarray(read[1], np.float32), kept[11].values, read[0])
     again = mixing.learn_by_gradient(*rest, seed=1, progress=half, save=lambda _: None)
     assert again.raw.tobytes() == end.raw.tobytes() and again.values == end.values
 
@@ -179,16 +179,18 @@ def test_the_search_climbs_and_goes_on(small) -> None:
         seen.append(tried)
         return -float(np.abs(tried[1].ravel() - target).sum())
 
-    kept: list[Progress] = []
+    kept: list[MixingProgress] = []
     rest = {"seed": 4, "save": kept.append}
-    end = mixing.learn_by_search(score, [1], config, progress=Progress(0, raw, [], []), **rest)
+    end = mixing.learn_by_search(
+        score, [1], config, progress=MixingProgress(0, raw, [], []), **rest
+    )
     np.testing.assert_array_equal(end.raw[1].ravel(), target)  # 0.25 needs a halved change
     assert not end.raw[[0, 2]].any() and not raw.any()
     assert max(end.values) == 0 and len(end.values) == 41 == len(seen)
     again = mixing.learn_by_search(score, [1], config, progress=kept[16], **rest)
     assert again.raw.tobytes() == end.raw.tobytes() and again.values == end.values
     with pytest.raises(UserError, match="a search over 512 mixing weights is hopeless"):
-        many = Progress(0, np.zeros((8, 1, 8, 8), np.float32), [], [])
+        many = MixingProgress(0, np.zeros((8, 1, 8, 8), np.float32), [], [])
         mixing.learn_by_search(score, range(8), config, progress=many, **rest)
 
 
@@ -243,7 +245,7 @@ def test_a_run_learns_keeps_and_uses_its_mixing_weights(
     monkeypatch.setattr(mixing, "save_progress", killed)
     with pytest.raises(KeyboardInterrupt):
         run.mixing.learn()
-    with pytest.raises(UserError, match="are learned halfway"):
+    with pytest.raises(UserError, match="are only partly learned"):
         _ = run.lm
     assert "3 steps of gradient come first" in without_mixing(run)[1]
     monkeypatch.undo()
@@ -288,7 +290,7 @@ def test_weights_of_something_else_are_refused(learned, tmp_path) -> None:
     experiment = load_config(Experiment, learned)
     run = Run(tmp_path, experiment)
     shape = (6, 1, 4, 4)
-    done = Progress(6, np.zeros(shape, np.float32), [1.0], [])
+    done = MixingProgress(6, np.zeros(shape, np.float32), [1.0], [])
     mixing.save_progress(run.mixing.file, run.mixing.description, done, 6)
     assert run.mixing.progress()[1]
     assert [p.name for p in run.mixing.file.parent.iterdir()] == [run.mixing.file.name]

@@ -151,7 +151,7 @@ def test_gates_of_several_parts_get_a_heatmap() -> None:
     names = [figure.name for figure in drawn]
     assert {"parts-steps", "parts-answer-length", "parts-prompt-length"} <= set(names)
     steps = next(m for m in difficulty.measures(split) if m.name == "steps")
-    means = difficulty.by_difficulty(split, steps).parts
+    means = difficulty.by_difficulty(split, steps).mean_by_dim
     np.testing.assert_allclose(means[0] + means[1], 1)
     element = svg.inline(drawn[names.index("parts-steps")], 5)
     depths = [float(d) for d in re.findall(r"fill: var\(--gate4\); opacity: ([\d.]+)", element)]

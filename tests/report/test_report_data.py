@@ -142,7 +142,7 @@ def test_the_command_writes_the_page_and_the_traces(run, tmp_path, capsys) -> No
 def test_what_is_missing_is_named(run, tmp_path, capsys) -> None:
     folder = run[0]
     assert report(["--run", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path} is no run folder")
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path} is not a run folder")
     part = tmp_path / "part"
     part.mkdir()
     (part / "config.yaml").write_text((folder / "config.yaml").read_text())

@@ -272,7 +272,7 @@ def test_files_that_cannot_be_read(tmp_path: Path):
     assert "cannot be read" in refusal("--config", str(tmp_path))
     for text, message in [
         ("run: [a\nseed: 1", ", line 2: not valid YAML: "),
-        ("run: a\nseed: 1\nseed: 2\n", ", line 3: not valid YAML: the key seed stands twice"),
+        ("run: a\nseed: 1\nseed: 2\n", ", line 3: not valid YAML: duplicate key seed"),
         ("- a", ": must be a mapping of keys to values, not ['a']"),
     ]:
         path = write(tmp_path, text)

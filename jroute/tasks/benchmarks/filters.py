@@ -18,7 +18,7 @@ INVALID = "[invalid]"
 
 @register_filter("jroute_answer")
 class AnswerFilter(Filter):
-    """Reads answers as training does: canonical numbers, or ``[invalid]``."""
+    """Read answers as training does: canonical numbers, or ``[invalid]``."""
 
     def apply(self, resps: Iterable[Any], docs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         """Replace every response of every document by its answer."""
@@ -32,7 +32,7 @@ class AnswerFilter(Filter):
 
 @register_filter("jroute_boxed")
 class BoxedFilter(Filter):
-    r"""Reads the last balanced ``\boxed{}``: its number if it holds a number, else its content."""
+    r"""Read the last balanced ``\boxed{}``: its number if it holds a number, else its content."""
 
     def apply(self, resps: Iterable[Any], docs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         """Replace every response of every document by the content of its last box."""

@@ -72,7 +72,7 @@ class Jroute:
         self.states[seeds] = jax.block_until_ready(init(seeds)(jax.random.key(seed)))
 
     def program(self, seeds: int, updates: int) -> None:
-        """Compile a program of so many updates a call."""
+        """Compile a program of this many updates a call."""
         self.programs[seeds, updates] = compilation.compile_train(config(seeds), updates)
 
     def run(self, seeds: int, updates: int) -> None:

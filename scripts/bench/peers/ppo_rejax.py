@@ -59,7 +59,7 @@ class Bandit(environment.Environment):
 
 
 def algorithm(updates: int) -> Any:
-    """Return the algorithm for so many updates a call: a whole batch at once, no evaluation."""
+    """Return the algorithm for this many updates a call: a whole batch at once, no evaluation."""
     made = PPO.create(
         env=Bandit(),
         agent_kwargs={"hidden_layer_sizes": HIDDEN, "activation": "tanh"},
@@ -100,7 +100,7 @@ class Rejax:
         self.states[seeds] = jax.block_until_ready(init(seeds)(key))
 
     def program(self, seeds: int, updates: int) -> None:
-        """Compile a program of so many updates a call."""
+        """Compile a program of this many updates a call."""
         made = algorithm(updates)
 
         def train(state: Any) -> Any:
