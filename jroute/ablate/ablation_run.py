@@ -158,7 +158,7 @@ class AblationRun:
             limit=grid.decoding.max_new_tokens,
             memory=memory_use(generator, lengths),
             rate=rate,
-            **devices_of(self.run),
+            **devices_of(self.run.base.mesh),
         )
 
 

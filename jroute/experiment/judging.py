@@ -207,21 +207,23 @@ def judge_live_split(run: Run, split: Split) -> JudgedSplit:
         run.controllers.trained["seeds"], run.controllers.observations(split)
     )
     selected = int(run.controllers.trained["selected"])
-    correct = seed_correctness(run, split, choices)
+    problems, grid = run.data.problems(split), run.grid
+    backend = run.outcomes.backend(live=True)
+    correct = seed_correctness(choices, problems, grid, backend)
     columns = {"rl": choices, "rl_selected": choices[selected]}
     values = {"rl": correct, "rl_selected": correct[selected]}
     for name, gate in (("baseline", 0.0), ("fixed:0.5", 0.5)):
-        columns[name] = np.full(choices.shape[1:], run.grid.values.index(gate))
-        values[name] = seed_correctness(run, split, columns[name][None])[0]
+        columns[name] = np.full(choices.shape[1:], grid.values.index(gate))
+        values[name] = seed_correctness(columns[name][None], problems, grid, backend)[0]
     counts = np.stack(
-        [(choices == i).sum(axis=1) for i in range(len(run.grid.values))], axis=-1
+        [(choices == i).sum(axis=1) for i in range(len(grid.values))], axis=-1
     )  # [seeds, dims, gates]
     results = {
         **_live_statistics(values, run.experiment.judge),
         "gates_chosen": {"rl": counts.sum(axis=1).tolist()},  # [seeds, gates]
         "gates_chosen_by_part": {"rl": counts.sum(axis=0).tolist()},  # [dims, gates]
         "not_available": registry.unavailable_live(),
-        "items": digest_problems(run.data.problems(split)),
+        "items": digest_problems(problems),
     }
     return JudgedSplit(results, values, columns)
 

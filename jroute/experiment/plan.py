@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jroute.arms.rl import decisions_of_seeds
 from jroute.envs.functional import TableEnv
@@ -16,6 +17,7 @@ from jroute.experiment.estimate import Estimate, MemoryUse, Rate, format_duratio
 from jroute.experiment.pipeline import table_cells
 from jroute.experiment.regeneration import regenerable_arms
 from jroute.experiment.run import Run
+from jroute.experiment.run_outcomes import RunOutcomes
 from jroute.generate.memory import plan_batch
 from jroute.outcomes.cells import Cell, missing_cells
 from jroute.outcomes.generation import CellGenerator
@@ -46,7 +48,9 @@ def plan_outcomes(run: Run, cells: CellsBySplit) -> Estimate:
     """
     run, first = without_mixing(run)
     generator = run.outcomes.generator
-    missing = {split: missing_cells(_table_of(run, part), part) for split, part in cells.items()}
+    missing = {
+        split: missing_cells(_table_of(run.outcomes, part), part) for split, part in cells.items()
+    }
     every = [cell for part in missing.values() for cell in part]
     questions = {cell.problem.id: cell.problem.question for cell in every}
     lengths = {
@@ -65,7 +69,7 @@ def plan_outcomes(run: Run, cells: CellsBySplit) -> Estimate:
         memory=memory_use(generator, lengths.values() or [1]),
         rate=rate,
         first=first,
-        **devices_of(run),
+        **devices_of(run.base.mesh),
     )
 
 
@@ -103,7 +107,7 @@ def plan_regeneration(
         limit=generator.decoding.max_new_tokens,
         memory=memory_use(generator, lengths),
         rate=rate,
-        **devices_of(run),
+        **devices_of(run.base.mesh),
     )
 
 
@@ -157,7 +161,7 @@ def _plan_live_training(run: Run) -> str:
     (gate,) = run.grid.keys(np.array([e.gates[-1]]))
     rate = measure_rate(generator, [Cell(problem, gate) for problem in problems[: e.engine.batch]])
     seconds = (most + after) * rate.seconds
-    devices = devices_of(run)["devices"]
+    devices = devices_of(run.base.mesh)["devices"]
     return "\n".join(
         [
             *([first] if first else []),
@@ -167,7 +171,7 @@ def _plan_live_training(run: Run) -> str:
             f"{'memory':<12} {memory_use(generator, map(len, data.tokens('train')))}",
             f"{'time':<12} at most {format_duration(seconds)} on {devices} "
             f"device{'s' if devices > 1 else ''}: {seconds * devices / 3600:.2g} "
-            f"{hours_unit(devices_of(run)['gpu'])}",
+            f"{hours_unit(devices_of(run.base.mesh)['gpu'])}",
             f"{'by':<12} {rate.source}; the learner's own time is not in it",
         ]
     )
@@ -200,10 +204,10 @@ def without_mixing(run: Run) -> tuple[Run, str]:
     return Run(run.directory, plain, run.base), sentence
 
 
-def _table_of(run: Run, cells: Sequence[Cell]) -> OutcomeTable:
+def _table_of(outcomes: RunOutcomes, cells: Sequence[Cell]) -> OutcomeTable:
     """Return the table that cells belong to; for gates per band or layer it is the memo."""
     several = bool(cells) and isinstance(cells[0].gate, tuple)
-    return run.outcomes.memo if several else run.outcomes.table
+    return outcomes.memo if several else outcomes.table
 
 
 # What estimates rest on ---------------------------------------------------------------------------
@@ -262,8 +266,7 @@ def measure_rate(generator: CellGenerator, cells: Sequence[Cell]) -> Rate:
     return Rate(seconds, tokens, len(batch), source)
 
 
-def devices_of(run: Run) -> dict[str, Any]:
-    """Return the number of devices that a run's model lies on, and whether they are GPUs."""
-    mesh = run.base.mesh
+def devices_of(mesh: Mesh | None) -> dict[str, Any]:
+    """Return the number of devices of a mesh, one without it, and whether they are GPUs."""
     gpu = jax.devices()[0].platform == "gpu"
     return {"devices": 1 if mesh is None else mesh.size, "gpu": gpu}

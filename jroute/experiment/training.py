@@ -2,13 +2,13 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
 from jroute.arms import supervised
@@ -17,16 +17,20 @@ from jroute.checkpoint import latest_step, load_state, save_state
 from jroute.controller import networks
 from jroute.controller.features import Featurizer
 from jroute.envs.functional import LiveEnv, TableEnv
+from jroute.experiment.config import Experiment
 from jroute.experiment.environments import split_environment
 from jroute.experiment.run import Run
 from jroute.generate.sampling import hash_text
 from jroute.observe.progress import progress_bar
 from jroute.observe.scalars import Scalars
+from jroute.outcomes.backends import OutcomeBackend
+from jroute.outcomes.grid import GateGrid
 from jroute.ppo import compilation, learner
+from jroute.ppo.config import PPOConfig
 from jroute.ppo.metrics import Metrics, named_scalars
 from jroute.ppo.rollout import MAX_CELL_NUMBERS, add_rewards, number_cells
 from jroute.ppo.types import LearnerState
-from jroute.tasks import Split
+from jroute.tasks import Problem
 from jroute.utils.keys import stored
 
 logger = logging.getLogger(__name__)
@@ -70,12 +74,14 @@ def train_controllers(run: Run) -> dict[str, Any]:
         }
         state = train_ppo(run, TableEnv.create(observations["train"], rewards["train"]))
         table_arms = {
-            "supervised": _fit_supervised(run, observations, rewards),
+            "supervised": _fit_supervised(e, observations, rewards),
             "best_fixed": int(run.outcomes.matrix("train").mean(axis=0).argmax()),
         }
     # Only the policies leave the learner: values of the seeds are [seeds, ...].
     choices = decisions_of_seeds(state.params, observations["validation"])
-    selected = int(seed_correctness(run, "validation", choices).mean(axis=1).argmax())
+    backend = run.outcomes.backend(live=e.rollouts == "live")
+    correct = seed_correctness(choices, run.data.problems("validation"), run.grid, backend)
+    selected = int(correct.mean(axis=1).argmax())
     controllers.save(
         {
             "featurizer": featurizer.tree(),
@@ -90,16 +96,14 @@ def train_controllers(run: Run) -> dict[str, Any]:
 
 
 def _fit_supervised(
-    run: Run, observations: dict[str, np.ndarray], rewards: dict[str, np.ndarray]
+    experiment: Experiment, observations: dict[str, np.ndarray], rewards: dict[str, np.ndarray]
 ) -> networks.Params:
     """Fit the arm that predicts every gate's reward from the length of the prompt alone."""
     train, validation = (
         (observations[split][:, :1], rewards[split]) for split in ("train", "validation")
     )
-    key = jax.random.fold_in(jax.random.key(run.experiment.seed), hash_text("supervised"))
-    return jax.device_get(
-        supervised.fit_supervised(train, validation, run.experiment.supervised, key)
-    )
+    key = jax.random.fold_in(jax.random.key(experiment.seed), hash_text("supervised"))
+    return jax.device_get(supervised.fit_supervised(train, validation, experiment.supervised, key))
 
 
 def train_ppo(run: Run, env: TableEnv | LiveEnv) -> LearnerState:
@@ -110,14 +114,16 @@ def train_ppo(run: Run, env: TableEnv | LiveEnv) -> LearnerState:
     """
     config = run.experiment.ppo
     folder = run.folder.learner(run.controllers.training)
-    sharding = _batch_sharding(run)
-    state = _initial_state(run, env)
+    sharding = _batch_sharding(config, run.base.mesh)
+    state = _initial_state(config, env, run.grid, run.experiment.seed)
     step = latest_step(folder) or 0
     if step:
         step, state = load_state(folder, state)
     live = isinstance(env, LiveEnv)
     every = CHECKPOINT_LIVE_EVERY if live else CHECKPOINT_EVERY
-    run_updates = _live_updates(run, env, sharding) if live else _table_updates(run, env, sharding)
+    run_updates = (
+        _live_updates(config, env, sharding) if live else _table_updates(config, env, sharding)
+    )
     scalars = Scalars(
         run.folder.curves,
         purge_step=step,
@@ -145,44 +151,43 @@ def train_ppo(run: Run, env: TableEnv | LiveEnv) -> LearnerState:
     return state
 
 
-def _initial_state(run: Run, env: TableEnv | LiveEnv) -> LearnerState:
+def _initial_state(
+    config: PPOConfig, env: TableEnv | LiveEnv, grid: GateGrid, seed: int
+) -> LearnerState:
     """Return the untrained state of all seeds."""
-    choices, dims = len(run.grid.values), run.grid.num_gate_dims
+    choices, dims = len(grid.values), grid.num_gate_dims
     observations = env.prompts.observations if isinstance(env, LiveEnv) else env.observations
     num_cells = len(observations) * choices**dims
     if isinstance(env, LiveEnv):
         num_cells = min(num_cells, MAX_CELL_NUMBERS)
-    key = jax.random.fold_in(jax.random.key(run.experiment.seed), hash_text("ppo"))
+    key = jax.random.fold_in(jax.random.key(seed), hash_text("ppo"))
     return learner.init_seeds(
-        run.experiment.ppo, observations.shape[1], (choices,) * dims, key, num_cells=num_cells
+        config, observations.shape[1], (choices,) * dims, key, num_cells=num_cells
     )
 
 
-def _batch_sharding(run: Run) -> NamedSharding | None:
+def _batch_sharding(config: PPOConfig, mesh: Mesh | None) -> NamedSharding | None:
     """Return the sharding of minibatches over replicas, where these divide them evenly."""
-    mesh, config = run.base.mesh, run.experiment.ppo
     if mesh is None or config.batch_size // config.minibatches % mesh.shape["data"]:
         return None
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def _table_updates(run: Run, env: TableEnv, sharding: NamedSharding | None) -> Updates:
+def _table_updates(config: PPOConfig, env: TableEnv, sharding: NamedSharding | None) -> Updates:
     """Return updates of all seeds over a table, as one program for each number of updates."""
     programs: dict[int, Callable[..., Any]] = {}
 
     def run_updates(state: LearnerState, updates: int) -> tuple[LearnerState, Metrics]:
         if updates not in programs:
-            programs[updates] = compilation.compile_train(
-                run.experiment.ppo, updates, sharding=sharding
-            )
+            programs[updates] = compilation.compile_train(config, updates, sharding=sharding)
         return programs[updates](env, state)
 
     return run_updates
 
 
-def _live_updates(run: Run, env: LiveEnv, sharding: NamedSharding | None) -> Updates:
+def _live_updates(config: PPOConfig, env: LiveEnv, sharding: NamedSharding | None) -> Updates:
     """Return updates of all seeds over a model: the cells of all seeds are generated together."""
-    config, choices = run.experiment.ppo, len(run.grid.values)
+    choices = len(env.data.gates)
     decide = compilation.compile_decide(config, sharding=sharding)
     update = compilation.compile_update(config, sharding=sharding)
 
@@ -202,15 +207,22 @@ def _live_updates(run: Run, env: LiveEnv, sharding: NamedSharding | None) -> Upd
 
 
 def seed_correctness(
-    run: Run, split: Split, choices: Int[np.ndarray, "seeds problems dims"]
+    choices: Int[np.ndarray, "seeds problems dims"],
+    problems: Sequence[Problem],
+    grid: GateGrid,
+    backend: OutcomeBackend,
 ) -> Float[np.ndarray, "seeds problems"]:
-    """Return whether decisions solve a split's problems: looked up, or generated if live.
+    """Return whether decisions solve problems.
 
     All seeds go together, so a cell that several of them choose is generated once.
+
+    Args:
+        choices: Decisions as indices into the grid.
+        problems: The problems.
+        grid: The grid of gates.
+        backend: Looks outcomes up, or generates them.
     """
     seeds, count, _ = choices.shape
-    problems = run.data.problems(split) * seeds
-    gates = run.grid.gates(choices.reshape(seeds * count, -1))
-    backend = run.outcomes.backend(live=run.experiment.rollouts == "live")
-    correct = [outcome.correct for outcome in backend.outcomes(problems, gates)]
+    gates = grid.gates(choices.reshape(seeds * count, -1))
+    correct = [outcome.correct for outcome in backend.outcomes([*problems] * seeds, gates)]
     return np.array(correct, np.float64).reshape(seeds, count)

@@ -6,8 +6,11 @@ from math import nan
 from typing import Any, cast
 
 from jroute.experiment.run import Run
+from jroute.experiment.task_data import TaskData
 from jroute.harness.comparison import TaskResult
 from jroute.harness.records import Record, gate_name
+from jroute.outcomes.outcome import Outcome
+from jroute.routing.gate import gate_text
 from jroute.tasks import Split
 from jroute.utils.errors import UserError
 
@@ -39,7 +42,7 @@ def check_against_training(
     """
     split = cast(Split, task)
     items = [row for row in rows if row["filter"] == "jroute"]
-    _check_prompts(run, split, items)
+    _check_prompts(run.data, split, items)
     if split not in run.experiment.splits:
         reason = f"training generated no outcomes of {split}"
         return dataclasses.replace(result, not_compared_because=reason)
@@ -52,13 +55,13 @@ def check_against_training(
         if gate is None:
             reason = f"gate {gate_name(record.gate)} is not one that training generated"
             return dataclasses.replace(result, not_compared_because=reason)
-        _check_item(run, split, item, gate, record)
+        _check_item(run.outcomes.outcome(split, item["doc"]["id"], gate), item, record)
     return dataclasses.replace(result, equal_to_training=len(items))
 
 
-def _check_prompts(run: Run, split: Split, items: Sequence[Mapping[str, Any]]) -> None:
-    problems = run.data.problems(split)
-    prompts = dict(zip((p.id for p in problems), run.data.prompts(split), strict=True))
+def _check_prompts(data: TaskData, split: Split, items: Sequence[Mapping[str, Any]]) -> None:
+    ids = [problem.id for problem in data.problems(split)]
+    prompts = dict(zip(ids, data.prompts(split), strict=True))
     for item in items:
         expected, prompt = prompts[item["doc"]["id"]], item["arguments"][0][0]
         if prompt != expected:
@@ -68,17 +71,14 @@ def _check_prompts(run: Run, split: Split, items: Sequence[Mapping[str, Any]]) -
             )
 
 
-def _check_item(
-    run: Run, split: Split, item: Mapping[str, Any], gate: float, record: Record
-) -> None:
-    outcome = run.outcomes.outcome(split, item["doc"]["id"], gate)
+def _check_item(outcome: Outcome, item: Mapping[str, Any], record: Record) -> None:
     now = (str(item["resps"][0][0]), bool(item["exact_match"]), record.truncated)
     then = (outcome.completion, outcome.correct, outcome.stop_reason == "length")
     if now != then:
         raise UserError(
-            f"{outcome.problem_id} at gate {gate:g}: (text, correct, truncated) is {now} now "
-            f"and was {then} in training; if the outcomes come from another machine or other "
-            "library versions, train in a new run folder"
+            f"{outcome.problem_id} at gate {gate_text(outcome.gate)}: (text, correct, truncated) "
+            f"is {now} now and was {then} in training; if the outcomes come from another machine "
+            "or other library versions, train in a new run folder"
         )
 
 

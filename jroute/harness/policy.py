@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jroute.arms.registry import fixed_name, generable, parse_arm
+from jroute.arms.resolve import check_available
 from jroute.experiment.config import Experiment
 from jroute.harness.cache_names import array_digest
 from jroute.routing.gate import Gate, as_gate
@@ -56,7 +57,7 @@ def run_policy(run: Any, name: str) -> ArmPolicy:
     arm = parse_arm(name)
     if arm.gate is not None:
         return model_policy(name)
-    run.gates(name, run.data.prompts(run.experiment.judged[0])[:1])  # refuses an arm the run lacks
+    check_available(arm, has_table=run.arm_inputs().has_table)
     identity: dict[str, Any] = {"gates": run.grid.values, "seed": run.experiment.seed}
     if "training" in arm.needs:
         identity["controller"] = array_digest(run.controllers.trained)
