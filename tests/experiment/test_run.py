@@ -22,7 +22,7 @@ from jroute.checkpoint import latest_step, load_state
 from jroute.convert import main as convert
 from jroute.envs.gymnasium import RoutingVectorEnv
 from jroute.experiment.config import Experiment
-from jroute.experiment.environments import environment_data
+from jroute.experiment.environments import environment_data, make_vector_env
 from jroute.experiment.feature_store import FeatureStore
 from jroute.experiment.run import Run
 from jroute.outcomes.backends import LiveBackend
@@ -267,7 +267,7 @@ def test_table_and_model_agree_on_a_sample(whole):
     assert isinstance(data.backend, LiveBackend)
     forgetful = dataclasses.replace(data.backend, memo=None)
     lively = RoutingVectorEnv(8, data=dataclasses.replace(data, backend=forgetful))
-    tabled = RoutingVectorEnv(8, run=whole)
+    tabled = make_vector_env(8, run=whole)
     actions = np.arange(8) % 5
     first = [envs.reset(seed=5)[0] for envs in (tabled, lively)]
     np.testing.assert_array_equal(*first)

@@ -11,7 +11,7 @@ import pytest
 
 from jroute.lm import LanguageModel
 from jroute.model.config import Qwen3Config
-from jroute.probe import effects, plots
+from jroute.probe import effects, plots, text
 from jroute.probe.effects import (
     DESTRUCTIVE_ABOVE,
     INERT_BELOW,
@@ -126,7 +126,9 @@ def test_numbers_equal_torch_and_numpy(tiny_lm, tiny_torch, prompts) -> None:
     for i in range(3):
         size = over_tokens(lambda m, i=i: reference.rms(m.streams[i]))
         np.testing.assert_allclose(effect.rms[..., i], size, rtol=1e-4)
-    first = [np.concatenate([t.first[layer] for t in traces]).mean() for layer in range(layers)]
+    first = [
+        np.concatenate([t.first_attention[layer] for t in traces]).mean() for layer in range(layers)
+    ]
     np.testing.assert_allclose(effect.first_attention, first, atol=1e-5)
     # Guards are off, so what every block reads is the composition of its sources, token by token.
     for trace in traces:
