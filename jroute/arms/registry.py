@@ -19,12 +19,11 @@ from typing import Literal
 from jroute.statistics.roles import ArmRoles
 from jroute.utils.errors import UserError
 
-Group = Literal["subject", "declared", "rival", "control", "ceiling", "bound"]
-"""The part an arm plays in an experiment.
+Role = Literal["subject", "rival", "ceiling", "bound"]
+"""The part an arm plays in the statistics.
 
-``subject`` is RL itself; ``declared`` arms are those that RL was declared beforehand to be compared
-with; a ``rival`` chooses by the prompt without RL; a ``control`` must gain nothing from the prompt;
-``ceiling`` is what PPO estimates, without sampling; ``bound`` is not a rule but an upper bound.
+``subject`` is RL itself; a ``rival`` chooses by the prompt without RL; ``ceiling`` is what PPO
+estimates, without sampling; ``bound`` is not a rule but an upper bound.
 """
 
 Need = Literal["table", "training", "controls", "features"]
@@ -53,7 +52,7 @@ class Arm:
         name: Name in commands, configurations and results.
         label: Name to read, in figures and tables.
         description: What it does, in one line.
-        groups: The parts it plays.
+        role: The part it plays in the statistics, if any.
         needs: What it needs to choose a gate.
         trained_by: Who trains it.
         gate: The gate it gives to every prompt; ``None`` if the arm decides.
@@ -64,12 +63,18 @@ class Arm:
         headline: Whether ``jroute.compare`` lists it by default.
         unavailable_live: What it would need a table for; empty for an arm that runs with live
             rollouts have.
+        contrast_order: Place among the declared arms, those that RL was declared beforehand to be
+            compared with; ``None`` if it is none of them.
+        page_order: Place on the report's page; ``None`` for fixed gates, which stand before
+            ``best_fixed``.
+        cost_order: Place among the arms that a figure shows at the cost of the whole train table;
+            ``None`` if it is none of them.
     """
 
     name: str
     label: str
     description: str
-    groups: frozenset[Group] = frozenset()
+    role: Role | None = None
     needs: frozenset[Need] = frozenset()
     trained_by: Trainer = "nobody"
     gate: float | None = None
@@ -78,6 +83,9 @@ class Arm:
     expectation: bool = False
     headline: bool = False
     unavailable_live: str = ""
+    contrast_order: int | None = None
+    page_order: int | None = None
+    cost_order: int | None = None
 
     @property
     def deterministic(self) -> bool:
@@ -118,116 +126,128 @@ _ENTRIES = (
         "baseline",
         label="baseline",
         description="the plain model, gate 0",
-        groups=frozenset({"declared"}),
         gate=0.0,
         headline=True,
+        contrast_order=3,
+        page_order=10,
     ),
-    dataclasses.replace(fixed(0.5), groups=frozenset({"declared"})),
+    dataclasses.replace(fixed(0.5), contrast_order=1),
     Arm(
         "best_fixed",
         label="best fixed",
         description="the fixed gate that was best on train",
-        groups=frozenset({"declared"}),
         needs=frozenset({"table", "training"}),
         trained_by="training",
         headline=True,
         unavailable_live="the best gate on all train problems",
+        contrast_order=4,
+        page_order=11,
+        cost_order=3,
     ),
     Arm(
         "random",
         label="random",
         description="a gate drawn evenly, in expectation",
-        groups=frozenset({"control"}),
         expectation=True,
         unavailable_live="the expectation over all gates of every problem",
+        page_order=9,
     ),
     Arm(
         "supervised",
         label="supervised",
         description="predicts every gate's reward from prompt length",
-        groups=frozenset({"declared", "rival"}),
+        role="rival",
         needs=frozenset({"table", "training", "features"}),
         trained_by="training",
         unavailable_live=_REWARDS,
+        contrast_order=2,
+        page_order=5,
+        cost_order=1,
     ),
     Arm(
         "supervised_features",
         label="supervised features",
         description="predicts every gate's reward from all that PPO sees",
-        groups=frozenset({"rival"}),
+        role="rival",
         needs=frozenset({"table", "training", "controls", "features"}),
         trained_by="judging",
         headline=True,
         unavailable_live=_REWARDS,
+        page_order=6,
     ),
     Arm(
         "exact_gradient",
         label="exact gradient",
         description="exact gradient on the table: PPO's ceiling",
-        groups=frozenset({"ceiling"}),
+        role="ceiling",
         needs=frozenset({"table", "training", "controls", "features"}),
         trained_by="judging",
         unavailable_live=_REWARDS,
+        page_order=4,
+        cost_order=2,
     ),
     Arm(
         "rl",
         label="RL",
         description="PPO controller, mean over seeds",
-        groups=frozenset({"subject"}),
+        role="subject",
         needs=frozenset({"training", "features"}),
         trained_by="training",
         seeds="rl",
         headline=True,
+        page_order=1,
     ),
     Arm(
         "rl_selected",
         label="RL, one seed",
         description="the seed that was best on validation",
-        groups=frozenset({"subject"}),
+        role="subject",
         needs=frozenset({"training", "features"}),
         trained_by="training",
         gate_per_prompt=False,  # under the name of rl
         seeds="rl",
+        page_order=2,
     ),
     Arm(
         "rl_modal",
         label="RL's modal gate",
         description="the gate PPO chooses most often, for every prompt",
-        groups=frozenset({"control"}),
         needs=frozenset({"table", "training", "controls"}),
         trained_by="judging",
         gate_per_prompt=False,
         seeds="rl",
+        page_order=3,
     ),
     Arm(
         "random_reward",
         label="random reward",
         description="PPO trained on rewards dealt to cells at random",
-        groups=frozenset({"control"}),
         needs=frozenset({"table", "training", "controls", "features"}),
         trained_by="judging",
         gate_per_prompt=False,
         seeds="own",
+        page_order=8,
     ),
     Arm(
         "shuffled_prompt",
         label="shuffled prompt",
         description="RL's gates dealt out to other prompts, in expectation",
-        groups=frozenset({"control"}),
         needs=frozenset({"table", "training"}),
         trained_by="training",
         gate_per_prompt=False,
         seeds="rl",
         expectation=True,
+        page_order=7,
     ),
     Arm(
         "oracle",
         label="oracle",
         description="best gate of each problem in hindsight: a bound, no rule",
-        groups=frozenset({"bound"}),
+        role="bound",
         needs=frozenset({"table"}),
         gate_per_prompt=False,
         unavailable_live="the best gate of every problem in hindsight",
+        page_order=12,
     ),
 )
 
@@ -238,24 +258,21 @@ see ``parse_arm``."""
 SUBJECT, SELECTED = "rl", "rl_selected"
 """RL with all its seeds, and the seed of it that was best on validation."""
 
-DECLARED = ("fixed:0.5", "supervised", "baseline", "best_fixed")
+
+def _ordered(place: Callable[[Arm], int | None]) -> tuple[str, ...]:
+    """Return the names of the arms that have a place, in the order of their places."""
+    places = {arm.name: order for arm in ARMS.values() if (order := place(arm)) is not None}
+    return tuple(sorted(places, key=places.__getitem__))
+
+
+DECLARED = _ordered(lambda arm: arm.contrast_order)
 """The declared arms in the order of the contrasts in ``results.json``."""
 
-PAGE_ORDER = (
-    "rl",
-    "rl_selected",
-    "rl_modal",
-    "exact_gradient",
-    "supervised",
-    "supervised_features",
-    "shuffled_prompt",
-    "random_reward",
-    "random",
-    "baseline",
-    "best_fixed",
-    "oracle",
-)
+PAGE_ORDER = _ordered(lambda arm: arm.page_order)
 """The order of the report's page; ``fixed:G`` stand before ``best_fixed``."""
+
+TRAINED_ON_TABLE = _ordered(lambda arm: arm.cost_order)
+"""The arms that a figure shows at the cost of the whole train table."""
 
 
 def parse_arm(name: str) -> Arm:
@@ -314,17 +331,18 @@ def deterministic() -> tuple[str, ...]:
 
 def same_seeds() -> tuple[str, ...]:
     """Return the arms made of RL's seeds, which are compared with RL seed by seed."""
-    return names(lambda arm: arm.seeds == "rl" and "subject" not in arm.groups)
+    return names(lambda arm: arm.seeds == "rl" and arm.role != "subject")
 
 
 def rivals() -> tuple[str, ...]:
     """Return the arms that choose by the prompt without RL."""
-    return names(lambda arm: "rival" in arm.groups)
+    return names(lambda arm: arm.role == "rival")
 
 
 def roles() -> ArmRoles:
     """Return the parts that arms play in the statistics of an outcome table."""
-    ceiling, bound = (names(lambda arm, g=group: g in arm.groups) for group in ("ceiling", "bound"))
+    (ceiling,) = names(lambda arm: arm.role == "ceiling")
+    (bound,) = names(lambda arm: arm.role == "bound")
     return ArmRoles(
         declared=DECLARED,
         rivals=rivals(),
@@ -332,15 +350,15 @@ def roles() -> ArmRoles:
         same_seeds=same_seeds(),
         subject=SUBJECT,
         selected=SELECTED,
-        ceiling=ceiling[0],
-        bound=bound[0],
+        ceiling=ceiling,
+        bound=bound,
         grid_prefix=FIXED,
     )
 
 
 def choosing() -> tuple[str, ...]:
     """Return the arms whose gates are drawn side by side: RL first, the weakest rival last."""
-    subjects = names(lambda arm: arm.reads_prompt and "subject" in arm.groups)
+    subjects = names(lambda arm: arm.reads_prompt and arm.role == "subject")
     others = names(lambda arm: arm.reads_prompt and arm.deterministic)
     return (*subjects, *reversed(others))
 
@@ -353,5 +371,5 @@ def headline() -> tuple[str, ...]:
 def unavailable_live() -> dict[str, str]:
     """Return the arms that live rollouts do not have and what a table would give them."""
     missing = [arm for arm in ARMS.values() if arm.unavailable_live]
-    missing.sort(key=lambda arm: "bound" not in arm.groups)  # results.json names bounds first
+    missing.sort(key=lambda arm: arm.role != "bound")  # results.json names bounds first
     return {arm.name: arm.unavailable_live for arm in missing}

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import isotonic_regression
 
-from jroute.arms.registry import SUBJECT, parse_arm
+from jroute.arms.registry import SUBJECT, TRAINED_ON_TABLE, parse_arm
 from jroute.observe.scalars import GATE_SHARE
 from jroute.report.report_data import ReportData
 from jroute.report.svg import Figure, Theme, end_label, percent_ticks
@@ -26,9 +26,6 @@ CURVES = {
     ),
 }
 """Name, title and description of the figure of each training curve."""
-
-TRAINED_ON_TABLE = ("supervised", "exact_gradient", "best_fixed")
-"""Arms that cost the whole train table."""
 
 NARROW = 0.04
 """A gate with a smaller share has no room for a label."""

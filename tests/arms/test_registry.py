@@ -76,8 +76,16 @@ def test_queries_list_the_arms_that_outputs_have_always_listed() -> None:
 
 
 def test_orders_hold_every_arm_of_their_kind() -> None:
-    assert set(registry.DECLARED) == set(registry.names(lambda arm: "declared" in arm.groups))
+    assert registry.DECLARED == ("fixed:0.5", "supervised", "baseline", "best_fixed")
+    assert registry.TRAINED_ON_TABLE == ("supervised", "exact_gradient", "best_fixed")
+    assert (
+        *("rl", "rl_selected", "rl_modal", "exact_gradient", "supervised", "supervised_features"),
+        *("shuffled_prompt", "random_reward", "random", "baseline", "best_fixed", "oracle"),
+    ) == registry.PAGE_ORDER
     assert {*registry.PAGE_ORDER, "fixed:0.5"} == set(ARMS)
+    for field in ("contrast_order", "page_order", "cost_order"):
+        places = [place for arm in ARMS.values() if (place := getattr(arm, field)) is not None]
+        assert sorted(places) == list(range(1, len(places) + 1)), field
     assert all(arm.name == name and arm.label and arm.description for name, arm in ARMS.items())
 
 
