@@ -13,7 +13,6 @@ folder whose outcomes are used. After an interruption, the same command goes on.
 """
 
 import argparse
-import json
 import shlex
 import sys
 import time
@@ -36,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from jroute.experiment.calibration_runs import ModelRuns
     from jroute.experiment.result_cache import ResultCache
     from jroute.report.calibration_text import calibration_text
-    from jroute.utils.files import write_text
+    from jroute.utils.files import write_json
     from jroute.utils.keys import stored
     from jroute.utils.machine import describe_machine
 
@@ -63,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     path = args.report or args.out / "calibration.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(report, indent=2) + "\n")
+    write_json(path, report)
     print(f"\n{path}: all results, after {seconds:.0f} s")
 
 

@@ -12,7 +12,6 @@ text, answer and score, whatever backend made them.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if _holds_samples(folder):
             raise UserError(f"{folder} holds samples of lm-eval; give two such folders and no runs")
     from jroute.experiment.comparison import compare_runs, comparison_text, read_runs, shared_rows
-    from jroute.utils.files import write_text
+    from jroute.utils.files import write_json
 
     runs = read_runs(folders, args.split)
     first = runs[str(folders[0])]
@@ -53,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(comparison_text(rows, first.split, first.n))
     if args.report:
         report = {"split": first.split, "n": first.n, "items": first.items, "rows": rows}
-        write_text(args.report, json.dumps(report, indent=2) + "\n")
+        write_json(args.report, report)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -50,6 +50,7 @@ from jroute.tasks.synthetic import CLASSES, pretraining_problems, problems
 from jroute.tasks.tokenizer import load_tokenizer
 from jroute.utils.cli import command, run_command
 from jroute.utils.config import load as load_config
+from jroute.utils.files import write_json, write_text
 
 GATES = (0.0, 0.25, 0.5, 0.75, 1.0)
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -174,11 +175,11 @@ def export(directory: Path, params, config: Qwen3Config, tokenizer) -> None:
         "chat_template": CHAT_TEMPLATE,
     }
     settings.pop("backend", None)
-    path.write_text(json.dumps(settings, indent=2) + "\n")
+    write_json(path, settings)
     (directory / "chat_template.jinja").unlink(missing_ok=True)
     generation = {"eos_token_id": ends, "pad_token_id": ends[1], "do_sample": False}
-    (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-    (directory / "routing.yaml").write_text(routing_file("histories").read_text())
+    write_json(directory / "generation_config.json", generation)
+    write_text(directory / "routing.yaml", routing_file("histories").read_text())
 
 
 def probe(x: dict[str, np.ndarray], y: dict[str, np.ndarray]) -> float:
@@ -305,7 +306,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         report |= {"plain": True} if args.plain else {}
         report |= measure(params, config, routing, tokenizer)
         args.report.parent.mkdir(parents=True, exist_ok=True)
-        args.report.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(args.report, report)
         print(json.dumps(report, indent=2))
 
 

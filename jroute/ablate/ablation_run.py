@@ -23,7 +23,7 @@ from jroute.outcomes.outcome import grade
 from jroute.probe import effects
 from jroute.statistics.intervals import accuracy
 from jroute.utils.errors import UserError
-from jroute.utils.files import write_text
+from jroute.utils.files import write_json
 from jroute.utils.fingerprint import semantic_fingerprint
 
 
@@ -84,7 +84,7 @@ class AblationRun:
         (self.folder / "cells").mkdir(parents=True, exist_ok=True)
         for done, (file, (variant, gate)) in enumerate(missing.items()):
             progress(total - len(missing) + done, total)
-            write_text(file, json.dumps(self._measure(variant, gate)) + "\n")
+            write_json(file, self._measure(variant, gate), indent=None)
         progress(total, total)
         return len(missing)
 

@@ -17,7 +17,7 @@ from jroute.experiment.run_folder import RunFolder
 from jroute.experiment.task_data import TaskData
 from jroute.tasks import Split
 from jroute.utils.errors import UserError
-from jroute.utils.files import write_text
+from jroute.utils.files import write_json
 from jroute.utils.fingerprint import semantic_fingerprint
 
 
@@ -132,7 +132,7 @@ class Controllers:
         """Store what training left, and what it was trained on."""
         folder = self.folder.controllers(self.training)
         save_state(folder, self.experiment.ppo.updates, dict(tree))
-        write_text(folder.with_suffix(".json"), json.dumps(self.training_parts) + "\n")
+        write_json(folder.with_suffix(".json"), self.training_parts, indent=None)
 
     def save_controls(self, tree: Mapping[str, Any]) -> None:
         """Store the controls that judging trained."""

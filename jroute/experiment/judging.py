@@ -1,6 +1,5 @@
 """Judging a run: every arm on the judged splits, from its table or from live rollouts."""
 
-import json
 import logging
 from typing import Any, NamedTuple
 
@@ -33,7 +32,7 @@ from jroute.statistics.intervals import accuracy
 from jroute.statistics.results import arm_results, as_gain
 from jroute.tasks import Split
 from jroute.utils.errors import UserError
-from jroute.utils.files import write_text
+from jroute.utils.files import write_json
 from jroute.utils.keys import stored
 
 logger = logging.getLogger(__name__)
@@ -82,7 +81,7 @@ def judge(run: Run) -> dict[str, Any]:
         **(_describe_live_run(run) if live else _describe_table_run(run)),
     }
     write_items(run.folder, items)
-    write_text(run.folder.results, json.dumps(results, indent=2) + "\n")
+    write_json(run.folder.results, results)
     logger.info("every arm judged on %s", ", ".join(run.experiment.judged))
     return results
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jroute.utils.files import write_text
+from jroute.utils.files import write_json
 
 
 class ResultCache:
@@ -30,5 +30,5 @@ class ResultCache:
             result = compute()
             self.entries[name] = {"found": result, "seconds": time.perf_counter() - started}
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self.file, json.dumps(self.entries) + "\n")
+            write_json(self.file, self.entries, indent=None)
         return self.entries[name]["found"]

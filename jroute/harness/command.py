@@ -1,6 +1,5 @@
 """The command behind ``scripts/lm_eval_jax.py``: judge arms with lm-evaluation-harness."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from jroute.harness.subject import Subject, open_subject
 from jroute.harness.suites import check_prompt_options, make_suites
 from jroute.tasks import benchmarks
 from jroute.utils.cli import command
-from jroute.utils.files import write_text
+from jroute.utils.files import write_json
 
 
 @command
@@ -59,4 +58,4 @@ def write_summary(
     payload = {"model": subject.lm.fingerprint, "limit": options.lm_eval.limit}
     if subject.run is not None:
         payload["outcomes"] = subject.run.outcomes.table.fingerprint
-    write_text(path, json.dumps({**payload, **comparison.summary(results)}, indent=2) + "\n")
+    write_json(path, {**payload, **comparison.summary(results)})

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jroute.utils.errors import UserError
-from jroute.utils.files import atomic_write, write_text
+from jroute.utils.files import atomic_write, write_json
 
 LOG = logging.getLogger("jroute")
 
@@ -166,7 +166,7 @@ class _WandB:
             id=run_id,
             resume="allow",
         )
-        write_text(id_file, json.dumps({"id": self._run.id}) + "\n")
+        write_json(id_file, {"id": self._run.id}, indent=None)
 
     def __call__(
         self,

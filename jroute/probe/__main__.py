@@ -7,7 +7,6 @@
 Nothing has to be trained or generated first. Numbers and figures are written to ``RUN/probe``.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from jroute.experiment.run import Run
     from jroute.probe import effects, plots
     from jroute.probe.text import probe_numbers, probe_text
-    from jroute.utils.files import write_text
+    from jroute.utils.files import write_json
 
     run = Run(Path(experiment.run), experiment)
     lm, prompts = run.base, run.data.tokens(options.split, options.prompts)
@@ -77,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "tokens": sum(map(len, prompts)),
         **probe_numbers(probe, lm.routing),
     }
-    write_text(folder / "probe.json", json.dumps(content) + "\n")
+    write_json(folder / "probe.json", content, indent=None)
     files = [folder / "probe.json", *plots.plot_probe(probe, lm.routing, folder)]
     print(f"{len(prompts)} prompts of {options.split}, {content['tokens']} tokens")
     print(f"{probe_text(probe, lm.routing)}\n\nverdict: {probe.verdict}\n")

@@ -35,7 +35,7 @@ from jroute.model.decoder import ForwardOptions, forward, unembed
 from jroute.model.params import Params
 from jroute.routing.mixing import Routing
 from jroute.utils.errors import UserError
-from jroute.utils.files import write_text
+from jroute.utils.files import write_json
 from jroute.utils.keys import Keys, keys
 
 LARGEST_SEARCH = 500
@@ -290,7 +290,7 @@ def save_progress(
         "raw": progress.raw.tolist(),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps(content) + "\n")
+    write_json(file, content, indent=None)
 
 
 def load_progress(

@@ -95,8 +95,6 @@ class Row:
         means: What the verdict says.
     """
 
-    stored_keys: ClassVar[Keys] = keys("name", "when", "holds", "means")
-
     name: str
     when: str
     holds: Callable[[Evidence], bool]

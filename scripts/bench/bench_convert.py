@@ -11,7 +11,6 @@ whenever it needs them, do not count.
 """
 
 import argparse
-import json
 import math
 import os
 import shutil
@@ -29,7 +28,7 @@ from jroute.checkpoint import read_manifest
 from jroute.checkpoint.conversion import open_source
 from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
-from jroute.utils.files import write_text
+from jroute.utils.files import write_json
 from jroute.utils.machine import describe_machine
 
 SAMPLE_SECONDS = 0.02
@@ -191,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             source = work / "source"
             _make_source(arguments.like, source, arguments.layers)
         results = bench(source, work, arguments.repeats)
-    write_text(arguments.out, json.dumps(results, indent=2) + "\n")
+    write_json(arguments.out, results)
     print(_table(results))
     print(f"wrote {arguments.out}")
 

@@ -31,7 +31,7 @@ from jroute.tasks.prompts import PromptConfig, render
 from jroute.tasks.synthetic import problems
 from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
-from jroute.utils.files import write_text
+from jroute.utils.files import write_json
 from jroute.utils.machine import describe_machine
 
 
@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(args.out, json.dumps(result, indent=2) + "\n")
+        write_json(args.out, result)
         print(f"wrote {args.out}", file=sys.stderr)
 
 

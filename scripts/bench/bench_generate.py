@@ -28,7 +28,8 @@ from typing import Any
 
 from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
-from jroute.utils.files import write_text
+from jroute.utils.files import write_json
+from jroute.utils.keys import stored
 from jroute.utils.machine import describe_machine
 from scripts.bench.peers.client import SideFailed, interpreter, make_environment
 from scripts.bench.peers.model import make_model
@@ -250,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "machine": describe_machine(),
         "command": " ".join(["python scripts/bench/bench_generate.py", *(argv or sys.argv[1:])]),
         "settings": settings,
-        "config": vars(shape.config),
+        "config": stored(shape.config),
         "parts": {},
     }
     if args.resume and args.out and args.out.is_file():
@@ -273,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             result["goals"] = goals(result["parts"]) if args.shape == "42m" else []
             if args.out:
                 args.out.parent.mkdir(parents=True, exist_ok=True)
-                write_text(args.out, json.dumps(result, indent=2) + "\n")
+                write_json(args.out, result)
     print(table(result))
     if args.out:
         print(f"wrote {args.out}")

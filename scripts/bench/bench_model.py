@@ -16,7 +16,6 @@ scan over stacked ones (``scanned``), without streams (``plain``) or with four o
 """
 
 import argparse
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -38,7 +37,8 @@ from jroute.routing.config import RoutingConfig
 from jroute.routing.mixing import Routing
 from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
-from jroute.utils.files import write_text
+from jroute.utils.files import write_json
+from jroute.utils.keys import stored
 from jroute.utils.machine import describe_machine
 from scripts.bench.measurement import (
     SMALL,
@@ -348,9 +348,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         result: dict[str, Any] = {
             "machine": describe_machine(),
             "device": device.device_kind,
-            "mesh": vars(layout),
+            "mesh": stored(layout),
             "dtype": dtype,
-            "config": vars(config),
+            "config": stored(config),
             "prompt": args.prompt,
             "steps": args.steps,
             "repeats": args.repeats,
@@ -367,7 +367,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(table(result, before))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(args.out, json.dumps(result, indent=2) + "\n")
+        write_json(args.out, result)
         print(f"wrote {args.out}")
 
 

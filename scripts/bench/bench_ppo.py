@@ -17,7 +17,6 @@ too they are the steadier figure.
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from typing import Any, NamedTuple
 
 from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
-from jroute.utils.files import write_text
+from jroute.utils.files import write_json
 from jroute.utils.machine import describe_machine
 from scripts.bench.peers.client import SideFailed, Worker, interpreter, make_environment
 from scripts.bench.peers.compare import speedup, spread
@@ -363,7 +362,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             report["races"].append(figures)
             if args.out:
                 args.out.parent.mkdir(parents=True, exist_ok=True)
-                write_text(args.out, json.dumps(report, indent=2) + "\n")
+                write_json(args.out, report)
     if args.out:
         print(f"wrote {args.out}")
 

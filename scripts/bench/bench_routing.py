@@ -11,7 +11,6 @@ values.
 """
 
 import argparse
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +32,8 @@ from jroute.routing.presets import preset_names, routing_file
 from jroute.utils.cli import command, run_command
 from jroute.utils.config import load
 from jroute.utils.errors import UserError
-from jroute.utils.files import write_text
+from jroute.utils.files import write_json
+from jroute.utils.keys import stored
 from jroute.utils.machine import describe_machine
 from scripts.bench.measurement import SMALL, random_params, spread, timed
 
@@ -210,14 +210,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             "machine": describe_machine(),
             "device": device.device_kind,
             "dtype": dtype,
-            "config": vars(config),
+            "config": stored(config),
             **{name: getattr(args, name) for name in ("batch", "prompt", "steps", "repeats")},
             "streams": widths,
             "goal": goal,
             "routings": figures,
         }
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(args.out, json.dumps(result, indent=2) + "\n")
+        write_json(args.out, result)
         print(f"wrote {args.out}")
 
 

@@ -11,7 +11,6 @@ the cache, and what cannot overlap. Weights are random.
 """
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -30,7 +29,7 @@ from jroute.model.decoder import unembed
 from jroute.model.params import Params
 from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
-from jroute.utils.files import write_text
+from jroute.utils.files import write_json
 from jroute.utils.machine import describe_machine
 from scripts.bench.measurement import random_params
 from scripts.bench.peers.shapes import SHAPES
@@ -171,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             line = "{:10} {milliseconds:8.2f} ms [{least:.2f}, {most:.2f}]  {cores:.2f} cores"
             print("  " + line.format(name, **each), flush=True)
     if args.out is not None:
-        write_text(args.out, json.dumps(result, indent=1) + "\n")
+        write_json(args.out, result, indent=1)
         print(f"wrote {args.out}")
 
 

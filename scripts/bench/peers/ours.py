@@ -12,6 +12,7 @@ from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Decoding
 from jroute.generate.engine import Engine
 from jroute.generate.requests import Progress, Request
+from jroute.utils.keys import stored
 
 loaded: dict[str, Any] = {}
 engines: dict[str, Engine] = {}
@@ -24,7 +25,7 @@ def load(model: str, dtype: str, threads: int) -> dict[str, Any]:
         "versions": versions("jroute", "jax", "jaxlib", "flax", "numpy"),
         "threads": threads,
         "device": jax.devices()[0].device_kind,
-        "engine": vars(EngineConfig()),
+        "engine": stored(EngineConfig()),
     }
 
 
