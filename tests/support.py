@@ -37,7 +37,7 @@ def data_dir() -> Path:
     folder = os.environ.get("JROUTE_DATA", "")
     if folder and Path(folder).is_dir():
         return Path(folder)
-    reason = f"JROUTE_DATA is no folder: {folder!r}" if folder else "JROUTE_DATA is not set"
+    reason = f"JROUTE_DATA is not a folder: {folder!r}" if folder else "JROUTE_DATA is not set"
     if os.environ.get("JROUTE_REQUIRE_DATA") == "1":
         pytest.fail(reason)
     pytest.skip(reason)

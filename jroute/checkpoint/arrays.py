@@ -36,7 +36,7 @@ PIECES_IN_FLIGHT = 4
 """How many pieces may wait for the disk; the encoder holds up to two more copies of each."""
 
 _TILE_BYTES = 16 * 2**10  # smaller reads cost more than what they leave out
-_PARTS = 8  # every axis that a mesh may cut is cut into so many tiles per piece, if it can be
+_PARTS = 8  # every axis that a mesh may cut is cut into this many tiles per piece, if it can be
 
 
 class Tiling(NamedTuple):

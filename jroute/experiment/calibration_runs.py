@@ -49,7 +49,7 @@ class ModelRuns:
             tables: Simulated tables for each planted gain.
 
         Raises:
-            UserError: An option is none of the experiment's, or a count is not positive.
+            UserError: An option does not belong to the experiment, or a count is not positive.
         """
         if permutations < 1 or tables < 1:
             raise UserError("--permutations and --tables must be at least 1")

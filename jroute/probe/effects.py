@@ -281,7 +281,7 @@ def probe(
         gates: The grid; 0 is worth including, as a check.
 
     Raises:
-        UserError: A prompt is empty or longer than the context; there is none.
+        UserError: There are no prompts, or one is empty or longer than the context.
     """
     # What is measured inside makes a program round differently, so divergences have their own.
     divergences = divergence(params, config, routing, prompts, gates)

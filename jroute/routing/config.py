@@ -119,7 +119,7 @@ class RoutingConfig:
         # In the order of the block, so that equal choices of hooks compare equal.
         object.__setattr__(self, "hooks", tuple(h for h in get_args(Hook) if h in self.hooks))
         if self.cap < 0 or self.bands < 0:
-            raise UserError("routing.cap and routing.bands must not be negative; 0 is none")
+            raise UserError("routing.cap and routing.bands must not be negative; 0 turns them off")
         for site in self.sites:
             _site_range(site, layers=1, check=False)
 

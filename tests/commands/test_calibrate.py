@@ -111,7 +111,7 @@ def test_an_estimate_counts_trainings(tmp_path, monkeypatch) -> None:
     ("arguments", "message"),
     [
         (["--permutations", "0"], "must be at least 1"),
-        (["--models", "no/such/model"], "no/such/model is no folder"),
+        (["--models", "no/such/model"], "no/such/model is not a folder"),
         (["--parts", "dose", "--permutatons", "9"], "of this command itself: --permutations"),
         (["--parts", "dose", "--ppo.update", "9"], "the nearest known option is --ppo.updates"),
     ],

@@ -386,7 +386,7 @@ def test_bad_commands_end_in_one_sentence(arguments, message, tmp_path, monkeypa
 
 
 def test_what_is_no_run_or_arm_is_refused(tmp_path, whole):
-    with pytest.raises(UserError, match="no run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         jroute.load_run(tmp_path)
     with pytest.raises(UserError, match="no arm is named 'luck'"):
         jroute.load_run(whole).gates("luck", ["x"])

@@ -301,7 +301,7 @@ def test_weights_of_something_else_are_refused(learned, tmp_path) -> None:
         mixing.load_progress(run.mixing.file, run.mixing.description, (6, 1, 3, 3))
     text = run.mixing.file.read_text()
     run.mixing.file.write_text(text[: len(text) // 2])
-    with pytest.raises(UserError, match="is no file of mixing weights"):
+    with pytest.raises(UserError, match="is not a file of mixing weights"):
         mixing.load_progress(run.mixing.file, run.mixing.description, shape)
     # A file that was copied under the name of another experiment's.
     changed = dataclasses.replace(experiment, mixing=dataclasses.replace(experiment.mixing, gate=2))
