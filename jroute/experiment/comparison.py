@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from jroute.arms import registry
+from jroute.experiment.items import read_items
 from jroute.statistics.contrasts import linear_contrast
 from jroute.statistics.holm import holm
 from jroute.statistics.intervals import accuracy
@@ -58,11 +58,10 @@ def read_judged(directory: Path, split: str | None) -> ComparedSplit:
     splits = {results["split"]: results, **results["other_splits"]}
     if split not in splits:
         raise UserError(f"{directory} was not judged on {split!r}, only on {', '.join(splits)}")
-    rows = pq.read_table(items_file, filters=[("split", "==", split)]).to_pydict()
-    arms, seeds, problems = (np.asarray(rows[name]) for name in ("arm", "seed", "problem"))
-    scores = np.asarray(rows["value"], np.float64)
+    items = read_items(items_file, split, ("arm", "seed", "problem", "value"))
+    arms, seeds, problems, scores = map(np.asarray, items)
     values = {}
-    for arm in dict.fromkeys(rows["arm"]):
+    for arm in dict.fromkeys(arms.tolist()):
         own = arms == arm
         order = np.lexsort((problems[own], seeds[own]))
         values[arm] = scores[own][order].reshape(int(seeds[own].max()) + 1, -1)

@@ -3,7 +3,9 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +16,36 @@ from jroute.experiment.run_folder import RunFolder
 from jroute.outcomes.grid import GateGrid
 from jroute.tasks import Problem, Split
 from jroute.utils.files import atomic_write
+from jroute.utils.keys import Keys, keys, stored, stored_keys
 
 Values = Mapping[str, Float[np.ndarray, "..."]]
 """Scores by arm, ``[problems]`` or ``[seeds, problems]``."""
 
 Columns = Mapping[str, Int[np.ndarray, "..."]]
 """Columns of the grid by arm, shaped like ``Values``, or ``[..., dims]`` with several numbers."""
+
+
+@dataclass(frozen=True)
+class Items:
+    """The columns of ``items.parquet``: one row for every arm, seed and problem.
+
+    Attributes:
+        split: The split.
+        arm: Name of the arm.
+        seed: Index of the seed; 0 for an arm without seeds.
+        problem: Id of the problem.
+        gate: The gate, or the numbers of one; ``None`` where the arm is an expectation.
+        value: What the arm scored.
+    """
+
+    stored_keys: ClassVar[Keys] = keys("split", "arm", "seed", "problem", "gate", "value")
+
+    split: list[str]
+    arm: list[str]
+    seed: list[int]
+    problem: list[str]
+    gate: list[Any]
+    value: list[float]
 
 
 def item_rows(
@@ -36,26 +62,42 @@ def item_rows(
     """
     ids, gates = [problem.id for problem in problems], np.asarray(grid.values)
     dims = () if grid.num_gate_dims == 1 else (grid.num_gate_dims,)
-    rows: dict[str, list[Any]] = {
-        name: [] for name in ("split", "arm", "seed", "problem", "gate", "value")
-    }
+    rows = Items(split=[], arm=[], seed=[], problem=[], gate=[], value=[])
     for arm, scores in values.items():
         seeds = np.atleast_2d(scores)
         arm_gates = gates[columns[arm]].reshape(-1, *dims).tolist() if arm in columns else None
-        rows["arm"] += [arm] * seeds.size
-        rows["seed"] += np.repeat(np.arange(len(seeds)), len(ids)).tolist()
-        rows["problem"] += ids * len(seeds)
-        rows["gate"] += arm_gates or [None] * seeds.size
-        rows["value"] += seeds.ravel().tolist()
-    rows["split"] = [split] * len(rows["arm"])
+        rows.split.extend([split] * seeds.size)
+        rows.arm.extend([arm] * seeds.size)
+        rows.seed.extend(np.repeat(np.arange(len(seeds)), len(ids)).tolist())
+        rows.problem.extend(ids * len(seeds))
+        rows.gate.extend(arm_gates or [None] * seeds.size)
+        rows.value.extend(seeds.ravel().tolist())
     kind = pa.float64() if grid.num_gate_dims == 1 else pa.list_(pa.float64())
-    return pa.table({**rows, "gate": pa.array(rows["gate"], kind)})
+    gate = stored_keys(Items)["gate"]
+    return pa.table({**stored(rows), gate: pa.array(rows.gate, kind)})
 
 
 def write_items(folder: RunFolder, tables: Sequence[pa.Table]) -> None:
     """Write the rows of all splits."""
     with atomic_write(folder.items) as partial:
         pq.write_table(pa.concat_tables(tables), partial)
+
+
+def read_items(file: Path, split: str, fields: Sequence[str]) -> tuple[list[Any], ...]:
+    """Return columns of the rows of a split.
+
+    Args:
+        file: The file.
+        split: The split.
+        fields: Fields of ``Items``, each a column.
+    """
+    columns = stored_keys(Items)
+    rows = pq.read_table(
+        file,
+        columns=[columns[field] for field in fields],
+        filters=[(columns["split"], "==", split)],
+    )
+    return tuple(rows[columns[field]].to_pylist() for field in fields)
 
 
 def digest_problems(problems: Sequence[Problem]) -> str:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from jroute.arms.registry import SELECTED, SUBJECT
 from jroute.controller.features import SCALARS, RawFeatures
 from jroute.experiment.config import Experiment
+from jroute.experiment.items import read_items
 from jroute.experiment.run_folder import RunFolder
 from jroute.observe.scalars import read_curves
 from jroute.outcomes.outcome import MEANING, Outcome
@@ -198,15 +199,15 @@ def _read_choices(folder: RunFolder, split: str, problems: Sequence[Problem]) ->
     path = folder.items
     if not path.is_file():
         return {}
-    items = pq.read_table(path, filters=[("split", "=", split)])
+    fields = ("arm", "seed", "problem", "gate")
+    arm_names, seed_indices, ids, item_gates = read_items(path, split, fields)
     places = {problem.id: i for i, problem in enumerate(problems)}
-    ids = items["problem"].to_pylist()
     if not places.keys() >= set(ids):
         raise UserError(f"{path} belongs to other problems; judge the run again")
     columns = np.array([places[problem_id] for problem_id in ids], int)
-    arms = np.array(items["arm"].to_pylist())
-    seeds = np.array(items["seed"].to_pylist(), int)
-    gates = [np.nan if gate is None else gate for gate in items["gate"].to_pylist()]
+    arms = np.array(arm_names)
+    seeds = np.array(seed_indices, int)
+    gates = [np.nan if gate is None else gate for gate in item_gates]
     values = np.array([np.ravel(gate) for gate in gates], float)  # [rows, gate_dims]
     choices: Choices = {}
     for arm in sorted(set(arms.tolist())):
