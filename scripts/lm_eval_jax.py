@@ -1,7 +1,24 @@
 """Judge arms with lm-evaluation-harness; see ``jroute.harness.command``."""
 
-from jroute.harness.command import main
-from jroute.utils.cli import run_command
+from collections.abc import Sequence
+
+from jroute.utils.cli import command, run_command
+
+
+@command
+def check_harness(argv: Sequence[str] | None = None) -> None:
+    """Import ``jroute.harness``, which refuses any version of lm-eval but its own."""
+    import jroute.harness  # noqa: F401
+
+
+def main() -> int:
+    """Run the command of ``jroute.harness`` and return its status."""
+    if status := check_harness():
+        return status
+    from jroute.harness.command import main as evaluate_arms
+
+    return evaluate_arms()
+
 
 if __name__ == "__main__":
     run_command(main, "the arm at work left nothing")

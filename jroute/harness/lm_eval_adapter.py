@@ -3,7 +3,8 @@
 ``evaluate``, ``save`` and ``log_to`` do what ``lm-eval run`` does between its command line and its
 printed table, through lm-eval's public functions. lm-eval has no public hook for its parser, its
 progress bar over prompts, its use of torch, and the folder of its prompt cache; the functions that
-reach for them stand here and nowhere else.
+reach for them stand here and nowhere else. ``jroute.tasks.benchmarks`` reaches for one private
+function more, ``lm_eval.tasks._yaml_loader.load_yaml``, to read the YAML file of a task.
 """
 
 import argparse
@@ -28,25 +29,9 @@ from lm_eval.loggers import EvaluationTracker, TrackioLogger, WandbLogger
 from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 
-from jroute.utils.errors import UserError
-
-VERSION = "0.4.13"
-"""The version of lm-eval that this module is written for."""
+from jroute.harness.lm_eval_version import check_version
 
 logger = logging.getLogger(__name__)
-
-
-def check_version() -> None:
-    """Refuse any version of lm-eval but the one that this module is written for.
-
-    Raises:
-        UserError: Another version is installed.
-    """
-    if lm_eval.__version__ != VERSION:
-        raise UserError(
-            f"lm-eval {lm_eval.__version__} is installed, and jroute.harness is written for "
-            f"{VERSION}; run pip install lm-eval=={VERSION}"
-        )
 
 
 # The command line ---------------------------------------------------------------------------------
@@ -58,7 +43,7 @@ def run_parser(parent: argparse.ArgumentParser) -> argparse.ArgumentParser:
     Raises:
         UserError: Another version of lm-eval is installed.
     """
-    check_version()
+    check_version(lm_eval.__version__)
     from lm_eval._cli.run import Run  # private, so it is looked up after the version is known
 
     return cast(argparse.ArgumentParser, Run.create(parent.add_subparsers())._parser)  # type: ignore[attr-defined]
@@ -238,7 +223,7 @@ def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
     Raises:
         UserError: Another version of lm-eval is installed.
     """
-    check_version()
+    check_version(lm_eval.__version__)
     original = getattr(module, name)
     setattr(module, name, value)
     try:

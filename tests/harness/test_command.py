@@ -204,6 +204,26 @@ def test_another_version_of_lm_eval_is_refused(monkeypatch, capsys) -> None:
     assert "lm-eval 0.5.0 is installed" in error and "pip install lm-eval==0.4.13" in error
 
 
+OTHER_VERSION = """
+import importlib.metadata, runpy, sys
+version = importlib.metadata.version
+importlib.metadata.version = lambda name: "0.5.0" if name == "lm_eval" else version(name)
+try:
+    runpy.run_path("scripts/lm_eval_jax.py", run_name="__main__")
+finally:
+    assert "lm_eval" not in sys.modules
+"""
+
+
+def test_another_version_is_refused_before_it_is_imported() -> None:
+    result = python(OTHER_VERSION, text=True)
+    assert result.returncode == 2
+    assert result.stderr == (
+        "error: lm-eval 0.5.0 is installed, and jroute.harness is written for 0.4.13; "
+        "run pip install lm-eval==0.4.13\n"
+    )
+
+
 BLOCK_TORCH = """
 import importlib.abc, importlib.machinery, sys
 class Block(importlib.abc.MetaPathFinder, importlib.abc.Loader):
