@@ -11,13 +11,13 @@ def check_harness(argv: Sequence[str] | None = None) -> None:
     import jroute.harness  # noqa: F401
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command of ``jroute.harness`` and return its status."""
     if status := check_harness():
         return status
     from jroute.harness.command import main as evaluate_arms
 
-    return evaluate_arms()
+    return evaluate_arms(argv)
 
 
 if __name__ == "__main__":
