@@ -107,7 +107,7 @@ def test_what_is_no_program_is_refused() -> None:
     with pytest.raises(ValueError, match="no ENTRY"):
         collectives("%add (x: f32[]) -> f32[] {\n}", MESH)
     text = "ENTRY %main () -> f32[] {\n  %x = f32[] all-reduce(%y), replica_groups=<new>\n}"
-    with pytest.raises(ValueError, match=r"unknown way: %x = f32\[\] all-reduce"):
+    with pytest.raises(ValueError, match=r"unknown notation: %x = f32\[\] all-reduce"):
         collectives(text, MESH)
 
 

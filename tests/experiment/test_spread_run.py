@@ -11,6 +11,7 @@ import yaml
 from jax.sharding import PartitionSpec
 
 import jroute
+from jroute.checkpoint import load_state
 from jroute.outcomes.__main__ import main as outcomes
 from jroute.ppo import compilation
 from jroute.train import main as train

@@ -306,8 +306,8 @@ def test_weights_of_something_else_are_refused(learned, tmp_path) -> None:
     # A file that was copied under the name of another experiment's.
     changed = dataclasses.replace(experiment, mixing=dataclasses.replace(experiment.mixing, gate=2))
     copied = Run(tmp_path, changed)
-    assert copied.mixing_file != run.mixing.file
-    copied.mixing_file.write_text(text)
+    assert copied.mixing.file != run.mixing.file
+    copied.mixing.file.write_text(text)
     with pytest.raises(UserError, match=r"different: mixing\)"):
         _ = copied.lm
 
