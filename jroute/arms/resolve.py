@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 
 from jroute.arms.columns import arm_columns
 from jroute.arms.controls import random_choices
-from jroute.arms.registry import Arm, from_controls, selectable
-from jroute.arms.rl import choices_of_seeds
+from jroute.arms.registry import ARMS, SELECTED, SUBJECT, Arm, from_controls, selectable
+from jroute.arms.rl import choices_of_seeds, decisions_of_seeds
 from jroute.arms.supervised import LENGTH, choices_of_regressor
 from jroute.controller import networks
 from jroute.utils.errors import UserError
@@ -123,6 +123,34 @@ def table_columns(
         selected=int(controller["selected"]),
         **learned_choices(observations, controller, controls),  # type: ignore[arg-type]
     )
+
+
+def live_columns(
+    observations: Float[np.ndarray, "problems features"],
+    grid: Sequence[float],
+    controller: Mapping[str, Any],
+) -> dict[str, Int[np.ndarray, "..."]]:
+    """Return the decision that each arm of a run with live rollouts makes on each problem.
+
+    Args:
+        observations: Features of the problems, as controllers see them.
+        grid: The gates that a decision chooses among.
+        controller: What training saved; see ``ArmInputs``.
+
+    Returns:
+        Indices into the grid by arm: RL's are ``[seeds, problems, dims]``, those of its selected
+        seed and of the arms with a constant gate ``[problems, dims]``.
+    """
+    decisions = decisions_of_seeds(controller["seeds"], observations)
+    constant = {arm.name: arm.gate for arm in ARMS.values() if arm.gate is not None}
+    return {
+        SUBJECT: decisions,
+        SELECTED: decisions[int(controller["selected"])],
+        **{
+            name: np.full(decisions.shape[1:], list(grid).index(gate))
+            for name, gate in constant.items()
+        },
+    }
 
 
 def learned_choices(
