@@ -43,6 +43,14 @@ Seeds = Literal["none", "own", "rl"]
 FIXED = "fixed:"
 """Prefix of the arms that give one gate to every prompt: ``fixed:0.5``."""
 
+BASELINE, BEST_FIXED, RANDOM, ORACLE = "baseline", "best_fixed", "random", "oracle"
+SUPERVISED, SUPERVISED_FEATURES = "supervised", "supervised_features"
+EXACT_GRADIENT = "exact_gradient"
+SUBJECT, SELECTED, RL_MODAL = "rl", "rl_selected", "rl_modal"
+RANDOM_REWARD, SHUFFLED_PROMPT = "random_reward", "shuffled_prompt"
+"""Names of the arms that code treats by name; ``SUBJECT`` is RL with all its seeds, ``SELECTED``
+the seed of it that was best on validation."""
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -123,7 +131,7 @@ _REWARDS = "the rewards of all gates on all train problems"
 
 _ENTRIES = (
     Arm(
-        "baseline",
+        BASELINE,
         label="baseline",
         description="the plain model, gate 0",
         gate=0.0,
@@ -133,7 +141,7 @@ _ENTRIES = (
     ),
     dataclasses.replace(fixed(0.5), contrast_order=1),
     Arm(
-        "best_fixed",
+        BEST_FIXED,
         label="best fixed",
         description="the fixed gate that was best on train",
         needs=frozenset({"table", "training"}),
@@ -145,7 +153,7 @@ _ENTRIES = (
         cost_order=3,
     ),
     Arm(
-        "random",
+        RANDOM,
         label="random",
         description="a gate drawn evenly, in expectation",
         expectation=True,
@@ -153,7 +161,7 @@ _ENTRIES = (
         page_order=9,
     ),
     Arm(
-        "supervised",
+        SUPERVISED,
         label="supervised",
         description="predicts every gate's reward from prompt length",
         role="rival",
@@ -165,7 +173,7 @@ _ENTRIES = (
         cost_order=1,
     ),
     Arm(
-        "supervised_features",
+        SUPERVISED_FEATURES,
         label="supervised features",
         description="predicts every gate's reward from all that PPO sees",
         role="rival",
@@ -176,7 +184,7 @@ _ENTRIES = (
         page_order=6,
     ),
     Arm(
-        "exact_gradient",
+        EXACT_GRADIENT,
         label="exact gradient",
         description="exact gradient on the table: PPO's ceiling",
         role="ceiling",
@@ -187,7 +195,7 @@ _ENTRIES = (
         cost_order=2,
     ),
     Arm(
-        "rl",
+        SUBJECT,
         label="RL",
         description="PPO controller, mean over seeds",
         role="subject",
@@ -198,7 +206,7 @@ _ENTRIES = (
         page_order=1,
     ),
     Arm(
-        "rl_selected",
+        SELECTED,
         label="RL, one seed",
         description="the seed that was best on validation",
         role="subject",
@@ -209,7 +217,7 @@ _ENTRIES = (
         page_order=2,
     ),
     Arm(
-        "rl_modal",
+        RL_MODAL,
         label="RL's modal gate",
         description="the gate PPO chooses most often, for every prompt",
         needs=frozenset({"table", "training", "controls"}),
@@ -219,7 +227,7 @@ _ENTRIES = (
         page_order=3,
     ),
     Arm(
-        "random_reward",
+        RANDOM_REWARD,
         label="random reward",
         description="PPO trained on rewards dealt to cells at random",
         needs=frozenset({"table", "training", "controls", "features"}),
@@ -229,7 +237,7 @@ _ENTRIES = (
         page_order=8,
     ),
     Arm(
-        "shuffled_prompt",
+        SHUFFLED_PROMPT,
         label="shuffled prompt",
         description="RL's gates dealt out to other prompts, in expectation",
         needs=frozenset({"table", "training"}),
@@ -240,7 +248,7 @@ _ENTRIES = (
         page_order=7,
     ),
     Arm(
-        "oracle",
+        ORACLE,
         label="oracle",
         description="best gate of each problem in hindsight: a bound, no rule",
         role="bound",
@@ -254,9 +262,6 @@ _ENTRIES = (
 ARMS: Mapping[str, Arm] = MappingProxyType({arm.name: arm for arm in _ENTRIES})
 """Every arm by name, in the order of tables and commands; of the fixed gates only the declared one,
 see ``parse_arm``."""
-
-SUBJECT, SELECTED = "rl", "rl_selected"
-"""RL with all its seeds, and the seed of it that was best on validation."""
 
 
 def _ordered(place: Callable[[Arm], int | None]) -> tuple[str, ...]:
@@ -299,10 +304,19 @@ def names(condition: Callable[[Arm], bool]) -> tuple[str, ...]:
     return tuple(arm.name for arm in ARMS.values() if condition(arm))
 
 
-def selectable() -> tuple[str, ...]:
-    """Return the names a user may give: ``baseline``, ``fixed:G``, ``best_fixed`` and so on."""
-    generable = names(lambda arm: arm.gate_per_prompt)
-    return tuple(f"{FIXED}G" if name.startswith(FIXED) else name for name in generable)
+def declared_live() -> tuple[str, ...]:
+    """Return the declared arms that runs with live rollouts have, in the order of the contrasts."""
+    return tuple(name for name in DECLARED if not ARMS[name].unavailable_live)
+
+
+def selectable(*, table: bool = True) -> tuple[str, ...]:
+    """Return the names a user may give: ``baseline``, ``fixed:G``, ``best_fixed`` and so on.
+
+    Args:
+        table: Whether a table has the rewards of all gates; not so with live rollouts.
+    """
+    selected = names(lambda arm: arm.gate_per_prompt and (table or "table" not in arm.needs))
+    return tuple(f"{FIXED}G" if name.startswith(FIXED) else name for name in selected)
 
 
 def generable(*, live: bool = False) -> tuple[str, ...]:
@@ -350,6 +364,8 @@ def roles() -> ArmRoles:
         same_seeds=same_seeds(),
         subject=SUBJECT,
         selected=SELECTED,
+        baseline=BASELINE,
+        best_fixed=BEST_FIXED,
         ceiling=ceiling,
         bound=bound,
         grid_prefix=FIXED,

@@ -14,6 +14,8 @@ class ArmRoles:
         same_seeds: Arms made of RL's own seeds, compared with RL seed by seed.
         subject: RL, with all its seeds.
         selected: The seed of RL that was best on validation.
+        baseline: The plain model.
+        best_fixed: The constant gate that was best on train.
         ceiling: The policy whose gain over the best fixed gate counts as a whole.
         bound: The oracle, compared last.
         grid_prefix: How the names of arms begin that give one gate of the grid to every problem.
@@ -25,6 +27,8 @@ class ArmRoles:
     same_seeds: tuple[str, ...]
     subject: str
     selected: str
+    baseline: str
+    best_fixed: str
     ceiling: str
     bound: str
     grid_prefix: str
