@@ -7,11 +7,14 @@
 >>> run = jroute.load_run("runs/demo")
 >>> run.generate(prompts, arm="rl")
 >>> run.explain(prompts[0])
+
+Importing the package registers ``jroute/Routing-v0`` with Gymnasium.
 """
 
 import os
 from typing import TYPE_CHECKING, Any
 
+from jroute.experiment.registration import register_environments
 from jroute.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ __version__ = "0.1.0"
 
 # transformers would say that torch is missing; its models are not used here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+register_environments()
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from gymnasium import Env
-from gymnasium.envs.registration import register, registry
 from gymnasium.error import ResetNeeded
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -21,8 +20,6 @@ from jroute.envs.data import EnvData
 from jroute.outcomes.outcome import Outcome
 from jroute.routing.gate import Gate
 from jroute.utils.errors import UserError
-
-ROUTING_ID = "jroute/Routing-v0"
 
 SplitData = EnvData | Mapping[str, EnvData] | Callable[[str], EnvData]
 """The data of one split, of several splits by name, or a loader from a split's name to its data."""
@@ -352,17 +349,3 @@ class RoutingVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if len(seed) != self.num_envs:
             raise ValueError(f"seed must be a number or {self.num_envs} of them, got {len(seed)}")
         return list(seed)
-
-
-def register_environments() -> None:
-    """Register the id with ``gymnasium.make`` and ``gymnasium.make_vec``; harmless if repeated.
-
-    The entry points are strings that Gymnasium imports when an environment is made, because they
-    also open run folders, which belong to a layer above this package.
-    """
-    if ROUTING_ID not in registry:
-        register(
-            id=ROUTING_ID,
-            entry_point="jroute.experiment.environments:make_env",
-            vector_entry_point="jroute.experiment.environments:make_vector_env",
-        )

@@ -1,4 +1,4 @@
-"""The entry points of the registered Gymnasium environments, which also open run folders."""
+"""Gymnasium environments of data, or of the splits of a run folder."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -12,15 +12,10 @@ from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
-import jroute.envs  # noqa: F401 (registers the ids)
 from jroute.envs.data import EnvData
-from jroute.envs.gymnasium import (
-    ROUTING_ID,
-    RoutingEnv,
-    RoutingVectorEnv,
-    register_environments,
-)
+from jroute.envs.gymnasium import RoutingEnv, RoutingVectorEnv
 from jroute.experiment import environments
+from jroute.experiment.registration import ROUTING_ID, register_environments
 from jroute.outcomes.backends import TableBackend
 from jroute.outcomes.table import MissingOutcome, OutcomeTable
 from jroute.utils.errors import UserError
