@@ -208,9 +208,9 @@ def contest(
     short = [(x[:, LENGTH], y) for x, y in (train, validation)]
     controller = {
         "seeds": rl,
-        "supervised": fit_supervised(short[0], short[1], supervised, key_supervised),
+        registry.SUPERVISED: fit_supervised(short[0], short[1], supervised, key_supervised),
         "selected": best_seed(validation[1], choices_of_seeds(rl, validation[0])),
-        "best_fixed": _best_fixed(tables),
+        registry.BEST_FIXED: _best_fixed(tables),
     }
     controls = fit_controls(train, validation, rl, ppo=ppo, supervised=supervised, key=key_controls)
     features, values = (np.concatenate(pair) for pair in zip(train, validation, strict=True))
@@ -259,7 +259,7 @@ def _contest_of(model: ModelTables, config: CalibrationConfig, cache: ResultCach
 
 def _positive(model: ModelTables, config: CalibrationConfig, cache: ResultCache) -> dict[str, Any]:
     splits = _contest_of(model, config, cache)
-    passes = {split: expectations(results) for split, results in splits.items()}
+    passes = {split: expectations(results, registry.roles()) for split, results in splits.items()}
     return {**model.description, "passes": passes, "splits": splits}
 
 
@@ -375,7 +375,7 @@ def dose(
             config.judge,
             key,
         )
-        tables.append(against_truth(results["test"], gain))
+        tables.append(against_truth(results["test"], gain, registry.roles()))
         progress()
     return summarize_dose(tables, gain)
 

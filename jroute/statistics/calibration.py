@@ -13,6 +13,7 @@ from scipy import stats
 from jroute.statistics.config import JudgeConfig
 from jroute.statistics.contrasts import Contrast
 from jroute.statistics.headroom import CrossValidator
+from jroute.statistics.roles import ArmRoles
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Gates of the simulated tables."""
@@ -21,29 +22,27 @@ SHARE, SHARE_LOWER_END = 0.9, 0.8
 """Share of the exact-gradient policy's gain that RL must reach, and the lower end of its interval.
 """
 
-DECLARED = 4
-"""Number of the declared contrasts, all of which a positive control must win."""
-
 
 # Positive ---------------------------------------------------------------------------------------
 
 
-def expectations(results: Mapping[str, Any]) -> dict[str, bool]:
+def expectations(results: Mapping[str, Any], roles: ArmRoles) -> dict[str, bool]:
     """Return whether a positive control shows what it must, by the name of each expectation.
 
     Args:
         results: One split's part of ``results.json``.
+        roles: The parts that arms play; the strongest rival must come close to the ceiling.
     """
-    share = results["shares"]["rl"]
+    share = results["shares"][roles.subject]
     accuracy = {name: arm["accuracy"] for name, arm in results["arms"].items()}
     declared = [c for c in results["contrasts"] if "p_holm" in c]
     return {
         "share_at_least_90_percent": share["share"] is not None and share["share"] >= SHARE,
         "its_lower_end_at_least_80_percent": (share["ci95"][0] or 0.0) >= SHARE_LOWER_END,
-        "four_contrasts_significant": len(declared) == DECLARED
+        "four_contrasts_significant": len(declared) == len(roles.declared)
         and all(c["difference"] > 0 and c["p_holm"] <= 0.05 for c in declared),
-        "supervised_on_features_within_a_point_of_exact_gradient": accuracy["supervised_features"]
-        >= accuracy["exact_gradient"] - 0.01,
+        "supervised_on_features_within_a_point_of_exact_gradient": accuracy[roles.rivals[-1]]
+        >= accuracy[roles.ceiling] - 0.01,
     }
 
 
@@ -177,14 +176,15 @@ def planted(
     return x, (solved ^ (rng.random(solved.shape) < flips)).astype(np.float64)
 
 
-def against_truth(results: Mapping[str, Any], gain: float) -> dict[str, Any]:
+def against_truth(results: Mapping[str, Any], gain: float, roles: ArmRoles) -> dict[str, Any]:
     """Return the verdict and the estimates on one simulated table, beside the planted gain.
 
     Args:
         results: The table's part of ``results.json``.
         gain: The planted gain.
+        roles: The parts that arms play.
     """
-    contrast = next(c for c in results["contrasts"] if c["b"] == "best_fixed")
+    contrast = next(c for c in results["contrasts"] if c["b"] == roles.best_fixed)
     learnable = results["headroom"]["learnable"]
     return {
         "n": results["n"],

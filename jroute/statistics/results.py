@@ -77,16 +77,16 @@ def arm_results(
     accuracies = {name: accuracy(scores, **arms.sampling) for name, scores in values.items()}
     rl = {name: arms.contrast(roles.subject, name) for name in _opponents(arms)}
     choosing = arms.present(*roles.rivals, roles.ceiling)
-    over_fixed = {name: arms.contrast(name, "best_fixed") for name in choosing}
-    constant = arms.contrast("best_fixed", "baseline")
+    over_fixed = {name: arms.contrast(name, roles.best_fixed) for name in choosing}
+    constant = arms.contrast(roles.best_fixed, roles.baseline)
     gaps = _gaps(arms)
     results: dict[str, Any] = {
-        "n": accuracies["baseline"].n,
+        "n": accuracies[roles.baseline].n,
         "arms": {name: stored(scores) for name, scores in accuracies.items()},
         "contrasts": [
             *_rl_rows(rl, roles),
-            *(_row(name, "best_fixed", contrast) for name, contrast in over_fixed.items()),
-            _row("best_fixed", "baseline", constant),
+            *(_row(name, roles.best_fixed, contrast) for name, contrast in over_fixed.items()),
+            _row(roles.best_fixed, roles.baseline, constant),
         ],
         "shares": _shares(arms),
         "mcnemar": _mcnemar(arms),
@@ -96,7 +96,7 @@ def arm_results(
     }
     if headroom is not None:
         rivals = {name: over_fixed[name] for name in arms.present(*roles.rivals)}
-        evidence = Evidence(rl, roles.declared, rivals, constant, headroom, config.delta)
+        evidence = Evidence(rl, roles, rivals, constant, headroom, config.delta)
         results["headroom"] = _headroom(headroom, arms, flips)
         results["verdict"] = stored(verdict(evidence))
     return _as_json(results)
@@ -147,7 +147,7 @@ def _headroom(
         "folds": headroom.folds,
     }
     if flips is not None:
-        solved = float(arms.values["best_fixed"].mean())
+        solved = float(arms.values[arms.roles.best_fixed].mean())
         value, *ends = (
             noise_gain(flip_chance(share), solved, len(arms.grid))
             for share in (flips["share"], *flips["ci95"])
@@ -161,7 +161,7 @@ def _shares(arms: _Comparison) -> dict[str, Any]:
     values, roles = arms.values, arms.roles
     if roles.ceiling not in values:
         return {}
-    whole, base = values[roles.ceiling], values["best_fixed"]
+    whole, base = values[roles.ceiling], values[roles.best_fixed]
     return {
         name: stored(share_of_gain(values[name], whole, base, **arms.sampling))
         for name in arms.present(roles.subject, *reversed(roles.rivals))

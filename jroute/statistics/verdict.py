@@ -18,6 +18,7 @@ from typing import ClassVar
 from jroute.statistics.contrasts import Contrast
 from jroute.statistics.headroom import Headroom
 from jroute.statistics.holm import holm
+from jroute.statistics.roles import ArmRoles
 from jroute.utils.keys import Keys, keys
 
 DELTA = 0.01
@@ -32,8 +33,8 @@ class Evidence:
 
     Attributes:
         rl: RL minus each of the declared arms and of the rivals that were trained, by name.
-        declared: Names of the arms that RL was declared beforehand to be compared with; their
-            p-values are adjusted together (Holm).
+        roles: The parts that arms play; the p-values of the declared ones are adjusted together
+            (Holm).
         rivals: Each arm that chooses by the prompt without RL, minus the best fixed gate.
         constant: The best fixed gate minus the baseline.
         headroom: Hindsight and learnable headroom.
@@ -41,7 +42,7 @@ class Evidence:
     """
 
     rl: Mapping[str, Contrast]
-    declared: tuple[str, ...]
+    roles: ArmRoles
     rivals: Mapping[str, Contrast]
     constant: Contrast
     headroom: Headroom
@@ -50,8 +51,13 @@ class Evidence:
     @property
     def adjusted(self) -> dict[str, float]:
         """Holm's p-values of the declared contrasts."""
-        p_values = holm([self.rl[name].p for name in self.declared])
-        return dict(zip(self.declared, p_values, strict=True))
+        p_values = holm([self.rl[name].p for name in self.roles.declared])
+        return dict(zip(self.roles.declared, p_values, strict=True))
+
+    @property
+    def over_best_fixed(self) -> Contrast:
+        """RL minus the best fixed gate."""
+        return self.rl[self.roles.best_fixed]
 
     @property
     def matching(self) -> list[str]:
@@ -67,7 +73,7 @@ def _better(contrast: Contrast) -> bool:
 
 def _gain(e: Evidence) -> bool:
     better = all(e.rl[b].difference > 0 and p <= LEVEL for b, p in e.adjusted.items())
-    return better and e.rl["best_fixed"].difference >= e.delta
+    return better and e.over_best_fixed.difference >= e.delta
 
 
 def _features_suffice(e: Evidence) -> bool:
@@ -77,11 +83,11 @@ def _features_suffice(e: Evidence) -> bool:
 
 
 def _constant_suffices(e: Evidence) -> bool:
-    return _better(e.constant) and e.rl["best_fixed"].upper95 < e.delta
+    return _better(e.constant) and e.over_best_fixed.upper95 < e.delta
 
 
 def _bounded(e: Evidence) -> bool:
-    return e.headroom.learnable.upper95 < e.delta and e.rl["best_fixed"].upper95 < e.delta
+    return e.headroom.learnable.upper95 < e.delta and e.over_best_fixed.upper95 < e.delta
 
 
 @dataclass(frozen=True)
@@ -170,11 +176,10 @@ def verdict(evidence: Evidence) -> Verdict:
             "needed where all cells of train can be generated"
             for name in evidence.matching
         ]
-    worse = [
-        b for b in evidence.declared if evidence.rl[b].difference < 0 and evidence.rl[b].p <= LEVEL
-    ]
-    beside += [f"RL is worse than {b}: {points(evidence.rl[b])}" for b in worse]
-    n, delta = evidence.rl["baseline"].n, evidence.delta
+    declared = {name: evidence.rl[name] for name in evidence.roles.declared}
+    worse = [name for name, rl in declared.items() if rl.difference < 0 and rl.p <= LEVEL]
+    beside += [f"RL is worse than {name}: {points(declared[name])}" for name in worse]
+    n, delta = evidence.constant.n, evidence.delta
     sentence = f"{row.means} (δ = {100 * delta:g} point{'' if delta == 0.01 else 's'})"
     return Verdict(row.name, sentence, tuple(beside), n, delta)
 

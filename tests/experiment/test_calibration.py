@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from jroute.arms.registry import roles
 from jroute.experiment import calibration
 from jroute.experiment.calibration import CalibrationConfig, Tables
 from jroute.statistics.calibration import GRID, expectations, summarize_null
@@ -37,7 +38,7 @@ def test_a_table_with_headroom_passes_as_positive(tables) -> None:
     assert list(found) == ["test", "ood"]
     for split, results in found.items():
         assert results["n"] == (1500 if split == "test" else 400)
-        met = expectations(results)
+        met = expectations(results, roles())
         if split == "ood":  # 400 problems cannot tell a point
             met.pop("supervised_on_features_within_a_point_of_exact_gradient")
         assert all(met.values()), (split, met)

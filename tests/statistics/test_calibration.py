@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 
+from jroute.arms import registry
 from jroute.statistics import calibration
+from jroute.statistics.calibration import expectations
+
+ROLES = registry.roles()
 
 
 def test_planted_gains_are_what_they_are_called() -> None:
@@ -37,18 +41,18 @@ def test_expectations_fail_one_by_one() -> None:
         },
         "contrasts": [*declared, {"b": "random", "difference": -1.0}],
     }
-    assert list(calibration.expectations(good).values()) == [True] * 4
+    assert list(expectations(good, ROLES).values()) == [True] * 4
     low = {"rl": {"share": 0.89, "ci95": [0.85, 1.0]}}
-    assert list(calibration.expectations({**good, "shares": low}).values()) == [False, *[True] * 3]
+    assert list(expectations({**good, "shares": low}, ROLES).values()) == [False, *[True] * 3]
     wide = {"rl": {"share": 0.95, "ci95": [0.79, 1.0]}}
-    assert list(calibration.expectations({**good, "shares": wide}).values())[1] is False
+    assert list(expectations({**good, "shares": wide}, ROLES).values())[1] is False
     none = {"rl": {"share": None, "ci95": [None, None]}}
-    assert list(calibration.expectations({**good, "shares": none}).values())[:2] == [False] * 2
+    assert list(expectations({**good, "shares": none}, ROLES).values())[:2] == [False] * 2
     for change in ({"p_holm": 0.06}, {"difference": -0.1}):
         worse = [{**declared[0], **change}, *declared[1:]]
-        assert list(calibration.expectations({**good, "contrasts": worse}).values())[2] is False
+        assert list(expectations({**good, "contrasts": worse}, ROLES).values())[2] is False
     straw = {**good["arms"], "supervised_features": {"accuracy": 0.79}}
-    assert list(calibration.expectations({**good, "arms": straw}).values())[3] is False
+    assert list(expectations({**good, "arms": straw}, ROLES).values())[3] is False
 
 
 def test_allowed_false_alarms() -> None:

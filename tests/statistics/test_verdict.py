@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from jroute.arms.registry import DECLARED
+from jroute.arms.registry import DECLARED, roles
 from jroute.statistics.contrasts import Contrast
 from jroute.statistics.headroom import Headroom
 from jroute.statistics.verdict import TABLE, Evidence, points, verdict
@@ -33,7 +33,7 @@ def evidence(
     )
     return Evidence(
         rl={name: contrast(d, half) for name, d in told.items()},
-        declared=DECLARED,
+        roles=roles(),
         rivals={
             "supervised": contrast(0.0, half),
             "supervised_features": contrast(rivals, half),
