@@ -6,7 +6,19 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jroute.arms.controls import shuffled_values
-from jroute.arms.registry import fixed_name
+from jroute.arms.registry import (
+    BASELINE,
+    BEST_FIXED,
+    ORACLE,
+    RANDOM,
+    RANDOM_REWARD,
+    RL_MODAL,
+    SELECTED,
+    SHUFFLED_PROMPT,
+    SUBJECT,
+    SUPERVISED,
+    fixed_name,
+)
 
 
 def arm_columns(
@@ -19,7 +31,7 @@ def arm_columns(
     selected: int,
     rl_modal: Int[np.ndarray, " seeds"] | None = None,
     random_reward: Int[np.ndarray, "other_seeds problems"] | None = None,
-    **choices: Int[np.ndarray, " problems"],
+    **columns: Int[np.ndarray, " problems"],
 ) -> dict[str, Int[np.ndarray, "..."]]:
     """Return the column of the outcome table that each deciding arm gives to each problem.
 
@@ -32,24 +44,24 @@ def arm_columns(
         selected: The seed that was best on validation.
         rl_modal: Column that each seed's controller chose most often on train.
         random_reward: Columns that each controller trained on random rewards chooses.
-        **choices: Columns that further deterministic arms choose, by name.
+        **columns: Columns that further deterministic arms choose, by name.
 
     Returns:
         Columns by arm, ``[problems]``, or ``[seeds, problems]`` for arms with several seeds.
     """
     arms = {
-        "baseline": np.full(problems, list(gates).index(0.0)),
+        BASELINE: np.full(problems, list(gates).index(0.0)),
         **{fixed_name(gate): np.full(problems, i) for i, gate in enumerate(gates)},
-        "best_fixed": np.full(problems, best_fixed),
-        "supervised": supervised,
-        **choices,
-        "rl": rl,
-        "rl_selected": rl[selected],
+        BEST_FIXED: np.full(problems, best_fixed),
+        SUPERVISED: supervised,
+        **columns,
+        SUBJECT: rl,
+        SELECTED: rl[selected],
     }
     if rl_modal is not None:
-        arms["rl_modal"] = np.repeat(rl_modal[:, None], problems, axis=1)
+        arms[RL_MODAL] = np.repeat(rl_modal[:, None], problems, axis=1)
     if random_reward is not None:
-        arms["random_reward"] = random_reward
+        arms[RANDOM_REWARD] = random_reward
     return arms
 
 
@@ -68,10 +80,10 @@ def arm_values(
     """
     rows = np.arange(len(correct))
     return {
-        **{name: correct[rows, chosen] for name, chosen in columns.items()},
-        "random": correct.mean(axis=1),
-        "shuffled_prompt": shuffled_values(correct, columns["rl"]),
-        "oracle": correct.max(axis=1),
+        **{name: correct[rows, of_arm] for name, of_arm in columns.items()},
+        RANDOM: correct.mean(axis=1),
+        SHUFFLED_PROMPT: shuffled_values(correct, columns[SUBJECT]),
+        ORACLE: correct.max(axis=1),
     }
 
 
@@ -80,6 +92,6 @@ def gate_counts(
 ) -> dict[str, list[list[int]]]:
     """Count the problems to which each seed gives each gate: arm -> ``[seeds, gates]``."""
     return {
-        name: [np.bincount(row, minlength=gates).tolist() for row in np.atleast_2d(chosen)]
-        for name, chosen in columns.items()
+        name: [np.bincount(row, minlength=gates).tolist() for row in np.atleast_2d(of_arm)]
+        for name, of_arm in columns.items()
     }

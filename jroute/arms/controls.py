@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from jroute.arms.exact_gradient import fit_exact_gradient
-from jroute.arms.rl import choices_of_seeds, train_rl
+from jroute.arms.registry import EXACT_GRADIENT, RANDOM_REWARD, RL_MODAL, SUPERVISED_FEATURES
+from jroute.arms.rl import columns_of_seeds, train_rl
 from jroute.arms.supervised import Cells, SupervisedConfig, fit_supervised
 from jroute.controller import networks
 from jroute.ppo.config import PPOConfig
@@ -43,29 +44,29 @@ def fit_controls(
     """
     keys = jax.random.split(key, 4)
     dealt = dealt_rewards(train[1], int(jax.random.bits(keys[2])))
-    chosen = choices_of_seeds(rl, train[0])
+    columns = columns_of_seeds(rl, train[0])
     tree = {
-        "supervised_features": fit_supervised(train, validation, supervised, keys[0]),
-        "exact_gradient": fit_exact_gradient(train, validation, supervised, keys[1]),
-        "random_reward": train_rl((train[0], dealt), ppo, keys[3]),
-        "rl_modal": modal_choices(chosen, train[1].shape[1]),
+        SUPERVISED_FEATURES: fit_supervised(train, validation, supervised, keys[0]),
+        EXACT_GRADIENT: fit_exact_gradient(train, validation, supervised, keys[1]),
+        RANDOM_REWARD: train_rl((train[0], dealt), ppo, keys[3]),
+        RL_MODAL: modal_columns(columns, train[1].shape[1]),
     }
     return jax.device_get(tree)
 
 
-def modal_choices(
-    choices: Int[np.ndarray, "seeds prompts"], gates: int
+def modal_columns(
+    columns: Int[np.ndarray, "seeds prompts"], gates: int
 ) -> Int[np.ndarray, " seeds"]:
-    """Return the gate that each seed chooses most often, the first of equals."""
-    return np.stack([np.bincount(row, minlength=gates) for row in choices]).argmax(axis=1)
+    """Return the column that each seed chooses most often, the first of equals."""
+    return np.stack([np.bincount(row, minlength=gates) for row in columns]).argmax(axis=1)
 
 
 def shuffled_values(
-    values: Float[np.ndarray, "prompts gates"], choices: Int[np.ndarray, "seeds prompts"]
+    values: Float[np.ndarray, "prompts gates"], columns: Int[np.ndarray, "seeds prompts"]
 ) -> Float[np.ndarray, "seeds prompts"]:
     """Return what prompts score under the gate of another prompt, all others equally likely."""
-    gates, prompts = values.shape[1], choices.shape[1]
-    chosen = choices[..., None] == np.arange(gates)  # [seeds, prompts, gates]
+    gates, prompts = values.shape[1], columns.shape[1]
+    chosen = columns[..., None] == np.arange(gates)  # [seeds, prompts, gates]
     others = (chosen.sum(axis=1, keepdims=True) - chosen) / (prompts - 1)
     return (others * values[None]).sum(axis=-1)
 
@@ -77,8 +78,8 @@ def dealt_rewards(
     return np.random.default_rng(seed).permutation(rewards.ravel()).reshape(rewards.shape)
 
 
-def random_choices(prompts: Sequence[str], gates: int, seed: int) -> Int[np.ndarray, " prompts"]:
-    """Draw the index of a gate evenly for each prompt.
+def random_columns(prompts: Sequence[str], gates: int, seed: int) -> Int[np.ndarray, " prompts"]:
+    """Draw the column of a gate evenly for each prompt.
 
     It is drawn from the seed and the prompt's own text, so a prompt always gets the same gate,
     whichever prompts stand beside it.

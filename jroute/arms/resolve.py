@@ -4,19 +4,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
 from jroute.arms.columns import arm_columns
-from jroute.arms.controls import random_choices
-from jroute.arms.registry import ARMS, SELECTED, SUBJECT, Arm, from_controls, selectable
-from jroute.arms.rl import choices_of_seeds, decisions_of_seeds
-from jroute.arms.supervised import LENGTH, choices_of_regressor
-from jroute.controller import networks
+from jroute.arms.controls import random_columns
+from jroute.arms.registry import (
+    ARMS,
+    BEST_FIXED,
+    RANDOM,
+    RANDOM_REWARD,
+    RL_MODAL,
+    SELECTED,
+    SUBJECT,
+    SUPERVISED,
+    Arm,
+    from_controls,
+    selectable,
+)
+from jroute.arms.rl import columns_of_seeds, decisions_of_policy, decisions_of_seeds
+from jroute.arms.supervised import LENGTH, columns_of_regressor
 from jroute.utils.errors import UserError
 
-REGRESSORS = ("supervised", *from_controls())
+REGRESSORS = (SUPERVISED, *from_controls())
 """Arms that predict a value of every gate and take the largest."""
 
 
@@ -81,21 +91,21 @@ def decide(arm: Arm, prompts: Sequence[str], inputs: ArmInputs) -> Int[np.ndarra
         UserError: The run has no such arm, or not yet.
     """
     check_available(arm, has_table=inputs.has_table)
-    if arm.name == "random":
-        return random_choices(prompts, len(inputs.grid), inputs.seed)
-    if arm.name == "best_fixed":
-        return np.full(len(prompts), int(inputs.controller()["best_fixed"]))
-    if arm.name == "rl":
-        controller = inputs.controller()["rl"]
-        decisions = np.asarray(networks.act(controller, jnp.asarray(inputs.observe(prompts))))
+    if arm.name == RANDOM:
+        return random_columns(prompts, len(inputs.grid), inputs.seed)
+    if arm.name == BEST_FIXED:
+        return np.full(len(prompts), int(inputs.controller()[BEST_FIXED]))
+    if arm.name == SUBJECT:
+        controller = inputs.controller()[SUBJECT]
+        decisions = decisions_of_policy(controller, inputs.observe(prompts))
         return decisions if inputs.num_gate_dims > 1 else decisions[:, 0]
     if inputs.num_gate_dims > 1:
         raise UserError(
             f"arm {arm.name} chooses one gate for a prompt, and a decision of this run has "
-            f"{inputs.num_gate_dims} numbers; choose baseline, fixed:G, random or rl"
+            f"{inputs.num_gate_dims} numbers; choose {_without_table()}"
         )
     source = inputs.controls if arm.name in from_controls() else inputs.controller
-    return _regressor_choices(arm.name, inputs.observe(prompts), source())
+    return _regressor_columns(arm.name, inputs.observe(prompts), source())
 
 
 def table_columns(
@@ -119,9 +129,9 @@ def table_columns(
     return arm_columns(
         len(observations),
         grid,
-        best_fixed=int(controller["best_fixed"]),
+        best_fixed=int(controller[BEST_FIXED]),
         selected=int(controller["selected"]),
-        **learned_choices(observations, controller, controls),  # type: ignore[arg-type]
+        **learned_columns(observations, controller, controls),  # type: ignore[arg-type]
     )
 
 
@@ -141,19 +151,35 @@ def live_columns(
         Indices into the grid by arm: RL's are ``[seeds, problems, dims]``, those of its selected
         seed and of the arms with a constant gate ``[problems, dims]``.
     """
-    decisions = decisions_of_seeds(controller["seeds"], observations)
+    decisions = learned_decisions(observations, controller)
     constant = {arm.name: arm.gate for arm in ARMS.values() if arm.gate is not None}
-    return {
-        SUBJECT: decisions,
-        SELECTED: decisions[int(controller["selected"])],
-        **{
-            name: np.full(decisions.shape[1:], list(grid).index(gate))
-            for name, gate in constant.items()
-        },
+    shape = decisions[SELECTED].shape
+    return decisions | {
+        name: np.full(shape, list(grid).index(gate)) for name, gate in constant.items()
     }
 
 
-def learned_choices(
+def learned_decisions(
+    observations: Float[np.ndarray, "problems features"], controller: Mapping[str, Any]
+) -> dict[str, Int[np.ndarray, "..."]]:
+    """Return the decisions that training saved, which need neither table nor controls.
+
+    Args:
+        observations: Features of the problems, as controllers see them.
+        controller: What training saved; see ``ArmInputs``.
+
+    Returns:
+        Indices into the grid by arm: RL's are ``[seeds, problems, dims]``; those of its selected
+        seed, and of the best fixed gate where training saw a table, are ``[problems, dims]``.
+    """
+    seeds = decisions_of_seeds(controller["seeds"], observations)
+    decisions = {SUBJECT: seeds, SELECTED: seeds[int(controller["selected"])]}
+    if BEST_FIXED in controller:
+        decisions[BEST_FIXED] = np.full(seeds.shape[1:], int(controller[BEST_FIXED]))
+    return decisions
+
+
+def learned_columns(
     observations: Float[np.ndarray, "problems features"],
     controller: Mapping[str, Any],
     controls: Mapping[str, Any],
@@ -166,20 +192,20 @@ def learned_choices(
         controls: What judging trained.
     """
     x = np.asarray(observations, np.float32)
-    trained = {**controls, "supervised": controller["supervised"]}
+    trained = {**controls, SUPERVISED: controller[SUPERVISED]}
     return {
-        "rl": choices_of_seeds(controller["seeds"], x),
-        **{name: _regressor_choices(name, x, trained) for name in REGRESSORS},
-        "random_reward": choices_of_seeds(controls["random_reward"], x),
-        "rl_modal": np.asarray(controls["rl_modal"]),
+        SUBJECT: columns_of_seeds(controller["seeds"], x),
+        **{name: _regressor_columns(name, x, trained) for name in REGRESSORS},
+        RANDOM_REWARD: columns_of_seeds(controls[RANDOM_REWARD], x),
+        RL_MODAL: np.asarray(controls[RL_MODAL]),
     }
 
 
-def _regressor_choices(
+def _regressor_columns(
     name: str, observations: Float[np.ndarray, "prompts features"], trained: Mapping[str, Any]
 ) -> Int[np.ndarray, " prompts"]:
-    x = observations[:, LENGTH] if name == "supervised" else observations
-    return choices_of_regressor(trained[name], x)
+    x = observations[:, LENGTH] if name == SUPERVISED else observations
+    return columns_of_regressor(trained[name], x)
 
 
 def check_available(arm: Arm, *, has_table: bool) -> None:
@@ -196,5 +222,11 @@ def check_available(arm: Arm, *, has_table: bool) -> None:
     if "table" in arm.needs and not has_table:
         raise UserError(
             f"arm {arm.name} learns from the rewards of all gates, and a run with live rollouts "
-            "has no such table; choose baseline, fixed:G, random or rl"
+            f"has no such table; choose {_without_table()}"
         )
+
+
+def _without_table() -> str:
+    """Return the arms that need no table: ``baseline, fixed:G, random or rl``."""
+    *others, last = selectable(table=False)
+    return f"{', '.join(others)} or {last}"

@@ -41,17 +41,17 @@ def _compiled_training(config: PPOConfig) -> Callable[..., Any]:
     return compilation.compile_train(config, config.updates)
 
 
-def choices_of_policy(
+def decisions_of_policy(
     params: networks.Params, observations: Float[np.ndarray, "prompts features"]
-) -> Int[np.ndarray, " prompts"]:
-    """Return the index of the most probable gate of a PPO controller."""
-    return np.asarray(networks.act(params, jnp.asarray(observations)))[:, 0]
+) -> Int[np.ndarray, "prompts dims"]:
+    """Return the most probable decision of a PPO controller: indices into the grid."""
+    return np.asarray(networks.act(params, jnp.asarray(observations)))
 
 
-def choices_of_seeds(
+def columns_of_seeds(
     params: networks.Params, observations: Float[np.ndarray, "prompts features"]
 ) -> Int[np.ndarray, "seeds prompts"]:
-    """Return the index of the most probable gate of every seed's controller.
+    """Return the column of the table that every seed's controller decides for, on one number.
 
     Args:
         params: Parameters of the controllers, ``[seeds, …]``.
@@ -63,13 +63,13 @@ def choices_of_seeds(
 def decisions_of_seeds(
     params: networks.Params, observations: Float[np.ndarray, "prompts features"]
 ) -> Int[np.ndarray, "seeds prompts dims"]:
-    """Return the most probable decision of every seed's controller; see ``choices_of_seeds``."""
+    """Return the most probable decision of every seed's controller; see ``columns_of_seeds``."""
     act = jax.vmap(networks.act, in_axes=(0, None))
     return np.asarray(act(params, jnp.asarray(observations, jnp.float32)))
 
 
 def best_seed(
-    values: Float[np.ndarray, "problems gates"], choices: Int[np.ndarray, "seeds problems"]
+    values: Float[np.ndarray, "problems gates"], columns: Int[np.ndarray, "seeds problems"]
 ) -> int:
-    """Return the seed whose choices score best, the first of equals."""
-    return int(values[np.arange(len(values))[None], choices].mean(axis=1).argmax())
+    """Return the seed whose columns score best, the first of equals."""
+    return int(values[np.arange(len(values))[None], columns].mean(axis=1).argmax())

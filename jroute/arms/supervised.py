@@ -174,8 +174,8 @@ def outputs(
     return apply(params, jnp.asarray(features)).mean(axis=0)
 
 
-def choices_of_regressor(
+def columns_of_regressor(
     params: networks.Params, features: Float[np.ndarray, "prompts features"]
 ) -> Int[np.ndarray, " prompts"]:
-    """Return the index of the gate with the largest output, the first of equals."""
+    """Return the column of the gate with the largest output, the first of equals."""
     return np.asarray(outputs(params, features)).argmax(axis=1)

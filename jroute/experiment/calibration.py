@@ -23,7 +23,7 @@ from jroute.arms import registry
 from jroute.arms.columns import arm_values
 from jroute.arms.controls import fit_controls
 from jroute.arms.resolve import table_columns
-from jroute.arms.rl import best_seed, choices_of_seeds, train_rl
+from jroute.arms.rl import best_seed, columns_of_seeds, train_rl
 from jroute.arms.supervised import LENGTH, Cells, SupervisedConfig, fit_supervised
 from jroute.experiment.result_cache import ResultCache
 from jroute.observe.progress import progress_bar
@@ -209,7 +209,7 @@ def contest(
     controller = {
         "seeds": rl,
         registry.SUPERVISED: fit_supervised(short[0], short[1], supervised, key_supervised),
-        "selected": best_seed(validation[1], choices_of_seeds(rl, validation[0])),
+        "selected": best_seed(validation[1], columns_of_seeds(rl, validation[0])),
         registry.BEST_FIXED: _best_fixed(tables),
     }
     controls = fit_controls(train, validation, rl, ppo=ppo, supervised=supervised, key=key_controls)
@@ -287,7 +287,7 @@ def null_rl(
         key = jax.random.fold_in(jax.random.key(config.seed), index)
         rl = train_rl((x[train], y), config.small, key)
         gain = paired_contrast(
-            correct[rows[None], choices_of_seeds(rl, features[judged])],
+            correct[rows[None], columns_of_seeds(rl, features[judged])],
             correct[:, best_fixed],
             replicates=config.judge.replicates,
             seed=config.judge.seed,

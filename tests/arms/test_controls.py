@@ -8,12 +8,12 @@ from scipy import stats
 from jroute.arms.controls import (
     dealt_rewards,
     fit_controls,
-    modal_choices,
-    random_choices,
+    modal_columns,
+    random_columns,
     shuffled_values,
 )
-from jroute.arms.resolve import learned_choices
-from jroute.arms.rl import choices_of_seeds, train_rl
+from jroute.arms.resolve import learned_columns
+from jroute.arms.rl import columns_of_seeds, train_rl
 from jroute.arms.supervised import LENGTH, Cells, fit_supervised
 from tests.arms.tables import FIT, PPO, planted_table
 from tests.arms.test_supervised import GATES, rewards
@@ -48,7 +48,7 @@ def fresh() -> Cells:
 
 @pytest.fixture(scope="module")
 def chosen(fitted, fresh) -> dict[str, np.ndarray]:
-    return learned_choices(fresh[0], fitted["controller"], fitted["controls"])
+    return learned_columns(fresh[0], fitted["controller"], fitted["controls"])
 
 
 def follows(chosen: np.ndarray, x: np.ndarray) -> float:
@@ -71,21 +71,21 @@ def test_what_can_be_learnt_is_learnt_and_what_cannot_is_not(chosen, fresh) -> N
 def test_the_supervised_arm_looks_at_the_length_alone(fitted, chosen, fresh) -> None:
     x, rng = fresh[0].copy(), np.random.default_rng(0)
     x[:, 1:] = rng.standard_normal(x[:, 1:].shape)
-    other = learned_choices(x, fitted["controller"], fitted["controls"])
+    other = learned_columns(x, fitted["controller"], fitted["controls"])
     np.testing.assert_array_equal(other["supervised"], chosen["supervised"])
     for name in ("rl", "supervised_features", "exact_gradient"):
         assert (other[name] != chosen[name]).mean() > 0.2, name
 
 
 def test_modal_gates_are_those_of_train(fitted, train) -> None:
-    seeds = choices_of_seeds(fitted["controller"]["seeds"], train[0])
+    seeds = columns_of_seeds(fitted["controller"]["seeds"], train[0])
     counts = np.stack([np.bincount(row, minlength=5) for row in seeds])
     np.testing.assert_array_equal(fitted["controls"]["rl_modal"], counts.argmax(axis=1))
 
 
 def test_arms_derived_from_what_seeds_chose() -> None:
     chosen = np.array([[0, 1, 1, 2], [2, 2, 0, 0]])
-    assert modal_choices(chosen, 3).tolist() == [1, 0]  # the first of equals
+    assert modal_columns(chosen, 3).tolist() == [1, 0]  # the first of equals
     values = np.random.default_rng(0).random((4, 3))
     found = shuffled_values(values, chosen)
     by_hand = [
@@ -105,18 +105,18 @@ def test_dealt_rewards_are_the_same_ones_elsewhere() -> None:
     assert (dealt != dealt_rewards(paid, 4)).any()
 
 
-def test_random_choices_belong_to_the_prompt_and_are_even() -> None:
+def test_random_columns_belong_to_the_prompt_and_are_even() -> None:
     prompts = [f"Tom has {i} pens. Émile too." for i in range(5000)]
-    chosen = random_choices(prompts, GATES, seed=0)
+    chosen = random_columns(prompts, GATES, seed=0)
     assert stats.chisquare(np.bincount(chosen, minlength=GATES)).pvalue > 1e-3
-    np.testing.assert_array_equal(random_choices(prompts[::-1], GATES, 0)[::-1], chosen)
-    np.testing.assert_array_equal(random_choices(prompts[7:8], GATES, 0), chosen[7:8])
+    np.testing.assert_array_equal(random_columns(prompts[::-1], GATES, 0)[::-1], chosen)
+    np.testing.assert_array_equal(random_columns(prompts[7:8], GATES, 0), chosen[7:8])
     # Another seed draws anew, independently.
     table = np.zeros((GATES, GATES))
-    np.add.at(table, (chosen, random_choices(prompts, GATES, seed=1)), 1)
+    np.add.at(table, (chosen, random_columns(prompts, GATES, seed=1)), 1)
     assert stats.chi2_contingency(table).pvalue > 1e-3  # type: ignore[attr-defined]
-    assert len(random_choices([], GATES, 0)) == 0
+    assert len(random_columns([], GATES, 0)) == 0
 
 
-def test_random_choices_are_the_same_on_every_machine() -> None:
-    assert random_choices(["a", "b", "c", "d", "e", "f"], 5, seed=0).tolist() == [4, 3, 0, 4, 2, 2]
+def test_random_columns_are_the_same_on_every_machine() -> None:
+    assert random_columns(["a", "b", "c", "d", "e", "f"], 5, seed=0).tolist() == [4, 3, 0, 4, 2, 2]

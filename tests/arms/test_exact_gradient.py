@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jroute.arms.exact_gradient import expected_loss, fit_exact_gradient
-from jroute.arms.supervised import choices_of_regressor
+from jroute.arms.supervised import columns_of_regressor
 from tests.arms.test_supervised import CONFIG, GATES, lengths, rewards, right_gates
 
 
@@ -30,4 +30,4 @@ def test_the_exact_gradient_policy_reaches_the_best_rule() -> None:
     )
     fresh = lengths(500, 4)
     clear = fresh[np.minimum(np.abs(fresh[:, 0] + 0.5), np.abs(fresh[:, 0] - 0.7)) > 0.1]
-    assert (choices_of_regressor(params, clear) == right_gates(clear)).mean() > 0.97
+    assert (columns_of_regressor(params, clear) == right_gates(clear)).mean() > 0.97

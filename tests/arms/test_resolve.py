@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from jroute.arms import registry
-from jroute.arms.controls import random_choices
+from jroute.arms.controls import random_columns
 from jroute.arms.registry import parse_arm
 from jroute.arms.resolve import ArmInputs, decide, resolve, table_columns
-from jroute.arms.rl import choices_of_policy
-from jroute.arms.supervised import choices_of_regressor
+from jroute.arms.rl import decisions_of_policy
+from jroute.arms.supervised import columns_of_regressor
 from jroute.controller import networks
 from jroute.utils.errors import UserError
 
@@ -68,7 +68,7 @@ JUDGED = dataclasses.replace(TRAINED, controls=lambda: CONTROLS)
 def test_constant_and_random_arms_read_nothing() -> None:
     for name, gate in (("baseline", 0.0), ("fixed:0.5", 0.5), ("fixed:0.3", 0.3)):
         np.testing.assert_array_equal(resolve(parse_arm(name), PROMPTS, UNREAD), [gate] * 40)
-    drawn = np.asarray(GRID)[random_choices(PROMPTS, len(GRID), 7)]
+    drawn = np.asarray(GRID)[random_columns(PROMPTS, len(GRID), 7)]
     np.testing.assert_array_equal(resolve(parse_arm("random"), PROMPTS, UNREAD), drawn)
 
 
@@ -76,13 +76,13 @@ def test_trained_arms_read_what_training_saved_and_judged_arms_the_controls() ->
     grid = np.asarray(GRID)
     expected = {
         "best_fixed": np.full(40, 3),
-        "supervised": choices_of_regressor(CONTROLLER["supervised"], X[:, :1]),
-        "rl": choices_of_policy(SEEDS[1], X),
+        "supervised": columns_of_regressor(CONTROLLER["supervised"], X[:, :1]),
+        "rl": decisions_of_policy(SEEDS[1], X)[:, 0],
     }
     for name, columns in expected.items():
         np.testing.assert_array_equal(resolve(parse_arm(name), PROMPTS, TRAINED), grid[columns])
     for name in registry.from_controls():
-        columns = choices_of_regressor(CONTROLS[name], X)
+        columns = columns_of_regressor(CONTROLS[name], X)
         assert len(set(columns.tolist())) > 1
         np.testing.assert_array_equal(decide(parse_arm(name), PROMPTS, JUDGED), columns)
         np.testing.assert_array_equal(resolve(parse_arm(name), PROMPTS, JUDGED), grid[columns])

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jroute.arms.rl import best_seed, choices_of_policy, choices_of_seeds, train_rl
+from jroute.arms.rl import best_seed, columns_of_seeds, decisions_of_policy, train_rl
 from jroute.arms.supervised import Cells
 from jroute.controller import networks
 from tests.arms.tables import PPO, planted_table
@@ -33,14 +33,14 @@ def test_seeds_choose_as_they_would_alone() -> None:
     each = [networks.init(jax.random.key(i), 3, (GATES,)) for i in range(3)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
     x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
-    alone = [choices_of_policy(one, x) for one in each]
-    np.testing.assert_array_equal(choices_of_seeds(stacked, x), alone)
+    alone = [decisions_of_policy(one, x)[:, 0] for one in each]
+    np.testing.assert_array_equal(columns_of_seeds(stacked, x), alone)
 
 
 def test_a_policy_acts_by_its_most_probable_gate() -> None:
     params = networks.init(jax.random.key(0), 3, (GATES,))
     x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
-    chosen = choices_of_policy(params, x)
+    chosen = decisions_of_policy(params, x)[:, 0]
     assert chosen.shape == (50,)
     np.testing.assert_array_equal(
         chosen, np.asarray(networks.policy(params, jnp.asarray(x)))[:, 0].argmax(axis=1)

@@ -7,7 +7,7 @@ import pytest
 
 from jroute.arms.supervised import (
     SupervisedConfig,
-    choices_of_regressor,
+    columns_of_regressor,
     cross_entropy,
     fit,
     fit_supervised,
@@ -47,7 +47,7 @@ def test_it_learns_a_step_function_of_the_length() -> None:
     fresh = lengths(500, 4)
     clear = fresh[np.minimum(np.abs(fresh[:, 0] + 0.5), np.abs(fresh[:, 0] - 0.7)) > 0.1]
     assert len(clear) > 400
-    assert (choices_of_regressor(params, clear) == right_gates(clear)).mean() > 0.97
+    assert (columns_of_regressor(params, clear) == right_gates(clear)).mean() > 0.97
     # It predicts rewards, not scores: their sizes are right as well.
     predicted = np.asarray(jax.nn.sigmoid(outputs(params, clear)))
     at_best = predicted[np.arange(len(clear)), right_gates(clear)]
@@ -92,7 +92,7 @@ def test_it_gives_one_gate_where_one_gate_is_best() -> None:
     best = np.full(900, 2)
     y = rewards(best, 2, hit=0.8, miss=0.3)
     params = fit_supervised((x, y[:600]), (held, y[600:]), CONFIG, jax.random.key(1))
-    chosen = choices_of_regressor(params, lengths(500, 3))
+    chosen = columns_of_regressor(params, lengths(500, 3))
     assert (chosen == 2).mean() > 0.99
 
 
@@ -104,9 +104,9 @@ def test_validation_decides_and_not_train() -> None:
     validation = rewards(np.full(200, 1), 3, hit=1.0, miss=0.0)
     config = SupervisedConfig(steps=60, check_every=1, learning_rates=(1e-2,))
     params = fit_supervised((x, train), (held, validation), config, jax.random.key(2))
-    value = validation[np.arange(200), choices_of_regressor(params, held)].mean()
+    value = validation[np.arange(200), columns_of_regressor(params, held)].mean()
     trained = fit_supervised((x, train), (x, train), config, jax.random.key(2))
-    other = validation[np.arange(200), choices_of_regressor(trained, held)].mean()
+    other = validation[np.arange(200), columns_of_regressor(trained, held)].mean()
     assert value > other
 
 
@@ -116,9 +116,9 @@ def test_a_learning_rate_that_fails_is_not_taken() -> None:
     both = SupervisedConfig(steps=200, check_every=50, learning_rates=(1e-9, 3e-3))
     good = SupervisedConfig(steps=200, check_every=50, learning_rates=(3e-3,))
     fresh = lengths(100, 4)
-    found = choices_of_regressor(fit_supervised(*data, both, jax.random.key(0)), fresh)
+    found = columns_of_regressor(fit_supervised(*data, both, jax.random.key(0)), fresh)
     np.testing.assert_array_equal(
-        found, choices_of_regressor(fit_supervised(*data, good, jax.random.key(0)), fresh)
+        found, columns_of_regressor(fit_supervised(*data, good, jax.random.key(0)), fresh)
     )
 
 
@@ -130,9 +130,9 @@ def test_a_weight_decay_that_fails_is_not_taken() -> None:
     )
     good = SupervisedConfig(steps=200, check_every=50, learning_rates=(3e-3,), weight_decays=(0.0,))
     fresh = lengths(100, 4)
-    found = choices_of_regressor(fit_supervised(*data, both, jax.random.key(0)), fresh)
+    found = columns_of_regressor(fit_supervised(*data, both, jax.random.key(0)), fresh)
     np.testing.assert_array_equal(
-        found, choices_of_regressor(fit_supervised(*data, good, jax.random.key(0)), fresh)
+        found, columns_of_regressor(fit_supervised(*data, good, jax.random.key(0)), fresh)
     )
 
 

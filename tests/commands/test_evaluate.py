@@ -12,7 +12,7 @@ import pytest
 
 import jroute
 from jroute.arms import registry
-from jroute.arms.supervised import choices_of_regressor
+from jroute.arms.supervised import columns_of_regressor
 from jroute.evaluate import main
 from jroute.experiment import judging
 from jroute.experiment.config import Experiment
@@ -62,7 +62,7 @@ def test_every_arm_is_judged_on_every_split(judged) -> None:
         correct = run.outcomes.matrix(split)
         controls = judging.train_controls(run)
         x = run.controllers.featurizer(run.features.raw(split)).astype(np.float32)
-        chosen = choices_of_regressor(controls["exact_gradient"], x)
+        chosen = columns_of_regressor(controls["exact_gradient"], x)
         assert found["arms"]["exact_gradient"]["accuracy"] == pytest.approx(
             correct[np.arange(n), chosen].mean()
         )

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from jroute.arms.rl import choices_of_policy
+from jroute.arms.rl import decisions_of_policy
 from jroute.checkpoint import save_state
 from jroute.controller import networks
 from jroute.controller.features import SCALARS, FeatureConfig, Featurizer, RawFeatures
@@ -84,7 +84,7 @@ def run(tmp_path_factory):
     save_state(folder / "controller" / "cd34", 1, tree)
     results = {**reports.results(COUNT), "outcomes": "ab12", "training": "cd34"}
     (folder / "results.json").write_text(json.dumps({**results, "gates": list(GATES)}))
-    chosen = [choices_of_policy(p, featurizer(raw).astype(np.float32)) for p in each]
+    chosen = [decisions_of_policy(p, featurizer(raw).astype(np.float32))[:, 0] for p in each]
     return folder, toy_problems, raw, np.stack(chosen)
 
 
