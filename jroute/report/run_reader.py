@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
-from jroute.arms.registry import SELECTED, SUBJECT
+from jroute.arms.registry import BASELINE, SELECTED, SUBJECT
 from jroute.controller.features import SCALARS, RawFeatures
 from jroute.experiment.config import Experiment
 from jroute.experiment.items import read_items
@@ -105,7 +105,7 @@ def _problem_rows(
     baseline = _gate(np.zeros(choices[SUBJECT].shape[-1]))
     rows = []
     for i, problem in enumerate(problems):
-        arms = {"baseline": baseline}
+        arms = {BASELINE: baseline}
         arms |= {name: _gate(gates[i]) for name, gates in without_seeds.items()}
         by_gate = cells.get(problem.id, {})
         for gate in (baseline, arms[SELECTED]):
@@ -231,11 +231,8 @@ def _decide(
     Raises:
         UserError: There are no controllers, or a version wrote them that cannot be read.
     """
-    import jax
-    import jax.numpy as jnp
-
+    from jroute.arms.resolve import learned_decisions
     from jroute.checkpoint import load_state
-    from jroute.controller import networks
     from jroute.controller.features import Featurizer
 
     controllers = folder.controllers(str(results.get("training", "")))
@@ -248,13 +245,11 @@ def _decide(
         raise UserError(
             f"{controllers} was written by an older version (no {error}); train again"
         ) from error
-    observations = jnp.asarray(featurizer(raw), jnp.float32)
-    actions = jax.vmap(networks.act, in_axes=(0, None))(tree["seeds"], observations)
-    gates = np.asarray(grid)[np.asarray(actions)]
-    choices = {SUBJECT: gates, SELECTED: gates[int(tree["selected"])][None]}
-    if "best_fixed" in tree:
-        choices["best_fixed"] = np.full_like(gates[:1], grid[int(tree["best_fixed"])])
-    return choices
+    gates = {
+        name: np.asarray(grid, float)[decisions]
+        for name, decisions in learned_decisions(featurizer(raw), tree).items()
+    }
+    return {name: of_arm if name == SUBJECT else of_arm[None] for name, of_arm in gates.items()}
 
 
 def _render_prompts(
