@@ -96,7 +96,7 @@ def shared_rows(runs: Mapping[str, ArmValues]) -> list[str]:
     """Return the rows that all runs have, of those that are compared by default."""
     shared = set.intersection(*(set(values) for values in runs.values()))
     rows = [arm for arm in registry.headline() if arm in shared]
-    return rows + ([GAIN] if {"rl", "best_fixed"} <= shared else [])
+    return rows + ([GAIN] if {registry.SUBJECT, registry.BEST_FIXED} <= shared else [])
 
 
 def compare_runs(
@@ -155,12 +155,12 @@ def compare_runs(
 def _weighted(values: ArmValues, name: str) -> list[tuple[np.ndarray, float]]:
     """Return the arms of a row with their weights."""
     if name == GAIN:
-        return [(values["rl"], 1.0), (values["best_fixed"], -1.0)]
+        return [(values[registry.SUBJECT], 1.0), (values[registry.BEST_FIXED], -1.0)]
     return [(values[name], 1.0)]
 
 
 def _check_arms(run: str, values: ArmValues, name: str) -> None:
-    needed = ("rl", "best_fixed") if name == GAIN else ("rl", name)
+    needed = (registry.SUBJECT, registry.BEST_FIXED if name == GAIN else name)
     missing = [arm for arm in needed if arm not in values]
     if missing:
         raise UserError(f"{run} has no arm {missing[0]!r}; it has {', '.join(values)}")

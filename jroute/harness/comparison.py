@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jroute.arms.registry import RANDOM, SUBJECT
 from jroute.harness.agreement import metric_values
 from jroute.harness.model import JaxLM
 from jroute.harness.records import Record, gate_histogram, mean_gate, totals, truncation_rate
@@ -179,11 +180,11 @@ def contrasts(arms: Mapping[str, TaskResult]) -> list[dict[str, Any]]:
 
 
 def _pairs(names: list[str]) -> list[tuple[str, str]]:
-    if names[0] == "rl":
-        return [("rl", name) for name in names[1:]]
+    if names[0] == SUBJECT:
+        return [(SUBJECT, name) for name in names[1:]]
     pairs = [(name, names[0]) for name in names[1:]]
-    if "rl" in names:
-        pairs += [("rl", name) for name in names[1:] if name != "rl"]
+    if SUBJECT in names:
+        pairs += [(SUBJECT, name) for name in names[1:] if name != SUBJECT]
     return pairs
 
 
@@ -247,8 +248,8 @@ def results_table(results: Results) -> str:
     for task in next(iter(results.values())):
         arms = _by_arm(results, task)
         lines += ["", *_scores(task, arms), *_remarks(arms)]
-    lines += ["random is one draw per prompt"] if "random" in results else []
-    lines += ["rl is the seed that was best on validation"] if "rl" in results else []
+    lines += [f"{RANDOM} is one draw per prompt"] if RANDOM in results else []
+    lines += [f"{SUBJECT} is the seed that was best on validation"] if SUBJECT in results else []
     return "\n".join(lines)
 
 

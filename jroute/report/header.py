@@ -4,9 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jroute.arms.registry import BASELINE, BEST_FIXED, SUBJECT
 from jroute.report.formats import decimal, interval
 from jroute.report.report_data import ReportData
-from jroute.report.result_rows import ResultRow, arm_rows, contrast_rows
+from jroute.report.result_rows import (
+    ResultRow,
+    arm_label,
+    arm_rows,
+    contrast_label,
+    contrast_rows,
+)
 
 NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six")
 
@@ -109,11 +116,11 @@ def _tiles(results: Mapping[str, Any]) -> list[Tile]:
     arms = {row.name: row for row in arm_rows(results)}
     tiles = [
         Tile(f"{name} accuracy", decimal(arms[name].value), "%", interval(arms[name].ci95))
-        for name in ("RL", "baseline")
+        for name in (arm_label(SUBJECT), arm_label(BASELINE))
         if name in arms
     ]
     contrasts = contrast_rows(results)
-    best_fixed = [row for row in contrasts if row.name == "RL − best fixed"]
+    best_fixed = [row for row in contrasts if row.name == contrast_label(SUBJECT, BEST_FIXED)]
     for row in (best_fixed or contrasts)[:1]:
         ends = interval(row.ci95, signed=True)
         tiles.insert(1, Tile(row.name, decimal(row.value, signed=True), "points", ends))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jroute.arms.registry import ARMS, FIXED, PAGE_ORDER, SUBJECT
+from jroute.arms.registry import ARMS, BEST_FIXED, FIXED, ORACLE, PAGE_ORDER, SUBJECT
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,15 @@ def arm_label(name: str) -> str:
     return ARMS[name].label if name in ARMS else name.replace("_", " ").replace(FIXED, "fixed ")
 
 
+def contrast_label(a: str, b: str) -> str:
+    """Return the label of arm ``a`` minus arm ``b``."""
+    return f"{arm_label(a)} − {arm_label(b)}"
+
+
 def _page_order(name: str) -> tuple[float, str]:
     """Sort by ``PAGE_ORDER``: fixed gates before ``best_fixed``, unknown arms before the last."""
     if name.startswith(FIXED):
-        return PAGE_ORDER.index("best_fixed") - 0.5, ""
+        return PAGE_ORDER.index(BEST_FIXED) - 0.5, ""
     place = PAGE_ORDER.index(name) if name in PAGE_ORDER else len(PAGE_ORDER) - 1.5
     return place, name
 
@@ -73,7 +78,7 @@ def contrast_rows(results: Mapping[str, Any], *, declared: bool | None = None) -
     """
     return [
         ResultRow(
-            f"{arm_label(c['a'])} − {arm_label(c['b'])}",
+            contrast_label(c["a"], c["b"]),
             100 * c["difference"],
             _percent(c.get("ci95")),
             p=c.get("p"),
@@ -98,9 +103,9 @@ HEADROOM = {
 def headroom_rows(results: Mapping[str, Any]) -> list[ResultRow]:
     """Return gains over the best fixed gate in points: RL's, what can be learned, what exists."""
     arms, stored = results.get("arms", {}), results.get("headroom", {})
-    if not {"best_fixed", "oracle"} <= arms.keys():
+    if not {BEST_FIXED, ORACLE} <= arms.keys():
         return []
-    best_fixed = arms["best_fixed"]["accuracy"]
+    best_fixed = arms[BEST_FIXED]["accuracy"]
     rows = []
     if SUBJECT in arms:
         gain = 100 * (arms[SUBJECT]["accuracy"] - best_fixed)
@@ -108,11 +113,13 @@ def headroom_rows(results: Mapping[str, Any]) -> list[ResultRow]:
             (
                 _percent(c.get("ci95"))
                 for c in results.get("contrasts", ())
-                if (c["a"], c["b"]) == (SUBJECT, "best_fixed")
+                if (c["a"], c["b"]) == (SUBJECT, BEST_FIXED)
             ),
             None,
         )
-        rows.append(ResultRow("RL", gain, ends, "what the controllers gained", bold=True))
+        rows.append(
+            ResultRow(arm_label(SUBJECT), gain, ends, "what the controllers gained", bold=True)
+        )
     for key, description in HEADROOM.items():
         estimate = stored.get(key)
         if isinstance(estimate, Mapping):
@@ -122,7 +129,7 @@ def headroom_rows(results: Mapping[str, Any]) -> list[ResultRow]:
             value, ends = 100 * estimate["value"], _percent(estimate.get("ci95"))
             rows.append(ResultRow(key.replace("_", " "), value, ends, description))
         elif key == "hindsight":
-            gain = 100 * (arms["oracle"]["accuracy"] - best_fixed)
+            gain = 100 * (arms[ORACLE]["accuracy"] - best_fixed)
             rows.append(ResultRow(key, gain, None, description))
     return rows
 

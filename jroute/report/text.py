@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jroute.arms.registry import SUBJECT
 from jroute.statistics.contrasts import Contrast
 from jroute.statistics.verdict import points
 
@@ -54,11 +55,10 @@ def _contrasts(results: Mapping[str, Any]) -> list[str]:
     contrasts = results["contrasts"]
     count = sum("p_holm" in contrast for contrast in contrasts)
     declared = {2: "two", 4: "four"}.get(count, count)
-    lines = [
-        f"{'rl minus':<20}{'points':>9}  95 % interval    p (Holm over the {declared} declared)"
-    ]
+    title = f"{SUBJECT} minus"
+    lines = [f"{title:<20}{'points':>9}  95 % interval    p (Holm over the {declared} declared)"]
     for contrast in contrasts:
-        if contrast["a"] != "rl":
+        if contrast["a"] != SUBJECT:
             continue
         low, high = contrast["ci95"]
         holm = f" ({contrast['p_holm']:.2g})" if "p_holm" in contrast else ""

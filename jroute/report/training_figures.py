@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import isotonic_regression
 
-from jroute.arms.registry import SUBJECT, TRAINED_ON_TABLE, parse_arm
+from jroute.arms.registry import BASELINE, SUBJECT, TRAINED_ON_TABLE, parse_arm
 from jroute.observe.scalars import GATE_SHARE
 from jroute.report.report_data import ReportData
 from jroute.report.svg import Figure, Theme, end_label, percent_ticks
@@ -170,7 +170,7 @@ def _accuracy_against_cells(data: ReportData) -> Figure:
             cells=cells,
             earned=earned,
             costs=costs,
-            baseline=accuracies.get("baseline"),
+            baseline=accuracies.get(BASELINE),
             unit=unit,
         ),
     )
@@ -196,7 +196,7 @@ def _draw_accuracy_against_cells(
     if baseline:
         axes.axhline(baseline, color=theme.muted, linewidth=0.8, linestyle=(0, (4, 3)))
         axes.annotate(
-            "baseline",
+            parse_arm(BASELINE).label,
             (0, baseline),
             xycoords=("axes fraction", "data"),
             xytext=(2, 2),
