@@ -8,7 +8,7 @@ problems. Differences are to the first run; their p-values are adjusted together
 RL minus the best fixed gate of the same run.
 
 Two folders with samples of lm-eval (or two such files) are compared document by document: prompt,
-text, answer and score, whatever backend made them.
+text, answer and score, whatever backend generated them.
 """
 
 import argparse

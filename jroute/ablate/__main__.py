@@ -2,8 +2,8 @@
 
     python -m jroute.ablate --config configs/ablation_tiny.yaml [--plan]
 
-Existing cells are not made again, so an interrupted command goes on where it stopped. ``--plan``
-prints what the missing cells would take, and stops.
+Existing cells are not generated again, so an interrupted command goes on where it stopped.
+``--plan`` prints what the missing cells would take, and stops.
 """
 
 import json

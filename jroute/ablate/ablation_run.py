@@ -67,7 +67,7 @@ class AblationRun:
         return self.folder / "cells" / f"{semantic_fingerprint(description)[:16]}.json"
 
     def missing(self) -> dict[Path, tuple[Variant, float]]:
-        """Return routing and gate of the cells that are not made yet, by file."""
+        """Return routing and gate of the cells that are not generated yet, by file."""
         return {file: cell for file, cell in self._cells().items() if not file.is_file()}
 
     def _cells(self) -> dict[Path, tuple[Variant, float]]:
@@ -75,7 +75,7 @@ class AblationRun:
         return {self.file(variant, gate): (variant, gate) for variant, gate in pairs}
 
     def fill(self, progress: Callable[[int, int], None]) -> int:
-        """Make the missing cells and return their number.
+        """Generate the missing cells and return their number.
 
         Args:
             progress: Called with the number of cells that exist and of all cells.

@@ -80,7 +80,7 @@ class Estimate:
 
     @property
     def missing(self) -> int:
-        """Return the number of cells to make."""
+        """Return the number of cells to generate."""
         return sum(needed - existing for needed, existing in self.cells.values())
 
     @property

@@ -9,7 +9,7 @@ from jroute.utils.keys import Keys, keys
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Execution shape of generation: how a cell is made, not what it means.
+    """Execution shape of generation: how a cell is generated, not what it means.
 
     Attributes:
         slots: Rows that run at a time, a multiple of the mesh's ``data`` axis; ``auto`` takes as

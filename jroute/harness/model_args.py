@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from jroute.arms.registry import BASELINE, SUBJECT
 from jroute.experiment.run import load_run
 from jroute.harness import policy
 from jroute.lm import load
@@ -43,7 +44,9 @@ def constructor_arguments(
     if key == "run" or (key == "pretrained" and (Path(folder) / "config.yaml").is_file()):
         _check_known(arguments, known, "a run")
         if arm is None:
-            raise UserError(f"model_args name run {folder} but no arm; add arm=rl, arm=baseline, …")
+            raise UserError(
+                f"model_args name run {folder} but no arm; add arm={SUBJECT}, arm={BASELINE}, …"
+            )
         run = load_run(folder)
         arguments.setdefault("enable_thinking", run.experiment.prompt.enable_thinking)
         return {"lm": run.lm, "gate": policy.run_policy(run, arm), **arguments}

@@ -47,11 +47,11 @@ class GateGrid:
             )
         return cls(tuple(values), routing.config.bands)
 
-    def gates(self, choices: Int[np.ndarray, "prompts dims"]) -> list[Gate]:
+    def gates(self, decisions: Int[np.ndarray, "prompts dims"]) -> list[Gate]:
         """Return the gates that indices into the grid stand for."""
         if self.num_gate_dims == 1:
-            return [self.values[row[0]] for row in choices]
-        return [tuple(self.values[i] for i in row) for row in choices]
+            return [self.values[row[0]] for row in decisions]
+        return [tuple(self.values[i] for i in row) for row in decisions]
 
     def keys(self, gates: GateArray) -> list[Gate]:
         """Return gates as a table names them; one number holds for all dimensions."""

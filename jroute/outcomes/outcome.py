@@ -2,7 +2,7 @@
 
 Decoding is fixed for a whole experiment, so a (problem, gate, sample) cell is generated once and
 looked up from then on (``jroute.outcomes.table``). Everything that changes the meaning of a cell is
-in one fingerprint; how a cell was made is stored beside it and changes nothing.
+in one fingerprint; how a cell was generated is stored beside it and changes nothing.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from jroute.utils.keys import Keys, keys
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a cell was made; not in its fingerprint, so several machines can fill one table.
+    """How a cell was generated; not in its fingerprint, so several machines can fill one table.
 
     Attributes:
         execution: Execution shape (batch width, mesh) as JSON.
@@ -57,7 +57,7 @@ class Outcome:
         reward: Reward of a learner: exact match in a table; a backend adds the shaping.
         stop_reason: ``end_token``, ``stop_string`` or ``length``.
         logprob: Summed natural-log probability of the generated tokens, if the engine reported it.
-        made: How it was made, if known.
+        made: How it was generated, if known.
     """
 
     stored_keys: ClassVar[Keys] = keys(
@@ -138,7 +138,7 @@ def grade(
         max_tokens: The decoding's limit, which a length penalty is measured against.
         rewards: Optional shaping; exact match alone if not given.
         sample: Number of the sample.
-        made: How the completion was made.
+        made: How the completion was generated.
     """
     parsed = parse_answer(completion.text, truncated=completion.stop_reason == "length")
     tokens = len(completion.tokens)

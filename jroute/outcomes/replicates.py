@@ -45,7 +45,7 @@ class Flips:
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """Differences between cells and their replicates, made in another order and batch width.
+    """Differences between cells and their replicates, generated in another order and batch width.
 
     Attributes:
         text: Cells with another completion.

@@ -189,7 +189,7 @@ class OutcomeTable:
         self._cells |= fresh
 
     def add_replicates(self, outcomes: Iterable[Outcome]) -> None:
-        """File cells that were made once more in another way; they may say something else.
+        """File cells that were generated again in another way; they may say something else.
 
         Raises:
             MissingOutcome: If a cell is not in the table.
@@ -202,7 +202,7 @@ class OutcomeTable:
             self._write_part(self.folder / REPLICATES, outcomes)
 
     def replicates(self) -> list[tuple[Outcome, Outcome]]:
-        """Cells and what came when they were made once more, in pairs.
+        """Cells and what came when they were generated again, in pairs.
 
         Raises:
             UserError: If a part cannot be read.
@@ -285,7 +285,7 @@ class OutcomeTable:
             write_text(card, json.dumps(content, indent=2))
         schema = self._schema.with_metadata({_FINGERPRINT_KEY: self.fingerprint.encode()})
         columns = pa.Table.from_pylist([_row(outcome) for outcome in outcomes], schema=schema)
-        # Named by what the cells say: processes that made them together write one file.
+        # Named by what the cells say: processes that generated them together write one file.
         meaning = [[getattr(outcome, name) for name in MEANING] for outcome in outcomes]
         digest = hashlib.sha256(json.dumps(meaning).encode()).hexdigest()[:16]
         name = f"part-{digest}.parquet"

@@ -24,7 +24,7 @@ from jroute.utils.config import load as load_config
 from jroute.utils.errors import UserError
 from jroute.utils.keys import restored, stored_keys
 
-Choices = dict[str, Float[np.ndarray, "seeds problems gate_dims"]]
+ArmGates = dict[str, Float[np.ndarray, "seeds problems gate_dims"]]
 """Gates by arm; an arm without seeds counts as one seed."""
 
 
@@ -79,14 +79,14 @@ def _read_split(
         table = _find_table(folder, experiment, str(results.get("outcomes", "")))
         cells = _read_cells(table)
         features, raw = _read_features(folder, split, len(problems))
-        choices = _read_choices(folder, split, problems)
-        if not choices:
-            choices = _decide(folder, results, raw, experiment.gates)
+        arm_gates = _read_gates(folder, split, problems)
+        if not arm_gates:
+            arm_gates = _decide(folder, results, raw, experiment.gates)
         prompts = _render_prompts(folder, experiment, problems)
-        rows = _problem_rows(problems, prompts, features, cells, choices)
+        rows = _problem_rows(problems, prompts, features, cells, arm_gates)
     except UserError as error:
         return SplitReport(split, split_results, missing=f"The problems cannot be shown: {error}.")
-    return SplitReport(split, split_results, rows, choices[SUBJECT])
+    return SplitReport(split, split_results, rows, arm_gates[SUBJECT])
 
 
 def _problem_rows(
@@ -94,15 +94,15 @@ def _problem_rows(
     prompts: Sequence[str],
     features: Sequence[Mapping[str, float]],
     cells: Mapping[str, Mapping[Gate, Outcome]],
-    choices: Choices,
+    arm_gates: ArmGates,
 ) -> tuple[ProblemRow, ...]:
     """Join what is known of every problem.
 
     Raises:
         UserError: The plain model's cell or the deployed controller's is missing.
     """
-    without_seeds = {name: gates[0] for name, gates in choices.items() if len(gates) == 1}
-    baseline = _gate(np.zeros(choices[SUBJECT].shape[-1]))
+    without_seeds = {name: gates[0] for name, gates in arm_gates.items() if len(gates) == 1}
+    baseline = _gate(np.zeros(arm_gates[SUBJECT].shape[-1]))
     rows = []
     for i, problem in enumerate(problems):
         arms = {BASELINE: baseline}
@@ -187,10 +187,10 @@ def _read_features(
     return [dict(zip(names, row, strict=True)) for row in raw.scalars.tolist()], raw
 
 
-# Choices of the arms ----------------------------------------------------------------------------
+# Gates of the arms ------------------------------------------------------------------------------
 
 
-def _read_choices(folder: RunFolder, split: str, problems: Sequence[Problem]) -> Choices:
+def _read_gates(folder: RunFolder, split: str, problems: Sequence[Problem]) -> ArmGates:
     """Return the gates of every arm as judging wrote them; empty if it did not.
 
     Raises:
@@ -209,7 +209,7 @@ def _read_choices(folder: RunFolder, split: str, problems: Sequence[Problem]) ->
     seeds = np.array(seed_indices, int)
     gates = [np.nan if gate is None else gate for gate in item_gates]
     values = np.array([np.ravel(gate) for gate in gates], float)  # [rows, gate_dims]
-    choices: Choices = {}
+    arm_gates: ArmGates = {}
     for arm in sorted(set(arms.tolist())):
         rows = arms == arm
         if np.isnan(values[rows]).any():
@@ -219,14 +219,14 @@ def _read_choices(folder: RunFolder, split: str, problems: Sequence[Problem]) ->
         chosen[seeds[rows], columns[rows]] = values[rows]
         if np.isnan(chosen).any():
             raise UserError(f"{path} lacks problems; judge the run again")
-        choices[arm] = chosen
-    return choices
+        arm_gates[arm] = chosen
+    return arm_gates
 
 
 def _decide(
     folder: RunFolder, results: Mapping[str, Any], raw: RawFeatures, grid: Sequence[float]
-) -> Choices:
-    """Let the saved controllers choose again, for runs whose judging wrote no choices.
+) -> ArmGates:
+    """Let the saved controllers choose again, for runs whose judging wrote no gates.
 
     Raises:
         UserError: There are no controllers, or a version wrote them that cannot be read.

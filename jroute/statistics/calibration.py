@@ -104,7 +104,7 @@ def permuted_headroom(
     train, validation, judged = moved
     headroom = validator.contrast(
         judged,
-        validator.choices(judged, np.concatenate([train, validation])),
+        validator.columns(judged, np.concatenate([train, validation])),
         int(outcomes[0].mean(axis=0).argmax()),
         replicates=config.replicates,
         seed=config.seed,

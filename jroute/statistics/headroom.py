@@ -79,7 +79,7 @@ class _Fold:
 
 
 class CrossValidator:
-    """Cross-validated choices of gates on judged problems, prepared for any table of rewards.
+    """Cross-validated columns of judged problems, prepared for any table of rewards.
 
     Args:
         judged: Features of the problems that are answered.
@@ -117,16 +117,16 @@ class CrossValidator:
         projected = (design[held_out] - mean) @ rotation
         return _Fold(rows, held_out, centred @ rotation, spectrum[keep], projected)
 
-    def choices(
+    def columns(
         self, rewards: Float[np.ndarray, "judged gates"], extra: Float[np.ndarray, "extra gates"]
     ) -> Int[np.ndarray, " judged"]:
-        """Return the gate that each judged problem gets from the rule of its fold.
+        """Return the column that each judged problem gets from the rule of its fold.
 
         The penalty of a fold is the one with the least leave-one-out squared error on the rule's
         own problems, which ridge regression gives in closed form.
         """
         all_rewards = np.concatenate([rewards, extra])
-        chosen = np.zeros(self.judged, np.int64)
+        columns = np.zeros(self.judged, np.int64)
         for fold in self.folds:
             y = all_rewards[fold.rows]
             mean = y.mean(axis=0)
@@ -141,28 +141,28 @@ class CrossValidator:
                 if error < least:
                     least, best_shrinkage = error, shrinkage
             predicted = mean + fold.projected @ (best_shrinkage[:, None] * coordinates)
-            chosen[fold.held_out] = predicted.argmax(axis=1)
-        return chosen
+            columns[fold.held_out] = predicted.argmax(axis=1)
+        return columns
 
     def contrast(
         self,
         values: Float[np.ndarray, "judged gates"],
-        chosen: Int[np.ndarray, " judged"],
+        columns: Int[np.ndarray, " judged"],
         fixed: int,
         *,
         replicates: int = REPLICATES,
         seed: int = 0,
     ) -> Contrast:
-        """Return what ``choices`` gain over a fixed gate, with an interval that allows for folds.
+        """Return what ``columns`` gain over a fixed gate, with an interval that allows for folds.
 
         Args:
             values: Values of every gate of the judged problems.
-            chosen: From ``choices``.
+            columns: From the method ``columns``.
             fixed: The fixed gate's column.
             replicates: Bootstrap resamples.
             seed: Seed of the resampling.
         """
-        gains = values[np.arange(self.judged), chosen] - values[:, fixed]
+        gains = values[np.arange(self.judged), columns] - values[:, fixed]
         learned_from = np.mean([len(fold.rows) for fold in self.folds])
         wider = np.sqrt(1.0 + self.judged / learned_from)
         widened = gains.mean() + wider * (gains - gains.mean())
@@ -209,11 +209,11 @@ def headroom(
     """
     validator = CrossValidator(judged[0], extra[0], folds=folds, seed=seed)
     values = judged[1]
-    chosen = validator.choices(values, extra[1])
+    columns = validator.columns(values, extra[1])
     hindsight = paired_contrast(
         values.max(axis=1), values[:, best_fixed], replicates=replicates, seed=seed
     )
-    learnable = validator.contrast(values, chosen, best_fixed, replicates=replicates, seed=seed)
+    learnable = validator.contrast(values, columns, best_fixed, replicates=replicates, seed=seed)
     return Headroom(hindsight, learnable, folds)
 
 

@@ -100,14 +100,14 @@ def test_rl_and_the_rule_see_the_same_permutation(tables) -> None:
     assert not np.array_equal(deals[0], calibration._deals(tables, CONFIG, 8)[0])
     validator = validator_of(tables)
     moved = [y[np.argsort(deal)] for (_, y), deal in zip(parts, deals, strict=True)]
-    chosen = validator.choices(moved[2], np.concatenate(moved[:2]))
+    chosen = validator.columns(moved[2], np.concatenate(moved[:2]))
     best = int(tables.train[1].mean(axis=0).argmax())
     by_hand = (moved[2][np.arange(1500), chosen] - moved[2][:, best]).mean()
     rule = calibration.null_rule(tables, validator, CONFIG, 7)
     assert rule["learnable"] == pytest.approx(by_hand)
     # Without dealing, the rule finds what is there.
     extra = np.concatenate([tables.train[1], tables.validation[1]])
-    chosen = validator.choices(tables.judged["test"][1], extra)
+    chosen = validator.columns(tables.judged["test"][1], extra)
     found = validator.contrast(tables.judged["test"][1], chosen, best, replicates=400)
     assert found.difference > 0.12 and found.ci95[0] > 0.08
 

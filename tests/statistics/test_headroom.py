@@ -28,7 +28,7 @@ def test_it_finds_what_a_rule_can_gain() -> None:
     rng = np.random.default_rng(0)
     judged, extra = draw(rng, 1000, 0.1), draw(rng, 1000, 0.1)
     found = headroom(judged, extra, 0, replicates=1000)
-    chosen = CrossValidator(judged[0], extra[0]).choices(judged[1], extra[1])
+    chosen = CrossValidator(judged[0], extra[0]).columns(judged[1], extra[1])
     right = np.where(judged[0][:, 0] > 0, 1, 2)
     assert (chosen == right).mean() > 0.85  # wrong only where the sign is close
     far = np.abs(judged[0][:, 0]) > 0.5
@@ -55,7 +55,7 @@ def test_every_problem_is_answered_by_a_rule_that_never_saw_it() -> None:
         assert len(fold.held_out) + len(fold.rows) == 350
     for _ in range(200):
         y, other = rng.random((300, 3)) < 0.5, rng.random((50, 3)) < 0.5
-        chosen = validator.choices(y.astype(float), other.astype(float))
+        chosen = validator.columns(y.astype(float), other.astype(float))
         gains.append((y[np.arange(300), chosen] - 0.5).mean())
     assert abs(np.mean(gains)) < 3 * np.std(gains) / np.sqrt(len(gains))
     assert abs(np.mean(gains)) < 0.01
@@ -64,7 +64,7 @@ def test_every_problem_is_answered_by_a_rule_that_never_saw_it() -> None:
 def test_choices_are_those_of_ridge_regression_done_by_hand() -> None:
     rng = np.random.default_rng(2)
     (x, y), (more, other) = draw(rng, 60, 0.1), draw(rng, 30, 0.1)
-    chosen = CrossValidator(x, more, folds=3, seed=5).choices(y, other)
+    chosen = CrossValidator(x, more, folds=3, seed=5).columns(y, other)
     again = np.random.default_rng(5)
     everything, rewards = np.concatenate([x, more]), np.concatenate([y, other])
     design = room._design(everything, again)
@@ -102,7 +102,7 @@ def test_intervals_cover_what_the_rules_are_worth() -> None:
     for trial in range(trials):
         y, z = rng.random(truth.shape) < truth, rng.random(other.shape) < other
         y, z = y.astype(float), z.astype(float)
-        chosen = validator.choices(y, z)
+        chosen = validator.columns(y, z)
         found = validator.contrast(y, chosen, 0, replicates=400, seed=trial)
         short = paired_contrast(y[rows, chosen], y[:, 0], replicates=400, seed=trial)
         assert found.difference == pytest.approx(short.difference)
@@ -120,7 +120,7 @@ def test_intervals_cover_what_the_rules_are_worth() -> None:
 def test_features_that_are_all_alike_teach_one_gate() -> None:
     rng = np.random.default_rng(4)
     y = (rng.random((200, 3)) < [0.3, 0.8, 0.5]).astype(float)
-    chosen = CrossValidator(np.ones((200, 3)), np.ones((50, 3))).choices(y, y[:50])
+    chosen = CrossValidator(np.ones((200, 3)), np.ones((50, 3))).columns(y, y[:50])
     assert (chosen == 1).all()
 
 
