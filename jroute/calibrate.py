@@ -32,37 +32,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     args, overrides = parser.parse_known_args(words)
     from jroute.experiment.calibration import calibrate
-    from jroute.experiment.calibration_runs import ModelRuns
+    from jroute.experiment.calibration_runs import ModelRuns, sources_of, write_results
     from jroute.experiment.result_cache import ResultCache
     from jroute.report.calibration_text import calibration_text
-    from jroute.utils.files import write_json
-    from jroute.utils.keys import stored
-    from jroute.utils.machine import describe_machine
 
     started = time.perf_counter()
     runs = ModelRuns(args.out, args.config, tuple(overrides))
     options = list(parser._option_string_actions)
     config = runs.calibration(options, permutations=args.permutations, tables=args.tables)
-    positive, null = "positive" in args.parts, "null" in args.parts
-    sources = args.models if positive else args.models[: int(null)]  # the null is of the first
+    sources = sources_of(args.models, args.parts)
     if args.plan:
-        contests = len(args.plain) + (len(sources) if positive else 0)
-        print(runs.estimate([*sources, *args.plain], contests, config, args.parts))
+        trained = [*args.plain, *(sources if "positive" in args.parts else ())]
+        print(runs.estimate([*sources, *args.plain], len(trained), config, args.parts))
         return
     models, plain = (list(map(runs.tables, folders)) for folders in (sources, args.plain))
     results = calibrate(models, plain, config, args.parts, ResultCache(args.out / "kept.json"))
     seconds = time.perf_counter() - started
     print(calibration_text(results))
-    report = {
-        "command": shlex.join(["python", "-m", "jroute.calibrate", *words]),
-        "machine": describe_machine(),
-        "seconds_of_this_command": seconds,
-        "config": stored(config),
-        **results,
-    }
     path = args.report or args.out / "calibration.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, report)
+    line = shlex.join(["python", "-m", "jroute.calibrate", *words])
+    write_results(path, results, config, command=line, seconds=seconds)
     print(f"\n{path}: all results, after {seconds:.0f} s")
 
 

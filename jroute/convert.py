@@ -7,8 +7,9 @@ from typing import Any, get_args
 
 import jax
 
-from jroute.checkpoint.conversion import Conversion, Dtype, convert, summary
+from jroute.checkpoint.conversion import Dtype, convert, summary
 from jroute.checkpoint.conversion_plan import describe, plan_conversion
+from jroute.checkpoint.export import export, listing
 from jroute.observe.progress import ByteBar
 from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
@@ -17,15 +18,14 @@ from jroute.utils.errors import UserError
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Convert a checkpoint, plan or verify that, or export a model directory."""
-    options = vars(_parser().parse_args(argv))
+    options = _parse(argv)
     out, model = Path(options["out"]), options.pop("to_hf")
     if model is not None:
-        _export(Path(model), out, options)
+        with ByteBar("export") as progress:
+            files = export(Path(model), out, progress)
+        print(listing(out, files))
         return
-    file, verify = options.pop("prompts"), options.pop("verify")
-    if file is not None and not verify:
-        raise UserError("--prompts is for --verify; add it")
-    prompts = None if file is None else _read_prompts(Path(file))
+    prompts, verify = options.pop("prompts"), options.pop("verify")
     if options.pop("dry_run"):
         plan = plan_conversion(**options)
         print(describe(plan))
@@ -40,36 +40,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         conversion = convert(**options, progress=progress)
     print(summary(conversion, out))
     if verify:
-        _verify(conversion, out, prompts)
+        from jroute.checkpoint import verification
+
+        with ByteBar("verify") as progress:
+            result = verification.verify(conversion.folder, out, prompts, progress)
+        print(verification.report(result, conversion, out))
+        verification.refuse_large_error(result, out)
 
 
-def _read_prompts(file: Path) -> list[str]:
-    from jroute.checkpoint.verification import read_prompts
-
-    return read_prompts(file)
-
-
-def _verify(conversion: Conversion, out: Path, prompts: Sequence[str] | None) -> None:
-    from jroute.checkpoint.verification import PROMPTS, refuse_large_error, report, verify
-
-    prompts = PROMPTS if prompts is None else prompts
-    with ByteBar("verify") as progress:
-        verification = verify(conversion.folder, out, prompts, progress)
-    print(report(verification, conversion, out, len(prompts)))
-    refuse_large_error(verification, out)
-
-
-def _export(model: Path, out: Path, options: dict[str, Any]) -> None:
-    from jroute.checkpoint.export import export
-
-    given = [name for name, value in options.items() if value and name != "out"]
-    if given:
+def _parse(argv: Sequence[str] | None) -> dict[str, Any]:
+    """Return the options, with the prompts of ``--prompts`` in place of its file."""
+    options = vars(_parser().parse_args(argv))
+    given = [name for name, value in options.items() if value and name not in ("out", "to_hf")]
+    if options["to_hf"] is not None and given:
         raise UserError(f"--{given[0].replace('_', '-')} has no meaning with --to-hf; leave it out")
-    with ByteBar("export") as progress:
-        files = export(model, out, progress)
-    print(f"wrote {out}")
-    for file in files:
-        print(f"  {file.name}  {file.stat().st_size:,} bytes")
+    if options["prompts"] is not None:
+        if not options["verify"]:
+            raise UserError("--prompts is for --verify; add it")
+        from jroute.checkpoint.verification import read_prompts
+
+        options["prompts"] = read_prompts(Path(options["prompts"]))
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

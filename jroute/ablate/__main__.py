@@ -6,7 +6,6 @@ Existing cells are not generated again, so an interrupted command goes on where 
 ``--plan`` prints what the missing cells would take, and stops.
 """
 
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -40,10 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         extra=AblateOptions,
     )
     from jroute.ablate.ablation_run import AblationRun, format_table
-    from jroute.ablate.plots import plot_ablation
+    from jroute.ablate.files import write_ablation
     from jroute.observe.progress import progress_bar
-    from jroute.utils.files import write_text
-    from jroute.utils.machine import describe_machine
 
     ablation = AblationRun(grid)
     for sentence in ablation.impossible:
@@ -58,22 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             bar.update(done - bar.n)
 
         count = ablation.fill(progress)
-    rows, folder = ablation.rows(), ablation.folder
-    content = {
-        "command": shlex.join(["python", "-m", "jroute.ablate", *argv]),
-        "model": ablation.run.base.fingerprint,
-        "split": grid.split,
-        "left_out": ablation.impossible,
-        "machine": describe_machine(),
-    }
-    lines = ",\n  ".join(json.dumps(row) for row in rows)
-    head = json.dumps(content, indent=1).removesuffix("\n}")
-    write_text(folder / "ablation.json", f'{head},\n "cells": [\n  {lines}\n ]\n}}\n')
-    write_text(folder / "ablation.txt", f"{format_table(rows)}\n")
-    plot_ablation(rows, folder / "ablation.png")
+    rows = ablation.rows()
+    files = write_ablation(ablation, rows, shlex.join(["python", "-m", "jroute.ablate", *argv]))
     print(f"{format_table(rows)}\n\n{count} cells made now")
-    for name in ("ablation.txt", "ablation.json", "ablation.png"):
-        print(folder / name)
+    print("\n".join(map(str, files)))
 
 
 if __name__ == "__main__":

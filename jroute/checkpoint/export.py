@@ -141,6 +141,12 @@ def export(
     return [Path(out) / name for name in names]
 
 
+def listing(out: Path, files: Sequence[Path]) -> str:
+    """Return the files of an export and their sizes, as text."""
+    sizes = (f"  {file.name}  {file.stat().st_size:,} bytes" for file in files)
+    return "\n".join([f"wrote {out}", *sizes])
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``out`` when the block succeeds.

@@ -37,13 +37,15 @@ class LogitComparison(NamedTuple):
     Attributes:
         max_error: Largest absolute difference of a logit.
         agreement: Share of positions at which both have the same most likely token.
-        positions: Number of positions compared.
+        prompts: Number of prompts compared.
+        positions: Number of their positions.
         dtype: Type in which both computed.
         bound: Limit on ``max_error`` from rounding alone: ``BOUNDS`` times the largest logit.
     """
 
     max_error: float
     agreement: float
+    prompts: int
     positions: int
     dtype: str
     bound: float
@@ -73,7 +75,7 @@ class Verification(NamedTuple):
 def verify(
     source: Path,
     directory: Path,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Verification:
     """Compare a model directory with the folder it was converted from.
@@ -81,7 +83,7 @@ def verify(
     Args:
         source: The folder in Hugging Face layout.
         directory: The model directory.
-        prompts: Texts whose logits are compared.
+        prompts: Texts whose logits are compared; by default ``PROMPTS``.
         progress: Called with the bytes compared so far and in total.
 
     Raises:
@@ -97,7 +99,7 @@ def verify(
     elif not has_tokenizer(directory):
         why = "there is no tokenizer"
     else:
-        logits = compare_logits(source, directory, prompts)
+        logits = compare_logits(source, directory, PROMPTS if prompts is None else prompts)
     return Verification(len(stored.shapes), differing, logits, why)
 
 
@@ -152,9 +154,15 @@ def compare_logits(source: Path, directory: Path, prompts: Sequence[str]) -> Log
         error = max(error, float(np.nan_to_num(np.abs(ours - theirs).max(), nan=np.inf)))
         largest = max(largest, float(np.abs(theirs).max()))
         agreed += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
-    positions_compared = sum(map(len, rows))
-    bound = BOUNDS[dtype] * largest
-    return LogitComparison(error, agreed / positions_compared, positions_compared, dtype, bound)
+    count = sum(map(len, rows))
+    return LogitComparison(
+        max_error=error,
+        agreement=agreed / count,
+        prompts=len(rows),
+        positions=count,
+        dtype=dtype,
+        bound=BOUNDS[dtype] * largest,
+    )
 
 
 def encode_prompts(directory: Path, prompts: Sequence[str], context: int) -> list[list[int]]:
@@ -199,14 +207,13 @@ def check_prompts(source: str, revision: str | None, prompts: Sequence[str]) -> 
         encode_prompts(folder, prompts, open_source(folder).config.max_position_embeddings)
 
 
-def report(verification: Verification, conversion: Conversion, out: Path, prompts: int) -> str:
+def report(verification: Verification, conversion: Conversion, out: Path) -> str:
     """Return the result of a verification as text.
 
     Args:
         verification: The result.
         conversion: The conversion that was verified.
         out: The model directory.
-        prompts: Number of prompts whose logits were compared.
 
     Raises:
         UserError: A tensor differs.
@@ -226,7 +233,7 @@ def report(verification: Verification, conversion: Conversion, out: Path, prompt
     if compared is None:
         return "\n".join([*lines, f"  logits       not compared: {verification.why}"])
     lines += [
-        f"  positions    {compared.positions:,} of {prompts} prompts, {compared.dtype}",
+        f"  positions    {compared.positions:,} of {compared.prompts} prompts, {compared.dtype}",
         f"  max error    {compared.max_error:.3g} of a logit, against transformers "
         f"(rounding stays below {compared.bound:.2g})",
         f"  top-1        {compared.agreement:.2%} agree",

@@ -3,10 +3,11 @@
 import dataclasses
 import hashlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from jroute.experiment.run import Run, load_run
 from jroute.tasks import Split
 from jroute.utils.config import load
 from jroute.utils.errors import UserError
+from jroute.utils.files import write_json
+from jroute.utils.keys import stored
+from jroute.utils.machine import describe_machine
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,40 @@ class ModelRuns:
                 problems = len(run.data.problems("train"))
         lines += _estimate_trainings(models, problems, config, parts)
         return "\n".join([*lines, "supervised networks and resampling come on top"])
+
+
+def sources_of(models: Sequence[Path], parts: Sequence[str]) -> Sequence[Path]:
+    """Return the models whose tables the parts need: all for ``positive``, one for ``null``."""
+    if "positive" in parts:
+        return models
+    return models[:1] if "null" in parts else ()
+
+
+def write_results(
+    file: Path,
+    results: Mapping[str, Any],
+    config: CalibrationConfig,
+    *,
+    command: str,
+    seconds: float,
+) -> None:
+    """Write the results as JSON, with what made them.
+
+    Args:
+        file: The file; its folder is made if missing.
+        results: As ``jroute.experiment.calibration.calibrate`` gives them.
+        config: The configuration of the calibration.
+        command: The command line.
+        seconds: How long it took.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "command": command,
+        "machine": describe_machine(),
+        "seconds_of_this_command": seconds,
+        "config": stored(config),
+    }
+    write_json(file, {**content, **results})
 
 
 def _estimate_trainings(

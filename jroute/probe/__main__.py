@@ -16,7 +16,6 @@ from jroute.tasks import Split
 from jroute.utils.cli import command, run_command
 from jroute.utils.config import parse
 from jroute.utils.errors import UserError
-from jroute.utils.keys import stored
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.prompts < 1:
         raise UserError(f"prompts is {options.prompts}; give at least 1")
     from jroute.experiment.run import Run
-    from jroute.probe import effects, plots
-    from jroute.probe.text import probe_numbers, probe_text
-    from jroute.utils.files import write_json
+    from jroute.probe import effects
+    from jroute.probe.files import write_probe
+    from jroute.probe.text import probe_text
 
     run = Run(Path(experiment.run), experiment)
     lm, prompts = run.base, run.data.tokens(options.split, options.prompts)
@@ -67,18 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         probe = effects.probe(lm.params, lm.config, lm.routing, prompts, experiment.gates)
     folder = Path(options.out) if options.out else run.directory / "probe"
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {
-        "model": lm.fingerprint,
-        "routing": stored(lm.routing.config),
-        "split": options.split,
-        "prompts": len(prompts),
-        "tokens": sum(map(len, prompts)),
-        **probe_numbers(probe, lm.routing),
-    }
-    write_json(folder / "probe.json", content, indent=None)
-    files = [folder / "probe.json", *plots.plot_probe(probe, lm.routing, folder)]
-    print(f"{len(prompts)} prompts of {options.split}, {content['tokens']} tokens")
+    files = write_probe(folder, probe, lm, options.split, prompts)
+    print(f"{len(prompts)} prompts of {options.split}, {sum(map(len, prompts))} tokens")
     print(f"{probe_text(probe, lm.routing)}\n\nverdict: {probe.verdict}\n")
     print("\n".join(map(str, files)))
 
