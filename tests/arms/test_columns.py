@@ -56,11 +56,11 @@ def test_the_baseline_is_the_gate_zero_wherever_it_stands_in_the_grid() -> None:
 
 
 def test_gates_that_were_chosen_are_counted_by_seed(columns) -> None:
-    found = gate_counts(columns, 3)
-    assert found["rl"] == [[5, 1, 2], [1, 5, 2]]
-    assert found["rl_selected"] == [[1, 5, 2]]
-    assert found["rl_modal"] == [[8, 0, 0], [0, 8, 0]]
-    assert found["best_fixed"] == [[0, 0, 8]]
-    assert found["random_reward"] == [[8, 0, 0], [2, 3, 3]]
+    counts = gate_counts(columns, 3)
+    assert counts["rl"] == [[5, 1, 2], [1, 5, 2]]
+    assert counts["rl_selected"] == [[1, 5, 2]]
+    assert counts["rl_modal"] == [[8, 0, 0], [0, 8, 0]]
+    assert counts["best_fixed"] == [[0, 0, 8]]
+    assert counts["random_reward"] == [[8, 0, 0], [2, 3, 3]]
     # An expectation and hindsight decide for no gate.
-    assert not {"random", "shuffled_prompt", "oracle"} & found.keys()
+    assert not {"random", "shuffled_prompt", "oracle"} & counts.keys()

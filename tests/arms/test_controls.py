@@ -87,12 +87,12 @@ def test_arms_derived_from_what_seeds_chose() -> None:
     chosen = np.array([[0, 1, 1, 2], [2, 2, 0, 0]])
     assert modal_columns(chosen, 3).tolist() == [1, 0]  # the first of equals
     values = np.random.default_rng(0).random((4, 3))
-    found = shuffled_values(values, chosen)
+    shuffled = shuffled_values(values, chosen)
     by_hand = [
         [np.mean([values[i, row[j]] for j in range(4) if j != i]) for i in range(4)]
         for row in chosen
     ]
-    np.testing.assert_allclose(found, by_hand)
+    np.testing.assert_allclose(shuffled, by_hand)
 
 
 def test_dealt_rewards_are_the_same_ones_elsewhere() -> None:

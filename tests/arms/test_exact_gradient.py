@@ -15,8 +15,8 @@ def test_the_exact_gradient_is_that_of_the_expected_reward() -> None:
     paid = np.random.default_rng(1).random((7, GATES)).astype(np.float32)
     chance = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     value = (chance * paid).sum(axis=1, keepdims=True)
-    found, gradient = jax.value_and_grad(expected_loss)(jnp.asarray(logits), jnp.asarray(paid))
-    np.testing.assert_allclose(found, -value.mean(), rtol=1e-6)
+    loss, gradient = jax.value_and_grad(expected_loss)(jnp.asarray(logits), jnp.asarray(paid))
+    np.testing.assert_allclose(loss, -value.mean(), rtol=1e-6)
     np.testing.assert_allclose(gradient, -chance * (paid - value) / 7, rtol=1e-4, atol=1e-7)
 
 

@@ -116,9 +116,9 @@ def test_a_learning_rate_that_fails_is_not_taken() -> None:
     both = SupervisedConfig(steps=200, check_every=50, learning_rates=(1e-9, 3e-3))
     good = SupervisedConfig(steps=200, check_every=50, learning_rates=(3e-3,))
     fresh = lengths(100, 4)
-    found = columns_of_regressor(fit_supervised(*data, both, jax.random.key(0)), fresh)
+    columns = columns_of_regressor(fit_supervised(*data, both, jax.random.key(0)), fresh)
     np.testing.assert_array_equal(
-        found, columns_of_regressor(fit_supervised(*data, good, jax.random.key(0)), fresh)
+        columns, columns_of_regressor(fit_supervised(*data, good, jax.random.key(0)), fresh)
     )
 
 
@@ -130,9 +130,9 @@ def test_a_weight_decay_that_fails_is_not_taken() -> None:
     )
     good = SupervisedConfig(steps=200, check_every=50, learning_rates=(3e-3,), weight_decays=(0.0,))
     fresh = lengths(100, 4)
-    found = columns_of_regressor(fit_supervised(*data, both, jax.random.key(0)), fresh)
+    columns = columns_of_regressor(fit_supervised(*data, both, jax.random.key(0)), fresh)
     np.testing.assert_array_equal(
-        found, columns_of_regressor(fit_supervised(*data, good, jax.random.key(0)), fresh)
+        columns, columns_of_regressor(fit_supervised(*data, good, jax.random.key(0)), fresh)
     )
 
 

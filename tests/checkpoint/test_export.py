@@ -35,11 +35,11 @@ def tensors_of(folder: Path) -> dict[str, np.ndarray]:
     return {name: checkpoint.read(name) for name in checkpoint.tensors}
 
 
-def assert_same_bits(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
-    assert found.keys() == expected.keys()
+def assert_same_bits(tensors: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
+    assert tensors.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape), name
-        assert found[name].tobytes() == tensor.tobytes(), name
+        assert (tensors[name].dtype, tensors[name].shape) == (tensor.dtype, tensor.shape), name
+        assert tensors[name].tobytes() == tensor.tobytes(), name
 
 
 def special_values(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -79,10 +79,10 @@ def test_large_weights_are_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write = exporting.write
     most = 0
 
-    def counted(file: Path, some: Mapping[str, np.ndarray]) -> None:
+    def counted(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
         nonlocal most
-        most = max(most, sum(tensor.nbytes for tensor in some.values()))
-        write(file, some)
+        most = max(most, sum(tensor.nbytes for tensor in tensors.values()))
+        write(file, tensors)
 
     monkeypatch.setattr(exporting, "write", counted)
     monkeypatch.setattr(exporting, "SHARD_BYTES", limit)
@@ -109,8 +109,8 @@ def test_tensors_lie_block_after_block(tmp_path: Path) -> None:
     source = write_source(tmp_path / "hf", CONFIG, random_tensors(CONFIG))
     convert(str(source), tmp_path / "model")
     names = list(StoredTensors(tmp_path / "model").shapes)
-    found = [re.findall(r"\d+", name) for name in names]
-    blocks = [int(numbers[0]) for numbers in found if numbers]
+    indices = [re.findall(r"\d+", name) for name in names]
+    blocks = [int(numbers[0]) for numbers in indices if numbers]
     assert blocks == sorted(blocks) and set(blocks) == {0, 1, 2}
     assert (names[0], *names[-2:]) == (
         "model.embed_tokens.weight",
@@ -126,9 +126,9 @@ def test_the_config_names_the_type_of_the_weights(tmp_path: Path, key: str) -> N
     (source / "config.json").write_text(json.dumps(content))
     convert(str(source), tmp_path / "model", dtype="bfloat16")
     export(tmp_path / "model", tmp_path / "back")
-    found = json.loads((tmp_path / "back" / "config.json").read_text())
-    assert found == {**content, key: "bfloat16"}
-    assert list(found) == list(content)
+    exported = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert exported == {**content, key: "bfloat16"}
+    assert list(exported) == list(content)
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
@@ -178,7 +178,7 @@ def test_no_model_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "told", "message"),
+    ("error", "raised", "message"),
     [
         (OSError(28, "No space left on device"), UserError, r"cannot write .*No space left"),
         (SafetensorError("I/O error: disk quota"), UserError, r"cannot write .*disk quota"),
@@ -189,16 +189,16 @@ def test_nothing_stays_behind(
     tmp_path: Path,
     model: Path,
     error: BaseException,
-    told: type[BaseException],
+    raised: type[BaseException],
     message: str | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(file: Path, some: Any) -> None:
+    def fail(file: Path, tensors: Any) -> None:
         file.write_bytes(b"half")
         raise error
 
     monkeypatch.setattr(exporting, "write", fail)
-    with pytest.raises(told, match=message):
+    with pytest.raises(raised, match=message):
         export(model, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

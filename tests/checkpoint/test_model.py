@@ -98,10 +98,10 @@ def test_fingerprint_tells_models_apart(tmp_path: Path) -> None:
     }
     for name, (params, config) in saved.items():
         save_model(tmp_path / name, params, config)
-    found = {name: model_fingerprint(tmp_path / name) for name in saved}
-    assert found["same"] == found["again"]
-    assert len(set(found.values())) == 4
-    assert all(len(value) == 64 for value in found.values())
+    fingerprints = {name: model_fingerprint(tmp_path / name) for name in saved}
+    assert fingerprints["same"] == fingerprints["again"]
+    assert len(set(fingerprints.values())) == 4
+    assert all(len(value) == 64 for value in fingerprints.values())
 
 
 def test_companions_are_copied_and_nothing_else(tmp_path: Path) -> None:

@@ -34,29 +34,29 @@ def prompts(tiny_lm) -> list[str]:
 
 def test_the_bundled_model_is_what_it_was_made_of(tiny_directory: Path, tiny_lm, prompts) -> None:
     seen: list[tuple[int, int]] = []
-    found = verify(ASSET, tiny_directory, prompts, lambda *args: seen.append(args))
-    assert (found.tensors, found.differing) == (len(load_file(ASSET / "model.safetensors")), ())
-    assert found.logits is not None
+    result = verify(ASSET, tiny_directory, prompts, lambda *args: seen.append(args))
+    assert (result.tensors, result.differing) == (len(load_file(ASSET / "model.safetensors")), ())
+    assert result.logits is not None
     rows = [tiny_lm.encode(prompt) for prompt in prompts]
-    assert found.logits.positions == sum(map(len, rows)) > 150
-    assert found.logits.dtype == "float32"
-    assert found.logits.agreement == 1.0
+    assert result.logits.positions == sum(map(len, rows)) > 150
+    assert result.logits.dtype == "float32"
+    assert result.logits.agreement == 1.0
     errors = [
         np.abs(np.asarray(tiny_lm.logits([row]))[0] - torch_logits(torch_tiny(), row)).max()
         for row in rows
     ]
-    assert 0 < found.logits.max_error < min(1e-4, found.logits.bound)
-    assert found.logits.max_error == pytest.approx(max(errors), rel=0.5)
+    assert 0 < result.logits.max_error < min(1e-4, result.logits.bound)
+    assert result.logits.max_error == pytest.approx(max(errors), rel=0.5)
     assert seen[-1][0] == seen[-1][1] == sum(StoredTensors(tiny_directory).sizes.values())
 
 
 def test_bfloat16_is_compared_in_bfloat16(tmp_path: Path, prompts) -> None:
     convert(str(ASSET), tmp_path / "model", dtype="bfloat16")
-    found = verify(ASSET, tmp_path / "model", prompts)
-    assert found.differing == () and found.logits is not None
-    assert found.logits.dtype == "bfloat16"
-    assert found.logits.agreement > 0.95
-    assert 1e-3 < found.logits.max_error < min(0.5, found.logits.bound)
+    result = verify(ASSET, tmp_path / "model", prompts)
+    assert result.differing == () and result.logits is not None
+    assert result.logits.dtype == "bfloat16"
+    assert result.logits.agreement > 0.95
+    assert 1e-3 < result.logits.max_error < min(0.5, result.logits.bound)
 
 
 def changed(source: Path, folder: Path, name: str, change: Any) -> Path:
@@ -90,8 +90,8 @@ def test_one_bit_is_found(tmp_path: Path, change: Any) -> None:
     source = write_source(tmp_path / "hf", CONFIG, tensors)
     convert(str(source), tmp_path / "model")
     other = changed(source, tmp_path / "other", name, change)
-    found = verify(other, tmp_path / "model", ["5"])
-    assert (found.tensors, found.differing, found.logits) == (len(tensors), (name,), None)
+    result = verify(other, tmp_path / "model", ["5"])
+    assert (result.tensors, result.differing, result.logits) == (len(tensors), (name,), None)
 
 
 def test_two_equal_shapes_swapped_are_found(tmp_path: Path) -> None:
@@ -118,10 +118,10 @@ def test_a_wrong_model_shows_in_the_logits(
     monkeypatch.setattr(
         verification, "_logits", jax.jit(lambda *a: verification._logits_of(*a), static_argnums=1)
     )
-    found = verify(ASSET, tiny_directory, prompts)
-    assert found.differing == () and found.logits is not None
-    assert found.logits.agreement < 0.9 and found.logits.max_error > 0.1
-    assert found.logits.max_error > 10 * found.logits.bound
+    result = verify(ASSET, tiny_directory, prompts)
+    assert result.differing == () and result.logits is not None
+    assert result.logits.agreement < 0.9 and result.logits.max_error > 0.1
+    assert result.logits.max_error > 10 * result.logits.bound
     model = ["--source", str(ASSET), "--out", str(tiny_directory), "--verify"]
     assert convert_command(model) == 2
     assert "rounding stays below" in capsys.readouterr().err
@@ -145,10 +145,10 @@ def test_it_works_without_torch(tiny_directory: Path) -> None:
 import importlib.util, json, sys
 from pathlib import Path
 find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
+importlib.util.find_spec = lambda name, *others: None if name == "torch" else find(name, *others)
 from jroute.checkpoint.verification import verify
-found = verify(Path({str(ASSET)!r}), Path({str(tiny_directory)!r}), ["5"])
-print(json.dumps([found.tensors, found.differing, found.logits, "torch" in sys.modules]))
+result = verify(Path({str(ASSET)!r}), Path({str(tiny_directory)!r}), ["5"])
+print(json.dumps([result.tensors, result.differing, result.logits, "torch" in sys.modules]))
 """
     result = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, check=False, capture_output=True, text=True

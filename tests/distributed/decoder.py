@@ -118,11 +118,11 @@ def logits(
 def greedy(params: Any, mesh: Mesh | None, *, routed: bool, unroll: bool = True) -> Decoded:
     """Prefill, then decoding in two chunks, the second of which takes what the first returns."""
     with on(mesh):
-        rows, *rest = placed_inputs(routed=routed)
-        state, first = prefill(params, rows, *rest, config=CONFIG, room=NEW, unroll=unroll)
+        rows, *others = placed_inputs(routed=routed)
+        state, first = prefill(params, rows, *others, config=CONFIG, room=NEW, unroll=unroll)
         chunks: list[Chunk] = [first]
         for _ in range(2):
-            state, chunk = decode(params, state, *rest, config=CONFIG, chunk=6)
+            state, chunk = decode(params, state, *others, config=CONFIG, chunk=6)
             chunks.append(chunk)
         tokens = np.concatenate([fetch(chunk.tokens) for chunk in chunks], axis=1)
         assert (tokens[:, NEW:] == -1).all()

@@ -50,9 +50,9 @@ def expected(data: int, fsdp: int, tensor: int) -> Counter:
     rows, layers = SLOTS // data, CONFIG.num_hidden_layers
     heads, kv_heads = CONFIG.num_attention_heads // tensor, CONFIG.num_key_value_heads // tensor
     state = ("f32", (rows, 1, CONFIG.hidden_size // fsdp))
-    found: Counter = Counter()
+    counts: Counter = Counter()
     if data > 1:  # how many slots are free? Asked once before the first step too
-        found["all-reduce", ("data",), "s32", ()] = 2
+        counts["all-reduce", ("data",), "s32", ()] = 2
     if fsdp > 1:  # whatever sums over the embedding: projections, norms, logits
         shapes = {
             (rows, 1, heads, CONFIG.head_dim): layers,
@@ -62,17 +62,17 @@ def expected(data: int, fsdp: int, tensor: int) -> Counter:
             (rows, CONFIG.vocab_size // tensor): 1,
         }
         for shape, times in shapes.items():
-            found["all-reduce", ("fsdp",), "f32", shape] += times
+            counts["all-reduce", ("fsdp",), "f32", shape] += times
     if tensor > 1:  # token table, attention and MLP of every block; then the best of each part
-        found["all-reduce", ("tensor",), *state] = 1 + 2 * layers
+        counts["all-reduce", ("tensor",), *state] = 1 + 2 * layers
         for kind in ("f32", "s32"):
-            found["all-gather", ("tensor",), kind, (rows, tensor)] = 1
-    return found
+            counts["all-gather", ("tensor",), kind, (rows, tensor)] = 1
+    return counts
 
 
-def arrays(found: list[Collective]) -> Counter:
+def arrays(operations: list[Collective]) -> Counter:
     total: Counter = Counter()
-    for one in found:
+    for one in operations:
         for result in one.results:
             total[one.kind, one.axes, *result] += one.times
     return total
@@ -82,36 +82,36 @@ def arrays(found: list[Collective]) -> Counter:
 def test_decoding_sends_small_activations_only(sizes: tuple[int, int, int]) -> None:
     mesh = make_mesh(*sizes)
     params = placed_parameters(mesh)
-    found = decoding_on(mesh, params)
-    assert gathered_parameters(found, params) == []
-    early = [one for one in found if one.loops != 1]
+    operations = decoding_on(mesh, params)
+    assert gathered_parameters(operations, params) == []
+    early = [one for one in operations if one.loops != 1]
     assert [one.bytes for one in early] == [4] * (sizes[0] > 1), "sent before the first step"
-    assert arrays(found) == expected(*sizes)
-    assert summary(found) == TRAFFIC[sizes]
+    assert arrays(operations) == expected(*sizes)
+    assert summary(operations) == TRAFFIC[sizes]
 
 
 def test_an_output_layer_of_its_own_changes_nothing() -> None:
     mesh = make_mesh(1, 4, 2)
     params = placed_parameters(mesh, UNTIED)
-    found = decoding_on(mesh, params, config=UNTIED)
-    assert gathered_parameters(found, params) == []
-    assert arrays(found) == expected(1, 4, 2)
+    operations = decoding_on(mesh, params, config=UNTIED)
+    assert gathered_parameters(operations, params) == []
+    assert arrays(operations) == expected(1, 4, 2)
 
 
 def test_a_scan_over_layers_sends_what_separate_layers_send() -> None:
     mesh = make_mesh(2, 2, 2)
-    found = decoding_on(mesh, placed_parameters(mesh), unroll=False)
-    assert {one.loops for one in found if one.bytes > 4} == {1, 2}
-    assert arrays(found) == expected(2, 2, 2)
+    operations = decoding_on(mesh, placed_parameters(mesh), unroll=False)
+    assert {one.loops for one in operations if one.bytes > 4} == {1, 2}
+    assert arrays(operations) == expected(2, 2, 2)
 
 
 def test_streams_stay_on_their_devices() -> None:
     mesh = make_mesh(2, 2, 2)
     params = placed_parameters(mesh)
-    found = decoding_on(mesh, params, routed=True)
-    assert gathered_parameters(found, params) == []
-    more = arrays(found) - expected(2, 2, 2)
-    assert not expected(2, 2, 2) - arrays(found)
+    operations = decoding_on(mesh, params, routed=True)
+    assert gathered_parameters(operations, params) == []
+    more = arrays(operations) - expected(2, 2, 2)
+    assert not expected(2, 2, 2) - arrays(operations)
     assert set(more) == {("all-reduce", ("fsdp",), "f32", (4, 1))}, "only their sizes are summed"
 
 
@@ -126,8 +126,10 @@ def test_a_rule_that_makes_weights_travel_is_seen(axis: str, monkeypatch) -> Non
     for name in ("batch", "slots"):
         monkeypatch.setitem(rules.RULES, name, axis)
     # Rules are no part of a program's name: another chunk makes it another one than the good one.
-    found = decoding_on(mesh, params, chunk=7)
-    bad = [(name, one) for name, one in gathered_parameters(found, params) if one.axes == (axis,)]
+    operations = decoding_on(mesh, params, chunk=7)
+    bad = [
+        (name, one) for name, one in gathered_parameters(operations, params) if one.axes == (axis,)
+    ]
     layers = CONFIG.num_hidden_layers
     weights = 3 * CONFIG.hidden_size * CONFIG.intermediate_size * layers * 4
     assert sum(one.times * one.bytes for name, one in bad if "mlp" in name) == weights

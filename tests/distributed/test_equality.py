@@ -37,10 +37,10 @@ def test_the_reference_is_worth_comparing_with(alone) -> None:
     (plain, decoded), (routed, other) = alone[False], alone[True]
     real = host_inputs().lengths > 0
     assert np.abs(plain - routed)[real].max() > 0.1
-    for found in (decoded, other):
-        assert (found.state.generated == np.where(real, NEW, 1)).all()
-        assert ((found.tokens >= 0).all(axis=1) == real).all()
-        assert len({tuple(row) for row in found.tokens[real]}) == real.sum()
+    for outputs in (decoded, other):
+        assert (outputs.state.generated == np.where(real, NEW, 1)).all()
+        assert ((outputs.tokens >= 0).all(axis=1) == real).all()
+        assert len({tuple(row) for row in outputs.tokens[real]}) == real.sum()
     assert (decoded.tokens != other.tokens).any()
     ungated = (host_inputs().rows.gate == 0).all(axis=1)
     assert (decoded.tokens[ungated] == other.tokens[ungated]).all()
@@ -56,8 +56,8 @@ def test_forward_and_cached_decoding(alone, sizes: tuple[int, int, int]) -> None
     assert gate_proj.addressable_shards[0].data.shape == (2, 48 // fsdp, 112 // tensor)
     real = host_inputs().lengths > 0
     for routed in (False, True):
-        found = logits(params, mesh, routed=routed)
-        np.testing.assert_allclose(found[real], alone[routed][0][real], atol=ATOL)
+        spread = logits(params, mesh, routed=routed)
+        np.testing.assert_allclose(spread[real], alone[routed][0][real], atol=ATOL)
     decoded, expected = greedy(params, mesh, routed=False), alone[False][1]
     np.testing.assert_array_equal(decoded.tokens, expected.tokens)
     np.testing.assert_array_equal(decoded.state.lengths, expected.state.lengths)
@@ -70,10 +70,10 @@ def test_forward_and_cached_decoding(alone, sizes: tuple[int, int, int]) -> None
 
 def test_an_output_layer_of_its_own() -> None:
     mesh, alone = make_mesh(2, 2, 2), parameters(UNTIED)
-    found = logits(placed_parameters(mesh, UNTIED), mesh, routed=False, config=UNTIED)
+    spread = logits(placed_parameters(mesh, UNTIED), mesh, routed=False, config=UNTIED)
     expected = logits(alone, None, routed=False, config=UNTIED)
     real = host_inputs().lengths > 0
-    np.testing.assert_allclose(found[real], expected[real], atol=ATOL)
+    np.testing.assert_allclose(spread[real], expected[real], atol=ATOL)
 
 
 def test_routed_decoding_over_stacked_layers(alone) -> None:

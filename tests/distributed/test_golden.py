@@ -50,16 +50,16 @@ def of_parameters(config: Qwen3Config) -> dict[str, list[str | None]]:
     )
 
 
-def found() -> dict[str, Any]:
+def measured() -> dict[str, Any]:
     """What the real programs ask for while they are traced, and where their results lie."""
-    asked: dict[str, list[str | None]] = {}
+    specs: dict[str, list[str | None]] = {}
     times: Counter[str] = Counter()
     streams: dict[str, set[PartitionSpec]] = {}
     spec, mix = rules.spec, Routing.mix
 
-    def record(axes: tuple[str, ...], *rest: Any) -> PartitionSpec:
-        result = spec(axes, *rest)
-        asked[" ".join(axes)] = list(result)
+    def record(axes: tuple[str, ...], *options: Any) -> PartitionSpec:
+        result = spec(axes, *options)
+        specs[" ".join(axes)] = list(result)
         times[" ".join(axes)] += 1
         return result
 
@@ -79,8 +79,8 @@ def found() -> dict[str, Any]:
         patch.setattr(Routing, "mix", inspect)
         # Another room and chunk than elsewhere, so that the programs are traced here.
         state, _ = prefill(params, *inputs, config=CONFIG, room=7)
-        prefilled = dict(asked)
-        asked.clear()
+        prefilled = dict(specs)
+        specs.clear()
         times.clear()
         state, chunk = decode(params, state, *inputs[1:], config=CONFIG, chunk=2)
     return {
@@ -88,7 +88,7 @@ def found() -> dict[str, Any]:
         "parameters, tied": of_parameters(CONFIG),
         "inputs": named(inputs.rows._asdict()),
         "activations of prefill": prefilled,
-        "activations of decoding": asked,
+        "activations of decoding": specs,
         "how often a decode step of two layers asks": dict(times),
         "streams": {name: [*map(list, sorted(at, key=str))] for name, at in streams.items()},
         "state of decoding": named(state),
@@ -97,7 +97,7 @@ def found() -> dict[str, Any]:
 
 
 def test_golden_shardings() -> None:
-    now = found()
+    now = measured()
     if os.environ.get("JROUTE_WRITE_GOLDEN") == "1":
         sections = (
             f"{json.dumps(title)}: {{\n"

@@ -99,8 +99,8 @@ def test_every_way_of_writing_them() -> None:
 )
 def test_every_way_of_writing_groups(groups: str, axes: tuple[str, ...]) -> None:
     line = f"  ROOT %x = f32[3]{{0}} all-reduce(%y), replica_groups={groups}, to_apply=%add"
-    (found,) = collectives(f"ENTRY %main (y: f32[3]) -> f32[3] {{\n{line}\n}}", MESH)
-    assert found == Collective("all-reduce", (("f32", (3,)),), axes, 0, 1)
+    (collective,) = collectives(f"ENTRY %main (y: f32[3]) -> f32[3] {{\n{line}\n}}", MESH)
+    assert collective == Collective("all-reduce", (("f32", (3,)),), axes, 0, 1)
 
 
 def test_what_is_no_program_is_refused() -> None:

@@ -58,14 +58,14 @@ SLEEPER = (
 
 def pids_of(launcher: subprocess.Popen[str], count: int) -> list[int]:
     """Waits until so many processes have told their ids, in the order of their numbers."""
-    told = {}
+    pids = {}
     assert launcher.stdout
-    while len(told) < count:
+    while len(pids) < count:
         line = launcher.stdout.readline()
         assert line, launcher.stderr and launcher.stderr.read()
-        if found := re.match(r"\[(\d)\] pid (\d+)", line):
-            told[int(found[1])] = int(found[2])
-    return [told[i] for i in range(count)]
+        if match := re.match(r"\[(\d)\] pid (\d+)", line):
+            pids[int(match[1])] = int(match[2])
+    return [pids[i] for i in range(count)]
 
 
 def test_all_succeed() -> None:
@@ -146,14 +146,16 @@ def test_a_command_that_does_not_exist_is_told() -> None:
 
 def test_variables_that_make_no_sense_are_told() -> None:
     program = "from jroute.distributed.processes import join_processes; join_processes()"
-    found = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, "JROUTE_COORDINATOR": "127.0.0.1:1", "JROUTE_PROCESSES": "two"},
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
-    assert "UserError: the environment of several processes is incomplete or wrong" in found.stderr
+    assert (
+        "UserError: the environment of several processes is incomplete or wrong" in finished.stderr
+    )
 
 
 @pytest.fixture(scope="module")
@@ -187,15 +189,15 @@ def test_two_processes_compute_what_one_does_and_one_that_is_killed_ends_both(
     real = host_inputs().lengths > 0
     stored = sum(file.stat().st_size for file in (large / "params").rglob("*") if file.is_file())
     for process in range(2):
-        found = np.load(tmp_path / f"{process}.npz")
-        assert found["devices"] == 8
-        assert found["read"] < 0.6 * stored, "each process reads only its part"
+        saved = np.load(tmp_path / f"{process}.npz")
+        assert saved["devices"] == 8
+        assert saved["read"] < 0.6 * stored, "each process reads only its part"
         for routed in (False, True):
             name = "routed" if routed else "plain"
             expected = logits(parameters(), None, routed=routed)
-            np.testing.assert_allclose(found[f"{name}_logits"][real], expected[real], atol=1e-5)
+            np.testing.assert_allclose(saved[f"{name}_logits"][real], expected[real], atol=1e-5)
             tokens = greedy(parameters(), None, routed=routed).tokens
-            np.testing.assert_array_equal(found[f"{name}_tokens"], tokens)
+            np.testing.assert_array_equal(saved[f"{name}_tokens"], tokens)
 
 
 def test_one_that_raises_does_not_wait_for_the_others_at_the_end() -> None:
@@ -246,7 +248,7 @@ def test_the_examples_start_a_command(tmp_path: Path) -> None:
     srun.write_text('#!/bin/sh\necho "$JROUTE_TIMEOUT $*"\n')
     srun.chmod(0o755)
     folders = [str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]]
-    found = {
+    printed = {
         example: subprocess.run(
             [ROOT / "configs" / "launch" / example, "echo", "two  words"],
             cwd=ROOT,
@@ -257,10 +259,10 @@ def test_the_examples_start_a_command(tmp_path: Path) -> None:
         ).stdout
         for example in ("slurm.sbatch", "one_machine.sh")
     }
-    assert found["slurm.sbatch"] == (
+    assert printed["slurm.sbatch"] == (
         "60 --gpu-bind=none --kill-on-bad-exit=1 --label echo two  words\n"
     )
-    assert sorted(found["one_machine.sh"].splitlines()) == ["[0] two  words", "[1] two  words"]
+    assert sorted(printed["one_machine.sh"].splitlines()) == ["[0] two  words", "[1] two  words"]
 
 
 def _is_free(port: int) -> bool:

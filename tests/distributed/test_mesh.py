@@ -107,12 +107,12 @@ def test_constrain_moves_an_array_to_where_the_rules_say() -> None:
         return constrain(x + 1, ("batch", "embed"), "states")
 
     with jax.set_mesh(make_mesh(2, 2, 2)):
-        found = shifted(x)
+        moved = shifted(x)
         with pytest.raises(UserError, match=r"states: axis 'batch' of size 5 .* 2 parts .* 'data'"):
             shifted(x[:5])
-    assert found.sharding.spec == PartitionSpec("data", "fsdp")
-    assert found.addressable_shards[0].data.shape == (4, 24)
-    np.testing.assert_array_equal(found, x + 1)
+    assert moved.sharding.spec == PartitionSpec("data", "fsdp")
+    assert moved.addressable_shards[0].data.shape == (4, 24)
+    np.testing.assert_array_equal(moved, x + 1)
 
 
 def test_arrays_go_to_the_mesh_and_come_back() -> None:

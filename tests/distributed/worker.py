@@ -28,22 +28,22 @@ def restore(model: Path, config: Qwen3Config) -> tuple[dict[str, Any], int]:
     """Parameters on a mesh that cuts the embedding axis across the processes; bytes read."""
     places = shardings(logical_axes(config), abstract_params(config), make_mesh(1, 4, 2))
     before = bytes_read()
-    params, found = load_model(model, shardings=places)
+    params, loaded = load_model(model, shardings=places)
     read = bytes_read() - before
-    assert found == config
+    assert loaded == config
     return params, read
 
 
 def main(model: Path, large: Path, out: Path) -> None:
     join_processes()
     params, _ = restore(model, CONFIG)
-    found: dict[str, Any] = {"devices": len(jax.devices()), "read": restore(large, LARGE)[1]}
+    results: dict[str, Any] = {"devices": len(jax.devices()), "read": restore(large, LARGE)[1]}
     mesh = make_mesh(1, 4, 2)
     for routed in (False, True):
         name = "routed" if routed else "plain"
-        found[f"{name}_logits"] = logits(params, mesh, routed=routed)
-        found[f"{name}_tokens"] = greedy(params, mesh, routed=routed).tokens
-    np.savez(out / str(jax.process_index()), **found)
+        results[f"{name}_logits"] = logits(params, mesh, routed=routed)
+        results[f"{name}_tokens"] = greedy(params, mesh, routed=routed).tokens
+    np.savez(out / str(jax.process_index()), **results)
     print(f"pid {os.getpid()} goes on decoding", flush=True)
     while True:
         greedy(params, mesh, routed=False)

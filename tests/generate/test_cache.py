@@ -63,8 +63,8 @@ def test_from_prefill_then_growth(stacked: bool, one_block: bool, monkeypatch) -
     grown = [caches.grow(layer, 300) for layer in layers]
     if not one_block:
         assert all(a is b for a, b in zip(grown[0].key, layers[0].key, strict=False)), "copied"
-    for found in (cache, grown[0] if stacked else tuple(grown)):
-        for part, expected in zip(by_position(found), kv, strict=True):
+    for filled in (cache, grown[0] if stacked else tuple(grown)):
+        for part, expected in zip(by_position(filled), kv, strict=True):
             np.testing.assert_array_equal(part[:, :, :70], expected)
             assert not part[:, :, 70:].any()
     assert caches.capacity(grown[0]) == (320 if one_block else 384)
@@ -126,8 +126,8 @@ def test_attention_to_a_cache_against_its_formula(dtype: str, seq: int, monkeypa
     last = np.array([[0], [5], [9]]) + np.arange(seq)
     last[0, seq // 2 :] = -1  # padding
     arguments = ([*map(jnp.asarray, part)] for part in (keys, values))
-    found = attention.attend_cached(jnp.asarray(query), *arguments, jnp.asarray(last))
-    assert np.isfinite(np.asarray(found, float)).all()
+    attended = attention.attend_cached(jnp.asarray(query), *arguments, jnp.asarray(last))
+    assert np.isfinite(np.asarray(attended, float)).all()
     key = np.concatenate(keys, axis=-1).astype(float)
     value = np.concatenate(values, axis=-2).astype(float)
     for b, s in zip(*np.nonzero(last >= 0), strict=True):
@@ -137,7 +137,7 @@ def test_attention_to_a_cache_against_its_formula(dtype: str, seq: int, monkeypa
             weights = np.exp(scores - scores.max())
             expected = weights @ value[b, h // groups, seen] / weights.sum()
             tolerance = {"atol": 1e-5} if dtype == "float32" else {"atol": 0.02}
-            np.testing.assert_allclose(np.asarray(found[b, s, h], float), expected, **tolerance)
+            np.testing.assert_allclose(np.asarray(attended[b, s, h], float), expected, **tolerance)
 
 
 @pytest.mark.parametrize("shape", [(16, 8, 4, 64, 1), (1, 4, 4, 16, 1), (4, 8, 2, 32, 5)], ids=str)
@@ -157,8 +157,8 @@ def test_blocks_of_which_nothing_is_seen_change_no_bit(shape: tuple[int, ...]) -
     run = jax.jit(attention.attend_cached)
     expected = run(query, keys[:2], values[:2], positions)
     for blocks in (3, 5, len(sizes)):
-        found = run(query, keys[:blocks], values[:blocks], positions)
-        np.testing.assert_array_equal(found, expected)
+        attended = run(query, keys[:blocks], values[:blocks], positions)
+        np.testing.assert_array_equal(attended, expected)
     whole = [jnp.concatenate(keys, axis=-1)], [jnp.concatenate(values, axis=-2)]  # as on a GPU
     np.testing.assert_allclose(run(query, *whole, positions), expected, atol=1e-5)
 
@@ -170,13 +170,13 @@ def decoded(capacity: int, lengths: list[int], *, unrolled: bool, routed: bool, 
     weights = unstack_blocks(params()) if unrolled else params()
     routing = Routing.create(CONFIGS["histories"], LAYERS) if routed else None
     gate = None if routing is None else routing.layer_gates(0.7, len(lengths))
-    at, found = np.array(lengths), []
+    at, by_step = np.array(lengths), []
     for step in range(steps):
         ids = (np.arange(len(lengths))[:, None] * 7 + step) % CONFIG.vocab_size
         where = jnp.asarray(np.where(at < 0, at, at + step)[:, None])
         logits, cache = small.step(weights, cache, jnp.asarray(ids), where, routing, gate)
-        found.append(np.asarray(logits[:, 0]))
-    return np.stack(found, axis=1), by_position(cache)[0][:, :, :64]
+        by_step.append(np.asarray(logits[:, 0]))
+    return np.stack(by_step, axis=1), by_position(cache)[0][:, :, :64]
 
 
 @pytest.mark.parametrize("unrolled", [True, False])
@@ -192,10 +192,10 @@ def test_a_row_is_the_same_whatever_the_capacity_and_its_neighbours(unrolled, ro
         (384, [-1, -1, 380]),
         (1024, [1000, 600, 5]),
     ]:
-        found, written = decoded(capacity, [20, 3, *others], **options)
-        np.testing.assert_array_equal(found[:2], logits[:2])
+        at_capacity, written = decoded(capacity, [20, 3, *others], **options)
+        np.testing.assert_array_equal(at_capacity[:2], logits[:2])
         np.testing.assert_array_equal(written[:, :2], keys[:, :2])
-        assert np.isfinite(found).all()
+        assert np.isfinite(at_capacity).all()
 
 
 def test_what_overflowed_in_a_row_does_not_reach_the_next_one_in_its_slot() -> None:
@@ -208,9 +208,9 @@ def test_what_overflowed_in_a_row_does_not_reach_the_next_one_in_its_slot() -> N
     after = caches.insert(cache, caches.from_prefill(fresh(1, 4), 4), jnp.array([0]))
     expected = caches.insert(clean, caches.from_prefill(fresh(1, 4), 4), jnp.array([0]))
     ids, at = jnp.array([[1], [2]]), jnp.array([[4], [4]])
-    found, reference = (small.step(weights, c, ids, at)[0] for c in (after, expected))
-    np.testing.assert_array_equal(found, reference)
-    assert np.isfinite(found).all()
+    logits, reference = (small.step(weights, c, ids, at)[0] for c in (after, expected))
+    np.testing.assert_array_equal(logits, reference)
+    assert np.isfinite(logits).all()
 
 
 @pytest.mark.parametrize("slots", [1, 8])

@@ -165,8 +165,8 @@ def test_a_draw_is_the_librarys() -> None:
     def draw(seed, position, row):
         return jax.random.categorical(jax.random.fold_in(jax.random.key(seed), position), row)
 
-    found = CHOOSE(logits, seeds, positions, decoding=Decoding(temperature=1.0))
-    np.testing.assert_array_equal(found, jax.vmap(draw)(seeds, positions, logits))
+    drawn = CHOOSE(logits, seeds, positions, decoding=Decoding(temperature=1.0))
+    np.testing.assert_array_equal(drawn, jax.vmap(draw)(seeds, positions, logits))
 
 
 # What is told of the choice -------------------------------------------------------------------
@@ -181,19 +181,19 @@ SEEDS = np.arange(40, dtype=np.int32)
     ids=["greedy", "sampled"],
 )
 def test_log_probabilities_are_of_the_distribution_they_are_named_by(decoding: Decoding) -> None:
-    found = {}
+    logprobs = {}
     for name in ("raw", "truncated"):
         choice = Choice(decoding.strategies, logprobs=name)
         chosen = CHOSEN(ROWS, SEEDS, SEEDS, choice=choice)
         assert chosen.margin is None
-        found[name] = np.asarray(chosen.logprob)
+        logprobs[name] = np.asarray(chosen.logprob)
         tokens = np.asarray(chosen.token)
     plain = Decoding(temperature=1.0)
     for i, token in enumerate(tokens):
         raw = np.log(by_numpy(plain, ROWS[i])[token])
         truncated = np.log(by_numpy(decoding, ROWS[i])[token]) if decoding.temperature else 0.0
-        np.testing.assert_allclose(found["raw"][i], raw, atol=1e-5)
-        np.testing.assert_allclose(found["truncated"][i], truncated, atol=1e-5)
+        np.testing.assert_allclose(logprobs["raw"][i], raw, atol=1e-5)
+        np.testing.assert_allclose(logprobs["truncated"][i], truncated, atol=1e-5)
 
 
 def test_the_margin_is_the_distance_to_the_second_best() -> None:

@@ -105,22 +105,24 @@ def test_greedy_tokens_equal_transformers(tiny_lm: LanguageModel, tiny_torch) ->
     assert {bucket(len(row)) for row in rows} == {16, 32, 64}
     expected, margin = torch_greedy(tiny_torch, rows, tiny_lm.end_token_ids)
     assert margin > 1e-3  # no near-tie that rounding could decide
-    told: list[tuple[int, Completion]] = []
-    found = tiny_lm.generate(
+    reported: list[tuple[int, Completion]] = []
+    completions = tiny_lm.generate(
         rows,
         max_new_tokens=NEW,
         slots=SLOTS,
-        finished=lambda indices, completions: told.extend(zip(indices, completions, strict=True)),
+        finished=lambda indices, completions: reported.extend(
+            zip(indices, completions, strict=True)
+        ),
     )
-    assert [c.tokens for c in found] == expected
+    assert [c.tokens for c in completions] == expected
     ended = [row[-1] in tiny_lm.end_token_ids for row in expected]
     assert {True, False} <= set(ended)
-    assert [c.stop_reason for c in found] == ["end_token" if e else "length" for e in ended]
-    assert all(len(c.tokens) == NEW for c, e in zip(found, ended, strict=True) if not e)
+    assert [c.stop_reason for c in completions] == ["end_token" if e else "length" for e in ended]
+    assert all(len(c.tokens) == NEW for c, e in zip(completions, ended, strict=True) if not e)
     decoded = [tiny_lm.tokenizer.decode(row, skip_special_tokens=True) for row in expected]
-    assert [c.text for c in found] == decoded
-    assert sorted(i for i, _ in told) == list(range(len(rows)))  # each reported exactly once,
-    assert all(found[i] is completion for i, completion in told)  # under its own index
+    assert [c.text for c in completions] == decoded
+    assert sorted(i for i, _ in reported) == list(range(len(rows)))  # each reported exactly once,
+    assert all(completions[i] is completion for i, completion in reported)  # under its own index
 
 
 # Rows do not see each other -------------------------------------------------------------------
@@ -150,12 +152,12 @@ def run(lm: LanguageModel, rows: dict[int, tuple[list[int], float, int]]) -> lis
     """What there is after the prefill and after every chunk of decoding."""
     ends, static = np.asarray(lm.end_token_ids, np.int32), {"config": lm.config, "choice": SAMPLED}
     state, chunk = prefill(lm.params, batch(lm, rows), ends, lm.routing, **static, room=NEW)
-    found = [Snapshot(jax.tree.map(np.array, state), np.array(chunk.tokens))]
+    snapshots = [Snapshot(jax.tree.map(np.array, state), np.array(chunk.tokens))]
     while not bool(jnp.all(state.done)):
         state, chunk = decode(lm.params, state, ends, lm.routing, **static, chunk=5)
-        told = np.concatenate([found[-1].tokens, np.array(chunk.tokens)], axis=1)
-        found.append(Snapshot(jax.tree.map(np.array, state), told))
-    return found
+        tokens = np.concatenate([snapshots[-1].tokens, np.array(chunk.tokens)], axis=1)
+        snapshots.append(Snapshot(jax.tree.map(np.array, state), tokens))
+    return snapshots
 
 
 def of_layer(layer: KeyValue, slot: int) -> tuple[np.ndarray, np.ndarray]:
@@ -165,9 +167,9 @@ def of_layer(layer: KeyValue, slot: int) -> tuple[np.ndarray, np.ndarray]:
     return np.moveaxis(key, -1, 0), np.swapaxes(value, 0, 1)
 
 
-def of_slot(found: Snapshot, slot: int) -> list[Any]:
+def of_slot(snapshot: Snapshot, slot: int) -> list[Any]:
     """All that is known of one slot, the cache as far as it is filled."""
-    state, tokens = found.state, found.tokens[slot]
+    state, tokens = snapshot.state, snapshot.tokens[slot]
     length = int(state.lengths[slot])
     cache = [array[:length] for layer in state.cache for array in of_layer(layer, slot)]
     return [tokens[tokens >= 0], *cache, *(np.asarray(array[slot]) for array in state[1:])]
@@ -206,15 +208,17 @@ def test_a_row_is_bit_equal_alone_among_dummies(shallow, requests, together, i, 
             assert_slots_equal(one, i, other, slot)
     assert_slots_equal(together[-1], i, alone[-1], slot)
     dummies = [s for s in range(SLOTS) if s != slot]
-    assert all(found.state.done[dummies].all() for found in alone)
+    assert all(snapshot.state.done[dummies].all() for snapshot in alone)
 
 
 def test_cached_decoding_equals_the_full_forward_at_every_position(
     shallow: LanguageModel, requests, together
 ) -> None:
-    state, told = together[-1]
+    state, generated = together[-1]
     assert state.generated.max() == NEW
-    rows = [[*ids, *told[i][told[i] >= 0].tolist()] for i, (ids, *_) in enumerate(requests)]
+    rows = [
+        [*ids, *generated[i][generated[i] >= 0].tolist()] for i, (ids, *_) in enumerate(requests)
+    ]
     lengths = np.array(list(map(len, rows)), np.int32)
     # The last token was chosen, not read; everything before it is in the cache.
     np.testing.assert_array_equal(state.lengths, lengths - 1)
@@ -293,8 +297,8 @@ def test_a_gate_without_routing_is_refused(shallow: LanguageModel) -> None:
     ids=repr,
 )
 def test_stop_strings(tiny_lm, prompts, plain, stop: tuple[str, ...]) -> None:
-    found = tiny_lm.generate(prompts, max_new_tokens=NEW, slots=SLOTS, stop=stop)
-    for completion, whole in zip(found, plain, strict=True):
+    completions = tiny_lm.generate(prompts, max_new_tokens=NEW, slots=SLOTS, stop=stop)
+    for completion, whole in zip(completions, plain, strict=True):
         cut = min((whole.text.partition(s)[0] for s in stop), key=len)
         assert completion.text == cut
         if cut == whole.text:
@@ -303,10 +307,10 @@ def test_stop_strings(tiny_lm, prompts, plain, stop: tuple[str, ...]) -> None:
             assert completion.stop_reason == "stop_string"
             assert completion.tokens == whole.tokens[: len(completion.tokens)]
             assert len(cut) < len(tiny_lm.tokenizer.decode(completion.tokens))
-    reasons = Counter(c.stop_reason for c in found)
+    reasons = Counter(c.stop_reason for c in completions)
     assert reasons["stop_string"] >= 2
     if "####" in stop:
-        assert [c.text for c in found].count("") == 3
+        assert [c.text for c in completions].count("") == 3
 
 
 def engine(
@@ -327,14 +331,14 @@ def engine(
 @pytest.mark.parametrize("chunk", [1, 16])
 def test_chunks_do_not_change_where_a_completion_stops(tiny_lm, prompts, plain, chunk: int) -> None:
     ask = engine(tiny_lm, tiny_lm.end_token_ids, chunk=chunk, stop=("\n#",))
-    found = ask.run([Request(tiny_lm.encode(prompt), None) for prompt in prompts])
-    assert [c.text for c in found] == [c.text.partition("\n#")[0] for c in plain]
+    completions = ask.run([Request(tiny_lm.encode(prompt), None) for prompt in prompts])
+    assert [c.text for c in completions] == [c.text.partition("\n#")[0] for c in plain]
     # The tokens end with the one that completes the stop string: their number says what the
     # completion cost, not how often the host looked.
-    rest = [tiny_lm.tokenizer.decode(c.tokens)[len(c.text) :] for c in found]
-    stopped = [c.stop_reason == "stop_string" for c in found]
+    tails = [tiny_lm.tokenizer.decode(c.tokens)[len(c.text) :] for c in completions]
+    stopped = [c.stop_reason == "stop_string" for c in completions]
     assert stopped == ["\n#" in c.text for c in plain]
-    assert {r for r, s in zip(rest, stopped, strict=True) if s} == {"\n####"}
+    assert {r for r, s in zip(tails, stopped, strict=True) if s} == {"\n####"}
 
 
 @pytest.mark.parametrize(
@@ -348,18 +352,18 @@ def test_the_stop_that_is_complete_first_counts(tiny_lm, prompts, plain, chunk: 
     """One stop string begins before another but ends after it."""
     assert plain[0].text.startswith("15+5=20\n20-2=18")
     ask = engine(tiny_lm, tiny_lm.end_token_ids, chunk=chunk, stop=("0-2=", "-"))
-    (found,) = ask.run([Request(tiny_lm.encode(prompts[0]), None)])
-    assert found.text == "15+5=20\n20"
-    assert tiny_lm.tokenizer.decode(found.tokens) == "15+5=20\n20-"
+    (completion,) = ask.run([Request(tiny_lm.encode(prompts[0]), None)])
+    assert completion.text == "15+5=20\n20"
+    assert tiny_lm.tokenizer.decode(completion.tokens) == "15+5=20\n20-"
 
 
 def test_any_of_the_end_tokens_ends_a_completion(shallow, prompts, babble) -> None:
-    asked = [Request(shallow.encode(prompt), None) for prompt in prompts]
+    requests = [Request(shallow.encode(prompt), None) for prompt in prompts]
     whole = [c.tokens for c in babble]
     ends = [whole[4][0], whole[7][2]]
-    found = engine(shallow, ends).run(asked)
+    completions = engine(shallow, ends).run(requests)
     lengths = []
-    for completion, tokens in zip(found, whole, strict=True):
+    for completion, tokens in zip(completions, whole, strict=True):
         cut = next((i + 1 for i, token in enumerate(tokens) if token in ends), 0)
         lengths.append(cut)
         if cut:
@@ -376,8 +380,8 @@ def test_the_length_limit(shallow, prompts, babble) -> None:
         assert tokens.index(tokens[limit - 1]) == limit - 1
         # An end token that is the last one allowed still is an end.
         for end, reason in ((482, "length"), (tokens[limit - 1], "end_token")):
-            (found,) = engine(shallow, [end], max_new_tokens=limit).run([Request(ids, None)])
-            assert (found.tokens, found.stop_reason) == (tokens[:limit], reason)
+            (completion,) = engine(shallow, [end], max_new_tokens=limit).run([Request(ids, None)])
+            assert (completion.tokens, completion.stop_reason) == (tokens[:limit], reason)
 
 
 def test_an_end_token_at_once(tiny_lm, prompts, plain) -> None:

@@ -43,8 +43,8 @@ def check_schedules(
     rng, compared = np.random.default_rng(seed), 0
     for _ in range(count):
         chosen = rng.permutation(len(requests))[: rng.integers(2, most + 1)]
-        found = dict(engine.stream([requests[i] for i in chosen]))
-        assert {i: expected[i] for i in chosen} == {chosen[i]: c for i, c in found.items()}
+        completions = dict(engine.stream([requests[i] for i in chosen]))
+        assert {i: expected[i] for i in chosen} == {chosen[i]: c for i, c in completions.items()}
         compared += len(chosen)
     return compared
 
@@ -125,10 +125,10 @@ def first_blocks(lm: LanguageModel, count: int) -> LanguageModel:
 def test_every_token_is_what_its_row_draws_from_the_full_forward(tiny_lm, pool) -> None:
     """Of all that a slot holds, nothing is left of the row before."""
     options: dict[str, Any] = {"logprobs": "raw", "margins": True}
-    found = dummy.engine(tiny_lm.tokenizer, shape=EngineConfig(slots=4, chunk=8), **options).run(
-        pool
-    )
-    rows = [[*r.tokens, *c.tokens] for r, c in zip(pool, found, strict=True)]
+    completions = dummy.engine(
+        tiny_lm.tokenizer, shape=EngineConfig(slots=4, chunk=8), **options
+    ).run(pool)
+    rows = [[*r.tokens, *c.tokens] for r, c in zip(pool, completions, strict=True)]
     tokens = np.zeros((POOL, 160), np.int32)
     for to, row in zip(tokens, rows, strict=True):
         to[: len(row)] = row
@@ -144,7 +144,7 @@ def test_every_token_is_what_its_row_draws_from_the_full_forward(tiny_lm, pool) 
 
     logits = np.asarray(read(tokens, gate))
     drawing = jax.jit(choose, static_argnums=3)
-    for i, (request, completion) in enumerate(zip(pool, found, strict=True)):
+    for i, (request, completion) in enumerate(zip(pool, completions, strict=True)):
         start, count = len(request.tokens), len(completion.tokens)
         at = np.arange(start, start + 120)  # always so many, of which the first are real
         own = logits[i, np.minimum(at, 159) - 1]
@@ -182,15 +182,15 @@ def test_rows_arrive_at_any_time_in_any_slot() -> None:
 
     def play(arrivals: list[tuple[int, int, int]]) -> dict[int, list[tuple[int, float]]]:
         """Runs (chunk of arrival, request, slot) until all are done."""
-        state, owners, told = fresh(), [-1] * slots, {}
+        state, owners, drawn = fresh(), [-1] * slots, {}
         for now in range(200):
             for _, index, slot in [a for a in arrivals if a[0] == now]:
                 rows, chunk = prefilled(pool[index])
                 state = insert(state, rows, np.array([slot], np.int32))
                 owners[slot] = index
-                told[index] = [(int(chunk.tokens[0, 0]), float(chunk.logprobs[0, 0]))]
+                drawn[index] = [(int(chunk.tokens[0, 0]), float(chunk.logprobs[0, 0]))]
             if now > max(a[0] for a in arrivals) and bool(state.done.all()):
-                return told
+                return drawn
             steps = int(rng.integers(1, 9))
             control = ChunkControl(steps=steps)
             state, chunk = decode(params, state, ends, routing, control, **static, chunk=8)
@@ -199,7 +199,7 @@ def test_rows_arrive_at_any_time_in_any_slot() -> None:
                 real = tokens[slot] >= 0
                 if index >= 0:
                     pairs = zip(tokens[slot][real], logprobs[slot][real], strict=True)
-                    told[index] += [(int(t), float(p)) for t, p in pairs]
+                    drawn[index] += [(int(t), float(p)) for t, p in pairs]
         raise AssertionError("rows never end")
 
     expected = {i: play([(0, i, 2)])[i] for i in range(len(pool))}
@@ -238,8 +238,8 @@ def flips(one: list[Completion], other: list[Completion]) -> tuple[int, int]:
 )
 def test_other_shapes_give_the_same_ids_but_for_near_ties(tiny_lm, pool, shape) -> None:
     base = dummy.engine(tiny_lm.tokenizer, margins=True).run(pool)
-    found = dummy.engine(tiny_lm.tokenizer, shape=shape, margins=True).run(pool)
-    assert flips(base, found)[1] == 0
+    completions = dummy.engine(tiny_lm.tokenizer, shape=shape, margins=True).run(pool)
+    assert flips(base, completions)[1] == 0
 
 
 def test_near_ties_are_told() -> None:

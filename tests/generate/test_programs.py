@@ -26,8 +26,8 @@ def compiled(caplog) -> Callable[[Callable[[], object]], Counter[str]]:
         with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
             call()
         messages = [record.getMessage() for record in caplog.records]
-        found = [m.split()[4] for m in messages if m.startswith("Finished XLA compilation")]
-        return Counter(name.removeprefix("jit(").removesuffix(")") for name in found)
+        names = [m.split()[4] for m in messages if m.startswith("Finished XLA compilation")]
+        return Counter(name.removeprefix("jit(").removesuffix(")") for name in names)
 
     return count
 
@@ -68,8 +68,8 @@ def test_a_run_compiles_what_it_lists_and_another_run_nothing(
 
 
 def test_every_program_is_listed_once() -> None:
-    asked = [(length, 0, 1000) for length in range(1, 200)]
-    plan = BatchPlan.make(asked, EngineConfig(), slots=64, replicas=1)
+    requests = [(length, 0, 1000) for length in range(1, 200)]
+    plan = BatchPlan.make(requests, EngineConfig(), slots=64, replicas=1)
     widths = [256, 192, 128, 96, 64, 48, 32, 16]
     assert [width.own for width in plan.widths] == widths
     assert plan.rows == {Width(0, width): min(8, 512 // width) for width in widths}

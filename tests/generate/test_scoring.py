@@ -18,7 +18,7 @@ def pairs(tiny_lm: LanguageModel, tiny_torch) -> list[Pair]:
     pieces of text cut anywhere; two buckets (32 and 64 tokens), more pairs than slots.
     """
     rng = np.random.default_rng(0)
-    found: list[Pair] = []
+    cases: list[Pair] = []
     for prompt in chat_prompts(tiny_lm.tokenizer, 3):
         context = tiny_lm.encode(prompt)
         out = tiny_torch.generate(
@@ -34,8 +34,8 @@ def pairs(tiny_lm: LanguageModel, tiny_torch) -> list[Pair]:
         at = rng.integers(len(own))
         changed[at] = (own[at] + 1) % tiny_lm.config.vocab_size
         cut = int(rng.integers(1, len(context)))
-        found += [(context, own), (context, changed), (context[:cut], context[cut:])]
-    return [*found, ([7], [9]), (found[0][0], found[0][1][:1])]
+        cases += [(context, own), (context, changed), (context[:cut], context[cut:])]
+    return [*cases, ([7], [9]), (cases[0][0], cases[0][1][:1])]
 
 
 def by_torch(model, pair: Pair) -> tuple[float, bool]:
@@ -52,26 +52,28 @@ def test_loglikelihood_equals_torch(tiny_lm: LanguageModel, tiny_torch, pairs) -
     expected = [by_torch(tiny_torch, pair) for pair in pairs]
     flags = [greedy for _, greedy in expected]
     assert flags[:-2] == [True, False, False] * 3 and flags[-1]
-    found = tiny_lm.loglikelihood(pairs, slots=4)
-    assert [greedy for _, greedy in found] == flags
-    for (total, _), (right, _) in zip(found, expected, strict=True):
+    scores = tiny_lm.loglikelihood(pairs, slots=4)
+    assert [greedy for _, greedy in scores] == flags
+    for (total, _), (right, _) in zip(scores, expected, strict=True):
         assert total == pytest.approx(right, abs=1e-4, rel=1e-5)
 
 
 def test_routed_loglikelihood_equals_that_of_the_routed_logits(tiny_lm, pairs) -> None:
     gates = np.linspace(-0.25, 1, len(pairs))
     gates[3] = 0.0
-    found = tiny_lm.loglikelihood(pairs, gates, slots=4)
+    likelihoods = tiny_lm.loglikelihood(pairs, gates, slots=4)
     logits = tiny_lm.logits([[*a, *b] for a, b in pairs], gates)
-    for row, (context, continuation), (total, greedy) in zip(logits, pairs, found, strict=True):
+    for row, (context, continuation), (total, greedy) in zip(
+        logits, pairs, likelihoods, strict=True
+    ):
         at = np.arange(len(context), len(context) + len(continuation))
         scores = torch.tensor(np.array(row)[at - 1]).double().log_softmax(-1)
         chosen = torch.tensor(continuation)
         assert total == pytest.approx(float(scores[range(len(at)), chosen].sum()), abs=1e-4)
         assert greedy == bool((scores.argmax(-1) == chosen).all())
     plain = tiny_lm.loglikelihood(pairs, slots=4)
-    assert found[3] == plain[3]
-    assert sum(abs(a - b) > 0.1 for (a, _), (b, _) in zip(found, plain, strict=True)) >= 5
+    assert likelihoods[3] == plain[3]
+    assert sum(abs(a - b) > 0.1 for (a, _), (b, _) in zip(likelihoods, plain, strict=True)) >= 5
 
 
 def test_token_scores_leave_out_padding_and_the_first_token(

@@ -38,25 +38,25 @@ def test_auto_takes_what_fits_and_no_more_than_there_is(free, prompts, replicas,
 
 
 def test_what_does_not_fit_is_refused_with_the_numbers(tiny_lm, monkeypatch) -> None:
-    asked = [Request([5] * 30, None)] * 3
+    requests = [Request([5] * 30, None)] * 3
     roomy = dummy.engine(tiny_lm.tokenizer, shape=EngineConfig(slots=64))
     of = roomy.model.params, roomy.model.config
-    estimate = memory.estimate_memory(*of, roomy.plan(asked), roomy.config, None)
+    estimate = memory.estimate_memory(*of, roomy.plan(requests), roomy.config, None)
     free = int((estimate.fixed + 40.5 * estimate.slot) / memory.MEMORY_SHARE)
     monkeypatch.setattr(memory, "free_memory", lambda: free)
     before = len(jax.live_arrays())
     with pytest.raises(
         UserError, match=r"64 slots needs 0\.\d+ GiB .* 90% may be used; .* at most 40, or to auto"
     ):
-        roomy.run(asked)
+        roomy.run(requests)
     assert len(jax.live_arrays()) == before
-    assert len(dummy.engine(tiny_lm.tokenizer, shape=EngineConfig(slots=40)).run(asked)) == 3
+    assert len(dummy.engine(tiny_lm.tokenizer, shape=EngineConfig(slots=40)).run(requests)) == 3
     auto = dummy.engine(tiny_lm.tokenizer, shape=EngineConfig(slots="auto"))
-    assert auto.plan(asked).slots == 3
-    assert auto.plan(asked * 100).slots == 32
+    assert auto.plan(requests).slots == 3
+    assert auto.plan(requests * 100).slots == 32
     monkeypatch.setattr(memory, "free_memory", lambda: 1000)
     with pytest.raises(UserError, match=r"engine\.unroll to false, shorten prompts"):
-        auto.run(asked)
+        auto.run(requests)
 
 
 @pytest.mark.parametrize("unroll", [True, False], ids=["unrolled", "scanned"])
@@ -133,8 +133,10 @@ def test_every_request_gets_one_slot_of_its_replica(slots: int, replicas: int) -
 def test_wide_prompts_first_and_a_request_without_a_limit_has_the_decodings(tiny_lm) -> None:
     decoding = Decoding(max_new_tokens=7)
     engine = dummy.engine(tiny_lm.tokenizer, decoding=decoding, ends=(-1,))
-    found = engine.run([Request([5], None), Request([5] * 60, None), Request([5], None, limit=2)])
-    assert [len(completion.tokens) for completion in found] == [7, 7, 2]
+    completions = engine.run(
+        [Request([5], None), Request([5] * 60, None), Request([5], None, limit=2)]
+    )
+    assert [len(completion.tokens) for completion in completions] == [7, 7, 2]
     for wrong in ({"limit": 8}, {"limit": -1}, {"shared": -1}):
         with pytest.raises(UserError, match="may not pass max_new_tokens, 7"):
             engine.run([Request([5], None, **wrong)])

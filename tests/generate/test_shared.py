@@ -30,25 +30,25 @@ def test_completions_are_those_of_the_plain_path(tiny_lm, rows, gated, monkeypat
     )
     plain = tiny_lm.generate(prompts, gates, **OPTIONS)
     assert not reads
-    found = tiny_lm.generate(prompts, gates, shared=shared, **OPTIONS)
+    completions = tiny_lm.generate(prompts, gates, shared=shared, **OPTIONS)
     assert len(reads) == (3 if gated else 1)  # once for each gate
     assert min(completion.margin for completion in plain) > 1e-4  # no near-tie
-    for one, other in zip(plain, found, strict=True):
+    for one, other in zip(plain, completions, strict=True):
         assert (one.tokens, one.text, one.stop_reason) == (
             other.tokens,
             other.text,
             other.stop_reason,
         )
         np.testing.assert_allclose(one.logprobs, other.logprobs, atol=2e-5)
-    assert len({completion.tokens for completion in found}) >= 4
+    assert len({completion.tokens for completion in completions}) >= 4
 
 
 def test_what_is_shared_may_differ_from_prompt_to_prompt(tiny_lm, rows) -> None:
     shared, prompts = rows
     counts = [shared, 0, 17, shared, 10_000]  # the last token of a prompt is always its own
     plain = tiny_lm.generate(prompts, 1.0, **OPTIONS)
-    found = tiny_lm.generate(prompts, 1.0, shared=counts, **OPTIONS)
-    assert [c.tokens for c in found] == [c.tokens for c in plain]
+    completions = tiny_lm.generate(prompts, 1.0, shared=counts, **OPTIONS)
+    assert [c.tokens for c in completions] == [c.tokens for c in plain]
     # Rows that say they share what they do not have in common are read on their own.
     other = [[5, 6, 7, *row] for row in prompts[:2]] + [[8, 9, 7, *row] for row in prompts[:2]]
     as_told = tiny_lm.generate(other, shared=3, **OPTIONS)

@@ -33,25 +33,25 @@ def by_brute_force(tokenizer, ids: list[int], stops, minimum: int) -> tuple[list
 def test_random_tokens_in_random_chunks(tiny_lm: LanguageModel, minimum: int) -> None:
     tokenizer, rng = tiny_lm.tokenizer, np.random.default_rng(minimum)
     text = "12+5=17\n#### 17 and a caf\u00e9 for 3\u20ac \U0001f642 each; "
-    some = [*tiny_lm.encode(text), SPECIAL]
+    vocabulary = [*tiny_lm.encode(text), SPECIAL]
     stops = ("7\n##", "\u20ac", "f\u00e9 f", "22", " \U0001f642", "#1#")
     assert any(len(tiny_lm.encode(stop)) > 2 for stop in stops)
     watcher, hits, spanning = Stops(tokenizer, stops, minimum), 0, 0
     for _ in range(150):
-        start = int(rng.integers(len(some)))
-        ids = (some[start:] + rng.choice(some, 20).tolist())[: int(rng.integers(1, 40))]
+        start = int(rng.integers(len(vocabulary)))
+        ids = (vocabulary[start:] + rng.choice(vocabulary, 20).tolist())[: int(rng.integers(1, 40))]
         ids = [int(token) for token in ids]
         expected = by_brute_force(tokenizer, ids, stops, minimum)
-        watch, found, read = Watch([]), None, 0
-        while read < len(ids) and found is None:
+        watch, cut, read = Watch([]), None, 0
+        while read < len(ids) and cut is None:
             step = int(rng.integers(1, 6))
             watch.ids += ids[read : read + step]
             read += step
             (seen,) = watcher.search([watch])
-            found = watcher.cut(watch.ids) if seen else None
-        assert found == expected
-        hits += found is not None
-        spanning += found is not None and tokenizer.decode(found[0][-1:]) not in stops
+            cut = watcher.cut(watch.ids) if seen else None
+        assert cut == expected
+        hits += cut is not None
+        spanning += cut is not None and tokenizer.decode(cut[0][-1:]) not in stops
     assert hits > 40 and spanning > 10
 
 
@@ -86,11 +86,11 @@ def test_min_new_tokens(tiny_lm: LanguageModel) -> None:
 
 def test_the_first_token_can_be_kept_from_ending(tiny_lm: LanguageModel) -> None:
     every = tuple(range(dummy.CONFIG.vocab_size // 2))
-    asked = dummy.requests(6, seed=1)
-    at_once = dummy.engine(tiny_lm.tokenizer, ends=every).run(asked)
+    requests = dummy.requests(6, seed=1)
+    at_once = dummy.engine(tiny_lm.tokenizer, ends=every).run(requests)
     decoding = Decoding(temperature=1.0, max_new_tokens=96, min_new_tokens=3)
     held = dummy.engine(tiny_lm.tokenizer, ends=every, decoding=decoding).run(
-        [request._replace(limit=0) for request in asked]
+        [request._replace(limit=0) for request in requests]
     )
     assert min(len(completion.tokens) for completion in at_once) == 1
     for completion in held:

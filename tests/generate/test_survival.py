@@ -53,48 +53,50 @@ def test_a_run_leaves_nothing(engine, requests, whole, before) -> None:
 
 def test_closing_the_iterator(engine, requests, whole, before) -> None:
     stream = engine.stream(requests)
-    found = [next(stream) for _ in range(7)]
+    completions = [next(stream) for _ in range(7)]
     assert live()[1] > before[1]
     stream.close()  # type: ignore[attr-defined]
     assert live() == before
-    assert all(whole[i] == completion for i, completion in found)
+    assert all(whole[i] == completion for i, completion in completions)
 
 
 def test_an_exception_in_the_callback(engine, requests, whole, before) -> None:
-    told: dict[int, object] = {}
+    reported: dict[int, object] = {}
 
     def finished(indices, completions) -> None:
-        told.update(zip(indices, completions, strict=True))
-        if len(told) > 8:
+        reported.update(zip(indices, completions, strict=True))
+        if len(reported) > 8:
             raise ValueError("full")
 
     with pytest.raises(ValueError, match="full") as caught:
         engine.run(requests, finished=finished)
     assert live() == before, "while the exception and its traceback are still there"
-    assert caught.value and 8 < len(told) < COUNT
-    assert all(whole[i] == completion for i, completion in told.items())
+    assert caught.value and 8 < len(reported) < COUNT
+    assert all(whole[i] == completion for i, completion in reported.items())
 
 
 def test_an_interrupt_between_the_device_and_the_callback(engine, requests, whole, before) -> None:
     """It comes when completions have been read and nobody has been told of them yet."""
-    told: dict[int, object] = {}
+    reported: dict[int, object] = {}
     seen: list[Progress] = []
 
     def progress(now: Progress) -> None:
         seen.append(now)
-        if now.finished > len(told) > 5:
+        if now.finished > len(reported) > 5:
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt) as caught:
         engine.run(
             requests,
-            finished=lambda indices, some: told.update(zip(indices, some, strict=True)),
+            finished=lambda indices, completions: reported.update(
+                zip(indices, completions, strict=True)
+            ),
             progress=progress,
         )
     assert live() == before, "while the interrupt and its traceback are still there"
-    assert caught.value is not None and 5 < len(told) < COUNT
-    assert len(told) == seen[-1].finished  # none was lost
-    assert all(whole[i] == completion for i, completion in told.items())
+    assert caught.value is not None and 5 < len(reported) < COUNT
+    assert len(reported) == seen[-1].finished  # none was lost
+    assert all(whole[i] == completion for i, completion in reported.items())
     assert engine.run(requests) == whole  # and the engine goes on
 
 
@@ -114,12 +116,12 @@ def test_what_progress_says_adds_up(engine, requests, whole) -> None:
 
 def test_a_row_that_met_its_stop_string_does_not_run_on(tiny_lm) -> None:
     shape, seen = EngineConfig(slots=2, chunk=4, ahead=1), []
-    asked = [r._replace(limit=0) for r in dummy.requests(2, seed=6)]
+    requests = [r._replace(limit=0) for r in dummy.requests(2, seed=6)]
     options = {"ends": (-1,), "shape": shape}
-    whole = dummy.engine(tiny_lm.tokenizer, **options).run(asked)
+    whole = dummy.engine(tiny_lm.tokenizer, **options).run(requests)
     decoding = Decoding(temperature=1.0, max_new_tokens=120, stop=(whole[0].text[:6],))
     engine = dummy.engine(tiny_lm.tokenizer, decoding=decoding, **options)
-    short, long = engine.run(asked, progress=seen.append)
+    short, long = engine.run(requests, progress=seen.append)
     assert short.stop_reason == "stop_string" and len(long.tokens) == 120
     generated = len(short.tokens) + len(long.tokens)
     # Until the host has looked it runs on: a chunk, and the steps ahead of it, twice.

@@ -16,7 +16,7 @@ from jroute.utils.errors import UserError
 
 
 def row(doc_id: int, text: str, answer: str, score: float, **changes) -> dict:
-    found = {
+    record = {
         "doc_id": doc_id,
         "doc_hash": f"d{doc_id}",
         "prompt_hash": f"p{doc_id}",
@@ -26,7 +26,7 @@ def row(doc_id: int, text: str, answer: str, score: float, **changes) -> dict:
         "metrics": ["exact_match"],
         "exact_match": score,
     }
-    return {**found, **changes}
+    return {**record, **changes}
 
 
 FIRST = [
@@ -46,13 +46,18 @@ SECOND = [
 
 
 def test_every_document_is_counted() -> None:
-    (found,) = agree("gsm8k", FIRST, SECOND)
-    assert (found.n, found.only_first, found.only_second) == (4, 1, 1)
-    assert (found.same_prompt, found.same_text, found.same_answer, found.same_score) == (3, 1, 2, 2)
-    assert found.scores == (0.75, 0.75)  # equal scores, by different documents
-    assert (found.first_better, found.second_better, found.differing) == (1, 1, (1, 3))
-    assert found.common_prefix == pytest.approx((1 + 6 / 7 + 3 / 8 + 0) / 4)
-    text = agreement_table([found], ("jroute", "vllm"))
+    (agreement,) = agree("gsm8k", FIRST, SECOND)
+    assert (agreement.n, agreement.only_first, agreement.only_second) == (4, 1, 1)
+    assert (
+        agreement.same_prompt,
+        agreement.same_text,
+        agreement.same_answer,
+        agreement.same_score,
+    ) == (3, 1, 2, 2)
+    assert agreement.scores == (0.75, 0.75)  # equal scores, by different documents
+    assert (agreement.first_better, agreement.second_better, agreement.differing) == (1, 1, (1, 3))
+    assert agreement.common_prefix == pytest.approx((1 + 6 / 7 + 3 / 8 + 0) / 4)
+    text = agreement_table([agreement], ("jroute", "vllm"))
     assert "equal: prompt 3 (75.0%), text 1 (25.0%), answer 2 (50.0%), score 2 (50.0%)" in text
     assert "not in both: 1 of jroute, 1 of vllm" in text and "documents 1, 3" in text
 
@@ -60,8 +65,11 @@ def test_every_document_is_counted() -> None:
 def test_filters_and_metrics_are_kept_apart() -> None:
     flexible = [{**each, "filter": "flexible", "exact_match": 1.0} for each in FIRST]
     unshared = [{**each, "filter": "boxed"} for each in FIRST]
-    found = agree("gsm8k", [*FIRST, *flexible, *unshared], [*FIRST, *flexible])
-    assert [(each.filter, each.scores[0]) for each in found] == [("strict", 0.8), ("flexible", 1.0)]
+    agreements = agree("gsm8k", [*FIRST, *flexible, *unshared], [*FIRST, *flexible])
+    assert [(each.filter, each.scores[0]) for each in agreements] == [
+        ("strict", 0.8),
+        ("flexible", 1.0),
+    ]
 
 
 def test_other_documents_are_refused() -> None:
@@ -85,8 +93,8 @@ def test_the_newest_samples_of_each_task_are_found(tmp_path) -> None:
     write(ours / "samples_svamp_2026-01-01T00-00-00.jsonl", [row(0, "a\u2028b", "8", 1.0)])
     write(theirs / "samples_gsm8k_cot_llama_2025-01-01T00-00-00.jsonl", SECOND)
     assert find_samples(ours).keys() == {"gsm8k_cot_llama", "svamp"}
-    (found,) = compare_samples(ours, tmp_path / "vllm")
-    assert (found.task, found.n) == ("gsm8k_cot_llama", 4)
+    (agreement,) = compare_samples(ours, tmp_path / "vllm")
+    assert (agreement.task, agreement.n) == ("gsm8k_cot_llama", 4)
     assert len(read_samples(find_samples(ours)["svamp"])) == 1
     (same,) = compare_samples(find_samples(ours)["svamp"], ours, "svamp")
     assert (same.same_text, same.common_prefix) == (1, 1.0)

@@ -34,12 +34,12 @@ def lm(tiny_lm: LanguageModel) -> LanguageModel:
 def test_answers_are_cached_under_what_was_asked(lm, tmp_path) -> None:
     ours = JaxLM(lm, 1.0, slots=SLOTS)
     cached: Any = CachingLM(ours, str(tmp_path / "cache.db"))
-    asked = {
+    by_kind = {
         "generate_until": requests("generate_until", ("Tom", {"until": [], "max_gen_toks": 3})),
         "loglikelihood": requests("loglikelihood", ("Tom has ", "5"), ("", "5")),
         "loglikelihood_rolling": requests("loglikelihood_rolling", ("Tom has 5",)),
     }
-    for kind, reqs in asked.items():
+    for kind, reqs in by_kind.items():
         answers = getattr(ours, kind)(reqs)  # the adapter alone, as in a run that is killed then
         count = len(ours.records)
         assert getattr(cached, kind)(reqs) == answers
@@ -48,9 +48,9 @@ def test_answers_are_cached_under_what_was_asked(lm, tmp_path) -> None:
     # Another process is answered the same, knows the gates, and asks the model nothing.
     later = JaxLM(lm, 1.0, slots=SLOTS)
     again: Any = CachingLM(later, str(tmp_path / "cache.db"))
-    for kind, reqs in asked.items():
+    for kind, reqs in by_kind.items():
         getattr(again, kind)(reqs)
-    everything = [request for reqs in asked.values() for request in reqs]
+    everything = [request for reqs in by_kind.values() for request in reqs]
     assert later.records == [] and later.records_of(everything) == ours.records
     assert [record.gate for record in ours.records] == [1.0, 1.0, 0.0, 0.0]
     again.dbdict.close()
@@ -78,11 +78,11 @@ def test_what_is_interrupted_was_cached_so_far(lm, tmp_path, monkeypatch) -> Non
         if now.finished:
             raise KeyboardInterrupt
 
-    def score_four(self, some: Any, **options: Any) -> Any:
-        calls.append(len(some))
+    def score_four(self, pairs: Any, **options: Any) -> Any:
+        calls.append(len(pairs))
         if calls == [2, 2, 1]:
             raise KeyboardInterrupt
-        return score(self, some, **options)
+        return score(self, pairs, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(GenerationBar, "__call__", interrupt)

@@ -78,12 +78,12 @@ def test_every_item_of_every_arm_is_trainings_own(run, capsys) -> None:
     assert summary["tasks"]["test"]["n"] == 9 and summary["tasks"]["ood"]["n"] == 3
     correct = run.outcomes.matrix("test")
     for arm in arms:
-        found = summary["arms"][arm]["test"]
+        result = summary["arms"][arm]["test"]
         gates = run.gates(arm, run.data.prompts("test"))
         columns = [run.grid.values.index(gate) for gate in gates]
         expected = correct[np.arange(9), columns].mean()
-        assert found["metrics"]["exact_match,jroute"]["value"] == pytest.approx(expected)
-        assert found["equal_to_training"] == 9
+        assert result["metrics"]["exact_match,jroute"]["value"] == pytest.approx(expected)
+        assert result["equal_to_training"] == 9
         folder = out / folder_name(arm)
         (results,) = folder.glob("results_*.json")
         stored = json.loads(results.read_text())
@@ -144,37 +144,37 @@ def test_arms_that_were_asked_something_else_are_not_compared(run, capsys, monke
 def test_mistakes_on_the_command_line_are_told_in_a_sentence(run, capsys, tmp_path) -> None:
     preset = tmp_path / "preset.yaml"
     preset.write_text("tasks: [test]\nlimitt: 3\n")
-    asked = ["--arm", "baseline", "--tasks", "test"]
+    arm_and_tasks = ["--arm", "baseline", "--tasks", "test"]
     model = ["--model-dir", str(run.lm.directory)]
     cases = {
         "no arm is named 'rll'": arguments_for(run, "--arm", "rll", "--tasks", "test"),
         "did you mean gsm8k?": arguments_for(run, "--arm", "baseline", "--tasks", "gsm8q"),
-        "has no config.yaml": ["--run", str(tmp_path), *asked],
-        "for tasks of lm-eval only": arguments_for(run, *asked, "--num_fewshot", "1"),
+        "has no config.yaml": ["--run", str(tmp_path), *arm_and_tasks],
+        "for tasks of lm-eval only": arguments_for(run, *arm_and_tasks, "--num_fewshot", "1"),
         "train.jsonl is missing": arguments_for(
             run, "--arm", "baseline", "--tasks", "gsm8k", "--data", str(tmp_path)
         ),
         "has no controller trained": arguments_for(run, "--arm", "rl", "--tasks", "test"),
         "--limit is 0": arguments_for(run, "--arm", "rl", "--tasks", "test", "--limit", "0"),
-        "either --run or --model-dir": asked,
+        "either --run or --model-dir": arm_and_tasks,
         "--arm is missing": arguments_for(run, "--tasks", "test"),
         "--tasks is missing": arguments_for(run, "--arm", "baseline"),
-        "unrecognized arguments: --limitt": arguments_for(run, *asked, "--limitt", "3"),
+        "unrecognized arguments: --limitt": arguments_for(run, *arm_and_tasks, "--limitt", "3"),
         "unexpected keyword argument 'limitt'": arguments_for(
             run, "--arm", "baseline", "--config", str(preset)
         ),
         "then --limit must be None": arguments_for(
-            run, *asked, "--limit", "1", "--samples", '{"test": [0]}'
+            run, *arm_and_tasks, "--limit", "1", "--samples", '{"test": [0]}'
         ),
-        "for others there is lm-eval itself": arguments_for(run, *asked, "--model", "hf"),
+        "for others there is lm-eval itself": arguments_for(run, *arm_and_tasks, "--model", "hf"),
         "arm 'rl' belongs to a run": [
             *(*model, "--arm", "rl", "--tasks", "tiny_test"),
             *("--output_path", str(tmp_path)),
         ],
-        "--output_path is missing": [*model, *asked],
-        "--routing and --dtype go with": arguments_for(run, *asked, "--dtype", "float32"),
+        "--output_path is missing": [*model, *arm_and_tasks],
+        "--routing and --dtype go with": arguments_for(run, *arm_and_tasks, "--dtype", "float32"),
         "unexpected keyword argument 'gates'": arguments_for(
-            run, *asked, "--model_args", "gates=1"
+            run, *arm_and_tasks, "--model_args", "gates=1"
         ),
     }
     for message, arguments in cases.items():
@@ -256,8 +256,8 @@ def test_torch_is_not_needed(run, tmp_path) -> None:
 
 
 def judge_model(model: Path, out: Path, *arguments: str) -> list[str]:
-    found = ["--model-dir", str(model), "--output_path", str(out), "--batch_size", "4"]
-    return [*found, "--tasks", "tiny_test", "--apply_chat_template", *arguments]
+    options = ["--model-dir", str(model), "--output_path", str(out), "--batch_size", "4"]
+    return [*options, "--tasks", "tiny_test", "--apply_chat_template", *arguments]
 
 
 def rows_of(folder: Path, kind: str = "samples") -> list[dict[str, Any]]:
@@ -348,19 +348,19 @@ main({killed!r})
     done = python(code)
     assert done.returncode == 9, done.stderr.decode()
     assert not (tmp_path / "killed" / "fixed_1").exists()
-    asked: list[int] = []
+    sizes: list[int] = []
     generate = JaxLM.generate_until
 
     def counted(self, requests, **options):
-        asked.append(len(requests))
+        sizes.append(len(requests))
         return generate(self, requests, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JaxLM, "generate_until", counted)
         assert command.main(killed) == 0
-        assert asked == [3, 6]  # what was left of the first arm; nothing of it for the second
+        assert sizes == [3, 6]  # what was left of the first arm; nothing of it for the second
         assert command.main(killed) == 0
-        assert asked == [3, 6]
+        assert sizes == [3, 6]
         whole = judge_model(tiny_directory, tmp_path / "whole", *arms, "--limit", "6")
         assert command.main(whole) == 0
     names = sorted(file.name for file in tmp_path.glob("cache-*.db"))
@@ -398,13 +398,13 @@ def test_it_works_from_python_under_the_name_jroute(tiny_directory, tmp_path) ->
     file = benchmarks.SHIPPED / "tiny_test.yaml"
     options: dict[str, Any] = {"tasks": [str(file)], "limit": 2, "batch_size": 4}
     options |= {"apply_chat_template": True, "task_manager": TaskManager(include_defaults=False)}
-    found = {}
+    responses = {}
     for gate in ("0", "1"):
         arguments = f"model_dir={tiny_directory},arm=fixed:{gate}"
         content = cast(Any, simple_evaluate("jroute", model_args=arguments, **options))
-        found[gate] = [sample["resps"] for sample in content["samples"]["tiny_test"]]
+        responses[gate] = [sample["resps"] for sample in content["samples"]["tiny_test"]]
         assert content["config"]["gate_histogram"] == {gate: 2}
-    assert found["0"] != found["1"]
+    assert responses["0"] != responses["1"]
     options["use_cache"] = str(tmp_path / "cache")
     simple_evaluate("jroute", model_args=f"model_dir={tiny_directory},arm=fixed:0", **options)
     with pytest.raises(UserError, match="holds answers of another model, routing or arm"):
@@ -456,12 +456,12 @@ def test_a_run_can_ask_as_a_benchmark_does(tiny_directory, tmp_path, capsys) -> 
     arguments = arguments_for(started, "--arm", "baseline,rl", "--limit", "2")
     assert command.main([*arguments, "--tasks", "test"]) == 0
     assert "4 of 4 items agree with training's own outcomes" in capsys.readouterr().out
-    asked = ["--tasks", "gsm8k_cot_llama", "--num_fewshot", "1", "--gen_kwargs", "max_gen_toks=4"]
+    options = ["--tasks", "gsm8k_cot_llama", "--num_fewshot", "1", "--gen_kwargs", "max_gen_toks=4"]
     # What it learnt from were chats.
-    assert command.main([*arguments, *asked]) == 2
+    assert command.main([*arguments, *options]) == 2
     assert "--force_template" in capsys.readouterr().err
-    asked += ["--apply_chat_template"]
-    assert command.main([*arguments, *asked]) == 0
+    options += ["--apply_chat_template"]
+    assert command.main([*arguments, *options]) == 0
     assert "every arm was asked the same" in capsys.readouterr().out
     gates = [
         json.loads(line)["gate"]

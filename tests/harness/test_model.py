@@ -354,7 +354,7 @@ def test_prompts_that_an_arm_has_not_learnt_from_are_told(lm) -> None:
     assert not is_foreign("1 + 1? Again: 1 + 1?", doc, twice)
     assert is_foreign("1 + 1? Again: 1 + 2?", doc, twice)
 
-    asked = [
+    requests = [
         Instance(
             "generate_until",
             doc,
@@ -366,13 +366,13 @@ def test_prompts_that_an_arm_has_not_learnt_from_are_told(lm) -> None:
     ]
     arm = ArmPolicy("rl", constant(1.0), "one", render)
     with pytest.raises(UserError, match=r"arm rl learned .* of task .*--force_template"):
-        JaxLM(lm, arm, slots=SLOTS).generate_until(asked)
+        JaxLM(lm, arm, slots=SLOTS).generate_until(requests)
     ours = JaxLM(lm, arm, slots=SLOTS, force_template=True)
-    ours.generate_until(asked)
+    ours.generate_until(requests)
     assert [record.foreign for record in ours.records] == [False, True]
     assert ours.get_model_info()["foreign_prompts"] == 1
     untaught = ArmPolicy("random", constant(1.0), "one")
-    assert len(JaxLM(lm, untaught, slots=SLOTS).generate_until(asked)) == 2
+    assert len(JaxLM(lm, untaught, slots=SLOTS).generate_until(requests)) == 2
 
 
 # What lm-eval asks about --------------------------------------------------------------------------

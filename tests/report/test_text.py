@@ -22,9 +22,9 @@ def test_the_table_shows_every_arm_and_contrast() -> None:
     assert lines[head].endswith(")")
     oracle = lines[head + len(against) - 1]
     assert oracle.startswith("oracle") and "-6.2" in oracle and not oracle.endswith(")")
-    rest = "\n".join(lines[head + len(against) :])
-    assert "hindsight +37.5 points" in rest and "(n = 8)" in rest and "2 folds" in rest
-    assert "smallest gap at 50.0 % discordance, n = 8: none just significant" in rest
-    assert "gates decide 75.0% [40.9, 92.9] of the problems (n = 8)" in rest
-    assert "flips alone would show 1.50 points" in rest and "(200 cells made twice)" in rest
-    assert "verdict: underpowered: these items cannot tell a gain of δ from none (δ = 1" in rest
+    below = "\n".join(lines[head + len(against) :])
+    assert "hindsight +37.5 points" in below and "(n = 8)" in below and "2 folds" in below
+    assert "smallest gap at 50.0 % discordance, n = 8: none just significant" in below
+    assert "gates decide 75.0% [40.9, 92.9] of the problems (n = 8)" in below
+    assert "flips alone would show 1.50 points" in below and "(200 cells made twice)" in below
+    assert "verdict: underpowered: these items cannot tell a gain of δ from none (δ = 1" in below

@@ -37,13 +37,13 @@ def test_coverage_for_two_arms(seeds_a, seeds_b, items, spread) -> None:
     hits = below = above = 0
     for trial in range(trials):
         a, b, truth = two_arms(draw, seeds_a, seeds_b, items, 0.1, spread)
-        found = paired_contrast(a, b, replicates=500, seed=trial)
-        hits += covers(found.ci95, truth)
-        below += truth <= found.upper95
-        above += truth >= found.lower95
+        contrast = paired_contrast(a, b, replicates=500, seed=trial)
+        hits += covers(contrast.ci95, truth)
+        below += truth <= contrast.upper95
+        above += truth >= contrast.lower95
         # The p-value and the interval tell the same story.
-        assert (found.p <= 0.05) == (not covers(found.ci95, 0.0))
-        assert found.ci95[0] <= found.lower95 <= found.upper95 <= found.ci95[1]
+        assert (contrast.p <= 0.05) == (not covers(contrast.ci95, 0.0))
+        assert contrast.ci95[0] <= contrast.lower95 <= contrast.upper95 <= contrast.ci95[1]
     low, high = binomial_band(trials)
     # Two-sided, and each one-sided bound: 19 of 20.
     assert low <= hits / trials <= high
@@ -64,10 +64,10 @@ def test_coverage_of_a_share_of_a_gain() -> None:
     draw, hits, trials = rng(9), 0, 500
     for trial in range(trials):
         a, b, base = three_arms(draw, 600, 0.8)
-        found = share_of_gain(a, b, base, replicates=500, seed=trial)
+        share = share_of_gain(a, b, base, replicates=500, seed=trial)
         gains = a.mean() - base.mean(), b.mean() - base.mean()
-        assert found.share == pytest.approx(gains[0] / gains[1])
-        hits += covers(found.ci95, 0.8)
+        assert share.share == pytest.approx(gains[0] / gains[1])
+        hits += covers(share.ci95, 0.8)
     low, high = binomial_band(trials)
     assert low <= hits / trials <= high
 
@@ -80,8 +80,8 @@ def test_a_share_of_no_gain_is_unbounded() -> None:
     # A gain that not every resample confirms is none to take a share of.
     one_better = base.copy()
     one_better[np.flatnonzero(base == 0)[0]] = 1.0
-    found = share_of_gain(one_better, one_better, base, replicates=500)
-    assert found.share == 1.0 and found.ci95 == (-inf, inf)
+    share = share_of_gain(one_better, one_better, base, replicates=500)
+    assert share.share == 1.0 and share.ci95 == (-inf, inf)
 
 
 def test_coverage_of_a_difference_of_gains() -> None:
@@ -89,10 +89,10 @@ def test_coverage_of_a_difference_of_gains() -> None:
     for trial in range(trials):
         first = three_arms(draw, 400, 0.9)
         second = three_arms(draw, 400, 0.5)
-        found = linear_contrast(
+        contrast = linear_contrast(
             [first[0], first[2], second[0], second[2]], [1, -1, -1, 1], replicates=500, seed=trial
         )
-        hits += covers(found.ci95, 0.15 * (0.9 - 0.5))
+        hits += covers(contrast.ci95, 0.15 * (0.9 - 0.5))
     low, high = binomial_band(trials)
     assert low <= hits / trials <= high
 
@@ -106,11 +106,11 @@ def test_arms_of_the_same_seeds_are_paired_seed_by_seed() -> None:
         b = (settled < level).astype(float)
         extra = 0.08 + 0.02 * draw.standard_normal((8, 1))
         a = np.maximum(b, draw.random(300) < extra)
-        found = paired_contrast(a, b, same_seeds=True, replicates=500, seed=trial)
-        hits += covers(found.ci95, 0.08 * 0.5)
+        contrast = paired_contrast(a, b, same_seeds=True, replicates=500, seed=trial)
+        hits += covers(contrast.ci95, 0.08 * 0.5)
         if trial < 20:
             apart = paired_contrast(a, b, replicates=500, seed=trial)
-            wider += np.ptp(apart.ci95) > 2 * np.ptp(found.ci95)
+            wider += np.ptp(apart.ci95) > 2 * np.ptp(contrast.ci95)
     low, high = binomial_band(trials)
     assert low <= hits / trials <= high
     assert wider == 20
@@ -131,13 +131,13 @@ def test_false_alarms_are_as_rare_as_promised() -> None:
 
 def test_contrast_of_two_rows_agrees_with_scipy() -> None:
     a, b, _ = two_arms(rng(2), 0, 0, 500, 0.15, 0.0)
-    found = paired_contrast(a, b)
-    assert found.difference == pytest.approx(a.mean() - b.mean())
-    assert found.n == 500
+    contrast = paired_contrast(a, b)
+    assert contrast.difference == pytest.approx(a.mean() - b.mean())
+    assert contrast.n == 500
     scipys = stats.bootstrap(
         (a - b,), np.mean, n_resamples=10_000, method="percentile", rng=rng(1)
     ).confidence_interval
-    np.testing.assert_allclose(found.ci95, scipys, atol=0.003)
+    np.testing.assert_allclose(contrast.ci95, scipys, atol=0.003)
     # Sign flips of the pairs are another road to a p-value.
     flips = stats.permutation_test(
         (a, b),
@@ -147,18 +147,18 @@ def test_contrast_of_two_rows_agrees_with_scipy() -> None:
         vectorized=True,
         rng=rng(1),
     )
-    assert found.p == pytest.approx(flips.pvalue, rel=0.35, abs=0.003)
-    assert 0.001 < found.p < 0.2
+    assert contrast.p == pytest.approx(flips.pvalue, rel=0.35, abs=0.003)
+    assert 0.001 < contrast.p < 0.2
     reversed_ = paired_contrast(b, a)
-    assert reversed_.difference == -found.difference
-    np.testing.assert_allclose(reversed_.ci95, (-found.ci95[1], -found.ci95[0]), atol=0.004)
+    assert reversed_.difference == -contrast.difference
+    np.testing.assert_allclose(reversed_.ci95, (-contrast.ci95[1], -contrast.ci95[0]), atol=0.004)
 
 
 def test_items_are_paired_and_seeds_are_not() -> None:
     hard = rng().random(400) < 0.5
     a = np.where(rng(1).random(400) < 0.02, ~hard, hard).astype(float)
-    found = paired_contrast(a, hard)
-    width = found.ci95[1] - found.ci95[0]
+    contrast = paired_contrast(a, hard)
+    width = contrast.ci95[1] - contrast.ci95[0]
     assert width < 0.04  # unpaired it would be 0.14
     shuffled = paired_contrast(rng(2).permutation(a), hard)
     assert shuffled.ci95[1] - shuffled.ci95[0] > 3 * width
@@ -175,9 +175,9 @@ def test_equal_arms_and_p_values_at_the_ends() -> None:
     assert same.p == 1.0
     # 299 items that are all alike bound a difference below a point, and 298 do not.
     for n, bounded in ((298, False), (299, True)):
-        rest = paired_contrast(np.ones(n), np.ones(n))
-        assert (rest.upper95 < 0.01) is (rest.lower95 > -0.01) is bounded
-        assert (1.0 - rest.upper95) ** n == pytest.approx(0.05)
+        contrast = paired_contrast(np.ones(n), np.ones(n))
+        assert (contrast.upper95 < 0.01) is (contrast.lower95 > -0.01) is bounded
+        assert (1.0 - contrast.upper95) ** n == pytest.approx(0.05)
     both = linear_contrast([row] * 4, [1.0, -1.0, -1.0, 1.0])
     assert both.ci95 == pytest.approx((-2 * unseen, 2 * unseen))
     # A certain win: (0 + 1) / (B + 1) in each tail.

@@ -27,7 +27,7 @@ def draw(rng: np.random.Generator, n: int, gain: float) -> tuple[np.ndarray, np.
 def test_it_finds_what_a_rule_can_gain() -> None:
     rng = np.random.default_rng(0)
     judged, extra = draw(rng, 1000, 0.1), draw(rng, 1000, 0.1)
-    found = headroom(judged, extra, 0, replicates=1000)
+    result = headroom(judged, extra, 0, replicates=1000)
     chosen = CrossValidator(judged[0], extra[0]).columns(judged[1], extra[1])
     right = np.where(judged[0][:, 0] > 0, 1, 2)
     assert (chosen == right).mean() > 0.85  # wrong only where the sign is close
@@ -36,10 +36,10 @@ def test_it_finds_what_a_rule_can_gain() -> None:
     truth = chances(judged[0], 0.1)
     reached = truth[np.arange(1000), chosen].mean() - 0.6
     assert 0.14 < reached <= 0.2
-    assert found.learnable.ci95[0] <= reached <= found.learnable.ci95[1]
-    assert found.learnable.n == found.hindsight.n == 1000 and found.folds == 5
+    assert result.learnable.ci95[0] <= reached <= result.learnable.ci95[1]
+    assert result.learnable.n == result.hindsight.n == 1000 and result.folds == 5
     # In hindsight one of three independent coins is right far more often.
-    assert found.hindsight.difference > found.learnable.difference + 0.05
+    assert result.hindsight.difference > result.learnable.difference + 0.05
 
 
 def test_every_problem_is_answered_by_a_rule_that_never_saw_it() -> None:
@@ -103,12 +103,12 @@ def test_intervals_cover_what_the_rules_are_worth() -> None:
         y, z = rng.random(truth.shape) < truth, rng.random(other.shape) < other
         y, z = y.astype(float), z.astype(float)
         chosen = validator.columns(y, z)
-        found = validator.contrast(y, chosen, 0, replicates=400, seed=trial)
+        contrast = validator.contrast(y, chosen, 0, replicates=400, seed=trial)
         short = paired_contrast(y[rows, chosen], y[:, 0], replicates=400, seed=trial)
-        assert found.difference == pytest.approx(short.difference)
+        assert contrast.difference == pytest.approx(short.difference)
         worth = truth[rows, chosen].mean() - 0.6
-        hits += found.ci95[0] <= worth <= found.ci95[1]
-        below += worth <= found.upper95
+        hits += contrast.ci95[0] <= worth <= contrast.ci95[1]
+        below += worth <= contrast.upper95
         plain += short.ci95[0] <= worth <= short.ci95[1]
     low, _ = np.array(stats.binom.interval(0.999, trials, 0.95)) / trials
     assert low <= hits / trials  # careful: more than 95 % is welcome
@@ -153,16 +153,16 @@ def test_cross_fitting_finds_gates_that_are_better() -> None:
 def test_samples_adjust_hindsight_for_noise() -> None:
     rng = np.random.default_rng(8)
     noise = (rng.random((3000, 3, 8)) < 0.5).astype(float)
-    found = room.sampled(noise, 1, replicates=400)
-    assert set(found) == {"cross_fitted", "placebo_adjusted"}
-    for one in found.values():
+    estimates = room.sampled(noise, 1, replicates=400)
+    assert set(estimates) == {"cross_fitted", "placebo_adjusted"}
+    for one in estimates.values():
         assert one.n == 3000 and one.ci95[0] < 0.0 < one.ci95[1]
     real = noise.copy()
     real[:, 2] = 1.0  # a gate that is always right gains a half
-    found = room.sampled(real, 1, replicates=400)
-    assert found["cross_fitted"].difference == pytest.approx(0.5, abs=0.03)
+    estimates = room.sampled(real, 1, replicates=400)
+    assert estimates["cross_fitted"].difference == pytest.approx(0.5, abs=0.03)
     # Hindsight gains a half; three coins that are all alike would have gained 3/8 of it.
-    assert found["placebo_adjusted"].difference == pytest.approx(0.5 - 0.375, abs=0.03)
+    assert estimates["placebo_adjusted"].difference == pytest.approx(0.5 - 0.375, abs=0.03)
     assert set(room.sampled(noise[..., :2], 1, replicates=400)) == {"cross_fitted"}
 
 

@@ -15,9 +15,9 @@ from tests.statistics.sampling import binomial_band, rng
 def test_mcnemar_is_a_sign_test_on_the_discordant_items() -> None:
     a = np.array([1] * 30 + [1] * 12 + [0] * 4 + [0] * 20)
     b = np.array([1] * 30 + [0] * 12 + [1] * 4 + [0] * 20)
-    found = mcnemar_exact(a, b)
-    assert (found.only_a, found.only_b, found.n) == (12, 4, 66)
-    assert found.p == pytest.approx(stats.binomtest(4, 16).pvalue)
+    test = mcnemar_exact(a, b)
+    assert (test.only_a, test.only_b, test.n) == (12, 4, 66)
+    assert test.p == pytest.approx(stats.binomtest(4, 16).pvalue)
     assert mcnemar_exact(a, a).p == 1.0
     with pytest.raises(ValueError, match="0 and 1"):
         mcnemar_exact(a * 0.5, b)
@@ -33,10 +33,10 @@ KNOWN = {  # n -> points just significant and points found with 80 % power, at t
 @pytest.mark.parametrize("n", KNOWN)
 def test_gaps_of_known_sets(n) -> None:
     for discordance, resolvable, detectable in zip((0.02, 0.05, 0.1, 0.2), *KNOWN[n], strict=True):
-        found = 100 * resolvable_gap(n, discordance)
-        assert round(found, 2) == resolvable
-        found = 100 * detectable_gap(n, discordance)
-        assert found == inf if detectable == inf else round(found, 2) == detectable
+        gap = 100 * resolvable_gap(n, discordance)
+        assert round(gap, 2) == resolvable
+        gap = 100 * detectable_gap(n, discordance)
+        assert gap == inf if detectable == inf else round(gap, 2) == detectable
 
 
 def test_gaps_at_holms_strictest_level() -> None:
@@ -66,6 +66,6 @@ def test_detectable_gap_is_found_as_often_as_promised() -> None:
     discordant = draw.binomial(n, discordance, trials)
     outcomes = list(zip(discordant.tolist(), draw.binomial(discordant, win).tolist(), strict=True))
     p = {(m, w): float(stats.binomtest(w, m).pvalue) for m, w in set(outcomes)}
-    found = np.array([p[outcome] for outcome in outcomes]) <= 0.05
+    significant = np.array([p[outcome] for outcome in outcomes]) <= 0.05
     low, high = binomial_band(trials, 0.8)
-    assert low <= np.mean(found) <= high
+    assert low <= np.mean(significant) <= high

@@ -100,8 +100,8 @@ def test_contrasts_are_those_of_rl_with_the_declared_arms_first(results) -> None
     for c in contrasts:
         assert c["ci95"][0] <= c["difference"] <= c["ci95"][1]
         assert 0 < c["p"] <= 1
-    rest = {(c["a"], c["b"]): c["difference"] for c in results["contrasts"] if c["a"] != "rl"}
-    assert rest == pytest.approx(
+    others = {(c["a"], c["b"]): c["difference"] for c in results["contrasts"] if c["a"] != "rl"}
+    assert others == pytest.approx(
         {
             ("supervised", "best_fixed"): 2 / 8,
             ("supervised_features", "best_fixed"): 2 / 8,
@@ -112,27 +112,27 @@ def test_contrasts_are_those_of_rl_with_the_declared_arms_first(results) -> None
 
 
 def test_modal_gates_are_compared_seed_by_seed(arms, results) -> None:
-    found = next(c for c in results["contrasts"] if c["b"] == "rl_modal")
+    contrast = next(c for c in results["contrasts"] if c["b"] == "rl_modal")
     paired = paired_contrast(arms["rl"], arms["rl_modal"], same_seeds=True, replicates=400)
-    assert (found["ci95"], found["p"]) == (list(paired.ci95), paired.p)
+    assert (contrast["ci95"], contrast["p"]) == (list(paired.ci95), paired.p)
 
 
 def numbers(tree, path="") -> list[tuple[str, dict]]:
     """Every dictionary of a tree that states an estimate."""
     if isinstance(tree, list):
-        return [found for i, item in enumerate(tree) for found in numbers(item, f"{path}[{i}]")]
+        return [number for i, item in enumerate(tree) for number in numbers(item, f"{path}[{i}]")]
     if not isinstance(tree, dict):
         return []
-    below = [found for name, item in tree.items() for found in numbers(item, f"{path}.{name}")]
-    told = {"accuracy", "difference", "value", "share", "only_a", "discordance", "sentence"}
-    plain = any(not isinstance(tree[name], dict) for name in told & tree.keys())
+    below = [number for name, item in tree.items() for number in numbers(item, f"{path}.{name}")]
+    estimates = {"accuracy", "difference", "value", "share", "only_a", "discordance", "sentence"}
+    plain = any(not isinstance(tree[name], dict) for name in estimates & tree.keys())
     return [*below, (path, tree)] if plain else below
 
 
 def test_no_number_is_without_its_count_and_interval(results) -> None:
-    found = numbers(results)
-    assert len(found) > 35
-    for path, tree in found:
+    stated = numbers(results)
+    assert len(stated) > 35
+    for path, tree in stated:
         assert tree["n"] == (200 if path.endswith("noise_floor") else 8), path
         if {"accuracy", "difference", "value", "share"} & tree.keys():
             low, high = tree["ci95"]
@@ -160,7 +160,7 @@ def test_shares_tests_and_reach(arms, results) -> None:
 def test_the_gap_that_can_be_resolved_is_that_to_the_best_fixed_gate() -> None:
     correct = np.zeros((100, 3))
     correct[:10, 0], correct[10:14, 2] = 1, 1
-    found = arm_results(
+    results = arm_results(
         values(
             correct,
             best_fixed=2,
@@ -171,23 +171,23 @@ def test_the_gap_that_can_be_resolved_is_that_to_the_best_fixed_gate() -> None:
         CONFIG,
         ROLES,
     )
-    gap = next(one for one in found["gaps"] if one["b"] == "best_fixed")
+    gap = next(one for one in results["gaps"] if one["b"] == "best_fixed")
     assert gap["discordance"] == 0.14
     # Of 14 discordant items an exact McNemar test needs 12 to 2.
-    assert found["resolvable_gap"] == gap["just_significant"] == pytest.approx(0.1)
+    assert results["resolvable_gap"] == gap["just_significant"] == pytest.approx(0.1)
 
 
 def test_headroom_and_verdict_are_told(arms, results) -> None:
-    told = results["headroom"]
-    assert told["hindsight"]["value"] == pytest.approx(3 / 8)
-    low, high = told["hindsight"]["ci95"]
-    assert low < 3 / 8 < high and "upper95" in told["learnable"]
-    assert told["folds"] == 2
+    stored = results["headroom"]
+    assert stored["hindsight"]["value"] == pytest.approx(3 / 8)
+    low, high = stored["hindsight"]["ci95"]
+    assert low < 3 / 8 < high and "upper95" in stored["learnable"]
+    assert stored["folds"] == 2
     # 2 % of cells differ when made twice: each flips with 1.01 %, on a half of solved problems.
     flip = (1 - 0.96**0.5) / 2
     best = 0.5 * (1 - flip**3) + 0.5 * (1 - (1 - flip) ** 3)
-    assert told["noise_floor"]["value"] == pytest.approx(best - 0.5)
-    assert told["noise_floor"]["ci95"][0] < best - 0.5 < told["noise_floor"]["ci95"][1]
+    assert stored["noise_floor"]["value"] == pytest.approx(best - 0.5)
+    assert stored["noise_floor"]["ci95"][0] < best - 0.5 < stored["noise_floor"]["ci95"][1]
     assert "noise_floor" not in arm_results(arms, CONFIG, ROLES).get("headroom", {})
     verdict = results["verdict"]
     assert verdict["name"] == "underpowered"  # eight problems
@@ -220,12 +220,12 @@ def test_a_plain_gain_is_found_and_nothing_is_not() -> None:
     correct[np.arange(600), best] = 1
     guess = rng.integers(0, 3, 600)
     learned = np.where(rng.random((5, 600)) < 0.8, best, guess)
-    found = arm_results(
+    results = arm_results(
         values(correct, best_fixed=1, supervised=guess, rl=learned, selected=0), CONFIG, ROLES
     )
-    for c in found["contrasts"][:5]:
+    for c in results["contrasts"][:5]:
         assert c["ci95"][0] > 0.3 and c["p"] < 0.02
-    assert "verdict" not in found  # none without its headroom
+    assert "verdict" not in results  # none without its headroom
     same = arm_results(
         values(correct, best_fixed=1, supervised=guess, rl=np.tile(guess, (5, 1)), selected=0),
         CONFIG,

@@ -13,8 +13,8 @@ from jroute.statistics.verdict import TABLE, Evidence, points, verdict
 def contrast(difference: float, half: float, p: float | None = None, n: int = 1000) -> Contrast:
     """A difference in points with a symmetric interval; significant where that leaves 0 out."""
     d, h = difference / 100, half / 100
-    told = (0.001 if abs(d) > h else 0.5) if p is None else p
-    return Contrast(d, (d - h, d + h), told, n, lower95=d - 0.84 * h, upper95=d + 0.84 * h)
+    p_value = (0.001 if abs(d) > h else 0.5) if p is None else p
+    return Contrast(d, (d - h, d + h), p_value, n, lower95=d - 0.84 * h, upper95=d + 0.84 * h)
 
 
 def evidence(
@@ -28,11 +28,11 @@ def evidence(
 ) -> Evidence:
     """RL minus every arm is ``rl`` points, or as given by name; likewise the rest."""
     names = (*DECLARED, "supervised_features")
-    told = (
+    points_by_arm = (
         dict.fromkeys(names, rl) if isinstance(rl, float) else {**dict.fromkeys(names, 0.0), **rl}
     )
     return Evidence(
-        rl={name: contrast(d, half) for name, d in told.items()},
+        rl={name: contrast(d, half) for name, d in points_by_arm.items()},
         roles=roles(),
         rivals={
             "supervised": contrast(0.0, half),
@@ -58,11 +58,11 @@ ROWS = {
 
 @pytest.mark.parametrize("name", ROWS)
 def test_every_row_is_reached(name) -> None:
-    found = verdict(ROWS[name])
-    assert found.name == name
-    assert found.n == 1000 and found.delta == 0.01
+    result = verdict(ROWS[name])
+    assert result.name == name
+    assert result.n == 1000 and result.delta == 0.01
     means = next(row.means for row in TABLE if row.name == name)
-    assert found.sentence == f"{means} (δ = 1 point)"
+    assert result.sentence == f"{means} (δ = 1 point)"
 
 
 def test_the_table_is_written_out() -> None:
@@ -77,9 +77,9 @@ def test_one_declared_contrast_that_fails_is_no_gain(weak) -> None:
     assert verdict(replace(base, rl=rl)).name != "gain"
     # A worse arm with a small p is no gain either.
     rl = {**base.rl, weak: contrast(-3.0, 0.8)}
-    found = verdict(replace(base, rl=rl))
-    assert found.name != "gain"
-    assert f"RL is worse than {weak}: -3.0 points [-3.8, -2.2] (n = 1000)" in found.beside
+    result = verdict(replace(base, rl=rl))
+    assert result.name != "gain"
+    assert f"RL is worse than {weak}: -3.0 points [-3.8, -2.2] (n = 1000)" in result.beside
 
 
 def test_p_values_are_adjusted_before_they_count() -> None:
@@ -100,10 +100,10 @@ def test_a_gain_smaller_than_delta_is_not_called_one() -> None:
 def test_a_gain_tells_that_features_do_as_well() -> None:
     same = evidence(rl=3.0)
     rl = {**same.rl, "supervised_features": contrast(0.1, 0.5)}
-    found = verdict(replace(same, rl=rl))
-    assert found.name == "gain"
-    assert "supervised_features is not beaten by δ" in found.beside[0]
-    assert "+0.1 points [-0.4, +0.6] (n = 1000)" in found.beside[0]
+    result = verdict(replace(same, rl=rl))
+    assert result.name == "gain"
+    assert "supervised_features is not beaten by δ" in result.beside[0]
+    assert "+0.1 points [-0.4, +0.6] (n = 1000)" in result.beside[0]
     assert verdict(same).beside == ()
 
 
@@ -116,8 +116,8 @@ def test_a_gain_tells_that_features_do_as_well() -> None:
     ids=["small", "unsure"],
 )
 def test_features_suffice_only_where_a_rival_gains(change, instead) -> None:
-    told = {"rl": {"baseline": 3.0, "fixed:0.5": 3.0, "best_fixed": 3.0}, "rivals": 3.0}
-    assert verdict(evidence(**{**told, "learnable": 3.0, **change})).name == instead
+    known = {"rl": {"baseline": 3.0, "fixed:0.5": 3.0, "best_fixed": 3.0}, "rivals": 3.0}
+    assert verdict(evidence(**{**known, "learnable": 3.0, **change})).name == instead
 
 
 def test_features_suffice_only_where_rl_is_not_beyond_them() -> None:
@@ -132,9 +132,9 @@ def test_features_suffice_only_where_rl_is_not_beyond_them() -> None:
     ids=["no constant gain", "RL not bounded"],
 )
 def test_a_constant_gate_suffices_only_where_rl_is_bounded(change, instead) -> None:
-    told = {"rl": {"baseline": 3.0, "fixed:0.5": 2.0}, "half": 0.9, "constant": 3.0}
-    told |= {"learnable": 0.1, "room_half": 2.0}
-    assert verdict(evidence(**{**told, **change})).name == instead
+    known = {"rl": {"baseline": 3.0, "fixed:0.5": 2.0}, "half": 0.9, "constant": 3.0}
+    known |= {"learnable": 0.1, "room_half": 2.0}
+    assert verdict(evidence(**{**known, **change})).name == instead
 
 
 @pytest.mark.parametrize("change", [{"room_half": 1.5}, {"half": 1.5}], ids=["headroom", "RL"])

@@ -29,8 +29,8 @@ def load(folder: Path, *names: str) -> list[Any]:
 def tasks(tmp_path_factory) -> dict[str, Any]:
     """Tasks with data from outside the repository."""
     data_dir()
-    found = load(tmp_path_factory.mktemp("data"), "gsm8k", "gsm8k_cot_llama", "svamp_cot_llama")
-    return {task.config.task: task for task in found}
+    loaded = load(tmp_path_factory.mktemp("data"), "gsm8k", "gsm8k_cot_llama", "svamp_cot_llama")
+    return {task.config.task: task for task in loaded}
 
 
 # Tasks that ship ----------------------------------------------------------------------------------
@@ -179,8 +179,8 @@ def test_another_wording_is_another_meaning(monkeypatch) -> None:
     before = meaning(config, TOKENIZER)
     assert before[0] == config and PLACEHOLDER in before[1]
     benchmark_prompt.cache_clear()
-    asked = benchmark_prompt("gsm8k_cot_llama", 0)
-    monkeypatch.setattr(asked.task.config, "doc_to_text", "Now: {{question}}")
+    benchmark = benchmark_prompt("gsm8k_cot_llama", 0)
+    monkeypatch.setattr(benchmark.task.config, "doc_to_text", "Now: {{question}}")
     assert meaning(config, TOKENIZER) != before
     benchmark_prompt.cache_clear()
 
