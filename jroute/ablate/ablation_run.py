@@ -148,7 +148,7 @@ class AblationRun:
         grid, problems = self.grid, self._problems
         total, missing = len(self._cells()), len(self.missing())
         lengths = [len(tokens) for tokens in self._prompts]
-        generator = self.run.outcomes.generator
+        generator = self.run.generator
         rate = None
         if missing:
             rate = measure_rate(generator, [Cell(p, grid.gates[-1]) for p in problems])

@@ -17,7 +17,7 @@ from jroute.experiment import calibration
 from jroute.experiment.calibration import CalibrationConfig, ModelTables, Tables
 from jroute.experiment.config import Experiment
 from jroute.experiment.estimate import format_duration
-from jroute.experiment.pipeline import fill_outcomes, table_cells
+from jroute.experiment.pipeline import fill_outcomes
 from jroute.experiment.plan import plan_outcomes
 from jroute.experiment.run import Run, load_run
 from jroute.tasks import Split
@@ -140,7 +140,7 @@ class ModelRuns:
                 exists = any(self.out.glob(f"run-{_name(source)}"))
                 runs = self if exists else dataclasses.replace(self, out=Path(scratch))
                 run = runs.open(source, keep=False)
-                cells = {split: table_cells(run, split) for split in run.experiment.splits}
+                cells = {split: run.outcomes.cells(split) for split in run.experiment.splits}
                 lines += [f"{source}:", str(plan_outcomes(run, cells)), ""]
                 problems = len(run.data.problems("train"))
         lines += _estimate_trainings(models, problems, config, parts)

@@ -21,47 +21,49 @@ from jroute.utils.files import write_json
 from jroute.utils.fingerprint import semantic_fingerprint
 
 
+def describe_training(experiment: Experiment, data: TaskData, outcomes: str) -> dict[str, str]:
+    """Return the fingerprint of each thing that decides what controllers are trained on, and how.
+
+    Args:
+        experiment: The experiment.
+        data: Problems and prompts.
+        outcomes: Fingerprint of the outcomes that are learned from.
+    """
+    e = experiment
+    splits: tuple[Split, ...] = ("train", "validation")
+    content = {
+        "outcomes": outcomes,
+        "gates": e.gates,
+        "rollouts": e.rollouts,
+        "reward": e.reward,
+        "prompts": [data.prompts(split) for split in splits],
+        "answers": [[p.answer for p in data.problems(split)] for split in splits],
+        "features": e.features,
+        "ppo": e.ppo,
+        "supervised": e.supervised,
+        "seed": e.seed,
+    }
+    return {name: semantic_fingerprint({name: part})[:16] for name, part in content.items()}
+
+
 @dataclass(frozen=True, eq=False)
 class Controllers:
     """What training and judging leave in the run folder, under what it was trained on.
 
     Attributes:
-        experiment: The experiment.
         folder: The run folder.
-        data: Problems and prompts.
         features: Features of the prompts.
-        outcomes: Fingerprint of the outcomes that were learned from.
+        training_parts: Fingerprints of what training rests on; see ``describe_training``.
     """
 
-    experiment: Experiment
     folder: RunFolder
-    data: TaskData
     features: FeatureStore
-    outcomes: str
-
-    @cached_property
-    def training_parts(self) -> dict[str, str]:
-        """The fingerprint of each thing that decides what controllers are trained on, and how."""
-        e = self.experiment
-        splits: tuple[Split, ...] = ("train", "validation")
-        content = {
-            "outcomes": self.outcomes,
-            "gates": e.gates,
-            "rollouts": e.rollouts,
-            "reward": e.reward,
-            "prompts": [self.data.prompts(split) for split in splits],
-            "answers": [[p.answer for p in self.data.problems(split)] for split in splits],
-            "features": e.features,
-            "ppo": e.ppo,
-            "supervised": e.supervised,
-            "seed": e.seed,
-        }
-        return {name: semantic_fingerprint({name: part})[:16] for name, part in content.items()}
+    training_parts: Mapping[str, str]
 
     @cached_property
     def training(self) -> str:
         """The name of a training; another model, task or learner gives another one."""
-        return semantic_fingerprint(self.training_parts)[:16]
+        return semantic_fingerprint(dict(self.training_parts))[:16]
 
     @property
     def are_trained(self) -> bool:
@@ -128,11 +130,11 @@ class Controllers:
         """Return what controllers see of a split's problems."""
         return self.featurizer(self.features.raw(split)).astype(np.float32)
 
-    def save(self, tree: Mapping[str, Any]) -> None:
-        """Store what training left, and what it was trained on."""
+    def save(self, tree: Mapping[str, Any], updates: int) -> None:
+        """Store what training left after PPO's updates, and what it was trained on."""
         folder = self.folder.controllers(self.training)
-        save_state(folder, self.experiment.ppo.updates, dict(tree))
-        write_json(folder.with_suffix(".json"), self.training_parts, indent=None)
+        save_state(folder, updates, dict(tree))
+        write_json(folder.with_suffix(".json"), dict(self.training_parts), indent=None)
 
     def save_controls(self, tree: Mapping[str, Any]) -> None:
         """Store the controls that judging trained."""

@@ -9,7 +9,11 @@ import numpy as np
 from jroute.controller.features import Featurizer
 from jroute.envs.data import EnvData
 from jroute.envs.gymnasium import RoutingEnv, RoutingVectorEnv
+from jroute.experiment.feature_store import FeatureStore
 from jroute.experiment.run import Run, load_run
+from jroute.experiment.task_data import TaskData
+from jroute.outcomes.backends import OutcomeBackend
+from jroute.outcomes.grid import GateGrid
 from jroute.tasks import Split
 from jroute.utils.errors import UserError
 
@@ -58,26 +62,42 @@ def environment_data(run: str | Path | Run, split: Split, *, live: bool = False)
         live: Whether outcomes are generated; otherwise the table or the memo must hold them.
     """
     opened = run if isinstance(run, Run) else load_run(run)
-    return split_environment(opened, split, opened.controllers.featurizer, live=live)
+    return environment_of(
+        split,
+        opened.data,
+        opened.features,
+        opened.controllers.featurizer,
+        opened.grid,
+        opened.outcomes.backend(live=live),
+    )
 
 
-def split_environment(run: Run, split: Split, featurizer: Featurizer, *, live: bool) -> EnvData:
-    """Return a split as environments take it, with the features of a featurizer.
+def environment_of(
+    split: Split,
+    data: TaskData,
+    features: FeatureStore,
+    featurizer: Featurizer,
+    grid: GateGrid,
+    backend: OutcomeBackend,
+) -> EnvData:
+    """Return a split as environments take it.
 
     Args:
-        run: The run, whose controllers need not be trained yet.
         split: The split of the problems.
+        data: Problems and prompts.
+        features: Raw features of the prompts.
         featurizer: The fitted part of the features.
-        live: Whether outcomes are generated.
+        grid: The grid of gates.
+        backend: Looks outcomes up, or generates them.
     """
     return EnvData(
-        problems=run.data.problems(split),
-        prompts=run.data.prompts(split),
-        observations=featurizer(run.features.raw(split)).astype(np.float32),
+        problems=data.problems(split),
+        prompts=data.prompts(split),
+        observations=featurizer(features.raw(split)).astype(np.float32),
         feature_names=featurizer.names,
-        gates=run.grid.values,
-        backend=run.outcomes.backend(live=live),
-        num_gate_dims=run.grid.num_gate_dims,
+        gates=grid.values,
+        backend=backend,
+        num_gate_dims=grid.num_gate_dims,
     )
 
 

@@ -1,18 +1,21 @@
 """Judging a run: every arm on the judged splits, from its table or from live rollouts."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
 
-from jroute.arms import controls, registry
+from jroute.arms import registry
 from jroute.arms.columns import arm_values, gate_counts
-from jroute.arms.resolve import table_columns
-from jroute.arms.rl import decisions_of_seeds
+from jroute.arms.controls import fit_controls
+from jroute.arms.registry import SUBJECT
+from jroute.arms.resolve import live_columns, table_columns
 from jroute.arms.supervised import Cells
 from jroute.distributed.processes import is_first_process
+from jroute.experiment.config import Experiment
+from jroute.experiment.controllers import Controllers
 from jroute.experiment.items import (
     Columns,
     Values,
@@ -21,7 +24,9 @@ from jroute.experiment.items import (
     write_items,
 )
 from jroute.experiment.run import Run
-from jroute.experiment.training import seed_correctness
+from jroute.experiment.run_outcomes import RunOutcomes
+from jroute.experiment.task_data import TaskData
+from jroute.experiment.training import correctness
 from jroute.generate.sampling import hash_text
 from jroute.observe.progress import progress_bar
 from jroute.statistics.config import JudgeConfig
@@ -61,19 +66,22 @@ def judge(run: Run) -> dict[str, Any]:
     Returns:
         The content of ``results.json``.
     """
-    live = run.experiment.rollouts == "live"
-    judge_split = judge_live_split if live else judge_table_split
+    e, data = run.experiment, run.data
+    live = e.rollouts == "live"
+    controls = {} if live else train_controls(e, run.outcomes, run.controllers)
     splits: dict[str, dict[str, Any]] = {}
     items = []
-    for split in progress_bar(
-        run.experiment.judged, desc="judge", unit="split", disable=not is_first_process()
-    ):
-        judged = judge_split(run, split)
+    for split in progress_bar(e.judged, desc="judge", unit="split", disable=not is_first_process()):
+        judged = (
+            judge_live_split(split, data, run.outcomes, run.controllers, e.judge)
+            if live
+            else judge_table_split(split, data, run.outcomes, run.controllers, controls, e.judge)
+        )
         splits[split] = judged.results
         items.append(
-            item_rows(split, run.data.problems(split), run.grid, judged.values, judged.columns)
+            item_rows(split, data.problems(split), run.grid, judged.values, judged.columns)
         )
-    primary = run.experiment.judged[0]
+    primary = e.judged[0]
     results = {
         "split": primary,
         **splits[primary],
@@ -82,7 +90,7 @@ def judge(run: Run) -> dict[str, Any]:
     }
     write_items(run.folder, items)
     write_json(run.folder.results, results)
-    logger.info("every arm judged on %s", ", ".join(run.experiment.judged))
+    logger.info("every arm judged on %s", ", ".join(e.judged))
     return results
 
 
@@ -125,8 +133,15 @@ def _describe_live_run(run: Run) -> dict[str, Any]:
 # A run with a table -------------------------------------------------------------------------------
 
 
-def train_controls(run: Run) -> dict[str, Any]:
+def train_controls(
+    experiment: Experiment, outcomes: RunOutcomes, controllers: Controllers
+) -> dict[str, Any]:
     """Return the control arms of a run, training them the first time.
+
+    Args:
+        experiment: The experiment.
+        outcomes: The outcomes of the run.
+        controllers: What training left.
 
     Returns:
         See ``jroute.arms.controls.fit_controls``.
@@ -134,17 +149,17 @@ def train_controls(run: Run) -> dict[str, Any]:
     Raises:
         UserError: Training has not finished, or the run has no table.
     """
-    e, controllers = run.experiment, run.controllers
+    e = experiment
     if e.rollouts != "table":
         raise UserError(
-            f"{run.directory} learned from live rollouts and has no table of all gates; the arms "
-            "that need one (best_fixed, oracle, exact_gradient, …) do not exist there"
+            f"{controllers.folder.path} learned from live rollouts and has no table of all gates; "
+            "the arms that need one (best_fixed, oracle, exact_gradient, …) do not exist there"
         )
     if not controllers.have_controls:
         controllers.save_controls(
-            controls.fit_controls(
-                _rewards(run, "train"),
-                _rewards(run, "validation"),
+            fit_controls(
+                _rewards("train", outcomes, controllers),
+                _rewards("validation", outcomes, controllers),
                 controllers.trained["seeds"],
                 ppo=e.ppo,
                 supervised=e.supervised,
@@ -154,73 +169,98 @@ def train_controls(run: Run) -> dict[str, Any]:
     return controllers.controls
 
 
-def _rewards(run: Run, split: Split) -> Cells:
+def _rewards(split: Split, outcomes: RunOutcomes, controllers: Controllers) -> Cells:
     """Return the features of a split's problems, and what every gate pays on them."""
-    return run.controllers.observations(split), run.outcomes.matrix(split, "reward")
+    return controllers.observations(split), outcomes.matrix(split, "reward")
 
 
-def judge_table_split(run: Run, split: Split) -> JudgedSplit:
-    """Judge every arm on one split of a run with a table."""
-    config = run.experiment.judge
-    observations, trained = run.controllers.observations(split), run.controllers.trained
-    columns = table_columns(observations, run.grid.values, trained, train_controls(run))
-    values = arm_values(run.outcomes.matrix(split), columns)
+def judge_table_split(
+    split: Split,
+    data: TaskData,
+    outcomes: RunOutcomes,
+    controllers: Controllers,
+    controls: Mapping[str, Any],
+    config: JudgeConfig,
+) -> JudgedSplit:
+    """Judge every arm on one split of a run with a table.
+
+    Args:
+        split: The split.
+        data: Problems and prompts.
+        outcomes: The outcomes of the run.
+        controllers: What training left.
+        controls: The control arms; see ``train_controls``.
+        config: Intervals and contrasts.
+    """
+    observations, trained = controllers.observations(split), controllers.trained
+    grid = outcomes.grid.values
+    columns = table_columns(observations, grid, trained, controls)
+    values = arm_values(outcomes.matrix(split), columns)
     sampling = {"replicates": config.replicates, "seed": config.seed}
     best_fixed = int(trained["best_fixed"])
     split_headroom = headroom(
-        (observations, run.outcomes.matrix(split)),
-        _learned_cells(run),
+        (observations, outcomes.matrix(split)),
+        _learned_cells(outcomes, controllers),
         best_fixed,
         folds=config.folds,
         **sampling,
     )
-    floor = run.outcomes.noise_floor()
+    floor = outcomes.noise_floor()
     results = arm_results(
         values, config, registry.roles(), split_headroom, floor and floor["correct"]
     )
-    samples = run.outcomes.samples(split)
+    samples = outcomes.samples(split)
     if samples.shape[-1] > 1:
         gains = sampled(samples, best_fixed, **sampling)
         results["headroom"]["samples"] = samples.shape[-1]
         results["headroom"] |= {name: as_gain(gain) for name, gain in gains.items()}
-    results["gates_chosen"] = gate_counts(columns, len(run.grid.values))
-    results["items"] = digest_problems(run.data.problems(split))
+    results["gates_chosen"] = gate_counts(columns, len(grid))
+    results["items"] = digest_problems(data.problems(split))
     return JudgedSplit(results, values, columns)
 
 
-def _learned_cells(run: Run) -> tuple[Float[np.ndarray, "_ _"], Float[np.ndarray, "_ _"]]:
+def _learned_cells(outcomes: RunOutcomes, controllers: Controllers) -> Cells:
     """Return features and correctness of the problems that controllers learn from or choose on."""
     splits: tuple[Split, ...] = ("train", "validation")
     return (
-        np.concatenate([run.controllers.observations(split) for split in splits]),
-        np.concatenate([run.outcomes.matrix(split) for split in splits]),
+        np.concatenate([controllers.observations(split) for split in splits]),
+        np.concatenate([outcomes.matrix(split) for split in splits]),
     )
 
 
 # A run with live rollouts -------------------------------------------------------------------------
 
 
-def judge_live_split(run: Run, split: Split) -> JudgedSplit:
-    """Judge RL against the baseline and gate 0.5 on one split, all of them generated."""
-    choices = decisions_of_seeds(
-        run.controllers.trained["seeds"], run.controllers.observations(split)
-    )
-    selected = int(run.controllers.trained["selected"])
-    problems, grid = run.data.problems(split), run.grid
-    backend = run.outcomes.backend(live=True)
-    correct = seed_correctness(choices, problems, grid, backend)
-    columns = {"rl": choices, "rl_selected": choices[selected]}
-    values = {"rl": correct, "rl_selected": correct[selected]}
-    for name, gate in (("baseline", 0.0), ("fixed:0.5", 0.5)):
-        columns[name] = np.full(choices.shape[1:], grid.values.index(gate))
-        values[name] = seed_correctness(columns[name][None], problems, grid, backend)[0]
+def judge_live_split(
+    split: Split,
+    data: TaskData,
+    outcomes: RunOutcomes,
+    controllers: Controllers,
+    config: JudgeConfig,
+) -> JudgedSplit:
+    """Judge RL against the baseline and gate 0.5 on one split, all of them generated.
+
+    Args:
+        split: The split.
+        data: Problems and prompts.
+        outcomes: The outcomes of the run.
+        controllers: What training left.
+        config: Intervals and contrasts.
+    """
+    problems, grid = data.problems(split), outcomes.grid
+    backend = outcomes.backend(live=True)
+    columns = live_columns(controllers.observations(split), grid.values, controllers.trained)
+    values = {
+        name: correctness(column, problems, grid, backend) for name, column in columns.items()
+    }
+    choices = columns[SUBJECT]
     counts = np.stack(
         [(choices == i).sum(axis=1) for i in range(len(grid.values))], axis=-1
     )  # [seeds, dims, gates]
     results = {
-        **_live_statistics(values, run.experiment.judge),
-        "gates_chosen": {"rl": counts.sum(axis=1).tolist()},  # [seeds, gates]
-        "gates_chosen_by_part": {"rl": counts.sum(axis=0).tolist()},  # [dims, gates]
+        **_live_statistics(values, config),
+        "gates_chosen": {SUBJECT: counts.sum(axis=1).tolist()},  # [seeds, gates]
+        "gates_chosen_by_part": {SUBJECT: counts.sum(axis=0).tolist()},  # [dims, gates]
         "not_available": registry.unavailable_live(),
         "items": digest_problems(problems),
     }
@@ -231,15 +271,16 @@ def _live_statistics(values: Values, config: JudgeConfig) -> dict[str, Any]:
     """Return accuracies, and RL's contrasts with the arms that need no table."""
     sampling: dict[str, Any] = {"replicates": config.replicates, "seed": config.seed}
     paired = {
-        name: paired_contrast(values["rl"], values[name], **sampling)
-        for name in ("fixed:0.5", "baseline")
+        name: paired_contrast(values[SUBJECT], values[name], **sampling)
+        for name in registry.DECLARED
+        if name in values
     }
     adjusted = holm([contrast.p for contrast in paired.values()])
     return {
-        "n": values["rl"].shape[1],
+        "n": values[SUBJECT].shape[1],
         "arms": {name: stored(accuracy(scores, **sampling)) for name, scores in values.items()},
         "contrasts": [
-            {"a": "rl", "b": name, **stored(contrast), "p_holm": p}
+            {"a": SUBJECT, "b": name, **stored(contrast), "p_holm": p}
             for (name, contrast), p in zip(paired.items(), adjusted, strict=True)
         ],
     }

@@ -2,22 +2,24 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from jroute.experiment.config import Experiment
 from jroute.experiment.run_folder import RunFolder
 from jroute.experiment.task_data import TaskData
+from jroute.generate.config import EngineConfig
+from jroute.generate.decoding import Decoding
 from jroute.generate.sampling import hash_text
 from jroute.lm import LanguageModel
 from jroute.observe.progress import progress_bar
 from jroute.outcomes.generation import cell_seed
 from jroute.outcomes.outcome import grade
 from jroute.probe import mixing
+from jroute.tasks.rewards import RewardConfig
 from jroute.utils.errors import UserError
 from jroute.utils.fingerprint import semantic_fingerprint
 from jroute.utils.keys import stored
@@ -28,13 +30,21 @@ class LearnedMixing:
     """The mixing weights that an experiment learns, the base frozen.
 
     Attributes:
-        experiment: The experiment, whose ``mixing`` section says how.
+        config: How they are learned.
+        decoding: Decoding of the completions that a search counts.
+        engine: Execution shape of those.
+        reward: How those are graded.
+        seed: Seed of the experiment.
         folder: The run folder.
         base: The frozen model with the routing's own weights.
         data: Problems and prompts.
     """
 
-    experiment: Experiment
+    config: mixing.MixingConfig
+    decoding: Decoding
+    engine: EngineConfig
+    reward: RewardConfig
+    seed: int
     folder: RunFolder
     base: LanguageModel
     data: TaskData
@@ -42,7 +52,7 @@ class LearnedMixing:
     @property
     def enabled(self) -> bool:
         """Return whether the experiment learns mixing weights."""
-        return self.experiment.mixing.method != "none"
+        return self.config.method != "none"
 
     @cached_property
     def examples(self) -> list[tuple[list[int], list[int]]]:
@@ -51,7 +61,7 @@ class LearnedMixing:
         An answer is the reference solution, ``#### `` and the number, and the end token.
         """
         pairs = []
-        for problem in self.data.problems("train")[: self.experiment.mixing.problems]:
+        for problem in self.data.problems("train")[: self.config.problems]:
             final = f"#### {problem.answer}"
             text = problem.solution
             if not text.endswith(final):
@@ -63,17 +73,17 @@ class LearnedMixing:
     @cached_property
     def description(self) -> dict[str, Any]:
         """Everything that decides the learned weights."""
-        e, base = self.experiment, self.base
+        base = self.base
         description = {
             "model": base.fingerprint,
             "dtype": str(jax.tree.leaves(base.params)[0].dtype),
             "routing": stored(base.routing.config),
-            "mixing": stored(e.mixing),
-            "seed": e.seed,
+            "mixing": stored(self.config),
+            "seed": self.seed,
             "examples": semantic_fingerprint({"pairs": self.examples}),
         }
-        if e.mixing.method == "search":
-            description["decoding"] = stored(e.decoding)
+        if self.config.method == "search":
+            description["decoding"] = stored(self.decoding)
         return description
 
     @property
@@ -109,7 +119,7 @@ class LearnedMixing:
 
     def learn(self) -> None:
         """Learn the weights if the experiment says so; go on from where an earlier run stopped."""
-        config, base = self.experiment.mixing, self.base
+        config, base = self.config, self.base
         if not self.enabled:
             return
         initial = base.routing.config.initial_raw(base.config.num_hidden_layers)
@@ -141,8 +151,8 @@ class LearnedMixing:
         self, progress: mixing.MixingProgress, save: Callable[[mixing.MixingProgress], None]
     ) -> None:
         """Run the remaining steps of the experiment's method."""
-        config, base = self.experiment.mixing, self.base
-        seed = hash_text(f"mixing/{self.experiment.seed}")
+        config, base = self.config, self.base
+        seed = hash_text(f"mixing/{self.seed}")
         if config.method == "gradient":
             examples = mixing.pad_examples(self.examples, base.context)
             with base.devices():
@@ -158,23 +168,24 @@ class LearnedMixing:
                 )
         else:
             sites = base.routing.config.site_indices(base.config.num_hidden_layers)
-            score = partial(solved_share, self)
-            mixing.learn_by_search(score, sites, config, seed=seed, progress=progress, save=save)
+            mixing.learn_by_search(
+                self._solved_share, sites, config, seed=seed, progress=progress, save=save
+            )
 
-
-def solved_share(learned: LearnedMixing, raw: np.ndarray) -> float:
-    """Return the share of the problems to learn from that these mixing weights solve."""
-    e, base = learned.experiment, learned.base
-    problems = learned.data.problems("train")[: e.mixing.problems]
-    completions = base.routed(base.routing.config, raw).generate(
-        [prompt for prompt, _ in learned.examples],
-        e.mixing.gate,
-        decoding=e.decoding,
-        engine=e.engine,
-        seed=[cell_seed(problem.id, e.seed) for problem in problems],
-    )
-    outcomes = [
-        grade(p, e.mixing.gate, c, max_tokens=e.decoding.max_new_tokens, rewards=e.reward)
-        for p, c in zip(problems, completions, strict=True)
-    ]
-    return float(np.mean([outcome.correct for outcome in outcomes]))
+    def _solved_share(self, raw: np.ndarray) -> float:
+        """Return the share of the problems to learn from that these mixing weights solve."""
+        gate, base = self.config.gate, self.base
+        problems = self.data.problems("train")[: self.config.problems]
+        completions = base.routed(base.routing.config, raw).generate(
+            [prompt for prompt, _ in self.examples],
+            gate,
+            decoding=self.decoding,
+            engine=self.engine,
+            seed=[cell_seed(problem.id, self.seed) for problem in problems],
+        )
+        limit = self.decoding.max_new_tokens
+        outcomes = [
+            grade(problem, gate, completion, max_tokens=limit, rewards=self.reward)
+            for problem, completion in zip(problems, completions, strict=True)
+        ]
+        return float(np.mean([outcome.correct for outcome in outcomes]))

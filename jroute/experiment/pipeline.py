@@ -5,8 +5,10 @@ from typing import Any
 
 from jroute.experiment import judging
 from jroute.experiment.run import Run
+from jroute.experiment.task_data import TaskData
 from jroute.experiment.training import train_controllers
-from jroute.outcomes.cells import Cell, select_cells
+from jroute.lm import LanguageModel
+from jroute.outcomes.grid import GateGrid
 from jroute.probe import effects
 from jroute.tasks import Split
 from jroute.utils.errors import UserError
@@ -29,7 +31,8 @@ def train(run: Run) -> dict[str, Any]:
         UserError: The routing is inert.
     """
     run.mixing.learn()
-    refuse_inert(run)
+    if not run.experiment.allow_inert:
+        refuse_inert(run.lm, run.data, run.grid)
     if run.experiment.rollouts == "table":
         fill_outcomes(run)
     train_controllers(run)
@@ -45,27 +48,27 @@ def fill_outcomes(run: Run, *splits: Split) -> None:
     """
     run.mixing.learn()
     for split in splits or run.experiment.splits:
-        cells = table_cells(run, split)
-        count = run.outcomes.generator.fill(run.outcomes.table, cells, f"outcomes {split}")
+        cells = run.outcomes.cells(split)
+        count = run.generator.fill(run.outcomes.table, cells, f"outcomes {split}")
         logger.info("outcomes of %s: %d cells, %d made now", split, len(cells), count)
 
 
-def table_cells(run: Run, split: Split) -> list[Cell]:
-    """Return the cells of a split's table: every problem under every gate of the grid."""
-    return select_cells(run.data.problems(split), run.grid.values)
-
-
-def inert_reason(run: Run) -> str:
-    """Return why nothing can be learned from a run's gates; empty if one of them does something.
+def inert_reason(lm: LanguageModel, data: TaskData, grid: GateGrid) -> str:
+    """Return why nothing can be learned from gates; empty if one of them does something.
 
     A routing is inert if on ``PROBED_PROMPTS`` train prompts all gates leave the distribution of
     the next token as it was.
+
+    Args:
+        lm: The gated model.
+        data: Problems and prompts.
+        grid: The grid of gates.
     """
-    lm, prompts = run.lm, run.data.tokens("train", PROBED_PROMPTS)
+    prompts = data.tokens("train", PROBED_PROMPTS)
     logger.info("checking whether any gate changes the model, on %d train prompts", len(prompts))
     with lm.devices():
         divergences = effects.divergence(
-            lm.params, lm.config, lm.routing, prompts, [gate for gate in run.grid.values if gate]
+            lm.params, lm.config, lm.routing, prompts, [gate for gate in grid.values if gate]
         )
     largest = effects.furthest(divergences)
     if effects.verdict(largest.kl) != "inert":
@@ -78,13 +81,13 @@ def inert_reason(run: Run) -> str:
     )
 
 
-def refuse_inert(run: Run) -> None:
-    """Refuse to train where no gate of the grid does anything, unless the experiment allows it.
+def refuse_inert(lm: LanguageModel, data: TaskData, grid: GateGrid) -> None:
+    """Refuse to train where no gate of the grid does anything; see ``inert_reason``.
 
     Raises:
         UserError: The routing is inert.
     """
-    if not run.experiment.allow_inert and (reason := inert_reason(run)):
+    if reason := inert_reason(lm, data, grid):
         raise UserError(
             f"{reason}; choose another routing or larger gates with the help of python -m "
             "jroute.probe, or force it with --allow_inert true"

@@ -11,16 +11,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jroute.arms.rl import decisions_of_seeds
+from jroute.arms.resolve import live_columns
 from jroute.envs.functional import TableEnv
+from jroute.experiment.config import Experiment
+from jroute.experiment.controllers import Controllers
 from jroute.experiment.estimate import Estimate, MemoryUse, Rate, format_duration, hours_unit
-from jroute.experiment.pipeline import table_cells
 from jroute.experiment.regeneration import regenerable_arms
 from jroute.experiment.run import Run
 from jroute.experiment.run_outcomes import RunOutcomes
+from jroute.experiment.task_data import TaskData
 from jroute.generate.memory import plan_batch
 from jroute.outcomes.cells import Cell, missing_cells
 from jroute.outcomes.generation import CellGenerator
+from jroute.outcomes.grid import GateGrid
 from jroute.outcomes.table import OutcomeTable
 from jroute.ppo import compilation, learner
 from jroute.probe.mixing import MixingConfig
@@ -35,8 +38,9 @@ CellsBySplit = Mapping[Any, list[Cell]]
 def plan_training(run: Run) -> str:
     """Return the plan of a whole run: its outcome table and its controllers, or live rollouts."""
     if run.experiment.rollouts == "table":
-        cells = {split: table_cells(run, split) for split in run.experiment.splits}
-        return f"{plan_outcomes(run, cells)}\n{plan_ppo(run)}"
+        cells = {split: run.outcomes.cells(split) for split in run.experiment.splits}
+        controllers = plan_ppo(run.experiment, len(run.data.problems("train")))
+        return f"{plan_outcomes(run, cells)}\n{controllers}"
     return _plan_live_training(run)
 
 
@@ -47,7 +51,7 @@ def plan_outcomes(run: Run, cells: CellsBySplit) -> Estimate:
     shape, if they would fill a batch, or else from a trial: one batch, generated twice.
     """
     run, first = without_mixing(run)
-    generator = run.outcomes.generator
+    generator = run.generator
     missing = {
         split: missing_cells(_table_of(run.outcomes, part), part) for split, part in cells.items()
     }
@@ -77,10 +81,14 @@ def plan_judging(run: Run) -> str:
     """Return the plan of judging: cells that are missing, controls that are not trained."""
     e = run.experiment
     if e.rollouts == "live":
-        return str(plan_outcomes(run, {split: _judged_cells(run, split) for split in e.judged}))
-    lines = [str(plan_outcomes(run, {split: table_cells(run, split) for split in e.splits}))]
+        cells = {
+            split: _judged_cells(split, run.data, run.grid, run.controllers) for split in e.judged
+        }
+        return str(plan_outcomes(run, cells))
+    lines = [str(plan_outcomes(run, {split: run.outcomes.cells(split) for split in e.splits}))]
     if not run.controllers.have_controls:
-        lines.append(f"controllers on random rewards are to be trained:\n{plan_ppo(run)}")
+        controllers = plan_ppo(e, len(run.data.problems("train")))
+        lines.append(f"controllers on random rewards are to be trained:\n{controllers}")
     return "\n".join(lines)
 
 
@@ -92,8 +100,8 @@ def plan_regeneration(
     Raises:
         UserError: An arm that cannot be generated.
     """
-    names = regenerable_arms(run, names)
-    grid, generator = run.grid, run.outcomes.generator
+    grid, generator = run.grid, run.generator
+    names = regenerable_arms(run.experiment, grid, names)
     problems = run.data.problems(split)[:limit]
     columns = min(len(names), len(grid.values)) if grid.num_gate_dims == 1 else len(names)
     lengths = [len(tokens) for tokens in run.data.tokens(split, len(problems))]
@@ -111,23 +119,30 @@ def plan_regeneration(
     )
 
 
-def _judged_cells(run: Run, split: Split) -> list[Cell]:
+def _judged_cells(
+    split: Split, data: TaskData, grid: GateGrid, controllers: Controllers
+) -> list[Cell]:
     """Return the different cells that judging a run with live rollouts needs."""
-    choices = decisions_of_seeds(
-        run.controllers.trained["seeds"], run.controllers.observations(split)
-    )
-    constant = [np.full(choices.shape[1:], run.grid.values.index(gate)) for gate in (0.0, 0.5)]
-    problems = run.data.problems(split)
+    problems = data.problems(split)
+    columns = live_columns(controllers.observations(split), grid.values, controllers.trained)
     keys = dict.fromkeys(
-        key for columns in (*choices, *constant) for key in enumerate(run.grid.gates(columns))
+        key
+        for column in columns.values()
+        for decisions in column.reshape(-1, len(problems), grid.num_gate_dims)
+        for key in enumerate(grid.gates(decisions))
     )
     return [Cell(problems[i], gate) for i, gate in keys]
 
 
-def plan_ppo(run: Run) -> str:
-    """Return the plan of training controllers from the table, by a trial on made-up features."""
-    e, rng = run.experiment, np.random.default_rng(0)
-    features, problems = e.features.components + 16, len(run.data.problems("train"))
+def plan_ppo(experiment: Experiment, problems: int) -> str:
+    """Return the plan of training controllers from the table, by a trial on made-up features.
+
+    Args:
+        experiment: The experiment.
+        problems: Number of train problems.
+    """
+    e, rng = experiment, np.random.default_rng(0)
+    features = e.features.components + 16
     env = TableEnv.create(
         rng.normal(size=(problems, features)).astype(np.float32),
         rng.integers(0, 2, (problems, len(e.gates))).astype(np.float32),
@@ -151,7 +166,7 @@ def plan_ppo(run: Run) -> str:
 def _plan_live_training(run: Run) -> str:
     """Return the plan of live rollouts: the most cells they can ask for."""
     run, first = without_mixing(run)
-    e, data, generator = run.experiment, run.data, run.outcomes.generator
+    e, data, generator = run.experiment, run.data, run.generator
     episodes = e.ppo.updates * e.ppo.batch_size * e.ppo.seeds
     problems = data.problems("train")
     most = min(episodes, len(problems) * len(e.gates) ** run.grid.num_gate_dims)

@@ -9,9 +9,11 @@ from scipy import stats
 
 from jroute.arms.registry import fixed_name, from_controls, generable, parse_arm
 from jroute.arms.resolve import resolve
+from jroute.experiment.config import Experiment
 from jroute.experiment.judging import train_controls
 from jroute.experiment.run import Run
 from jroute.outcomes.cells import Cell
+from jroute.outcomes.grid import GateGrid
 from jroute.outcomes.outcome import Outcome
 from jroute.routing.gate import Gate
 from jroute.statistics.intervals import accuracy
@@ -23,16 +25,23 @@ ProblemGate = tuple[int, Gate]
 """A problem's position in its split, and a gate."""
 
 
-def regenerable_arms(run: Run, names: Sequence[str] = ()) -> Sequence[str]:
+def regenerable_arms(
+    experiment: Experiment, grid: GateGrid, names: Sequence[str] = ()
+) -> Sequence[str]:
     """Return the arms to generate again: those named, or else all that the run has.
+
+    Args:
+        experiment: The experiment.
+        grid: The grid of gates.
+        names: Arms as the user named them.
 
     Raises:
         UserError: An arm that cannot be generated.
     """
-    live = run.experiment.rollouts == "live"
+    live = experiment.rollouts == "live"
     arms = generable(live=live)
-    grid = [] if live else [fixed_name(gate) for gate in run.grid.values]
-    if unknown := [name for name in names if name not in arms and name not in grid]:
+    fixed = [] if live else [fixed_name(gate) for gate in grid.values]
+    if unknown := [name for name in names if name not in arms and name not in fixed]:
         raise UserError(f"arm {unknown[0]!r} cannot be generated; choose of {', '.join(arms)}")
     return names or arms
 
@@ -56,11 +65,15 @@ def regenerate(
     Raises:
         UserError: An arm that cannot be generated.
     """
+    names = regenerable_arms(run.experiment, run.grid, names)
+    if not set(from_controls()).isdisjoint(names):
+        train_controls(run.experiment, run.outcomes, run.controllers)
     problems, prompts = run.data.problems(split)[:limit], run.data.prompts(split)[:limit]
-    gates = {name: _gates(run, name, prompts) for name in regenerable_arms(run, names)}
+    inputs, grid = run.arm_inputs(), run.grid
+    gates = {name: grid.keys(resolve(parse_arm(name), prompts, inputs)) for name in names}
     unique = dict.fromkeys(key for column in gates.values() for key in enumerate(column))
     keys = sorted(unique, key=lambda key: np.ravel(key[1]).tolist())
-    outcomes = run.outcomes.generator.generate([Cell(problems[i], gate) for i, gate in keys])
+    outcomes = run.generator.generate([Cell(problems[i], gate) for i, gate in keys])
     now = dict(zip(keys, outcomes, strict=True))
     recorded = {(i, gate): run.outcomes.memo.outcome(problems[i].id, gate) for i, gate in keys}
     arms = {}
@@ -77,13 +90,6 @@ def regenerate(
         "other_text": _differing(problems, now, recorded, lambda outcome: outcome.completion),
         "other_correct": _differing(problems, now, recorded, lambda outcome: outcome.correct),
     }
-
-
-def _gates(run: Run, name: str, prompts: Sequence[str]) -> list[Gate]:
-    """Return the gate an arm gives to each prompt, features read again."""
-    if name in from_controls():
-        train_controls(run)
-    return run.grid.keys(resolve(parse_arm(name), prompts, run.arm_inputs()))
 
 
 def _differing(

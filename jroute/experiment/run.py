@@ -23,7 +23,7 @@ from jroute.arms.resolve import ArmInputs, resolve
 from jroute.controller import networks
 from jroute.distributed.mesh import MeshConfig
 from jroute.experiment.config import Experiment
-from jroute.experiment.controllers import Controllers
+from jroute.experiment.controllers import Controllers, describe_training
 from jroute.experiment.feature_store import FeatureStore
 from jroute.experiment.learned_mixing import LearnedMixing
 from jroute.experiment.run_folder import RunFolder
@@ -32,7 +32,8 @@ from jroute.experiment.task_data import TaskData
 from jroute.generate.decoding import Completion
 from jroute.generate.shapes import check_context
 from jroute.lm import LanguageModel, load
-from jroute.outcomes.grid import GateGrid
+from jroute.outcomes.generation import CellGenerator
+from jroute.outcomes.grid import GateGrid, check_gate_per
 from jroute.utils.config import dump
 from jroute.utils.config import load as load_config
 from jroute.utils.errors import UserError
@@ -77,7 +78,7 @@ class Run:
         if stored is not None and run.folder.is_bound():
             check_same_experiment(stored, kept, run.folder)
         run.base.check_slots(experiment.engine.slots)
-        GateGrid.create(experiment.gates, experiment.gate_per, run.base.routing)  # may refuse
+        check_gate_per(experiment.gate_per, run.base.routing)
         run.check_prompts()
         if keep and stored != kept:
             run.directory.mkdir(parents=True, exist_ok=True)
@@ -125,7 +126,10 @@ class Run:
     @cached_property
     def mixing(self) -> LearnedMixing:
         """The mixing weights that the experiment learns, if it does."""
-        return LearnedMixing(self.experiment, self.folder, self.base, self.data)
+        e = self.experiment
+        return LearnedMixing(
+            e.mixing, e.decoding, e.engine, e.reward, e.seed, self.folder, self.base, self.data
+        )
 
     @cached_property
     def lm(self) -> LanguageModel:
@@ -142,10 +146,33 @@ class Run:
         return GateGrid.create(self.experiment.gates, self.experiment.gate_per, self.base.routing)
 
     @cached_property
+    def generator(self) -> CellGenerator:
+        """What generates the cells of this run."""
+        e = self.experiment
+        return CellGenerator(
+            lm=self.lm,
+            render=self.data.render,
+            grid=self.grid,
+            decoding=e.decoding,
+            engine=e.engine,
+            seed=e.seed,
+            # Gates of several dimensions hardly ever agree, so no two prompts share a prefix.
+            shared_tokens=self.data.shared_tokens() if self.grid.num_gate_dims == 1 else 0,
+        )
+
+    @cached_property
     def outcomes(self) -> RunOutcomes:
         """The outcome tables."""
-        description = describe_cells(self.experiment, self.lm, self.mixing)
-        return RunOutcomes(self.experiment, self.folder, self.lm, self.data, self.grid, description)
+        e = self.experiment
+        return RunOutcomes(
+            folder=self.folder,
+            tables=self.folder.locate(e.outcomes) if e.outcomes else self.folder.outcomes,
+            data=self.data,
+            generator=self.generator,
+            reward=e.reward,
+            gate_per=e.gate_per,
+            description=describe_cells(self.lm, self.mixing, e.task, e.prompt, e.decoding, e.seed),
+        )
 
     @cached_property
     def features(self) -> FeatureStore:
@@ -163,13 +190,9 @@ class Run:
     @cached_property
     def controllers(self) -> Controllers:
         """What training and judging left."""
-        return Controllers(
-            self.experiment,
-            self.folder,
-            self.data,
-            self.features,
-            self.outcomes.memo.fingerprint,
-        )
+        outcomes = self.outcomes.memo.fingerprint
+        parts = describe_training(self.experiment, self.data, outcomes)
+        return Controllers(self.folder, self.features, parts)
 
     # Questions --------------------------------------------------------------------------------
 

@@ -81,9 +81,29 @@ class RunFolder:
         """Return the file of learned mixing weights."""
         return self.path / "mixing" / f"{fingerprint[:16]}.json"
 
+    @property
+    def outcomes(self) -> Path:
+        """Return the folder of outcome tables, unless the experiment shares tables elsewhere."""
+        return self.path / "outcomes"
+
+    @property
+    def memo(self) -> Path:
+        """Return the folder of tables of gates per band or layer."""
+        return self.path / "memo"
+
+    @property
+    def features_folder(self) -> Path:
+        """Return the folder of raw features."""
+        return self.path / "features"
+
+    @property
+    def probe(self) -> Path:
+        """Return the folder of what ``jroute.probe`` measured."""
+        return self.path / "probe"
+
     def features(self, split: str, fingerprint: str) -> Path:
         """Return the file of a split's raw features."""
-        return self.path / "features" / f"{split}-{fingerprint[:16]}.npz"
+        return self.features_folder / f"{split}-{fingerprint[:16]}.npz"
 
     def learner(self, training: str) -> Path:
         """Return the folder of the learner's checkpoints."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -10,21 +11,22 @@ import numpy as np
 from jaxtyping import Float
 
 from jroute.controller.features import trunk_change
-from jroute.experiment.config import Experiment
 from jroute.experiment.learned_mixing import LearnedMixing
 from jroute.experiment.run_folder import RunFolder
 from jroute.experiment.task_data import TaskData
+from jroute.generate.decoding import Decoding
 from jroute.lm import LanguageModel
 from jroute.outcomes.backends import LiveBackend, OutcomeBackend, Shaping, TableBackend
-from jroute.outcomes.cells import Cell
+from jroute.outcomes.cells import Cell, select_cells
 from jroute.outcomes.generation import CellGenerator
-from jroute.outcomes.grid import GateGrid
+from jroute.outcomes.grid import GateGrid, GatePer
 from jroute.outcomes.outcome import Outcome
 from jroute.outcomes.replicates import NoiseFloor
 from jroute.outcomes.table import OutcomeTable
 from jroute.routing.gate import Gate
-from jroute.tasks import Problem, Split
-from jroute.tasks.prompts import meaning
+from jroute.tasks import Problem, Split, TaskConfig
+from jroute.tasks.prompts import PromptConfig, meaning
+from jroute.tasks.rewards import RewardConfig
 from jroute.utils.errors import UserError
 from jroute.utils.fingerprint import semantic_fingerprint
 
@@ -32,24 +34,28 @@ Column = Literal["correct", "reward", "tokens"]
 
 
 def describe_cells(
-    experiment: Experiment, lm: LanguageModel, mixing: LearnedMixing
+    lm: LanguageModel,
+    mixing: LearnedMixing,
+    task: TaskConfig,
+    prompt: PromptConfig,
+    decoding: Decoding,
+    seed: int,
 ) -> dict[str, Any]:
     """Return everything that decides what a cell means; its fingerprint names the table."""
-    e = experiment
     tokenizer = lm.tokenizer.backend_tokenizer.to_str()
     description = {
         "model": lm.fingerprint,
         "tokenizer": semantic_fingerprint({"tokenizer": tokenizer}),
-        "chat_template": lm.tokenizer.chat_template if e.prompt.chat else "",
+        "chat_template": lm.tokenizer.chat_template if prompt.chat else "",
         "end_tokens": lm.end_token_ids,
         "routing": lm.routing.config,
         "dtype": str(jax.tree.leaves(lm.params)[0].dtype),
-        "task": {"name": e.task.name, "seed": e.task.seed},  # ids name the problems of a task
-        "prompt": meaning(e.prompt, lm.tokenizer),
-        "decoding": e.decoding,
+        "task": {"name": task.name, "seed": task.seed},  # ids name the problems of a task
+        "prompt": meaning(prompt, lm.tokenizer),
+        "decoding": decoding,
     }
-    if e.decoding.temperature > 0:
-        description["seed"] = e.seed
+    if decoding.temperature > 0:
+        description["seed"] = seed
     if mixing.enabled:
         description["mixing"] = mixing.progress()[0].raw.tolist()
     return description
@@ -60,62 +66,55 @@ class RunOutcomes:
     """The outcome tables of a run.
 
     Attributes:
-        experiment: The experiment.
         folder: The run folder.
-        lm: The gated model.
+        tables: Folder of outcome tables, which several runs may share.
         data: Problems and prompts.
-        grid: The grid of gates.
+        generator: Generates the cells of this run.
+        reward: How completions are rewarded.
+        gate_per: What one number of a gate holds for.
         description: What decides the meaning of a cell (see ``describe_cells``).
     """
 
-    experiment: Experiment
     folder: RunFolder
-    lm: LanguageModel
+    tables: Path
     data: TaskData
-    grid: GateGrid
+    generator: CellGenerator
+    reward: RewardConfig
+    gate_per: GatePer
     description: dict[str, Any]
     _changes: dict[tuple[str, Gate], float] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def grid(self) -> GateGrid:
+        """Return the grid of gates."""
+        return self.generator.grid
 
     @cached_property
     def table(self) -> OutcomeTable:
         """The outcome table, with one gate per prompt; rewards in it are exact match."""
-        shared = self.experiment.outcomes
-        root = self.folder.locate(shared) if shared else self.folder.path / "outcomes"
-        return OutcomeTable(root, semantic_fingerprint(self.description), self.description)
+        return OutcomeTable(self.tables, semantic_fingerprint(self.description), self.description)
 
     @cached_property
     def memo(self) -> OutcomeTable:
         """What live rollouts generated: the table itself, or that of gates per band or layer."""
         if self.grid.num_gate_dims == 1:
             return self.table
-        description = {**self.description, "gate_per": self.experiment.gate_per}
+        description = {**self.description, "gate_per": self.gate_per}
         return OutcomeTable(
-            self.folder.path / "memo",
+            self.folder.memo,
             semantic_fingerprint(description),
             description,
             num_gate_dims=self.grid.num_gate_dims,
         )
 
-    @cached_property
-    def generator(self) -> CellGenerator:
-        """What generates the cells of this run."""
-        e = self.experiment
-        return CellGenerator(
-            lm=self.lm,
-            render=self.data.render,
-            grid=self.grid,
-            decoding=e.decoding,
-            engine=e.engine,
-            seed=e.seed,
-            # Gates of several dimensions hardly ever agree, so no two prompts share a prefix.
-            shared_tokens=self.data.shared_tokens() if self.grid.num_gate_dims == 1 else 0,
-        )
+    def cells(self, split: Split) -> list[Cell]:
+        """Return the cells of a split's table: every problem under every gate of the grid."""
+        return select_cells(self.data.problems(split), self.grid.values)
 
     def backend(self, *, live: bool = False) -> OutcomeBackend:
         """Return what gives outcomes, rewarded as the experiment says: the table, or the model."""
-        shaping = Shaping(
-            self.experiment.reward, self.experiment.decoding.max_new_tokens, self.trunk_changes
-        )
+        limit = self.generator.decoding.max_new_tokens
+        shaping = Shaping(self.reward, limit, self.trunk_changes)
         if not live:
             return TableBackend(self.memo, shaping)
 
@@ -130,13 +129,13 @@ class RunOutcomes:
         self, problems: Sequence[Problem], gates: Sequence[Gate]
     ) -> Float[np.ndarray, " cells"]:
         """Return how far gates move the trunk, relative to its norm, over all mixing sites."""
-        lm, known = self.lm, self._changes
+        lm, known = self.generator.lm, self._changes
         pairs = list(zip([problem.id for problem in problems], gates, strict=True))
         new = {pair: i for i, pair in enumerate(pairs) if pair not in known}
         if new:
             tokens = [lm.encode(self.data.render(problems[i].question)) for i in new.values()]
             layers = lm.routing.layer_gates(self.grid.array([gate for _, gate in new]), len(new))
-            slots = self.experiment.engine.batch
+            slots = self.generator.engine.batch
             with lm.devices():
                 changes = trunk_change(
                     lm.params, lm.config, tokens, lm.routing, layers, slots=slots

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from jroute.controller import networks
 from jroute.controller.features import Featurizer
 from jroute.envs.functional import LiveEnv, TableEnv
 from jroute.experiment.config import Experiment
-from jroute.experiment.environments import split_environment
+from jroute.experiment.environments import environment_of
 from jroute.experiment.run import Run
 from jroute.generate.sampling import hash_text
 from jroute.observe.progress import progress_bar
@@ -64,23 +65,25 @@ def train_controllers(run: Run) -> dict[str, Any]:
         for split in ("train", "validation")
     }
     table_arms: dict[str, Any] = {}
+    backend = run.outcomes.backend(live=e.rollouts == "live")
     if e.rollouts == "live":
-        env = LiveEnv(split_environment(run, "train", featurizer, live=True))
-        state = train_ppo(run, env)
+        env = LiveEnv(
+            environment_of("train", run.data, run.features, featurizer, run.grid, backend)
+        )
     else:
         rewards = {
             split: run.outcomes.matrix(split, "reward").astype(np.float32)
             for split in ("train", "validation")
         }
-        state = train_ppo(run, TableEnv.create(observations["train"], rewards["train"]))
+        env = TableEnv.create(observations["train"], rewards["train"])
         table_arms = {
             "supervised": _fit_supervised(e, observations, rewards),
             "best_fixed": int(run.outcomes.matrix("train").mean(axis=0).argmax()),
         }
+    state = train_ppo_of(run, env)
     # Only the policies leave the learner: values of the seeds are [seeds, ...].
     choices = decisions_of_seeds(state.params, observations["validation"])
-    backend = run.outcomes.backend(live=e.rollouts == "live")
-    correct = seed_correctness(choices, run.data.problems("validation"), run.grid, backend)
+    correct = correctness(choices, run.data.problems("validation"), run.grid, backend)
     selected = int(correct.mean(axis=1).argmax())
     controllers.save(
         {
@@ -89,7 +92,8 @@ def train_controllers(run: Run) -> dict[str, Any]:
             "selected": selected,
             "rl": jax.tree.map(lambda leaf: np.asarray(leaf[selected]), state.params),
             **table_arms,
-        }
+        },
+        e.ppo.updates,
     )
     logger.info("controllers of %d seeds trained; seed %d is selected", e.ppo.seeds, selected)
     return controllers.trained
@@ -106,29 +110,53 @@ def _fit_supervised(
     return jax.device_get(supervised.fit_supervised(train, validation, experiment.supervised, key))
 
 
-def train_ppo(run: Run, env: TableEnv | LiveEnv) -> LearnerState:
+def train_ppo_of(run: Run, env: TableEnv | LiveEnv) -> LearnerState:
+    """Train all seeds of a run in one of its environments; see ``train_ppo``."""
+    e, checkpoints = run.experiment, run.folder.learner(run.controllers.training)
+    scalars = Scalars(
+        run.folder.curves,
+        purge_step=latest_step(checkpoints) or 0,
+        track=e.track,
+        config=stored(e),
+    )
+    state = train_ppo(env, e.ppo, run.grid, e.seed, checkpoints, scalars, mesh=run.base.mesh)
+    scalars.close()
+    return state
+
+
+def train_ppo(
+    env: TableEnv | LiveEnv,
+    config: PPOConfig,
+    grid: GateGrid,
+    seed: int,
+    checkpoints: Path,
+    scalars: Scalars,
+    *,
+    mesh: Mesh | None = None,
+) -> LearnerState:
     """Train all seeds, with a checkpoint every few updates; go on from the last one.
 
     Over a table many updates are one program. Over a model the host goes back and forth: gates of
     all seeds, their rewards, an update; what was generated before an interruption is remembered.
+
+    Args:
+        env: The environment.
+        config: Configuration of the learner.
+        grid: The grid of gates.
+        seed: Seed of the experiment.
+        checkpoints: Folder of checkpoints.
+        scalars: Writes the training curves.
+        mesh: Devices that minibatches are spread over.
     """
-    config = run.experiment.ppo
-    folder = run.folder.learner(run.controllers.training)
-    sharding = _batch_sharding(config, run.base.mesh)
-    state = _initial_state(config, env, run.grid, run.experiment.seed)
-    step = latest_step(folder) or 0
+    sharding = _batch_sharding(config, mesh)
+    state = _initial_state(config, env, grid, seed)
+    step = latest_step(checkpoints) or 0
     if step:
-        step, state = load_state(folder, state)
+        step, state = load_state(checkpoints, state)
     live = isinstance(env, LiveEnv)
     every = CHECKPOINT_LIVE_EVERY if live else CHECKPOINT_EVERY
     run_updates = (
         _live_updates(config, env, sharding) if live else _table_updates(config, env, sharding)
-    )
-    scalars = Scalars(
-        run.folder.curves,
-        purge_step=step,
-        track=run.experiment.track,
-        config=stored(run.experiment),
     )
     with progress_bar(
         total=config.updates, initial=step, desc=f"ppo x {config.seeds} seeds", unit="update"
@@ -138,16 +166,15 @@ def train_ppo(run: Run, env: TableEnv | LiveEnv) -> LearnerState:
             started = time.perf_counter()
             state, metrics = jax.block_until_ready(run_updates(state, updates))
             elapsed = time.perf_counter() - started
-            values = named_scalars(jax.device_get(metrics), run.grid.values)
+            values = named_scalars(jax.device_get(metrics), grid.values)
             episodes = updates * config.batch_size * config.seeds
             values["charts/SPS"] = np.full(updates, episodes / elapsed)
             scalars.write(values, step)
             step += updates
-            save_state(folder, step, state)
+            save_state(checkpoints, step, state)
             mean_return = values["charts/episodic_return"][:, -1].mean()
             bar.set_postfix({"return": f"{mean_return:.3f}"}, refresh=False)
             bar.update(updates)
-    scalars.close()
     return state
 
 
@@ -206,12 +233,12 @@ def _live_updates(config: PPOConfig, env: LiveEnv, sharding: NamedSharding | Non
     return run_updates
 
 
-def seed_correctness(
-    choices: Int[np.ndarray, "seeds problems dims"],
+def correctness(
+    choices: Int[np.ndarray, "*seeds problems dims"],
     problems: Sequence[Problem],
     grid: GateGrid,
     backend: OutcomeBackend,
-) -> Float[np.ndarray, "seeds problems"]:
+) -> Float[np.ndarray, "*seeds problems"]:
     """Return whether decisions solve problems.
 
     All seeds go together, so a cell that several of them choose is generated once.
@@ -222,7 +249,8 @@ def seed_correctness(
         grid: The grid of gates.
         backend: Looks outcomes up, or generates them.
     """
-    seeds, count, _ = choices.shape
-    gates = grid.gates(choices.reshape(seeds * count, -1))
-    correct = [outcome.correct for outcome in backend.outcomes([*problems] * seeds, gates)]
-    return np.array(correct, np.float64).reshape(seeds, count)
+    rows = choices.reshape(-1, choices.shape[-1])
+    repeated = [*problems] * (len(rows) // len(problems))
+    outcomes = backend.outcomes(repeated, grid.gates(rows))
+    solved = np.array([outcome.correct for outcome in outcomes], np.float64)
+    return solved.reshape(choices.shape[:-1])

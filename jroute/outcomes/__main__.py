@@ -61,9 +61,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(plan)
         return
     run.mixing.learn()
-    table, generator = run.outcomes.table, run.outcomes.generator
+    table, generator = run.outcomes.table, run.generator
     mixes = any(cell.gate for cell in missing_cells(table, every))
-    if mixes and not experiment.allow_inert and (reason := inert_reason(run)) and first:
+    if (
+        mixes
+        and not experiment.allow_inert
+        and (reason := inert_reason(run.lm, run.data, run.grid))
+        and first
+    ):
         print(f"warning: {reason}; cells of all gates will be alike", file=sys.stderr)
     for split, of_split in cells.items():
         count = generator.fill(table, of_split, f"outcomes {split}")

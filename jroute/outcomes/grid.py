@@ -35,16 +35,12 @@ class GateGrid:
         Raises:
             UserError: A gate per band was requested of a routing without bands.
         """
+        check_gate_per(gate_per, routing)
         if gate_per == "layer":
             sites = np.asarray(routing.sites, bool)
             return cls(tuple(values), int(sites.sum()), sites)
         if gate_per == "prompt":
             return cls(tuple(values))
-        if not routing.config.bands:
-            raise UserError(
-                "gate_per is band, but this routing has no bands; set bands in its file, or give "
-                "gate_per: layer"
-            )
         return cls(tuple(values), routing.config.bands)
 
     def gates(self, decisions: Int[np.ndarray, "prompts dims"]) -> list[Gate]:
@@ -74,3 +70,16 @@ class GateGrid:
         layers = np.zeros((len(values), len(self.sites)))
         layers[:, self.sites] = values
         return layers
+
+
+def check_gate_per(gate_per: GatePer, routing: Routing) -> None:
+    """Refuse a gate per band of a routing that has no bands.
+
+    Raises:
+        UserError: The routing has no bands.
+    """
+    if gate_per == "band" and not routing.config.bands:
+        raise UserError(
+            "gate_per is band, but this routing has no bands; set bands in its file, or give "
+            "gate_per: layer"
+        )

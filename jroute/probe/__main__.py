@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"sink_norms: [{', '.join(f'{norm:.4g}' for norm in norms)}]")
             return
         probe = effects.probe(lm.params, lm.config, lm.routing, prompts, experiment.gates)
-    folder = Path(options.out) if options.out else run.directory / "probe"
+    folder = Path(options.out) if options.out else run.folder.probe
     files = write_probe(folder, probe, lm, options.split, prompts)
     print(f"{len(prompts)} prompts of {options.split}, {sum(map(len, prompts))} tokens")
     print(f"{probe_text(probe, lm.routing)}\n\nverdict: {probe.verdict}\n")

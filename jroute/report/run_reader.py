@@ -140,7 +140,7 @@ def _find_table(folder: RunFolder, experiment: Experiment, fingerprint: str) -> 
     Raises:
         UserError: No table has this fingerprint.
     """
-    candidates = [folder.path / "outcomes", folder.path / "memo"]
+    candidates = [folder.outcomes, folder.memo]
     if experiment.outcomes:
         candidates.append(folder.locate(experiment.outcomes))
     for tables in candidates:
@@ -174,7 +174,7 @@ def _read_features(
     Raises:
         UserError: There are none, or they belong to another number of problems.
     """
-    features = folder.path / "features"
+    features = folder.features_folder
     files = [*features.glob(f"{split}.npz"), *features.glob(f"{split}-*.npz")]
     if not files:
         raise UserError(f"{features} has no features of {split}; train again to compute them")

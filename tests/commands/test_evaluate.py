@@ -60,7 +60,7 @@ def test_every_arm_is_judged_on_every_split(judged) -> None:
         assert found["verdict"]["n"] == found["headroom"]["learnable"]["n"] == n
         assert found["resolvable_gap"] is None or 0 < found["resolvable_gap"] < 1
         correct = run.outcomes.matrix(split)
-        controls = judging.train_controls(run)
+        controls = judging.train_controls(run.experiment, run.outcomes, run.controllers)
         x = run.controllers.featurizer(run.features.raw(split)).astype(np.float32)
         chosen = columns_of_regressor(controls["exact_gradient"], x)
         assert found["arms"]["exact_gradient"]["accuracy"] == pytest.approx(
@@ -72,7 +72,9 @@ def test_arms_that_judging_trains_choose_from_prompts_as_from_the_table(
     judged, tmp_path, monkeypatch
 ) -> None:
     run = jroute.load_run(judged)
-    grid, columns = np.asarray(run.grid.values), judging.judge_table_split(run, "test").columns
+    parts = run.data, run.outcomes, run.controllers, run.controllers.controls
+    judgement = judging.judge_table_split("test", *parts, run.experiment.judge)
+    grid, columns = np.asarray(run.grid.values), judgement.columns
     for arm in registry.from_controls():
         np.testing.assert_array_equal(run.gates(arm, run.data.prompts("test")), grid[columns[arm]])
     assert policy.available_arms(run) == list(registry.generable())
@@ -94,7 +96,7 @@ def test_a_run_without_a_table_is_refused(judged) -> None:
     run = jroute.load_run(judged)
     live = dataclasses.replace(run.experiment, rollouts="live")
     with pytest.raises(UserError, match="learned from live rollouts"):
-        judging.train_controls(Run(run.directory, live, run.base))
+        judging.train_controls(live, run.outcomes, run.controllers)
 
 
 def test_items_hold_what_the_results_sum_up(judged) -> None:

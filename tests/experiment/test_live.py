@@ -18,10 +18,10 @@ from jroute.controller.features import Featurizer
 from jroute.envs.functional import LiveEnv, TableEnv
 from jroute.evaluate import main as evaluate
 from jroute.experiment.config import Experiment
-from jroute.experiment.environments import environment_data, split_environment
+from jroute.experiment.environments import environment_data, environment_of
 from jroute.experiment.pipeline import fill_outcomes
 from jroute.experiment.run import Run
-from jroute.experiment.training import train_ppo
+from jroute.experiment.training import train_ppo_of
 from jroute.observe.scalars import read_curves
 from jroute.outcomes.cells import Cell
 from jroute.outcomes.generation import CellGenerator
@@ -167,11 +167,15 @@ def test_live_rollouts_learn_what_the_table_teaches(tiny_directory, tmp_path):
     assert len(run.outcomes.table) == 36 and run.outcomes.table is run.outcomes.memo
     raw = run.features.raw("train")
     featurizer = Featurizer.fit(raw, run.experiment.features)
-    live = train_ppo(run, LiveEnv(split_environment(run, "train", featurizer, live=True)))
+    backend = run.outcomes.backend(live=True)
+    data = environment_of("train", run.data, run.features, featurizer, run.grid, backend)
+    live = train_ppo_of(run, LiveEnv(data))
     assert len(run.outcomes.table) == 36  # all was remembered
     (tmp_path / "run" / "learner").rename(tmp_path / "run" / "of_live")
     observations = featurizer(raw).astype(np.float32)
-    tabled = train_ppo(run, TableEnv.create(observations, run.outcomes.matrix("train", "reward")))
+    tabled = train_ppo_of(
+        run, TableEnv.create(observations, run.outcomes.matrix("train", "reward"))
+    )
     for a, b in zip(jax.tree.leaves(live), jax.tree.leaves(tabled), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-6)
     assert int(live.revealed.sum()) > 0

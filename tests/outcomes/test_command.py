@@ -17,7 +17,6 @@ import yaml
 
 from jroute.distributed.mesh import MeshConfig
 from jroute.experiment.config import Experiment
-from jroute.experiment.pipeline import table_cells
 from jroute.experiment.plan import known_rate, memory_use, plan_outcomes
 from jroute.experiment.run import Run, load_run
 from jroute.generate.config import EngineConfig
@@ -145,7 +144,7 @@ def test_shares_merge_into_the_table_of_one(
     assert made == [18, 18, 12]
     assert main([*part, "--run", whole]) == 0
     assert cells_of(apart) == cells_of(whole) and len(cells_of(whole)) == 48
-    table, cells = early.outcomes.table, table_cells(early, "train")
+    table, cells = early.outcomes.table, early.outcomes.cells("train")
     assert early.outcomes.generator.fill(table, cells, "early") == 0 and len(table) == 48
     assert main([*part, "--run", apart]) == 0
     assert "0 cells made now" in capsys.readouterr().out
@@ -213,7 +212,7 @@ def test_a_plan_is_made_before_anything_is(
     assert "24 cells that were made like this, compilation included" in plan
     cells = opened.outcomes.table.cells()
     seconds = 24 * np.mean([cell.made.seconds for cell in cells if cell.made])
-    found = plan_outcomes(opened, {"train": table_cells(opened, "train")})
+    found = plan_outcomes(opened, {"train": opened.outcomes.cells("train")})
     assert found.seconds == pytest.approx(seconds / 2)
     generator = opened.outcomes.generator
     other = dataclasses.replace(generator, engine=EngineConfig(slots=8))

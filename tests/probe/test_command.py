@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from jroute.distributed.mesh import MeshConfig
+from jroute.experiment import pipeline
 from jroute.experiment.config import Experiment
 from jroute.experiment.pipeline import inert_reason, refuse_inert
 from jroute.experiment.run import Run
@@ -167,7 +168,7 @@ def write_routing(folder: Path, **content) -> str:
     return str(path)
 
 
-def test_an_inert_routing_is_refused_unless_forced(config, tmp_path, capsys) -> None:
+def test_an_inert_routing_is_refused_unless_forced(config, tmp_path, capsys, monkeypatch) -> None:
     inert = write_routing(tmp_path, streams=["copies"], operator="softmax")
     arguments = ["--config", str(config), "--routing", inert]
     assert train(arguments) == 2
@@ -180,11 +181,13 @@ def test_an_inert_routing_is_refused_unless_forced(config, tmp_path, capsys) -> 
     # Nothing was made in it, so the folder takes the experiment that was put right.
     (run / "model").mkdir()
     experiment = load_config(Experiment, config)
-    refuse_inert(Run.start(experiment))
+    started = Run.start(experiment)
+    refuse_inert(started.lm, started.data, started.grid)
     assert load_config(Experiment, run / "config.yaml") == experiment
-    refuse_inert(
-        Run.start(load_config(Experiment, config, [*arguments[2:], "--allow_inert", "true"]))
-    )
+    forced = Run.start(load_config(Experiment, config, [*arguments[2:], "--allow_inert", "true"]))
+    monkeypatch.setattr(pipeline, "fill_outcomes", lambda _: pytest.fail("reached"))
+    with pytest.raises(pytest.fail.Exception, match="reached"):
+        pipeline.train(forced)
 
 
 def test_a_routing_that_breaks_the_model_is_not_inert(config, monkeypatch) -> None:
@@ -193,9 +196,9 @@ def test_a_routing_that_breaks_the_model_is_not_inert(config, monkeypatch) -> No
     run = Run.start(load_config(Experiment, config))
     for order in (found, found[::-1]):
         monkeypatch.setattr(effects, "divergence", lambda *_, order=order: order)
-        assert inert_reason(run) == ""
+        assert inert_reason(run.lm, run.data, run.grid) == ""
     monkeypatch.setattr(effects, "divergence", lambda *_: found[:1])
-    assert "at gate 0.5" in inert_reason(run)
+    assert "at gate 0.5" in inert_reason(run.lm, run.data, run.grid)
 
 
 def test_forcing_does_not_make_another_experiment(config) -> None:
