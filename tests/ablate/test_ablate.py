@@ -36,8 +36,8 @@ def grid(**changes) -> Ablation:
 
 
 def test_side_streams_are_cut_or_repeated_or_left_out() -> None:
-    found, left_out = variants(grid(presets=("mvp", "histories"), streams=(0, 2, 6)), layers=6)
-    listed = [(variant.preset, variant.streams, variant.routing.streams) for variant in found]
+    kept, left_out = variants(grid(presets=("mvp", "histories"), streams=(0, 2, 6)), layers=6)
+    listed = [(variant.preset, variant.streams, variant.routing.streams) for variant in kept]
     assert listed == [
         ("mvp", 4, ("persistent",) * 3),
         ("mvp", 2, ("persistent",)),
@@ -49,8 +49,8 @@ def test_side_streams_are_cut_or_repeated_or_left_out() -> None:
 
 
 def test_unequal_shares_are_cut_but_not_repeated() -> None:
-    found, left_out = variants(grid(presets=("hyper_connections",), streams=(2, 4, 0, 8)), layers=6)
-    shares = [variant.routing.stationary for variant in found]  # 4 is its own size
+    kept, left_out = variants(grid(presets=("hyper_connections",), streams=(2, 4, 0, 8)), layers=6)
+    shares = [variant.routing.stationary for variant in kept]  # 4 is its own size
     assert shares == [pytest.approx((4 / 7, 3 / 7)), (0.4, 0.3, 0.2, 0.1)]
     assert len(left_out) == 1 and "unequal shares of streams" in left_out[0]
     mixed = Ablation(run="r", model="m", presets=("mvp",), streams=(1,))
@@ -63,13 +63,13 @@ def test_sites_and_guards_replace_the_presets_own() -> None:
         "guards": ("own", "none", "exempt_first+cap"),
         "cap": 0.3,
     }
-    found, left_out = variants(grid(presets=("soft_skip", "histories"), **changes), layers=6)
-    assert not left_out and len(found) == 24
-    sites = {v.sites: v.routing.site_indices(6) for v in found if v.preset == "soft_skip"}
+    kept, left_out = variants(grid(presets=("soft_skip", "histories"), **changes), layers=6)
+    assert not left_out and len(kept) == 24
+    sites = {v.sites: v.routing.site_indices(6) for v in kept if v.preset == "soft_skip"}
     assert sites == {"own": [2, 3], "all": [*range(6)], "0-1, 4": [0, 1, 4], "0.5-1.0": [3, 4, 5]}
     guards = {
         v.guards: (v.routing.norm_match, v.routing.exempt_first, v.routing.cap)
-        for v in found
+        for v in kept
         if v.preset == "histories"
     }
     assert guards == {
@@ -83,22 +83,22 @@ def test_sites_and_guards_replace_the_presets_own() -> None:
 
 def test_the_committed_table_is_that_of_the_committed_grid() -> None:
     """Presets x streams x sites x guards x gates; what cannot be is named."""
-    found = load_config(Ablation, ROOT / "configs" / "ablation_tiny.yaml")
-    assert sorted(found.presets) == preset_names()
-    assert min(len(found.streams), len(found.sites), len(found.guards), len(found.gates)) > 1
+    config = load_config(Ablation, ROOT / "configs" / "ablation_tiny.yaml")
+    assert sorted(config.presets) == preset_names()
+    assert min(len(config.streams), len(config.sites), len(config.guards), len(config.gates)) > 1
     table = json.loads((ROOT / "scripts" / "results" / "ablation_tiny.json").read_text())
     assert table["command"] == "python -m jroute.ablate --config configs/ablation_tiny.yaml"
-    assert table["split"] == found.split
-    made, left_out = variants(found, layers=6)
+    assert table["split"] == config.split
+    made, left_out = variants(config, layers=6)
     assert table["left_out"] == left_out
     listed = [
         tuple(cell[name] for name in ("preset", "streams", "sites", "guards", "gate"))
         for cell in table["cells"]
     ]
     assert listed == [
-        (v.preset, v.streams, v.sites, v.guards, gate) for v in made for gate in found.gates
+        (v.preset, v.streams, v.sites, v.guards, gate) for v in made for gate in config.gates
     ]
-    assert {cell["n"] for cell in table["cells"]} == {found.problems}
+    assert {cell["n"] for cell in table["cells"]} == {config.problems}
     assert len({v.streams for v in made if v.preset == "mvp"}) == 3
 
 

@@ -57,24 +57,24 @@ def test_it_goes_on_where_it_was(tmp_path, monkeypatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         calibration.calibrate(models, [], CONFIG, ("positive", "null"), ResultCache(kept))
     assert ran == ["contest", "null_rl", "null_rl"]  # the second chunk was cut short
-    found = calibration.calibrate(models, models, CONFIG, PARTS, ResultCache(kept))
+    results = calibration.calibrate(models, models, CONFIG, PARTS, ResultCache(kept))
     # Contest and first chunk were kept; the dose's tables are contests too.
     assert ran[3:] == ["null_rl", "dose", "contest", "dose", "contest"]
     again = calibration.calibrate(models, models, CONFIG, PARTS, ResultCache(kept))
-    assert len(ran) == 8 and again == found
-    json.dumps(found, allow_nan=False)
-    assert found["null"]["permutations"] == 12
-    assert [one["gain"] for one in found["dose"]] == [0.0, 0.1]
+    assert len(ran) == 8 and again == results
+    json.dumps(results, allow_nan=False)
+    assert results["null"]["permutations"] == 12
+    assert [one["gain"] for one in results["dose"]] == [0.0, 0.1]
     # The same table, but nothing is expected of it there.
-    assert found["plain"][0]["splits"] == found["positive"][0]["splits"]
-    assert "passes" not in found["plain"][0]
-    printed = calibration_text(found)
-    for told in (
+    assert results["plain"][0]["splits"] == results["positive"][0]["splits"]
+    assert "passes" not in results["plain"][0]
+    printed = calibration_text(results)
+    for line in (
         "positive, simulated, test: n = 60",
         "plain, simulated",
         "12 permutations, n = 60",
     ):
-        assert told in printed
+        assert line in printed
     assert "(2 allowed)" in printed and "verdict: " in printed
     assert "four contrasts significant" in printed and "1 tables each, n = 60" in printed
 
@@ -100,10 +100,10 @@ def test_what_does_not_decide_a_part_does_not_undo_it(tmp_path, monkeypatch) -> 
 def test_an_estimate_counts_trainings(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(calibration, "training_seconds", lambda ppo, problems: 2.0)
     runs = ModelRuns(tmp_path, tmp_path / "none.yaml")
-    told = runs.estimate([], 3, CONFIG, ("positive", "null", "dose")).splitlines()
-    assert told[0].startswith("models       6 trainings of 2 seeds x 3 updates, about 12 s")
-    assert told[1].startswith("null         12 trainings of 2 seeds x 3 updates, about 24 s")
-    assert told[2].startswith("dose         4 trainings of 2 seeds x 3 updates, about 8 s")
+    lines = runs.estimate([], 3, CONFIG, ("positive", "null", "dose")).splitlines()
+    assert lines[0].startswith("models       6 trainings of 2 seeds x 3 updates, about 12 s")
+    assert lines[1].startswith("null         12 trainings of 2 seeds x 3 updates, about 24 s")
+    assert lines[2].startswith("dose         4 trainings of 2 seeds x 3 updates, about 8 s")
     assert not list(tmp_path.iterdir())
 
 

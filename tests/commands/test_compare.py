@@ -22,8 +22,8 @@ def write_run(folder: Path, values: dict[str, np.ndarray], items: str = "a", ord
     for arm, rows in values.items():
         for seed, row in enumerate(np.atleast_2d(rows)):
             for i in range(N) if order is None else order:
-                told = ("test", arm, seed, ids[i], float(row[i]))
-                for name, value in zip(columns, told, strict=True):
+                item = ("test", arm, seed, ids[i], float(row[i]))
+                for name, value in zip(columns, item, strict=True):
                     columns[name].append(value)
     pq.write_table(pa.table(columns), folder / "items.parquet")
     results = {"split": "test", "n": N, "items": items, "other_splits": {}}
@@ -49,9 +49,9 @@ def test_runs_are_paired_problem_by_problem(values, tmp_path, capsys) -> None:
     report = tmp_path / "told.json"
     given = [str(a), str(b), "--arms", "rl", "best_fixed", "gain", "--replicates", "1000"]
     assert main([*given, "--report", str(report)]) == 0
-    told = json.loads(report.read_text())
-    rows = {(row["arm"], Path(row["run"]).name): row for row in told["rows"]}
-    assert told["n"] == N and len(rows) == 6
+    summary = json.loads(report.read_text())
+    rows = {(row["arm"], Path(row["run"]).name): row for row in summary["rows"]}
+    assert summary["n"] == N and len(rows) == 6
     minus = rows["rl", "b"]["minus_first"]
     assert minus["difference"] == pytest.approx(values[1]["rl"].mean() - values[0]["rl"].mean())
     ids = np.argsort([f"p{i}" for i in range(N)])  # resampling is over the ordered ids

@@ -141,9 +141,9 @@ def test_bfloat16_rounds_to_nearest_even(tmp_path: Path) -> None:
     tensors["model.norm.weight"][:3] = halfway
     source = write_source(tmp_path / "hf", CONFIG, tensors)
     conversion.convert(str(source), tmp_path / "model", dtype="bfloat16")
-    found = load_model(tmp_path / "model")[0]["final_norm"][:3]
-    assert found.tolist() == [1.0, 1 + 2**-6, 1 + 2**-7]
-    assert found.dtype == ml_dtypes.bfloat16
+    rounded = load_model(tmp_path / "model")[0]["final_norm"][:3]
+    assert rounded.tolist() == [1.0, 1 + 2**-6, 1 + 2**-7]
+    assert rounded.dtype == ml_dtypes.bfloat16
 
 
 def test_converting_again_changes_nothing(

@@ -126,13 +126,13 @@ def most_arrays(partial: Path) -> bool:
 
 
 def some_companions(partial: Path) -> bool:
-    found = sum((partial / name).exists() for name in COMPANIONS)
-    return arrays_in(partial) == ARRAYS and found == 2
+    count = sum((partial / name).exists() for name in COMPANIONS)
+    return arrays_in(partial) == ARRAYS and count == 2
 
 
 def no_manifest(partial: Path) -> bool:
-    found = all((partial / name).exists() for name in COMPANIONS)
-    return found and not (partial / "manifest.json").exists()
+    complete = all((partial / name).exists() for name in COMPANIONS)
+    return complete and not (partial / "manifest.json").exists()
 
 
 def unnamed(partial: Path) -> bool:

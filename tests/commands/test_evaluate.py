@@ -54,16 +54,16 @@ def test_every_arm_is_judged_on_every_split(judged) -> None:
     names |= {"baseline", "random", "supervised", "supervised_features", "exact_gradient"}
     names |= {"best_fixed", *(f"fixed:{gate:g}" for gate in run.grid.values)}
     for split, n in (("test", 24), ("ood", 16)):
-        found = results if split == "test" else results["other_splits"][split]
-        assert found["n"] == n and set(found["arms"]) == names
-        assert found["verdict"]["name"] in {row.name for row in TABLE}
-        assert found["verdict"]["n"] == found["headroom"]["learnable"]["n"] == n
-        assert found["resolvable_gap"] is None or 0 < found["resolvable_gap"] < 1
+        of_split = results if split == "test" else results["other_splits"][split]
+        assert of_split["n"] == n and set(of_split["arms"]) == names
+        assert of_split["verdict"]["name"] in {row.name for row in TABLE}
+        assert of_split["verdict"]["n"] == of_split["headroom"]["learnable"]["n"] == n
+        assert of_split["resolvable_gap"] is None or 0 < of_split["resolvable_gap"] < 1
         correct = run.outcomes.matrix(split)
         controls = judging.train_controls(run.experiment, run.outcomes, run.controllers)
         x = run.controllers.featurizer(run.features.raw(split)).astype(np.float32)
         chosen = columns_of_regressor(controls["exact_gradient"], x)
-        assert found["arms"]["exact_gradient"]["accuracy"] == pytest.approx(
+        assert of_split["arms"]["exact_gradient"]["accuracy"] == pytest.approx(
             correct[np.arange(n), chosen].mean()
         )
 
@@ -132,8 +132,8 @@ def test_the_noise_floor_is_told_where_it_was_measured(judged, monkeypatch, caps
     try:
         results = judging.judge(jroute.load_run(judged))
         for part in (results, *results["other_splits"].values()):
-            told = part["headroom"]["noise_floor"]
-            assert told["n"] == 200 and 0 < told["ci95"][0] < told["value"] < told["ci95"][1]
+            gain = part["headroom"]["noise_floor"]
+            assert gain["n"] == 200 and 0 < gain["ci95"][0] < gain["value"] < gain["ci95"][1]
         assert results["noise_floor"] == floor
     finally:
         (judged / "results.json").write_bytes(before)
@@ -178,33 +178,33 @@ def test_a_cell_that_comes_out_otherwise_is_told(judged, monkeypatch, capsys) ->
     monkeypatch.setattr(CellGenerator, "generate", other)
     given = ["--run", str(judged), "--split", "test", "--live", "--problems", "3"]
     assert main([*given, "--arms", "baseline", "fixed:1"]) == 2
-    told = capsys.readouterr()
-    assert "5 of 6 cells agree in text, 5 in correctness" in told.out
-    assert told.err.startswith("error: 1 of 6 cells differ from the table, e.g. ")
-    assert "synthetic/test" in told.err and "--replicate 200" in told.err
+    printed = capsys.readouterr()
+    assert "5 of 6 cells agree in text, 5 in correctness" in printed.out
+    assert printed.err.startswith("error: 1 of 6 cells differ from the table, e.g. ")
+    assert "synthetic/test" in printed.err and "--replicate 200" in printed.err
     # What replicates do as often is no disagreement, and what they do not is.
     for flips, status in ((50, 0), (0, 2)):
         floor = {"text": {"flips": flips, "n": 400}}
         monkeypatch.setattr(RunOutcomes, "noise_floor", lambda _, floor=floor: floor)
         assert main([*given, "--arms", "baseline", "fixed:1"]) == status
-    told = capsys.readouterr()
+    printed = capsys.readouterr()
     p = 1 - math.comb(406 - 51, 6) / math.comb(406, 6)  # one of 51 among 406 is in the 6
-    assert "1 of 6 cells differ from the table; of the noise" in told.out
-    assert f"replicates 50 of 400 did (p = {p:.2g})" in told.out
-    assert f"replicates 0 of 400 did (p = {6 / 406:.2g})" in told.err
+    assert "1 of 6 cells differ from the table; of the noise" in printed.out
+    assert f"replicates 50 of 400 did (p = {p:.2g})" in printed.out
+    assert f"replicates 0 of 400 did (p = {6 / 406:.2g})" in printed.err
 
 
 def test_plans_write_nothing(judged, capsys) -> None:
     before = {path: path.stat().st_mtime_ns for path in judged.rglob("*")}
     assert main(["--run", str(judged), "--plan"]) == 0
-    told = capsys.readouterr().out
-    assert "0 cells to make (240 of 240 are there)" in told  # train: 48 problems, 5 gates
-    assert "memory" in told and "random rewards" not in told  # these controllers are there
+    plan = capsys.readouterr().out
+    assert "0 cells to make (240 of 240 are there)" in plan  # train: 48 problems, 5 gates
+    assert "memory" in plan and "random rewards" not in plan  # these controllers are there
     given = ["--run", str(judged), "--split", "test", "--live", "--plan"]
     assert main([*given, "--arms", "baseline", "rl", "--problems", "7"]) == 0
-    told = capsys.readouterr().out
-    assert "14 cells to make (0 of 14 are there)" in told
-    assert "time" in told and "cells/s" in told
+    plan = capsys.readouterr().out
+    assert "14 cells to make (0 of 14 are there)" in plan
+    assert "time" in plan and "cells/s" in plan
     assert main([*given, "--arms", "oracle"]) == 2
     assert before == {path: path.stat().st_mtime_ns for path in judged.rglob("*")}
 

@@ -135,20 +135,20 @@ def test_fetch_of_a_hub_id_without_a_network(
 def test_fetch_of_a_hub_id_asks_for_the_revision_and_for_no_pickles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = {}
+    request = {}
 
     def snapshot_download(name: str, **options: object) -> str:
-        asked.update(options, name=name)
+        request.update(options, name=name)
         return str(tmp_path / "snapshots" / "0123abcd")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    found = fetch("Qwen/Qwen3-4B", revision="main")
-    assert found == (tmp_path / "snapshots" / "0123abcd", "0123abcd")
-    assert asked["name"] == "Qwen/Qwen3-4B"
-    assert asked["revision"] == "main"
-    assert "*.safetensors" in asked["allow_patterns"]
-    assert not any(".bin" in pattern for pattern in asked["allow_patterns"])
+    fetched = fetch("Qwen/Qwen3-4B", revision="main")
+    assert fetched == (tmp_path / "snapshots" / "0123abcd", "0123abcd")
+    assert request["name"] == "Qwen/Qwen3-4B"
+    assert request["revision"] == "main"
+    assert "*.safetensors" in request["allow_patterns"]
+    assert not any(".bin" in pattern for pattern in request["allow_patterns"])
 
 
 def test_write_keeps_values_of_views_and_leaves_nothing_when_it_fails(tmp_path: Path) -> None:

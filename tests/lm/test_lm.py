@@ -41,8 +41,8 @@ def plain(tiny_lm: LanguageModel, rows: list[list[int]]) -> np.ndarray:
 def test_ragged_rows_equal_transformers(tiny_torch, rows, plain) -> None:
     assert plain.shape == (LAYERS, 40, VOCAB)
     assert plain.dtype == np.float32
-    for row, found in zip(rows, plain, strict=True):
-        np.testing.assert_allclose(found[: len(row)], torch_logits(tiny_torch, row), atol=1e-4)
+    for row, logits in zip(rows, plain, strict=True):
+        np.testing.assert_allclose(logits[: len(row)], torch_logits(tiny_torch, row), atol=1e-4)
 
 
 def test_padding_may_stand_on_either_side_or_inside_an_array(tiny_lm, rows, plain) -> None:
@@ -50,9 +50,9 @@ def test_padding_may_stand_on_either_side_or_inside_an_array(tiny_lm, rows, plai
     for i, row in enumerate(rows):
         right[i, : len(row)], left[i, 40 - len(row) :] = row, row
     np.testing.assert_array_equal(tiny_lm.logits(right), plain)
-    found = np.asarray(tiny_lm.logits(jnp.asarray(left)))
+    padded = np.asarray(tiny_lm.logits(jnp.asarray(left)))
     for i, row in enumerate(rows):
-        np.testing.assert_allclose(found[i, 40 - len(row) :], plain[i, : len(row)], atol=1e-5)
+        np.testing.assert_allclose(padded[i, 40 - len(row) :], plain[i, : len(row)], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -75,11 +75,11 @@ def test_bad_token_ids_are_told(tiny_lm: LanguageModel, token_ids, message: str)
 
 
 def test_a_number_a_row_and_a_matrix_are_the_same_gate(tiny_lm, rows, plain) -> None:
-    found = np.asarray(tiny_lm.logits(rows, 0.5))
-    assert found.shape == plain.shape
+    gated = np.asarray(tiny_lm.logits(rows, 0.5))
+    assert gated.shape == plain.shape
     for same in (np.float32(0.5), [0.5] * LAYERS, np.full((LAYERS, LAYERS), 0.5), jnp.float32(0.5)):
-        np.testing.assert_array_equal(tiny_lm.logits(rows, same), found)
-    assert np.abs(found - plain).max() > 0.1
+        np.testing.assert_array_equal(tiny_lm.logits(rows, same), gated)
+    assert np.abs(gated - plain).max() > 0.1
 
 
 def test_one_number_per_prompt_goes_to_its_row(tiny_lm, rows, plain) -> None:
@@ -147,10 +147,10 @@ def test_metrics_come_with_the_logits(tiny_lm, rows, plain) -> None:
 def test_prompts_may_be_text_texts_or_token_ids(tiny_lm: LanguageModel) -> None:
     texts = chat_prompts(tiny_lm.tokenizer, 3)
     options: dict[str, Any] = {"max_new_tokens": 32, "slots": 8}
-    found = tiny_lm.generate(texts, **options)
-    assert [type(completion) for completion in found] == [Completion] * 3
-    assert tiny_lm.generate([tiny_lm.encode(text) for text in texts], **options) == found
-    assert tiny_lm.generate(texts[1], **options) == found[1:2]
+    completions = tiny_lm.generate(texts, **options)
+    assert [type(completion) for completion in completions] == [Completion] * 3
+    assert tiny_lm.generate([tiny_lm.encode(text) for text in texts], **options) == completions
+    assert tiny_lm.generate(texts[1], **options) == completions[1:2]
     assert tiny_lm.generate([], **options) == []
 
 
@@ -263,13 +263,13 @@ def test_what_is_no_model_directory_is_told(tmp_path: Path) -> None:
 
 def test_bfloat16_is_near_and_gate_zero_is_exact_in_it(tiny_directory, rows, plain) -> None:
     lm = jroute.load(tiny_directory, dtype="bfloat16")
-    found = np.asarray(lm.logits(rows))
-    assert found.dtype == np.float32
-    real = np.concatenate([(found - plain)[i, : len(row)].ravel() for i, row in enumerate(rows)])
+    logits = np.asarray(lm.logits(rows))
+    assert logits.dtype == np.float32
+    real = np.concatenate([(logits - plain)[i, : len(row)].ravel() for i, row in enumerate(rows)])
     assert 0 < np.abs(real).mean() < 0.2
     mixed = np.asarray(lm.logits(rows, [0.0, 0.5] * 3))
     for i, row in enumerate(rows):
-        same = np.array_equal(mixed[i, : len(row)], found[i, : len(row)])
+        same = np.array_equal(mixed[i, : len(row)], logits[i, : len(row)])
         assert same == (i % 2 == 0)
 
 

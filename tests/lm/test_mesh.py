@@ -36,35 +36,35 @@ def test_every_device_holds_its_part(spread_lm, tiny_lm) -> None:
 
 @pytest.mark.parametrize("gate", [None, GATES], ids=["plain", "routed"])
 def test_logits(spread_lm, tiny_lm, rows, gate) -> None:
-    found, one = spread_lm.logits(rows, gate), tiny_lm.logits(rows, gate)
-    assert found.shape == one.shape
+    spread, one = spread_lm.logits(rows, gate), tiny_lm.logits(rows, gate)
+    assert spread.shape == one.shape
     # Each is about 1.3e-5 away from what float64 gives, in logits of up to 17.
     close = 1e-6 * np.abs(np.asarray(one)).max()
-    for row, a, b in zip(rows, np.asarray(found), np.asarray(one), strict=True):
+    for row, a, b in zip(rows, np.asarray(spread), np.asarray(one), strict=True):
         np.testing.assert_allclose(a[: len(row)], b[: len(row)], rtol=0, atol=close)
 
 
 def test_stream_metrics(spread_lm, tiny_lm, rows) -> None:
-    found = spread_lm.logits(rows, GATES, metrics=True)[1]
+    metrics = spread_lm.logits(rows, GATES, metrics=True)[1]
     one = tiny_lm.logits(rows, GATES, metrics=True)[1]
-    for name, value in found._asdict().items():
+    for name, value in metrics._asdict().items():
         np.testing.assert_allclose(value, getattr(one, name), atol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("unroll", [True, False], ids=["unrolled", "scanned"])
 def test_completions(spread_lm, tiny_lm, rows, unroll) -> None:
     options = {"max_new_tokens": 12, "stop": ["="], "chunk": 5, "unroll": unroll}
-    found = spread_lm.generate(rows, GATES, slots=8, **options)
-    assert found == tiny_lm.generate(rows, GATES, slots=8, **options)
-    assert len({completion.tokens for completion in found}) > 4
+    completions = spread_lm.generate(rows, GATES, slots=8, **options)
+    assert completions == tiny_lm.generate(rows, GATES, slots=8, **options)
+    assert len({completion.tokens for completion in completions}) > 4
 
 
 def test_log_likelihoods(spread_lm, tiny_lm, rows) -> None:
     pairs = [(row[:-3], row[-3:]) for row in rows]
-    found = spread_lm.loglikelihood(pairs, GATES, slots=4)
+    spread = spread_lm.loglikelihood(pairs, GATES, slots=4)
     one = tiny_lm.loglikelihood(pairs, GATES, slots=4)
-    np.testing.assert_allclose([a for a, _ in found], [a for a, _ in one], atol=1e-4)
-    assert [greedy for _, greedy in found] == [greedy for _, greedy in one]
+    np.testing.assert_allclose([a for a, _ in spread], [a for a, _ in one], atol=1e-4)
+    assert [greedy for _, greedy in spread] == [greedy for _, greedy in one]
 
 
 def test_features(spread_lm, tiny_lm, rows) -> None:
@@ -74,8 +74,8 @@ def test_features(spread_lm, tiny_lm, rows) -> None:
             read[lm] = raw_features(
                 lm.params, lm.config, rows, FeatureConfig(), slots=4, routing=lm.routing
             )
-    for found, one in zip(read[spread_lm][:2], read[tiny_lm][:2], strict=True):
-        np.testing.assert_allclose(found, one, atol=1e-5)
+    for spread, one in zip(read[spread_lm][:2], read[tiny_lm][:2], strict=True):
+        np.testing.assert_allclose(spread, one, atol=1e-5)
 
 
 def test_slots_that_replicas_do_not_divide_are_told(spread_lm, rows) -> None:

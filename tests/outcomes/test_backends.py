@@ -60,12 +60,12 @@ def test_live_and_table_backends_agree(problems, live, generator, table):
     backends = (live, TableBackend(OutcomeTable.open(table.folder)))
     assert all(isinstance(backend, OutcomeBackend) for backend in backends)
     rng = random.Random(1)
-    asked = rng.choices(problems, k=40)
+    requested = rng.choices(problems, k=40)
     gates = rng.choices((0.0, 0.5, 1.0), k=40)
-    first, second = (backend.outcomes(asked, gates) for backend in backends)
+    first, second = (backend.outcomes(requested, gates) for backend in backends)
     assert first == second
     assert [(o.problem_id, o.gate) for o in first] == [
-        (p.id, g) for p, g in zip(asked, gates, strict=True)
+        (p.id, g) for p, g in zip(requested, gates, strict=True)
     ]
     assert 5 < sum(outcome.correct for outcome in first) < 35
     assert len(generator.calls[-1]) == 40  # one call for the whole batch
@@ -90,14 +90,14 @@ def test_a_generator_that_drops_a_row_is_found_out(tmp_path, problems, generator
 
 def test_shaping_is_paid_when_outcomes_are_read(problems, table):
     """The table holds exact match; what a learner is paid is made of it, and of the gate's push."""
-    asked, gates = problems[:3], [0.0, 0.5, 1.0]
-    plain = TableBackend(table).outcomes(asked, gates)
+    requested, gates = problems[:3], [0.0, 0.5, 1.0]
+    plain = TableBackend(table).outcomes(requested, gates)
     assert {outcome.reward for outcome in plain} <= {0.0, 1.0}
-    off = TableBackend(table, Shaping(RewardConfig(), 64)).outcomes(asked, gates)
+    off = TableBackend(table, Shaping(RewardConfig(), 64)).outcomes(requested, gates)
     assert off == plain
     amounts = RewardConfig(parseable_bonus=0.05, length_penalty=0.01, stability_penalty=0.5)
     shaping = Shaping(amounts, 64, lambda problems, gates: np.array(gates, float) / 10)
-    paid = TableBackend(table, shaping).outcomes(asked, gates)
+    paid = TableBackend(table, shaping).outcomes(requested, gates)
     for was, now, gate in zip(plain, paid, gates, strict=True):
         expected = was.correct + 0.05 - 0.01 * was.tokens / 64 - 0.5 * gate / 10
         assert now.reward == pytest.approx(expected)
@@ -107,18 +107,18 @@ def test_shaping_is_paid_when_outcomes_are_read(problems, table):
 def test_a_memo_generates_every_cell_once(tmp_path, problems, generator):
     memo = OutcomeTable(tmp_path, FINGERPRINT, DESCRIPTION, num_gate_dims=2)
     live = LiveBackend(generator, memo=memo)
-    asked = [problems[0], problems[1], problems[0], problems[0]]
+    requested = [problems[0], problems[1], problems[0], problems[0]]
     gates = [(0.0, 0.5), (0.0, 0.5), (0.0, 0.5), (1.0, 0.5)]
-    found = live.outcomes(asked, gates)
-    assert [(o.problem_id, o.gate) for o in found] == [
-        (p.id, g) for p, g in zip(asked, gates, strict=True)
+    outcomes = live.outcomes(requested, gates)
+    assert [(o.problem_id, o.gate) for o in outcomes] == [
+        (p.id, g) for p, g in zip(requested, gates, strict=True)
     ]
     assert [len(call) for call in generator.calls] == [3]
     again = LiveBackend(generator, memo=OutcomeTable.open(memo.folder))  # after a restart
-    assert again.outcomes([*asked, problems[2]], [*gates, (1.0, 1.0)])[:4] == found
+    assert again.outcomes([*requested, problems[2]], [*gates, (1.0, 1.0)])[:4] == outcomes
     assert [len(call) for call in generator.calls] == [3, 1]
     assert (
-        TableBackend(memo).outcomes(asked, gates)
-        == found
-        == LiveBackend(generator).outcomes(asked, gates)
+        TableBackend(memo).outcomes(requested, gates)
+        == outcomes
+        == LiveBackend(generator).outcomes(requested, gates)
     )

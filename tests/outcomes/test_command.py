@@ -45,7 +45,7 @@ def config(tiny_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def figures(printed: str) -> dict[float, list[float]]:
     """n, correct, accuracy, truncated and tokens by gate."""
     lines = re.findall(r"^gate (\S+) +(\d+) +(\d+) +([\d.]+)% +([\d.]+)% +([\d.]+)$", printed, re.M)
-    return {float(gate): [float(number) for number in rest] for gate, *rest in lines}
+    return {float(gate): [float(number) for number in numbers] for gate, *numbers in lines}
 
 
 def test_a_sanity_check_then_the_rest(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,30 +53,30 @@ def test_a_sanity_check_then_the_rest(config: Path, capsys: pytest.CaptureFixtur
     assert main([*part[:2], "--split", "test", "--gates", "0", "--problems", "30"]) == 0
     first, bar = capsys.readouterr()
     # Counted, with the time left, the rate in cells and in tokens, and how busy the slots are.
-    told = r"30/30 \[\S+<\S+, +[\d.]+(?:cell/s|s/cell), [\d,]+ tokens/s, slots \d+% busy\]"
-    assert re.search(rf"outcomes test: 100%.* {told}", bar)
+    progress = r"30/30 \[\S+<\S+, +[\d.]+(?:cell/s|s/cell), [\d,]+ tokens/s, slots \d+% busy\]"
+    assert re.search(rf"outcomes test: 100%.* {progress}", bar)
     assert list(figures(first)) == [0.0]
     assert figures(first)[0.0][0] == 30
     assert "30 cells made now" in first
     assert main(part) == 0
-    rest = capsys.readouterr().out
-    assert "90 cells made now" in rest  # 40 problems x 3 gates, less the 30 that were there
+    second = capsys.readouterr().out
+    assert "90 cells made now" in second  # 40 problems x 3 gates, less the 30 that were there
     run = load_run(config.parent / "run")
-    assert f"{run.outcomes.table.folder}: outcome table" in rest
+    assert f"{run.outcomes.table.folder}: outcome table" in second
     correct = run.outcomes.matrix("test")
     cells = [
         [run.outcomes.outcome("test", p.id, g) for p in run.data.problems("test")]
         for g in (0.0, 0.5, 1.0)
     ]
-    for i, (gate, found) in enumerate(figures(rest).items()):
+    for i, (gate, printed) in enumerate(figures(second).items()):
         assert gate == (0.0, 0.5, 1.0)[i]
         truncated = np.mean([cell.stop_reason == "length" for cell in cells[i]])
         tokens = np.mean([cell.tokens for cell in cells[i]])
         right = correct[:, i].sum()
         expected = [40, right, 100 * right / 40, 100 * truncated, tokens]
-        np.testing.assert_allclose(found, expected, atol=0.051)  # as printed
+        np.testing.assert_allclose(printed, expected, atol=0.051)  # as printed
     assert figures(first)[0.0][1] == correct[:30, 0].sum()
-    assert len({tuple(values) for values in figures(rest).values()}) > 1
+    assert len({tuple(values) for values in figures(second).values()}) > 1
     assert main([*part, "--problems", "5"]) == 0
     assert "0 cells made now" in capsys.readouterr().out
 
@@ -154,9 +154,9 @@ def test_shares_merge_into_the_table_of_one(
     assert made_by.machine.startswith("1 x ") and made_by.seconds > 0
     cells = load_run(whole).outcomes.table.cells()
     assert early.outcomes.generation_cost().keys() == {made_by.machine}
-    told = load_run(whole).outcomes.generation_cost()[made_by.machine]
-    assert told["cells"] == 48 and told["tokens"] == sum(cell.tokens for cell in cells)
-    assert told["seconds"] == pytest.approx(sum(cell.made.seconds for cell in cells if cell.made))
+    cost = load_run(whole).outcomes.generation_cost()[made_by.machine]
+    assert cost["cells"] == 48 and cost["tokens"] == sum(cell.tokens for cell in cells)
+    assert cost["seconds"] == pytest.approx(sum(cell.made.seconds for cell in cells if cell.made))
 
 
 def test_cells_tell_how_likely_the_model_held_them(config: Path) -> None:
@@ -212,27 +212,27 @@ def test_a_plan_is_made_before_anything_is(
     assert "24 cells that were made like this, compilation included" in plan
     cells = opened.outcomes.table.cells()
     seconds = 24 * np.mean([cell.made.seconds for cell in cells if cell.made])
-    found = plan_outcomes(opened, {"train": opened.outcomes.cells("train")})
-    assert found.seconds == pytest.approx(seconds / 2)
+    estimate = plan_outcomes(opened, {"train": opened.outcomes.cells("train")})
+    assert estimate.seconds == pytest.approx(seconds / 2)
     generator = opened.outcomes.generator
     other = dataclasses.replace(generator, engine=EngineConfig(slots=8))
     assert known_rate(opened.outcomes.memo, generator) is not None
     assert known_rate(opened.outcomes.memo, other) is None  # in another shape none were made
     # Memory is what the engine would ask for these very prompts.
     lm, e = opened.lm, opened.experiment
-    asked = [
+    requests = [
         Request(lm.encode(text), np.zeros(6, np.float32)) for text in opened.data.prompts("train")
     ]
     model, shape = lm.frozen, e.engine
     engine = Engine(model, e.decoding, shape)
     streams = lm.routing.config.size
-    told = estimate_memory(lm.params, lm.config, engine.plan(asked), shape, 10**9, streams)
-    assert found.memory.weights == 4 * sum(leaf.size for leaf in jax.tree.leaves(lm.params))
-    assert (found.memory.cache, found.memory.working) == (16 * told.slot, told.fixed)
-    assert found.memory.limit > found.memory.total > found.memory.weights
+    memory = estimate_memory(lm.params, lm.config, engine.plan(requests), shape, 10**9, streams)
+    assert estimate.memory.weights == 4 * sum(leaf.size for leaf in jax.tree.leaves(lm.params))
+    assert (estimate.memory.cache, estimate.memory.working) == (16 * memory.slot, memory.fixed)
+    assert estimate.memory.limit > estimate.memory.total > estimate.memory.weights
     auto = dataclasses.replace(generator, engine=dataclasses.replace(shape, slots="auto"))
     # 24 rows are all there is to run at a time
-    assert memory_use(auto, lengths.values()).cache == 16 * told.slot
+    assert memory_use(auto, lengths.values()).cache == 16 * memory.slot
 
 
 def test_replicates_tell_the_noise_floor(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -258,8 +258,8 @@ def test_samples_are_drawn_anew_and_again(config: Path) -> None:
     assert main([*part, "--samples", "2"]) == 0
     assert main([*part, "--samples", "3"]) == 0
     opened = load_run(run)
-    found = opened.outcomes.samples("train", "tokens")
-    assert found.shape == (8, 3, 3)
+    tokens = opened.outcomes.samples("train", "tokens")
+    assert tokens.shape == (8, 3, 3)
     texts = {(o.problem_id, o.gate): set() for o in opened.outcomes.table.cells()}
     for outcome in opened.outcomes.table.cells():
         texts[outcome.problem_id, outcome.gate].add(outcome.completion)
@@ -313,6 +313,6 @@ def test_gates_that_do_nothing_are_warned_of(config: Path, tmp_path: Path, capsy
     assert main([*part, "--only_gates", "[0]"]) == 0
     assert "warning" not in capsys.readouterr().err
     assert main(part) == 0
-    told = capsys.readouterr()
-    assert "4 cells made now" in told.out
-    assert "warning: this routing is inert: no gate moves" in told.err
+    printed = capsys.readouterr()
+    assert "4 cells made now" in printed.out
+    assert "warning: this routing is inert: no gate moves" in printed.err

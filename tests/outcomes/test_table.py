@@ -448,10 +448,10 @@ def test_a_killed_run_resumes_to_the_same_table(tmp_path):
 
     resumed = OutcomeTable(tmp_path / "killed", FINGERPRINT, {})
     assert not leftover.exists()
-    rest = resumed.missing(names, gates)
-    assert rest == list(cells)[12:]
-    for start in range(0, len(rest), 5):  # other chunks than before
-        resumed.append(cells[pair] for pair in rest[start : start + 5])
+    missing = resumed.missing(names, gates)
+    assert missing == list(cells)[12:]
+    for start in range(0, len(missing), 5):  # other chunks than before
+        resumed.append(cells[pair] for pair in missing[start : start + 5])
     again = OutcomeTable(tmp_path / "killed", FINGERPRINT, {})
     assert content(again) == content(resumed) == content(uninterrupted)
     assert not list(folder.glob(".*"))

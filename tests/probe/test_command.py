@@ -128,8 +128,10 @@ def test_a_mesh_changes_nothing(tiny_lm, tiny_directory, prompts) -> None:
     arguments = (tiny_lm.config, tiny_lm.routing, rows, [0.5, 1.0])
     with lm.devices():
         spread = effects.divergence(lm.params, *arguments)
-    for found, expected in zip(spread, effects.divergence(tiny_lm.params, *arguments), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    for divergence, expected in zip(
+        spread, effects.divergence(tiny_lm.params, *arguments), strict=True
+    ):
+        np.testing.assert_allclose(divergence, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_sink_norms_are_causal_and_ready_to_paste(config, tiny_lm, capsys) -> None:
@@ -192,12 +194,12 @@ def test_an_inert_routing_is_refused_unless_forced(config, tmp_path, capsys, mon
 
 def test_a_routing_that_breaks_the_model_is_not_inert(config, monkeypatch) -> None:
     gates = [(0.5, 1e-6), (1.0, float("nan"))]
-    found = [effects.Divergence(gate, kl, kl, 1.0) for gate, kl in gates]
+    divergences = [effects.Divergence(gate, kl, kl, 1.0) for gate, kl in gates]
     run = Run.start(load_config(Experiment, config))
-    for order in (found, found[::-1]):
+    for order in (divergences, divergences[::-1]):
         monkeypatch.setattr(effects, "divergence", lambda *_, order=order: order)
         assert inert_reason(run.lm, run.data, run.grid) == ""
-    monkeypatch.setattr(effects, "divergence", lambda *_: found[:1])
+    monkeypatch.setattr(effects, "divergence", lambda *_: divergences[:1])
     assert "at gate 0.5" in inert_reason(run.lm, run.data, run.grid)
 
 

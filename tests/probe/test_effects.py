@@ -157,8 +157,8 @@ def test_gain_multiplies_what_is_carried_in_the_order_of_depth() -> None:
     m = np.array(rows)
     late = np.eye(2) + 0.5 * (m - np.eye(2))
     product = np.abs(late @ m)
-    found = composite_gain(Routing.create(config, 2), gates)
-    assert found == pytest.approx((product.sum(1).max(), product.sum(0).max()), rel=1e-6)
+    gain = composite_gain(Routing.create(config, 2), gates)
+    assert gain == pytest.approx((product.sum(1).max(), product.sum(0).max()), rel=1e-6)
     read_only = Routing.create(dataclasses.replace(config, injection="read_only"), 2)
     # What the first block reads, (2, -1), is furthest; only what is read counts.
     assert composite_gain(read_only, gates) == pytest.approx((3.0, 2.0), rel=1e-6)
@@ -231,28 +231,28 @@ def test_a_model_that_breaks_is_told_in_json_and_figures(tiny_lm, prompts, large
         hooks=("attention", "mlp", "block"),
         bands=2,
     )
-    found = of_tiny(tiny_lm, prompts, config, [0.0, 1.0])
-    assert found.effects[0].kl == 0
-    assert found.verdict == verdict(found.effects[1].kl) == "destructive"
-    assert not np.isfinite(np.hstack([np.ravel(x) for x in found.effects[1]])).all()
+    result = of_tiny(tiny_lm, prompts, config, [0.0, 1.0])
+    assert result.effects[0].kl == 0
+    assert result.verdict == verdict(result.effects[1].kl) == "destructive"
+    assert not np.isfinite(np.hstack([np.ravel(x) for x in result.effects[1]])).all()
     routing = Routing.create(config, tiny_lm.config.num_hidden_layers)
-    written = json.dumps(text.probe_numbers(found, routing), allow_nan=False)
+    written = json.dumps(text.probe_numbers(result, routing), allow_nan=False)
     assert "null" in written
     assert json.loads(written)["effects"][0]["kl"] == 0
-    printed = text.probe_text(found, routing)
+    printed = text.probe_text(result, routing)
     assert printed.startswith("one gate for all blocks: bands have no effect here\n")
-    assert all(file.is_file() for file in plots.plot_probe(found, routing, tmp_path))
+    assert all(file.is_file() for file in plots.plot_probe(result, routing, tmp_path))
 
 
 def test_the_largest_gate_decides(tiny_lm, prompts) -> None:
     config = load(RoutingConfig, routing_file("soft_repeat"))
-    found = of_tiny(tiny_lm, prompts, config, [0.0, 1e-4, 1.0])
-    kls = [effect.kl for effect in found.effects]
+    result = of_tiny(tiny_lm, prompts, config, [0.0, 1e-4, 1.0])
+    kls = [effect.kl for effect in result.effects]
     assert kls[0] == 0
     assert kls[0] <= kls[1] < INERT_BELOW < kls[2]
-    assert found.effects[0].agreement == 1
-    assert found.verdict == verdict(kls[2]) != "inert"
-    assert Probe(found.effects[:2]).verdict == "inert"
+    assert result.effects[0].agreement == 1
+    assert result.verdict == verdict(kls[2]) != "inert"
+    assert Probe(result.effects[:2]).verdict == "inert"
 
 
 def test_prompts_that_cannot_be_probed_are_refused(tiny_lm, prompts) -> None:
@@ -284,11 +284,11 @@ IDENTICAL: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", IDENTICAL)
 def test_identical_streams_are_inert(tiny_lm, prompts, name) -> None:
-    found = of_tiny(tiny_lm, prompts, RoutingConfig(operator="fixed", **IDENTICAL[name]))
-    assert found.verdict == "inert"
-    assert max(effect.kl for effect in found.effects) < 1e-6
+    result = of_tiny(tiny_lm, prompts, RoutingConfig(operator="fixed", **IDENTICAL[name]))
+    assert result.verdict == "inert"
+    assert max(effect.kl for effect in result.effects) < 1e-6
     if "copies" in IDENTICAL[name]["streams"]:
-        assert max(effect.diversity.max() for effect in found.effects) < 1e-5
+        assert max(effect.diversity.max() for effect in result.effects) < 1e-5
 
 
 @pytest.mark.parametrize("operator", ["sinkhorn", "permutations"])
@@ -299,11 +299,11 @@ def test_doubly_stochastic_mixing_with_uniform_read_out_is_inert(
     config = RoutingConfig(("rotate", "rotate", "persistent"), operator, readout="mean")
     shape = config.initial_raw(tiny_lm.config.num_hidden_layers).shape
     raw = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    found = of_tiny(tiny_lm, prompts, config, raw=raw)
-    assert found.verdict == "inert"
-    assert found.effects[1].diversity.max() > 0.01
+    result = of_tiny(tiny_lm, prompts, config, raw=raw)
+    assert result.verdict == "inert"
+    assert result.effects[1].diversity.max() > 0.01
     # What all rows bring adds up to nothing: the trunk is alone in the mixed trunk.
-    np.testing.assert_allclose(found.effects[1].effective_streams, 1, atol=1e-3)
+    np.testing.assert_allclose(result.effects[1].effective_streams, 1, atol=1e-3)
     if operator == "sinkhorn":  # the same matrices do something where the trunk has its own row
         own = of_tiny(tiny_lm, prompts, dataclasses.replace(config, readout="trunk"), raw=raw)
         assert own.verdict != "inert"
@@ -354,13 +354,13 @@ def test_streams_that_differ_only_in_scale_are_inert() -> None:
     streams = ("delay(1)", "embedding", "mlp", "persistent")
     rows = ((0.2,) * 5, *[(0.0, 0.25, 0.25, 0.25, 0.25)] * 4)
     routing = Routing.create(RoutingConfig(streams, "fixed", rows=rows), 4)
-    found = probe(params, config, routing, tokens, [0.0, 0.5, 1.0])
-    last = found.effects[-1]
+    result = probe(params, config, routing, tokens, [0.0, 0.5, 1.0])
+    last = result.effects[-1]
     assert last.change.max() > 0.3
     assert (last.rms.max(-1) / last.rms.min(-1)).max() > 1.5
     assert last.diversity.max() < 1e-5
-    assert found.verdict == "inert"
-    assert max(effect.kl for effect in found.effects) < 1e-6
+    assert result.verdict == "inert"
+    assert max(effect.kl for effect in result.effects) < 1e-6
     turned = {**params, "embed_tokens": params["embed_tokens"] + 0.3}
     assert probe(turned, config, routing, tokens, [1.0]).verdict != "inert"
 
@@ -376,19 +376,19 @@ def test_a_trunk_that_is_only_scaled_for_its_readers_is_inert(tiny_lm, prompts) 
     )
     routing = Routing.create(config, tiny_lm.config.num_hidden_layers)
     halved = dataclasses.replace(routing, mixing=routing.mixing.at[:, :, 0].multiply(0.5))
-    found = probe(tiny_lm.params, tiny_lm.config, halved, prompts, GATES)
-    np.testing.assert_allclose(found.effects[1].change, 0.5, rtol=1e-5)
-    assert found.effects[1].angle.max() < 0.1
-    assert found.verdict == "inert"
+    result = probe(tiny_lm.params, tiny_lm.config, halved, prompts, GATES)
+    np.testing.assert_allclose(result.effects[1].change, 0.5, rtol=1e-5)
+    assert result.effects[1].angle.max() < 0.1
+    assert result.verdict == "inert"
 
 
 @pytest.mark.parametrize("name", preset_names())
 def test_presets_are_not_inert_but_at_gate_zero(tiny_lm, prompts, name) -> None:
-    found = of_tiny(tiny_lm, prompts, load(RoutingConfig, routing_file(name)))
-    assert Probe(found.effects[:1]).verdict == "inert"
-    assert found.effects[0].kl == found.effects[0].kl_largest == 0
-    assert found.effects[0].agreement == 1
-    for effect in found.effects[1:]:
+    result = of_tiny(tiny_lm, prompts, load(RoutingConfig, routing_file(name)))
+    assert Probe(result.effects[:1]).verdict == "inert"
+    assert result.effects[0].kl == result.effects[0].kl_largest == 0
+    assert result.effects[0].agreement == 1
+    for effect in result.effects[1:]:
         assert effect.kl > 10 * INERT_BELOW
         assert effect.angle.max() > 0.05
-    assert found.verdict in ("gentle", "strong")
+    assert result.verdict in ("gentle", "strong")

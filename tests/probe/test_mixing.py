@@ -76,16 +76,16 @@ def test_the_gradient_is_that_of_finite_differences(small) -> None:
     routing = guarded()
     raw = routing.config.initial_raw(3)
     raw = raw + np.random.default_rng(0).normal(0, 0.1, raw.shape).astype(np.float32)
-    rest = (small, routing, *batch(routing, 1.5))
+    arguments = (small, routing, *batch(routing, 1.5))
     measure = partial(mixing._value_and_gradient, config=SMALL)
-    gradient = np.asarray(measure(raw, *rest)[1])
+    gradient = np.asarray(measure(raw, *arguments)[1])
     assert np.abs(gradient).max() > 1e-3
     step, places = 0.02, np.argsort(-np.abs(gradient).ravel())[:6]
     for place in places:
         moved = np.zeros(raw.size, np.float32)
         moved[place] = step
         moved = moved.reshape(raw.shape)
-        up, down = (measure(raw + sign * moved, *rest)[0] for sign in (1, -1))
+        up, down = (measure(raw + sign * moved, *arguments)[0] for sign in (1, -1))
         slope = (float(up) - float(down)) / (2 * step)
         assert gradient.flat[place] == pytest.approx(slope, rel=0.03, abs=2e-4)
 
@@ -128,12 +128,12 @@ def test_the_loss_is_the_likelihood_of_the_answers(tiny_lm: LanguageModel) -> No
     raw = tiny_lm.routed(RoutingConfig()).routing.config.initial_raw(6)
     lm = tiny_lm.routed(RoutingConfig())
     for gate in (0.0, 1.0):
-        found = mixing.loss(
+        loss = mixing.loss(
             raw, lm.params, lm.routing, *examples, lm.routing.layer_gates(gate, 2), config=lm.config
         )
         scores = [score for score, _ in lm.loglikelihood(pairs, gate)]
         tokens = sum(len(answer) for _, answer in pairs)
-        assert float(found) == pytest.approx(-sum(scores) / tokens, rel=1e-5)
+        assert float(loss) == pytest.approx(-sum(scores) / tokens, rel=1e-5)
 
 
 def start(routing: Routing) -> MixingProgress:
@@ -146,8 +146,8 @@ def test_adam_lowers_the_loss_and_leaves_the_base_alone(small) -> None:
     config = MixingConfig("gradient", 1.0, steps=30, batch_size=2, learning_rate=0.1)
     examples = mixing.pad_examples(PAIRS, 64)
     kept: list[MixingProgress] = []
-    rest = (small, SMALL, routing, examples, config)
-    end = mixing.learn_by_gradient(*rest, seed=1, progress=start(routing), save=kept.append)
+    arguments = (small, SMALL, routing, examples, config)
+    end = mixing.learn_by_gradient(*arguments, seed=1, progress=start(routing), save=kept.append)
     assert len(end.values) == len(kept) == end.step == 30
     first, last = (
         float(
@@ -165,7 +165,7 @@ def test_adam_lowers_the_loss_and_leaves_the_base_alone(small) -> None:
     # Going on from any step, as read back from a file, ends with the same bits.
     read = json.loads(json.dumps([kept[11].state, kept[11].raw.tolist()]))
     half = MixingProgress(12, np.asarray(read[1], np.float32), kept[11].values, read[0])
-    again = mixing.learn_by_gradient(*rest, seed=1, progress=half, save=lambda _: None)
+    again = mixing.learn_by_gradient(*arguments, seed=1, progress=half, save=lambda _: None)
     assert again.raw.tobytes() == end.raw.tobytes() and again.values == end.values
 
 
@@ -180,18 +180,18 @@ def test_the_search_climbs_and_goes_on(small) -> None:
         return -float(np.abs(tried[1].ravel() - target).sum())
 
     kept: list[MixingProgress] = []
-    rest = {"seed": 4, "save": kept.append}
+    options = {"seed": 4, "save": kept.append}
     end = mixing.learn_by_search(
-        score, [1], config, progress=MixingProgress(0, raw, [], []), **rest
+        score, [1], config, progress=MixingProgress(0, raw, [], []), **options
     )
     np.testing.assert_array_equal(end.raw[1].ravel(), target)  # 0.25 needs a halved change
     assert not end.raw[[0, 2]].any() and not raw.any()
     assert max(end.values) == 0 and len(end.values) == 41 == len(seen)
-    again = mixing.learn_by_search(score, [1], config, progress=kept[16], **rest)
+    again = mixing.learn_by_search(score, [1], config, progress=kept[16], **options)
     assert again.raw.tobytes() == end.raw.tobytes() and again.values == end.values
     with pytest.raises(UserError, match="a search over 512 mixing weights is hopeless"):
         many = MixingProgress(0, np.zeros((8, 1, 8, 8), np.float32), [], [])
-        mixing.learn_by_search(score, range(8), config, progress=many, **rest)
+        mixing.learn_by_search(score, range(8), config, progress=many, **options)
 
 
 # A run that learns its mixing weights ----------------------------------------------------------
@@ -227,8 +227,8 @@ def test_a_run_learns_keeps_and_uses_its_mixing_weights(
     run = Run.start(load_config(Experiment, learned))
     with pytest.raises(UserError, match=r"not learned yet; run python -m jroute.train"):
         _ = run.lm
-    plain, told = without_mixing(run)
-    assert "6 steps of gradient come first, of batches of 8 of 8 problems" in told
+    plain, notice = without_mixing(run)
+    assert "6 steps of gradient come first, of batches of 8 of 8 problems" in notice
     assert plain.lm is run.base and not len(
         plain.outcomes.table
     )  # a plan does not wait for the weights
@@ -237,8 +237,8 @@ def test_a_run_learns_keeps_and_uses_its_mixing_weights(
 
     write = mixing.save_progress
 
-    def killed(file, about, progress, steps) -> None:
-        write(file, about, progress, steps)
+    def killed(file, description, progress, steps) -> None:
+        write(file, description, progress, steps)
         if progress.step == 3:
             raise KeyboardInterrupt
 
