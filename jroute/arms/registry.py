@@ -304,11 +304,6 @@ def names(condition: Callable[[Arm], bool]) -> tuple[str, ...]:
     return tuple(arm.name for arm in ARMS.values() if condition(arm))
 
 
-def declared_live() -> tuple[str, ...]:
-    """Return the declared arms that runs with live rollouts have, in the order of the contrasts."""
-    return tuple(name for name in DECLARED if not ARMS[name].unavailable_live)
-
-
 def selectable(*, table: bool = True) -> tuple[str, ...]:
     """Return the names a user may give: ``baseline``, ``fixed:G``, ``best_fixed`` and so on.
 

@@ -57,7 +57,6 @@ def test_queries_list_the_arms_that_outputs_have_always_listed() -> None:
         *("supervised", "supervised_features", "exact_gradient", "rl"),
     )
     assert registry.generable(live=True) == ("baseline", "fixed:0.5", "rl")
-    assert registry.declared_live() == ("fixed:0.5", "baseline")
     assert registry.selectable(table=False) == ("baseline", "fixed:G", "random", "rl")
     assert registry.reading() == ("supervised", "supervised_features", "exact_gradient", "rl")
     assert registry.from_controls() == ("supervised_features", "exact_gradient")

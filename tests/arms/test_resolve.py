@@ -12,7 +12,14 @@ import pytest
 from jroute.arms import registry
 from jroute.arms.controls import random_columns
 from jroute.arms.registry import parse_arm
-from jroute.arms.resolve import ArmInputs, decide, resolve, table_columns
+from jroute.arms.resolve import (
+    ArmInputs,
+    decide,
+    learned_decisions,
+    live_columns,
+    resolve,
+    table_columns,
+)
 from jroute.arms.rl import decisions_of_policy
 from jroute.arms.supervised import columns_of_regressor
 from jroute.controller import networks
@@ -98,6 +105,19 @@ def test_a_table_and_a_prompt_get_the_same_gates() -> None:
     np.testing.assert_array_equal(columns["random_reward"], columns["rl"][::-1])
     np.testing.assert_array_equal(columns["rl_modal"], np.repeat([[4], [0]], 40, axis=1))
     assert set(columns) >= {registry.fixed_name(gate) for gate in GRID}
+
+
+def test_live_rollouts_and_reports_decide_as_a_table_does() -> None:
+    columns = table_columns(X, GRID, CONTROLLER, CONTROLS)
+    decisions = learned_decisions(X, CONTROLLER)
+    assert list(decisions) == ["rl", "rl_selected", "best_fixed"]
+    live = {name: CONTROLLER[name] for name in ("selected", "seeds", "rl")}  # trained live
+    assert list(learned_decisions(X, live)) == ["rl", "rl_selected"]
+    decisions |= live_columns(X, GRID, live)
+    assert set(decisions) == {"rl", "rl_selected", "best_fixed", "baseline", "fixed:0.5"}
+    for name, indices in decisions.items():
+        assert indices.shape[-1] == 1  # one number in a decision
+        np.testing.assert_array_equal(indices[..., 0], columns[name])
 
 
 def test_decisions_of_several_numbers_are_one_gate_each() -> None:
