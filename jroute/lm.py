@@ -133,7 +133,9 @@ class LanguageModel:
         """Encode a text as it stands; special tokens in it are recognized, none is added."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
 
-    def layer_gates(self, gate: GateLike, batch: int) -> Float[np.ndarray, "batch layers"] | None:
+    def layer_gates(
+        self, gate: GateLike | None, batch: int
+    ) -> Float[np.ndarray, "batch layers"] | None:
         """Spread a gate over the batch and the layers; ``None`` stays ``None``."""
         return None if gate is None else self.routing.layer_gates(gate, batch)
 
@@ -146,7 +148,7 @@ class LanguageModel:
                     )
 
     def logits(
-        self, token_ids: Any, gate: GateLike = None, *, metrics: bool = False
+        self, token_ids: Any, gate: GateLike | None = None, *, metrics: bool = False
     ) -> Float[Array, "batch seq vocab"] | tuple[Float[Array, "batch seq vocab"], StreamMetrics]:
         """Compute next-token logits at every position.
 
@@ -200,7 +202,7 @@ class LanguageModel:
     def generate(  # noqa: PLR0913
         self,
         prompts: str | Sequence[str] | Sequence[Sequence[int]],
-        gate: GateLike = None,
+        gate: GateLike | None = None,
         *,
         decoding: Decoding | None = None,
         engine: EngineConfig | None = None,
@@ -259,7 +261,7 @@ class LanguageModel:
     def loglikelihood(
         self,
         pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
-        gate: GateLike = None,
+        gate: GateLike | None = None,
         *,
         slots: int = 16,
     ) -> list[tuple[float, bool]]:

@@ -11,13 +11,14 @@ import numpy as np
 from jroute.arms.registry import fixed_name, generable, parse_arm
 from jroute.arms.resolve import check_available
 from jroute.experiment.config import Experiment
+from jroute.experiment.run import Run
 from jroute.harness.cache_names import array_digest
-from jroute.routing.gate import Gate, as_gate
+from jroute.routing.gate import Gate, GateArray, as_gate
 from jroute.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-GatePolicy = Callable[[list[str]], Any]
+GatePolicy = Callable[[list[str]], GateArray]
 """Prompts to their gates, ``[prompts]`` or ``[prompts, gate_dims]``, each from its own prompt
 alone."""
 
@@ -39,16 +40,16 @@ class ArmPolicy:
     identity: str
     render: Callable[[str], str] | None = None
 
-    def __call__(self, prompts: list[str]) -> Any:
+    def __call__(self, prompts: list[str]) -> GateArray:
         """Return the gates of prompts."""
         return self.choose(prompts)
 
 
-def run_policy(run: Any, name: str) -> ArmPolicy:
+def run_policy(run: Run, name: str) -> ArmPolicy:
     """Return an arm of a run as a policy.
 
     Args:
-        run: A ``jroute.experiment.run.Run``.
+        run: The run.
         name: Name of the arm.
 
     Raises:
@@ -87,10 +88,10 @@ def model_policy(name: str) -> ArmPolicy:
 
 def constant(gate: float) -> GatePolicy:
     """Return the policy that gives one gate to all prompts."""
-    return lambda prompts: np.full(len(prompts), gate)
+    return lambda prompts: np.full(len(prompts), gate, np.float64)
 
 
-def available_arms(run: Any) -> list[str]:
+def available_arms(run: Run) -> list[str]:
     """Return the arms that a run has; a warning says why it lacks the others."""
     available = []
     for name in generable():
@@ -117,16 +118,17 @@ class ContextGates:
 
     def __init__(self, policy: GatePolicy | None):
         self._policy = policy
-        self._chosen: dict[str, Gate] = {}
+        self._gates: GateArray = np.zeros(1)
+        self._rows = {"": 0}  # the empty context has gate 0, everywhere
 
     def __getitem__(self, context: str) -> Gate | None:
-        """Return the gate chosen for a context; 0 for the empty one."""
+        """Return the gate chosen for a context, as records hold it; 0 for the empty one."""
         if self._policy is None:
             return None
-        return self._chosen[context] if context else 0.0
+        return as_gate(self._gates[self._rows[context]]) if context else 0.0
 
     def __contains__(self, context: str) -> bool:
-        return context in self._chosen
+        return bool(context) and context in self._rows
 
     def choose(self, contexts: Sequence[str], visible: Callable[[str], str]) -> None:
         """Choose gates for contexts that have none yet.
@@ -135,20 +137,20 @@ class ContextGates:
             contexts: Texts; the empty one needs no choice.
             visible: What the policy sees of a context: as much of it as the model does.
         """
-        new = [c for c in dict.fromkeys(contexts) if c and c not in self._chosen]
+        new = [c for c in dict.fromkeys(contexts) if c not in self._rows]
         if self._policy is None or not new:
             return
         gates = np.asarray(self._policy([visible(context) for context in new]), np.float64)
-        if gates.ndim not in (1, 2) or len(gates) != len(new) or not np.isfinite(gates).all():
+        if len(self._rows) == 1:  # the first gates say how many numbers a gate has
+            self._gates = np.zeros((1, *gates.shape[1:]))
+        fits = gates.ndim in (1, 2) and gates.shape == (len(new), *self._gates.shape[1:])
+        if not fits or not np.isfinite(gates).all():
             raise ValueError(f"the gate policy of {len(new)} prompts gave {gates!r}")
-        self._chosen |= {context: as_gate(gate) for context, gate in zip(new, gates, strict=True)}
+        self._gates = np.concatenate([self._gates, gates])
+        self._rows |= {context: row for row, context in enumerate(new, start=len(self._rows))}
 
-    def array(self, contexts: Sequence[str]) -> np.ndarray | None:
-        """Return gates as the model takes them, ``[contexts]`` or ``[contexts, gate_dims]``."""
+    def array(self, contexts: Sequence[str]) -> GateArray | None:
+        """Return the gates of contexts as the model takes them."""
         if self._policy is None:
             return None
-        gates = [self[context] for context in contexts]
-        dims = max((len(gate) for gate in gates if isinstance(gate, tuple)), default=0)
-        if dims:  # the empty context has one gate only: 0 everywhere
-            gates = [gate if isinstance(gate, tuple) else (gate,) * dims for gate in gates]
-        return np.asarray(gates, np.float32)
+        return self._gates[[self._rows[context] for context in contexts]]

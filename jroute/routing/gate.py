@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 
 Gate = float | tuple[float, ...]
 """The gate of one prompt: a number for the whole depth, or one number per band or site."""
 
-GateLike = Any
+GateLike = ArrayLike
 """What the public face takes: a ``Gate`` for all prompts, or what NumPy reads as a ``GateArray``;
 ``Routing.layer_gates`` checks it."""
 
