@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jroute.arms.registry import fixed_name, generable, parse_arm
+from jroute.arms.registry import BASELINE, FIXED, fixed_name, generable, parse_arm
 from jroute.arms.resolve import check_available
 from jroute.experiment.config import Experiment
 from jroute.experiment.run import Run
@@ -81,7 +81,7 @@ def model_policy(name: str) -> ArmPolicy:
     arm = parse_arm(name)
     if arm.gate is None:
         raise UserError(
-            f"arm {name!r} belongs to a run; without one there are baseline and fixed:G"
+            f"arm {name!r} belongs to a run; without one there are {BASELINE} and {FIXED}G"
         )
     return ArmPolicy(name, constant(arm.gate), f"constant {arm.gate!r}")
 
@@ -106,7 +106,7 @@ def available_arms(run: Run) -> list[str]:
 
 def model_arms() -> list[str]:
     """Return the arms of a model without a run: the gates of an experiment's default grid."""
-    return ["baseline" if gate == 0 else fixed_name(gate) for gate in Experiment.gates]
+    return [BASELINE if gate == 0 else fixed_name(gate) for gate in Experiment.gates]
 
 
 class ContextGates:
