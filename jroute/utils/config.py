@@ -1,4 +1,4 @@
-"""The YAML reader: configurations are frozen dataclasses, read from files and the command line.
+"""Configurations are frozen dataclasses, read from YAML files and the command line.
 
 Every field has a YAML key (see ``jroute.utils.keys``), ``--section.key value`` on the command line
 overrides it, and an unknown key is an error that names the nearest known one. Keys of earlier
@@ -16,12 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-import yaml
-
 from jroute.utils.config_parser import WrongType, instantiate, print_help
 from jroute.utils.config_schema import Schema, accepts_none, describe_type
 from jroute.utils.errors import UserError
 from jroute.utils.keys import yaml_keys
+from jroute.utils.yaml_files import read_yaml, yaml_text
 
 T = TypeVar("T")
 E = TypeVar("E")
@@ -110,7 +109,7 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
 
 def dump(config: Any) -> str:
     """Write a configuration as YAML that ``load`` turns back into an equal instance."""
-    return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
+    return yaml_text(_plain(config))
 
 
 @dataclasses.dataclass
@@ -130,7 +129,7 @@ class _Values:
         self.origins[key] = origin
 
     def read_file(self, path: str, schema: Schema) -> None:
-        content = dict(_walk(_read_yaml(path), "", path, schema))
+        content = dict(_walk(read_yaml(path), "", path, schema))
         for key, value in content.items():
             self.set(key, value, path)
 
@@ -158,42 +157,6 @@ def _walk(
             yield from _walk(value, f"{key}.", path, schema)
         elif value is not None:
             raise UserError(f"{path}: {key} is a section of keys, not the value {value!r}")
-
-
-class _YamlLoader(yaml.SafeLoader):
-    """Load safe YAML, and refuse a mapping with a duplicate key."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"duplicate key {key}", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: str) -> Mapping[Any, Any]:
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such configuration file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a configuration file: {error}") from error
-    try:
-        tree = yaml.load(text, Loader=_YamlLoader)
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{path}{line}: not valid YAML: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if tree is None:
-        return {}
-    if not isinstance(tree, Mapping):
-        raise UserError(f"{path}: must be a mapping of keys to values, not {tree!r}")
-    return tree
 
 
 def _read_options(

@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from jroute.tasks import Problem
 from jroute.utils.files import write_text
+from jroute.utils.yaml_files import read_yaml, yaml_text
 
 _TEMPLATE = Path(__file__).with_name("split.yaml")
 
@@ -41,8 +40,8 @@ def write_split(
         "dataset_path": "json",
         "dataset_kwargs": {"data_files": {"test": str(data.absolute())}},
         "generation_kwargs": dict(generation_kwargs),
-        **yaml.safe_load(_TEMPLATE.read_text(encoding="utf-8")),
+        **read_yaml(_TEMPLATE),
     }
     write_text(data, "".join(json.dumps(row) + "\n" for row in rows))
-    write_text(file, yaml.safe_dump(task, sort_keys=False))
+    write_text(file, yaml_text(task))
     return file
