@@ -11,6 +11,7 @@ A gate has two forms, and a value keeps its form on its way:
 ``None`` in place of either means the model without routing.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,10 @@ from numpy.typing import ArrayLike
 Gate = float | tuple[float, ...]
 """The gate of one prompt: a number for the whole depth, or one number per band or site."""
 
-GateLike = ArrayLike
-"""What the public face takes: a ``Gate`` for all prompts, or what NumPy reads as a ``GateArray``;
-``Routing.layer_gates`` checks it."""
+GateLike = ArrayLike | Sequence[Any]
+"""What the public face takes: a ``Gate`` for all prompts, or what NumPy reads as a ``GateArray``,
+tuples included (``ArrayLike`` alone leaves them out at run time); ``Routing.layer_gates`` checks
+it."""
 
 GateArray = Float[np.ndarray, " prompts"] | Float[np.ndarray, "prompts gate_dims"]
 """The gates of a batch: one number per prompt, or one per prompt and band or layer."""
