@@ -34,9 +34,9 @@ def tables() -> Tables:
 
 
 def test_a_table_with_headroom_passes_as_positive(tables) -> None:
-    found = calibration.contest(tables, PPO, FIT, CONFIG.judge, jax.random.key(0))
-    assert list(found) == ["test", "ood"]
-    for split, results in found.items():
+    splits = calibration.contest(tables, PPO, FIT, CONFIG.judge, jax.random.key(0))
+    assert list(splits) == ["test", "ood"]
+    for split, results in splits.items():
         assert results["n"] == (1500 if split == "test" else 400)
         met = expectations(results, roles())
         if split == "ood":  # 400 problems cannot tell a point
@@ -57,12 +57,12 @@ def validator_of(tables: Tables) -> CrossValidator:
 
 @pytest.fixture(scope="module")
 def null(tables) -> list[dict]:
-    validator, found = validator_of(tables), []
+    validator, permutations = validator_of(tables), []
     for start in (0, 10):
-        found += calibration.null_rl(tables, CONFIG, np.arange(start, start + 10))
+        permutations += calibration.null_rl(tables, CONFIG, np.arange(start, start + 10))
     return [
         {**one, **calibration.null_rule(tables, validator, CONFIG, i)}
-        for i, one in enumerate(found)
+        for i, one in enumerate(permutations)
     ]
 
 
@@ -108,8 +108,8 @@ def test_rl_and_the_rule_see_the_same_permutation(tables) -> None:
     # Without dealing, the rule finds what is there.
     extra = np.concatenate([tables.train[1], tables.validation[1]])
     chosen = validator.columns(tables.judged["test"][1], extra)
-    found = validator.contrast(tables.judged["test"][1], chosen, best, replicates=400)
-    assert found.difference > 0.12 and found.ci95[0] > 0.08
+    contrast = validator.contrast(tables.judged["test"][1], chosen, best, replicates=400)
+    assert contrast.difference > 0.12 and contrast.ci95[0] > 0.08
 
 
 def test_dose_tells_truth_and_estimate() -> None:

@@ -153,10 +153,13 @@ def test_a_gymnasium_environment_of_the_run_is_live(per_layer):
     direct = run.outcomes.generator.generate([Cell(data.problems[1], gate)])
     assert direct == [run.outcomes.memo.outcome(data.problems[1].id, gate)]
     # The model's six blocks are all mixing sites: it takes these very numbers.
-    (told,) = run.lm.generate(
+    (completion,) = run.lm.generate(
         run.data.prompts("test")[1:2], [gate], max_new_tokens=16, slots=16, logprobs="raw"
     )
-    assert (direct[0].completion, direct[0].logprob) == (told.text, math.fsum(told.logprobs))
+    assert (direct[0].completion, direct[0].logprob) == (
+        completion.text,
+        math.fsum(completion.logprobs),
+    )
 
 
 def test_live_rollouts_learn_what_the_table_teaches(tiny_directory, tmp_path):
@@ -193,13 +196,13 @@ def test_gates_per_band(tiny_directory, tmp_path, capsys):
     low, high, both = (
         backend.outcomes(problems, [g] * 6) for g in ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0))
     )
-    told = {"max_new_tokens": 16, "slots": 16, "logprobs": "raw"}
-    for found, gate in ((low, [[1.0, 0.0]] * 6), (high, [[0.0, 1.0]] * 6), (both, 1.0)):
-        whole = run.lm.generate(run.data.prompts("test")[:6], gate, **told)
-        assert [o.completion for o in found] == [c.text for c in whole]
-        assert [o.logprob for o in found] == [math.fsum(c.logprobs) for c in whole]
-    for found in (low, high):  # each band moves the model, and both move it elsewhere
-        assert all(a.logprob != b.logprob for a, b in zip(found, both, strict=True))
+    options = {"max_new_tokens": 16, "slots": 16, "logprobs": "raw"}
+    for outcomes, gate in ((low, [[1.0, 0.0]] * 6), (high, [[0.0, 1.0]] * 6), (both, 1.0)):
+        whole = run.lm.generate(run.data.prompts("test")[:6], gate, **options)
+        assert [o.completion for o in outcomes] == [c.text for c in whole]
+        assert [o.logprob for o in outcomes] == [math.fsum(c.logprobs) for c in whole]
+    for outcomes in (low, high):  # each band moves the model, and both move it elsewhere
+        assert all(a.logprob != b.logprob for a, b in zip(outcomes, both, strict=True))
     assert all(a.logprob != b.logprob for a, b in zip(low, high, strict=True))
     bad = write_config(tmp_path, tiny_directory, gate_per="band")
     assert train(["--config", str(bad), "--run", str(tmp_path / "other")]) == 2
@@ -211,7 +214,9 @@ def test_gates_per_band(tiny_directory, tmp_path, capsys):
 def test_a_live_plan_bounds_what_is_generated(per_layer, tmp_path, capsys):
     assert train(["--config", str(per_layer), "--run", str(tmp_path / "run"), "--plan"]) == 0
     printed = capsys.readouterr().out
-    told = "48 episodes, at most 48 different cells on train, and 64 to choose a seed and to judge"
-    assert f"{told}: 1792 tokens" in printed and "device-hours" in printed
+    bounds = (
+        "48 episodes, at most 48 different cells on train, and 64 to choose a seed and to judge"
+    )
+    assert f"{bounds}: 1792 tokens" in printed and "device-hours" in printed
     assert not (tmp_path / "run").exists()
     assert json.loads((per_layer.parent / "run" / "results.json").read_text())["parts"] == 6

@@ -141,7 +141,7 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(interrupted, whole):
         np.testing.assert_array_equal(value, flat_b[name], err_msg=name)
     results = [json.loads((folder / "results.json").read_text()) for folder in (run, whole)]
     # But for how long it took; the cells are as many.
-    made = [list(told.pop("generation").values()) for told in results]
+    made = [list(result.pop("generation").values()) for result in results]
     assert [one["cells"] for (one,) in made] == [1200, 1200] and results[0] == results[1]
 
 
@@ -248,14 +248,14 @@ def test_environments_of_a_run_pay_what_the_table_says(whole):
     data = environment_data(whole, "validation")
     env = RoutingVectorEnv(8, data=data)
     _, infos = env.reset(seed=1)
-    asked = list(infos["problem_id"])
+    ids = list(infos["problem_id"])
     actions = np.arange(8) % 5
     _, rewards, terminated, _, _ = env.step(actions)
     assert terminated.all()
     run = jroute.load_run(whole)
     gates = [run.grid.values[a] for a in actions]
     expected = [
-        run.outcomes.outcome("validation", i, g).reward for i, g in zip(asked, gates, strict=True)
+        run.outcomes.outcome("validation", i, g).reward for i, g in zip(ids, gates, strict=True)
     ]
     np.testing.assert_array_equal(rewards, expected)
 
@@ -271,10 +271,12 @@ def test_table_and_model_agree_on_a_sample(whole):
     actions = np.arange(8) % 5
     first = [envs.reset(seed=5)[0] for envs in (tabled, lively)]
     np.testing.assert_array_equal(*first)
-    (_, paid, *_, told), (_, also, *_, infos) = (envs.step(actions) for envs in (tabled, lively))
+    (_, paid, *_, table_infos), (_, also, *_, infos) = (
+        envs.step(actions) for envs in (tabled, lively)
+    )
     np.testing.assert_array_equal(paid, also)
     for name in ("completion", "parsed", "tokens", "stop_reason", "problem_id", "gate"):
-        assert list(told["final_info"][name]) == list(infos["final_info"][name])
+        assert list(table_infos["final_info"][name]) == list(infos["final_info"][name])
 
 
 def test_features_of_another_configuration_are_not_served(whole, tmp_path, monkeypatch):
@@ -332,10 +334,10 @@ def test_controllers_are_not_carried_over_to_another_model(whole, tmp_path):
     run = Run(tmp_path, run.experiment, run.lm)
     assert run.controllers.training != jroute.load_run(whole).controllers.training
     trained = jroute.load_run(whole).controllers.training
-    told = (
+    message = (
         f"no controller trained on this model .*; {trained}, which it has, differs in outcomes\\)"
     )
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         run.gates("rl", ["x"])
 
 

@@ -51,11 +51,11 @@ def test_a_run_on_eight_devices_is_the_run_on_one(
         return placed[-1]
 
     monkeypatch.setattr(jax, "make_array_from_callback", spy)
-    told = []
+    shardings = []
     compile_train = compilation.compile_train
 
     def compile_spy(*arguments: Any, sharding: Any = None, **others: Any) -> Any:
-        told.append(sharding)
+        shardings.append(sharding)
         return compile_train(*arguments, sharding=sharding, **others)
 
     monkeypatch.setattr(compilation, "compile_train", compile_spy)
@@ -79,8 +79,8 @@ def test_a_run_on_eight_devices_is_the_run_on_one(
             array.shape[0] // DATA
         }
         assert len({shard.device for shard in array.addressable_shards}) == DATA
-    assert told[0] is not None and told[0].spec == PartitionSpec("data")
-    assert told[0].mesh.shape["data"] == DATA
+    assert shardings[0] is not None and shardings[0].spec == PartitionSpec("data")
+    assert shardings[0].mesh.shape["data"] == DATA
 
     a, b = (jroute.load_run(run) for run in (one, eight))
     assert a.outcomes.table.fingerprint == b.outcomes.table.fingerprint
@@ -90,13 +90,13 @@ def test_a_run_on_eight_devices_is_the_run_on_one(
     ]
     assert [machine.split(" x ")[0] for (machine,) in machines] == ["1", "8"]
     for split in ("train", "test"):
-        for found, expected in zip(
+        for spread, expected in zip(
             a.features.raw(split)[:2], b.features.raw(split)[:2], strict=True
         ):
-            np.testing.assert_allclose(found, expected, atol=1e-4)
+            np.testing.assert_allclose(spread, expected, atol=1e-4)
     seeds = [
         load_state(run.directory / "controller" / run.controllers.training)[1]["seeds"]
         for run in (a, b)
     ]
-    for found, expected in zip(*map(jax.tree.leaves, seeds), strict=True):
-        np.testing.assert_allclose(found, expected, atol=2e-3)
+    for spread, expected in zip(*map(jax.tree.leaves, seeds), strict=True):
+        np.testing.assert_allclose(spread, expected, atol=2e-3)
