@@ -10,25 +10,13 @@ what the run would take, and stops. ``--track wandb`` sends training curves to W
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from jroute.distributed.processes import started_as_several
 from jroute.experiment.config import Experiment
 from jroute.observe.scalars import check_tracker
-from jroute.utils.cli import command, run_command
+from jroute.utils.cli import PlanOption, command, run_command
 from jroute.utils.config import parse
 from jroute.utils.errors import UserError
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """Options of the command itself.
-
-    Attributes:
-        plan: Print the plan, and stop.
-    """
-
-    plan: bool = False
 
 
 @command
@@ -39,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv,
         prog="python -m jroute.train",
         description=__doc__ or "",
-        extra=TrainOptions,
+        extra=PlanOption,
     )
     check_tracker(experiment.track)
     if started_as_several():

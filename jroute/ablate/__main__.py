@@ -9,22 +9,10 @@ Existing cells are not generated again, so an interrupted command goes on where 
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from jroute.ablate.grid import Ablation
-from jroute.utils.cli import command, run_command
+from jroute.utils.cli import PlanOption, command, run_command
 from jroute.utils.config import parse
-
-
-@dataclass(frozen=True)
-class AblateOptions:
-    """Options of the command itself.
-
-    Attributes:
-        plan: Print the plan, and stop.
-    """
-
-    plan: bool = False
 
 
 @command
@@ -36,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv,
         prog="python -m jroute.ablate",
         description=__doc__ or "",
-        extra=AblateOptions,
+        extra=PlanOption,
     )
     from jroute.ablate.ablation_run import AblationRun, format_table
     from jroute.ablate.files import write_ablation

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jroute.distributed.mesh import fetch, place, replicate
-from jroute.generate.shapes import bucket, check_context
+from jroute.generate.shapes import bucket, check_context, pad_rows
 from jroute.model.config import Qwen3Config
 from jroute.model.decoder import ForwardOptions, forward, unembed
 from jroute.model.params import Params
@@ -205,10 +205,7 @@ def _batches(
     for width, members in groups.items():
         for start in range(0, len(members), slots):
             rows = members[start : start + slots]
-            tokens, lengths = np.zeros((slots, width), np.int32), np.zeros(slots, np.int32)
-            for to, i in enumerate(rows):
-                tokens[to, : len(prompts[i])], lengths[to] = prompts[i], len(prompts[i])
-            yield rows, tokens, lengths
+            yield rows, *pad_rows([prompts[i] for i in rows], (slots, width))
 
 
 @partial(jax.jit, static_argnames=("config",))

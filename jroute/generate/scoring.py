@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jroute.distributed.mesh import fetch, place, replicate
 from jroute.generate.requests import FrozenModel
-from jroute.generate.shapes import bucket
+from jroute.generate.shapes import bucket, pad_rows
 from jroute.model.config import Qwen3Config
 from jroute.model.decoder import forward, unembed
 from jroute.model.params import Params
@@ -118,10 +118,8 @@ def _score_batch(
     shape: tuple[int, int],
 ) -> tuple[Float[np.ndarray, "slots width"], Bool[np.ndarray, "slots width"]]:
     """Compute ``token_scores`` of one batch of pairs, padded to ``shape``."""
-    tokens, lengths = np.zeros(shape, np.int32), np.zeros(shape[0], np.int32)
-    for row, (context, continuation) in enumerate(pairs):
-        ids = [*context, *continuation]
-        tokens[row, : len(ids)], lengths[row] = ids, len(ids)
+    rows = [[*context, *continuation] for context, continuation in pairs]
+    tokens, lengths = pad_rows(rows, shape)
     return fetch(
         token_scores(
             model.params,

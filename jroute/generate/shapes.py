@@ -3,9 +3,12 @@
 All shapes of a run are known before it starts, and so are its programs and its memory.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
 
 from jroute.generate.cache import capacity_for
 from jroute.generate.config import EngineConfig
@@ -21,6 +24,32 @@ def bucket(length: int) -> int:
     power = max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
     shorter = power // 4 * 3  # neither 12 nor 24: widths are multiples of the smallest
     return shorter if length <= shorter and shorter % SMALLEST_BUCKET == 0 else power
+
+
+def pad_rows(
+    rows: Sequence[Sequence[int]], shape: tuple[int, int]
+) -> tuple[Int[np.ndarray, "batch seq"], Int[np.ndarray, " batch"]]:
+    """Lay token ids out in a batch.
+
+    Args:
+        rows: Token ids of each row.
+        shape: Rows and width of the batch; missing rows are empty.
+
+    Returns:
+        The tokens, padded on the right with 0, and the length of every row.
+    """
+    tokens, lengths = np.zeros(shape, np.int32), np.zeros(shape[0], np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)], lengths[i] = row, len(row)
+    return tokens, lengths
+
+
+def positions_of(
+    lengths: Int[np.ndarray, " batch"], width: int
+) -> Int[np.ndarray, "batch {width}"]:
+    """Return the position of every token of right-padded rows; padding is -1."""
+    columns = np.arange(width, dtype=np.int32)[None]
+    return np.where(columns < lengths[:, None], columns, np.int32(-1))
 
 
 def check_context(prompt_tokens: int, new_tokens: int, context: int) -> None:

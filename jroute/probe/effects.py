@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jroute.distributed.mesh import fetch, place, replicate
-from jroute.generate.shapes import bucket, check_context
+from jroute.generate.shapes import bucket, check_context, pad_rows, positions_of
 from jroute.model.config import Qwen3Config
 from jroute.model.decoder import BlockTrace, ForwardOptions, forward, unembed
 from jroute.model.params import Params
@@ -151,10 +151,8 @@ def _batch(prompts: Sequence[Sequence[int]], config: Qwen3Config) -> _Batch:
     mesh = jax.sharding.get_mesh()
     replicas = 1 if mesh.empty else mesh.shape["data"]
     rows = len(prompts) + -len(prompts) % replicas  # rows of padding, so that the batch can be cut
-    tokens = np.zeros((rows, bucket(max(map(len, prompts)))), np.int32)
-    positions = np.full_like(tokens, -1)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)], positions[row, : len(prompt)] = prompt, range(len(prompt))
+    tokens, lengths = pad_rows(prompts, (rows, bucket(max(map(len, prompts)))))
+    positions = positions_of(lengths, tokens.shape[1])
     axes = ("batch", "seq")
     return _Batch(place(tokens, axes), place(positions, axes), positions >= 0)
 

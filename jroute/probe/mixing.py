@@ -29,7 +29,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from jroute.distributed.mesh import fetch, place, replicate
-from jroute.generate.shapes import bucket, check_context
+from jroute.generate.shapes import bucket, check_context, pad_rows, positions_of
 from jroute.model.config import Qwen3Config
 from jroute.model.decoder import ForwardOptions, forward, unembed
 from jroute.model.params import Params
@@ -92,15 +92,12 @@ def pad_examples(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], context: 
     """
     for prompt, answer in pairs:
         check_context(len(prompt) + len(answer), 0, context)
-    width = bucket(max(len(prompt) + len(answer) for prompt, answer in pairs))
-    tokens = np.zeros((len(pairs), width), np.int32)
-    positions = np.full_like(tokens, -1)
-    answers = np.zeros(tokens.shape, bool)
-    for row, (prompt, answer) in enumerate(pairs):
-        size = len(prompt) + len(answer)
-        tokens[row, :size], positions[row, :size] = [*prompt, *answer], range(size)
-        answers[row, len(prompt) : size] = True
-    return Examples(tokens, positions, answers)
+    rows = [[*prompt, *answer] for prompt, answer in pairs]
+    width = bucket(max(map(len, rows)))
+    tokens, lengths = pad_rows(rows, (len(rows), width))
+    positions = positions_of(lengths, width)
+    prompt_lengths = np.array([len(prompt) for prompt, _ in pairs])
+    return Examples(tokens, positions, positions >= prompt_lengths[:, None])
 
 
 def rebuilt(routing: Routing, raw: Float[Array, "layers hooks *raw"]) -> Routing:

@@ -6,9 +6,21 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NoReturn
 
 from jroute.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class PlanOption:
+    """Options of the command itself.
+
+    Attributes:
+        plan: Print the plan, and stop.
+    """
+
+    plan: bool = False
 
 
 def command(main: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
