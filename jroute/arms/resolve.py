@@ -135,7 +135,7 @@ def table_columns(
     )
 
 
-def live_columns(
+def live_decisions(
     observations: Float[np.ndarray, "problems features"],
     grid: Sequence[float],
     controller: Mapping[str, Any],

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from jroute.arms.registry import from_controls
 from jroute.checkpoint import latest_step, load_state, save_state
 from jroute.controller.features import Featurizer
 from jroute.experiment.config import Experiment
@@ -112,7 +113,7 @@ class Controllers:
         """
         if not self.have_controls:
             raise UserError(
-                f"{self.folder.path} has no supervised_features and no exact_gradient yet; "
+                f"{self.folder.path} has no {' and no '.join(from_controls())} yet; "
                 f"run python -m jroute.evaluate --run {self.folder.path} first"
             )
         return load_state(self.folder.controls(self.training))[1]

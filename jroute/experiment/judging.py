@@ -10,8 +10,8 @@ import numpy as np
 from jroute.arms import registry
 from jroute.arms.columns import arm_values, gate_counts
 from jroute.arms.controls import fit_controls
-from jroute.arms.registry import SUBJECT
-from jroute.arms.resolve import live_columns, table_columns
+from jroute.arms.registry import BEST_FIXED, SUBJECT
+from jroute.arms.resolve import live_decisions, table_columns
 from jroute.arms.supervised import Cells
 from jroute.distributed.processes import is_first_process
 from jroute.experiment.config import Experiment
@@ -99,7 +99,7 @@ def _describe_table_run(run: Run) -> dict[str, Any]:
     e, trained, outcomes = run.experiment, run.controllers.trained, run.outcomes
     return {
         "gates": list(e.gates),
-        "best_fixed_gate": e.gates[int(trained["best_fixed"])],
+        "best_fixed_gate": e.gates[int(trained[BEST_FIXED])],
         "seeds": e.ppo.seeds,
         "selected_seed": int(trained["selected"]),
         "train_cells": len(run.data.problems("train")) * len(e.gates),
@@ -153,7 +153,7 @@ def train_controls(
     if e.rollouts != "table":
         raise UserError(
             f"{controllers.folder.path} learned from live rollouts and has no table of all gates; "
-            "the arms that need one (best_fixed, oracle, exact_gradient, …) do not exist there"
+            f"the arms that need one ({', '.join(registry.unavailable_live())}) do not exist there"
         )
     if not controllers.have_controls:
         controllers.save_controls(
@@ -197,7 +197,7 @@ def judge_table_split(
     columns = table_columns(observations, grid, trained, controls)
     values = arm_values(outcomes.matrix(split), columns)
     sampling = {"replicates": config.replicates, "seed": config.seed}
-    best_fixed = int(trained["best_fixed"])
+    best_fixed = int(trained[BEST_FIXED])
     split_headroom = headroom(
         (observations, outcomes.matrix(split)),
         _learned_cells(outcomes, controllers),
@@ -249,13 +249,12 @@ def judge_live_split(
     """
     problems, grid = data.problems(split), outcomes.grid
     backend = outcomes.backend(live=True)
-    columns = live_columns(controllers.observations(split), grid.values, controllers.trained)
+    decisions = live_decisions(controllers.observations(split), grid.values, controllers.trained)
     values = {
-        name: correctness(column, problems, grid, backend) for name, column in columns.items()
+        name: correctness(indices, problems, grid, backend) for name, indices in decisions.items()
     }
-    choices = columns[SUBJECT]
     counts = np.stack(
-        [(choices == i).sum(axis=1) for i in range(len(grid.values))], axis=-1
+        [(decisions[SUBJECT] == i).sum(axis=1) for i in range(len(grid.values))], axis=-1
     )  # [seeds, dims, gates]
     results = {
         **_live_statistics(values, config),
@@ -264,7 +263,7 @@ def judge_live_split(
         "not_available": registry.unavailable_live(),
         "items": digest_problems(problems),
     }
-    return JudgedSplit(results, values, columns)
+    return JudgedSplit(results, values, decisions)
 
 
 def _live_statistics(values: Values, config: JudgeConfig) -> dict[str, Any]:

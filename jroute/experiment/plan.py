@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jroute.arms.resolve import live_columns
+from jroute.arms.resolve import live_decisions
 from jroute.envs.functional import TableEnv
 from jroute.experiment.config import Experiment
 from jroute.experiment.controllers import Controllers
@@ -124,12 +124,12 @@ def _judged_cells(
 ) -> list[Cell]:
     """Return the different cells that judging a run with live rollouts needs."""
     problems = data.problems(split)
-    columns = live_columns(controllers.observations(split), grid.values, controllers.trained)
+    decisions = live_decisions(controllers.observations(split), grid.values, controllers.trained)
     keys = dict.fromkeys(
         key
-        for column in columns.values()
-        for decisions in column.reshape(-1, len(problems), grid.num_gate_dims)
-        for key in enumerate(grid.gates(decisions))
+        for of_arm in decisions.values()
+        for of_seed in of_arm.reshape(-1, len(problems), grid.num_gate_dims)
+        for key in enumerate(grid.gates(of_seed))
     )
     return [Cell(problems[i], gate) for i, gate in keys]
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jroute.arms.registry import parse_arm
+from jroute.arms.registry import SUBJECT, parse_arm
 from jroute.arms.resolve import ArmInputs, resolve
 from jroute.controller import networks
 from jroute.distributed.mesh import MeshConfig
@@ -226,7 +226,7 @@ class Run:
         return self.grid.array(resolve(parse_arm(arm), prompts, self.arm_inputs()))
 
     def generate(
-        self, prompts: Sequence[str] | str, arm: str = "rl", **decoding: Any
+        self, prompts: Sequence[str] | str, arm: str = SUBJECT, **decoding: Any
     ) -> list[Completion]:
         """Complete prompts with the gates an arm gives them.
 
@@ -257,7 +257,7 @@ class Run:
         featurizer, grid = self.controllers.featurizer, self.grid
         observations = featurizer(self.features.read([prompt]))
         logits, value = jax.device_get(
-            networks.apply(self.controllers.trained["rl"], jnp.asarray(observations))
+            networks.apply(self.controllers.trained[SUBJECT], jnp.asarray(observations))
         )
         weights = np.exp(logits[0] - logits[0].max(axis=-1, keepdims=True))
         shares = weights / weights.sum(axis=-1, keepdims=True)

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
 from jroute.arms import supervised
+from jroute.arms.registry import BEST_FIXED, SUBJECT, SUPERVISED
 from jroute.arms.rl import decisions_of_seeds
 from jroute.checkpoint import latest_step, load_state, save_state
 from jroute.controller import networks
@@ -77,20 +78,20 @@ def train_controllers(run: Run) -> dict[str, Any]:
         }
         env = TableEnv.create(observations["train"], rewards["train"])
         table_arms = {
-            "supervised": _fit_supervised(e, observations, rewards),
-            "best_fixed": int(run.outcomes.matrix("train").mean(axis=0).argmax()),
+            SUPERVISED: _fit_supervised(e, observations, rewards),
+            BEST_FIXED: int(run.outcomes.matrix("train").mean(axis=0).argmax()),
         }
     state = train_ppo_of(run, env)
     # Only the policies leave the learner: values of the seeds are [seeds, ...].
-    choices = decisions_of_seeds(state.params, observations["validation"])
-    correct = correctness(choices, run.data.problems("validation"), run.grid, backend)
+    decisions = decisions_of_seeds(state.params, observations["validation"])
+    correct = correctness(decisions, run.data.problems("validation"), run.grid, backend)
     selected = int(correct.mean(axis=1).argmax())
     controllers.save(
         {
             "featurizer": featurizer.tree(),
             "seeds": jax.device_get(state.params),
             "selected": selected,
-            "rl": jax.tree.map(lambda leaf: np.asarray(leaf[selected]), state.params),
+            SUBJECT: jax.tree.map(lambda leaf: np.asarray(leaf[selected]), state.params),
             **table_arms,
         },
         e.ppo.updates,
@@ -234,7 +235,7 @@ def _live_updates(config: PPOConfig, env: LiveEnv, sharding: NamedSharding | Non
 
 
 def correctness(
-    choices: Int[np.ndarray, "*seeds problems dims"],
+    decisions: Int[np.ndarray, "*seeds problems dims"],
     problems: Sequence[Problem],
     grid: GateGrid,
     backend: OutcomeBackend,
@@ -244,13 +245,13 @@ def correctness(
     All seeds go together, so a cell that several of them choose is generated once.
 
     Args:
-        choices: Decisions as indices into the grid.
+        decisions: Indices into the grid.
         problems: The problems.
         grid: The grid of gates.
         backend: Looks outcomes up, or generates them.
     """
-    rows = choices.reshape(-1, choices.shape[-1])
+    rows = decisions.reshape(-1, decisions.shape[-1])
     repeated = [*problems] * (len(rows) // len(problems))
     outcomes = backend.outcomes(repeated, grid.gates(rows))
     solved = np.array([outcome.correct for outcome in outcomes], np.float64)
-    return solved.reshape(choices.shape[:-1])
+    return solved.reshape(decisions.shape[:-1])

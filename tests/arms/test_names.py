@@ -10,21 +10,11 @@ from jroute.arms.registry import ARMS, FIXED
 
 PACKAGE = Path(jroute.__file__).parent
 
-STORED = "key of the controllers that training stores"
-SENTENCE = "an example in a message"
-
 EXCEPTIONS = {
     ("experiment/config.py", "supervised"): "section of the configuration",
     ("experiment/calibration.py", "supervised"): "section of a calibration's configuration",
     ("experiment/controllers.py", "supervised"): "that section in the fingerprint of a training",
-    ("experiment/controllers.py", "supervised_features"): SENTENCE,
-    ("experiment/controllers.py", "exact_gradient"): SENTENCE,
-    ("experiment/judging.py", "best_fixed"): STORED,
-    ("experiment/judging.py", "exact_gradient"): SENTENCE,
-    ("experiment/run.py", "rl"): STORED,
-    ("experiment/training.py", "best_fixed"): STORED,
-    ("experiment/training.py", "rl"): STORED,
-    ("experiment/training.py", "supervised"): "stored key; names the random key of its weights",
+    ("experiment/training.py", "supervised"): "names the random key of its weights",
     ("harness/options.py", "fixed:0.5"): "an example in the help",
     ("report/problem_table.py", "rl"): "key that the page's script reads",
 }

@@ -16,7 +16,7 @@ from jroute.arms.resolve import (
     ArmInputs,
     decide,
     learned_decisions,
-    live_columns,
+    live_decisions,
     resolve,
     table_columns,
 )
@@ -113,7 +113,7 @@ def test_live_rollouts_and_reports_decide_as_a_table_does() -> None:
     assert list(decisions) == ["rl", "rl_selected", "best_fixed"]
     live = {name: CONTROLLER[name] for name in ("selected", "seeds", "rl")}  # trained live
     assert list(learned_decisions(X, live)) == ["rl", "rl_selected"]
-    decisions |= live_columns(X, GRID, live)
+    decisions |= live_decisions(X, GRID, live)
     assert set(decisions) == {"rl", "rl_selected", "best_fixed", "baseline", "fixed:0.5"}
     for name, indices in decisions.items():
         assert indices.shape[-1] == 1  # one number in a decision
