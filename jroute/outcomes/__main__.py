@@ -40,46 +40,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     from jroute.experiment.pipeline import inert_reason
     from jroute.experiment.plan import plan_outcomes
     from jroute.experiment.run import Run
-    from jroute.outcomes.cells import missing_cells, select_cells
+    from jroute.outcomes.cells import missing_cells
     from jroute.outcomes.replicates import replicate
 
     run = Run.start(experiment, keep=not part.plan)
     cells = {
-        split: select_cells(
-            run.data.problems(split)[: part.problems or None],
-            part.only_gates or experiment.gates,
-            samples=part.samples,
-            share=part.shares,
-        )
+        split: part.cells(run.data.problems(split), experiment.gates)
         for split in part.split or experiment.splits
     }
     every = [cell for of_split in cells.values() for cell in of_split]
     first = is_first_process()
+    show = print if first else lambda *_, **__: None
     if part.plan:
-        plan = plan_outcomes(run, cells)
-        if first:
-            print(plan)
+        show(plan_outcomes(run, cells))
         return
     run.mixing.learn()
     table, generator = run.outcomes.table, run.generator
     mixes = any(cell.gate for cell in missing_cells(table, every))
-    if (
-        mixes
-        and not experiment.allow_inert
-        and (reason := inert_reason(run.lm, run.data, run.grid))
-        and first
-    ):
-        print(f"warning: {reason}; cells of all gates will be alike", file=sys.stderr)
+    checked = mixes and not experiment.allow_inert
+    if checked and (reason := inert_reason(run.lm, run.data, run.grid)):
+        show(f"warning: {reason}; cells of all gates will be alike", file=sys.stderr)
     for split, of_split in cells.items():
         count = generator.fill(table, of_split, f"outcomes {split}")
-        if first:
+        if first:  # only its table is sure to hold them all
             print(f"{summarise(table, split, of_split)}\n{count} cells made now\n")
     if part.replicate:
-        floor = replicate(generator, table, every, part.replicate)
-        if first:
-            print(f"{floor}\n")
-    if first:
-        print(f"{table.folder}: outcome table (Parquet)")
+        show(f"{replicate(generator, table, every, part.replicate)}\n")
+    show(f"{table.folder}: outcome table (Parquet)")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jroute.outcomes.cells import Cell
+from jroute.outcomes.cells import Cell, select_cells
 from jroute.outcomes.table import OutcomeTable
-from jroute.tasks import Split
+from jroute.tasks import Problem, Split
 from jroute.utils.errors import UserError
 
 
@@ -46,6 +46,20 @@ class TablePart:
         if not match:
             raise UserError(f"share is {self.share!r}; give i/n, like 0/4")
         return int(match[1]), int(match[2])
+
+    def cells(self, problems: Sequence[Problem], gates: Sequence[float]) -> list[Cell]:
+        """Return the cells of the part that belong to a split.
+
+        Args:
+            problems: The problems of the split.
+            gates: The experiment's grid.
+        """
+        return select_cells(
+            problems[: self.problems or None],
+            self.only_gates or gates,
+            samples=self.samples,
+            share=self.shares,
+        )
 
     def check(self, gates: Sequence[float], splits: Sequence[Split], *, temperature: float) -> None:
         """Refuse a part that the experiment does not have.
