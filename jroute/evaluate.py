@@ -66,14 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif args.plan:
         print(plan.plan_judging(run))
     elif args.live:
-        cells, differing = 0, []
-        for split in splits:
-            results = regeneration.regenerate(run, split, args.arms, limit=args.problems)
-            print(regeneration.format_regeneration(results))
-            cells, differing = cells + results["cells"], differing + results["other_text"]
-        if differing:
-            floor = run.outcomes.noise_floor()
-            print(regeneration.compare_with_noise(cells, differing, floor and floor["text"]))
+        for text in regeneration.regenerate_splits(run, splits, args.arms, limit=args.problems):
+            print(text)
     else:
         results = judging.judge(run)
         for split in splits:

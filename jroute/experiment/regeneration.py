@@ -1,7 +1,7 @@
 """Generating arms again, from prompt to gate to completion, to compare them with the table."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,30 @@ def regenerable_arms(
     if unknown := [name for name in names if name not in arms and name not in fixed]:
         raise UserError(f"arm {unknown[0]!r} cannot be generated; choose of {', '.join(arms)}")
     return names or arms
+
+
+def regenerate_splits(
+    run: Run, splits: Sequence[Split], names: Sequence[str] = (), *, limit: int | None = None
+) -> Iterator[str]:
+    """Generate arms of splits again; yield each comparison, then what replicates say of it.
+
+    Args:
+        run: A finished run.
+        splits: Splits of the problems.
+        names: Arms, as ``regenerable_arms`` takes them.
+        limit: Only the first ``limit`` problems of each split.
+
+    Raises:
+        UserError: An arm that cannot be generated; more cells differ than replicates do.
+    """
+    cells, differing = 0, []
+    for split in splits:
+        results = regenerate(run, split, names, limit=limit)
+        yield format_regeneration(results)
+        cells, differing = cells + results["cells"], differing + results["other_text"]
+    if differing:
+        floor = run.outcomes.noise_floor()
+        yield compare_with_noise(cells, differing, floor and floor["text"])
 
 
 def regenerate(

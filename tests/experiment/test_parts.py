@@ -35,7 +35,7 @@ STEPS = {
     "experiment/pipeline.py": {"train", "fill_outcomes"},
     "experiment/training.py": {"train_controllers", "train_ppo_of"},
     "experiment/judging.py": {"judge", "_describe_table_run", "_describe_live_run"},
-    "experiment/regeneration.py": {"regenerate"},
+    "experiment/regeneration.py": {"regenerate", "regenerate_splits"},
     "experiment/plan.py": {
         "plan_training",
         "plan_outcomes",
