@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from flax import traverse_util
 
 from converters.safetensors import DTYPES, WEIGHTS, Checkpoint, write
 from jroute.model.config import Qwen3Config
 from jroute.model.params import abstract_params, logical_axes
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text
+from jroute.utils.trees import flatten, unflatten
 
 
 class Rule(NamedTuple):
@@ -278,13 +278,3 @@ def write_hf(
     content = {**config.to_hf(), "torch_dtype": dtype, **(extra or {})}
     text = json.dumps(content, indent=2, sort_keys=True)
     write_text(directory / "config.json", f"{text}\n")
-
-
-def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn ``{"a": {"b": leaf}}`` into ``{"a/b": leaf}``."""
-    return traverse_util.flatten_dict(dict(params), sep="/")
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn ``{"a/b": leaf}`` into ``{"a": {"b": leaf}}``."""
-    return traverse_util.unflatten_dict(dict(flat), sep="/")

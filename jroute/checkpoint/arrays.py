@@ -24,10 +24,10 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from jax.sharding import Sharding
 
-from converters import qwen3
 from jroute.checkpoint.storage import quiet
 from jroute.distributed.mesh import RULES
 from jroute.utils.errors import UserError
+from jroute.utils.trees import unflatten
 
 PIECE_BYTES = 64 * 2**20
 """Most bytes of a file, unless a single row is larger."""
@@ -111,7 +111,7 @@ def pieces(shape: tuple[int, ...], piece: tuple[int, ...]) -> Iterator[tuple[sli
 
 def write_tree(folder: Path, paths: Iterable[str]) -> None:
     """Let Orbax write a tree with these leaves; ``create`` then puts the real arrays into it."""
-    tree = qwen3.unflatten({path: np.zeros(1, np.int8) for path in paths})
+    tree = unflatten({path: np.zeros(1, np.int8) for path in paths})
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=True)
     with quiet(), ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(folder, args=ocp.args.PyTreeSave(tree))

@@ -23,6 +23,7 @@ from jroute.checkpoint.staging import MANIFEST
 from jroute.model.config import Qwen3Config
 from jroute.utils.errors import UserError
 from jroute.utils.keys import stored
+from jroute.utils.trees import flatten, unflatten
 
 FORMAT = 2
 COMPANIONS = (
@@ -90,7 +91,7 @@ def load_model(
     if shardings is None or isinstance(shardings, Sharding):
         placed = dict.fromkeys(entries, shardings)
     else:
-        placed = qwen3.flatten(shardings)
+        placed = flatten(shardings)
     params = {}
     for path in entries:
         try:
@@ -101,7 +102,7 @@ def load_model(
                 f"{directory} is damaged: {path} cannot be read ({arrays.reason(error)}); "
                 "convert again with --overwrite"
             ) from error
-    return qwen3.unflatten(params), config
+    return unflatten(params), config
 
 
 def model_fingerprint(directory: str | os.PathLike[str]) -> str:

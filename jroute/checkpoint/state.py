@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from flax import traverse_util
 from jax.sharding import Sharding
 from jax.tree_util import DictKey, GetAttrKey, keystr, tree_leaves_with_path
 
 from jroute.checkpoint.storage import quiet, restore_args
 from jroute.utils.errors import UserError
 from jroute.utils.keys import stored_keys
+from jroute.utils.trees import nest
 
 _NUMBERS: Mapping[str, type] = {kind.__name__: kind for kind in (bool, int, float)}
 
@@ -204,4 +204,4 @@ def _nest(described: Mapping[str, Mapping[str, Any]], leaves: Mapping[str, Any])
     for name, path in paths.items():
         if None in path:
             raise ValueError(f"{name} is not in dictionaries alone; pass a state like it")
-    return traverse_util.unflatten_dict({paths[name]: leaf for name, leaf in leaves.items()})
+    return nest({paths[name]: leaf for name, leaf in leaves.items()})

@@ -21,6 +21,7 @@ from jroute.utils.errors import UserError
 from jroute.utils.files import sync, sync_tree, write_json
 from jroute.utils.keys import stored
 from jroute.utils.machine import version
+from jroute.utils.trees import flatten
 
 _PACKAGES = (
     "jroute",
@@ -214,7 +215,7 @@ def save_model(
     Raises:
         UserError: ``directory`` holds something that may not be replaced.
     """
-    leaves = qwen3.flatten(params)
+    leaves = flatten(params)
     dtypes = {np.dtype(leaf.dtype) for leaf in leaves.values()}
     if len(dtypes) != 1:
         raise ValueError(f"parameters are of several types: {sorted(map(str, dtypes))}")

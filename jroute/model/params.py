@@ -14,6 +14,7 @@ from jaxtyping import Array
 
 from jroute.model.config import Qwen3Config
 from jroute.model.layers import Block, parameter
+from jroute.utils.trees import nest
 
 Params = Mapping[str, Any]
 
@@ -49,7 +50,7 @@ def logical_axes(config: Qwen3Config) -> dict[str, Any]:
         return ("layers", *names) if path[0] == "blocks" else names
 
     flat = nnx.to_flat_state(_abstract_model(config))
-    return nnx.traversals.unflatten_mapping({path: axes(path, variable) for path, variable in flat})
+    return nest({path: axes(path, variable) for path, variable in flat})
 
 
 def abstract_params(config: Qwen3Config, dtype: Any = "float32") -> dict[str, Any]:

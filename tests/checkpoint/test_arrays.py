@@ -24,6 +24,7 @@ from jroute.checkpoint import arrays, digests, load_model, read_manifest, save_m
 from jroute.checkpoint.conversion import convert
 from jroute.distributed.mesh import AXES, shardings
 from jroute.model.params import abstract_params, logical_axes
+from jroute.utils.trees import flatten
 from tests.converters.tiny import CONFIG, random_tensors, write_source
 
 WIDE = dataclasses.replace(
@@ -110,7 +111,7 @@ def test_an_eighth_of_an_array_is_an_eighth_of_the_reading(
     wide: tuple[Path, dict[str, Any]], path: str, axis: int
 ) -> None:
     directory, params = wide
-    expected = qwen3.flatten(params)[path]
+    expected = flatten(params)[path]
     axis = 3 if axis == 2 and expected.ndim == 4 else axis
     part = expected.shape[axis] // 8
     index = tuple(

@@ -26,6 +26,7 @@ from jroute.checkpoint import (
     save_state,
 )
 from jroute.utils.errors import UserError
+from jroute.utils.trees import flatten
 from tests.converters.tiny import CONFIG, TIED, random_tensors, write_source
 
 
@@ -50,10 +51,10 @@ def test_model_comes_back_exactly(
     loaded, loaded_config = load_model(tmp_path / "model")
     assert loaded_config == config
     assert jax.tree.structure(loaded) == jax.tree.structure(params)
-    for path, leaf in qwen3.flatten(loaded).items():
+    for path, leaf in flatten(loaded).items():
         assert isinstance(leaf, jax.Array)
         assert leaf.dtype == jnp.dtype(dtype)
-        assert np.asarray(leaf).tobytes() == qwen3.flatten(params)[path].tobytes()
+        assert np.asarray(leaf).tobytes() == flatten(params)[path].tobytes()
     assert manifest == read_manifest(tmp_path / "model")
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert (manifest["parameters"], manifest["dtype"]) == (count, dtype)
