@@ -1,68 +1,12 @@
-"""Arms on an outcome table: the column that each gives to each problem, and what that scores."""
+"""Arms on an outcome table: what the column that each gives to each problem scores."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from jroute.arms.controls import shuffled_values
-from jroute.arms.registry import (
-    BASELINE,
-    BEST_FIXED,
-    ORACLE,
-    RANDOM,
-    RANDOM_REWARD,
-    RL_MODAL,
-    SELECTED,
-    SHUFFLED_PROMPT,
-    SUBJECT,
-    SUPERVISED,
-    fixed_name,
-)
-
-
-def arm_columns(
-    problems: int,
-    gates: Sequence[float],
-    *,
-    best_fixed: int,
-    supervised: Int[np.ndarray, " problems"],
-    rl: Int[np.ndarray, "seeds problems"],
-    selected: int,
-    rl_modal: Int[np.ndarray, " seeds"] | None = None,
-    random_reward: Int[np.ndarray, "other_seeds problems"] | None = None,
-    **columns: Int[np.ndarray, " problems"],
-) -> dict[str, Int[np.ndarray, "..."]]:
-    """Return the column of the outcome table that each deciding arm gives to each problem.
-
-    Args:
-        problems: Number of problems.
-        gates: The gate of each column.
-        best_fixed: Column that was best on train.
-        supervised: Columns that the supervised arm chooses.
-        rl: Columns that each seed's controller chooses.
-        selected: The seed that was best on validation.
-        rl_modal: Column that each seed's controller chose most often on train.
-        random_reward: Columns that each controller trained on random rewards chooses.
-        **columns: Columns that further deterministic arms choose, by name.
-
-    Returns:
-        Columns by arm, ``[problems]``, or ``[seeds, problems]`` for arms with several seeds.
-    """
-    arms = {
-        BASELINE: np.full(problems, list(gates).index(0.0)),
-        **{fixed_name(gate): np.full(problems, i) for i, gate in enumerate(gates)},
-        BEST_FIXED: np.full(problems, best_fixed),
-        SUPERVISED: supervised,
-        **columns,
-        SUBJECT: rl,
-        SELECTED: rl[selected],
-    }
-    if rl_modal is not None:
-        arms[RL_MODAL] = np.repeat(rl_modal[:, None], problems, axis=1)
-    if random_reward is not None:
-        arms[RANDOM_REWARD] = random_reward
-    return arms
+from jroute.arms.registry import ORACLE, RANDOM, SHUFFLED_PROMPT, SUBJECT
 
 
 def arm_values(
@@ -72,7 +16,7 @@ def arm_values(
 
     Args:
         correct: 1 where a gate solves a problem.
-        columns: From ``arm_columns``.
+        columns: From ``jroute.arms.resolve.table_columns``.
 
     Returns:
         Values by arm, ``[problems]``, or ``[seeds, problems]`` for arms with several seeds;

@@ -19,11 +19,12 @@ from typing import Literal
 from jroute.statistics.roles import ArmRoles
 from jroute.utils.errors import UserError
 
-Role = Literal["subject", "rival", "ceiling", "bound"]
+Role = Literal["subject", "rival", "control", "ceiling", "bound"]
 """The part an arm plays in the statistics.
 
-``subject`` is RL itself; a ``rival`` chooses by the prompt without RL; ``ceiling`` is what PPO
-estimates, without sampling; ``bound`` is not a rule but an upper bound.
+``subject`` is RL itself; a ``rival`` chooses by the prompt without RL; a ``control`` must gain
+nothing from the prompt; ``ceiling`` is what PPO estimates, without sampling; ``bound`` is not a
+rule but an upper bound. Declared arms have a ``contrast_order``.
 """
 
 Need = Literal["table", "training", "controls", "features"]
@@ -156,6 +157,7 @@ _ENTRIES = (
         RANDOM,
         label="random",
         description="a gate drawn evenly, in expectation",
+        role="control",
         expectation=True,
         unavailable_live="the expectation over all gates of every problem",
         page_order=9,
@@ -220,6 +222,7 @@ _ENTRIES = (
         RL_MODAL,
         label="RL's modal gate",
         description="the gate PPO chooses most often, for every prompt",
+        role="control",
         needs=frozenset({"table", "training", "controls"}),
         trained_by="judging",
         gate_per_prompt=False,
@@ -230,6 +233,7 @@ _ENTRIES = (
         RANDOM_REWARD,
         label="random reward",
         description="PPO trained on rewards dealt to cells at random",
+        role="control",
         needs=frozenset({"table", "training", "controls", "features"}),
         trained_by="judging",
         gate_per_prompt=False,
@@ -240,7 +244,8 @@ _ENTRIES = (
         SHUFFLED_PROMPT,
         label="shuffled prompt",
         description="RL's gates dealt out to other prompts, in expectation",
-        needs=frozenset({"table", "training"}),
+        role="control",
+        needs=frozenset({"table", "training", "features"}),
         trained_by="training",
         gate_per_prompt=False,
         seeds="rl",

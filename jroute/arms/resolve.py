@@ -1,33 +1,36 @@
-"""From an arm to gates: the one resolution that tables, live judging and lm-eval share."""
+"""From an arm to gates: the one resolution that tables, live judging, the report and lm-eval share.
+
+``RULES`` has one rule for each arm that decides, and everything else here asks ``decide``.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from jroute.arms.columns import arm_columns
 from jroute.arms.controls import random_columns
 from jroute.arms.registry import (
     ARMS,
+    BASELINE,
     BEST_FIXED,
+    EXACT_GRADIENT,
     RANDOM,
     RANDOM_REWARD,
     RL_MODAL,
     SELECTED,
     SUBJECT,
     SUPERVISED,
+    SUPERVISED_FEATURES,
     Arm,
-    from_controls,
+    fixed,
     selectable,
 )
-from jroute.arms.rl import columns_of_seeds, decisions_of_policy, decisions_of_seeds
+from jroute.arms.rl import decisions_of_policy, decisions_of_seeds
 from jroute.arms.supervised import LENGTH, columns_of_regressor
 from jroute.utils.errors import UserError
-
-REGRESSORS = (SUPERVISED, *from_controls())
-"""Arms that predict a value of every gate and take the largest."""
 
 
 @dataclass(frozen=True)
@@ -37,22 +40,109 @@ class ArmInputs:
     Attributes:
         grid: The gates that a decision chooses among.
         seed: Seed of the experiment, which the ``random`` arm draws by.
-        num_gate_dims: Numbers in one decision: 1, or one for each band or mixing site.
         has_table: Whether training saw the rewards of all gates; not so with live rollouts.
         observe: Prompts to the features that controllers see, ``[prompts, features]``.
         controller: Returns what training saved: ``best_fixed``, ``supervised``, ``rl``, ``seeds``,
             ``selected``. Raises ``UserError`` before training.
         controls: Returns what judging trained; see ``jroute.arms.controls.fit_controls``. Raises
-            ``UserError`` before judging, or trains.
+            ``UserError`` before judging.
     """
 
     grid: Sequence[float]
     seed: int
-    num_gate_dims: int
     has_table: bool
     observe: Callable[[Sequence[str]], Float[np.ndarray, "prompts features"]]
     controller: Callable[[], Mapping[str, Any]]
     controls: Callable[[], Mapping[str, Any]]
+
+
+Decisions = Int[np.ndarray, "*seeds prompts dims"]
+"""Indices into the grid; arms with several seeds have one decision of each."""
+
+
+# The rule of each arm that decides ----------------------------------------------------------------
+
+
+def _best_fixed(prompts: Sequence[str], inputs: ArmInputs) -> Decisions:
+    return np.full((len(prompts), 1), int(inputs.controller()[BEST_FIXED]))
+
+
+def _random(prompts: Sequence[str], inputs: ArmInputs) -> Decisions:
+    return random_columns(prompts, len(inputs.grid), inputs.seed)[:, None]
+
+
+def _supervised(prompts: Sequence[str], inputs: ArmInputs) -> Decisions:
+    length = inputs.observe(prompts)[:, LENGTH]
+    return columns_of_regressor(inputs.controller()[SUPERVISED], length)[:, None]
+
+
+def _supervised_features(prompts: Sequence[str], inputs: ArmInputs) -> Decisions:
+    network = inputs.controls()[SUPERVISED_FEATURES]
+    return columns_of_regressor(network, inputs.observe(prompts))[:, None]
+
+
+def _exact_gradient(prompts: Sequence[str], inputs: ArmInputs) -> Decisions:
+    network = inputs.controls()[EXACT_GRADIENT]
+    return columns_of_regressor(network, inputs.observe(prompts))[:, None]
+
+
+def _rl(prompts: Sequence[str], inputs: ArmInputs) -> Decisions:
+    return decisions_of_seeds(inputs.controller()["seeds"], inputs.observe(prompts))
+
+
+def _rl_selected(prompts: Sequence[str], inputs: ArmInputs) -> Decisions:
+    return decisions_of_policy(inputs.controller()[SUBJECT], inputs.observe(prompts))
+
+
+def _rl_modal(prompts: Sequence[str], inputs: ArmInputs) -> Decisions:
+    modal = np.asarray(inputs.controls()[RL_MODAL])
+    return np.broadcast_to(modal[:, None, None], (len(modal), len(prompts), 1))
+
+
+def _random_reward(prompts: Sequence[str], inputs: ArmInputs) -> Decisions:
+    return decisions_of_seeds(inputs.controls()[RANDOM_REWARD], inputs.observe(prompts))
+
+
+RULES: Mapping[str, Callable[[Sequence[str], ArmInputs], Decisions]] = MappingProxyType(
+    {
+        BEST_FIXED: _best_fixed,
+        RANDOM: _random,
+        SUPERVISED: _supervised,
+        SUPERVISED_FEATURES: _supervised_features,
+        EXACT_GRADIENT: _exact_gradient,
+        SUBJECT: _rl,
+        SELECTED: _rl_selected,
+        RL_MODAL: _rl_modal,
+        RANDOM_REWARD: _random_reward,
+    }
+)
+"""How each arm that decides does so, in the order of ``ARMS``.
+
+Other arms have a constant gate, or only values on a table: an expectation, or hindsight.
+"""
+
+
+def decide(arm: Arm, prompts: Sequence[str], inputs: ArmInputs) -> Decisions:
+    """Return the decision of an arm on each prompt, as indices into the grid.
+
+    Args:
+        arm: An arm with a rule, or with a constant gate of the grid.
+        prompts: Texts as the model reads them.
+        inputs: What the arm chooses from.
+
+    Returns:
+        ``[prompts, dims]``, or ``[seeds, prompts, dims]`` for arms with several seeds; ``dims`` is
+        1 for arms that decide on one number, which holds for all bands and layers.
+
+    Raises:
+        UserError: The run was not trained, or not judged yet.
+    """
+    if arm.gate is not None:
+        return np.full((len(prompts), 1), list(inputs.grid).index(arm.gate))
+    return RULES[arm.name](prompts, inputs)
+
+
+# Who asks -----------------------------------------------------------------------------------------
 
 
 def resolve(
@@ -61,7 +151,8 @@ def resolve(
     """Return the gate an arm gives to each prompt, from the prompt alone.
 
     Args:
-        arm: An arm with one gate per prompt; see ``jroute.arms.registry.parse_arm``.
+        arm: An arm with one gate per prompt; see ``jroute.arms.registry.parse_arm``. ``rl`` stands
+            for its selected seed.
         prompts: Texts as the model reads them.
         inputs: What the arm chooses from.
 
@@ -73,39 +164,11 @@ def resolve(
         UserError: The run has no such arm, or not yet.
     """
     check_available(arm, has_table=inputs.has_table)
-    if arm.gate is not None:
+    if arm.gate is not None:  # need not be of the grid
         return np.full(len(prompts), arm.gate)
-    grid = np.asarray(inputs.grid, np.float64)
-    return grid[decide(arm, prompts, inputs)]
-
-
-def decide(arm: Arm, prompts: Sequence[str], inputs: ArmInputs) -> Int[np.ndarray, "prompts *dims"]:
-    """Return the index in the grid of the gate that an arm gives to each prompt.
-
-    Args:
-        arm: An arm that decides, of those with one gate per prompt.
-        prompts: Texts as the model reads them.
-        inputs: What the arm chooses from.
-
-    Raises:
-        UserError: The run has no such arm, or not yet.
-    """
-    check_available(arm, has_table=inputs.has_table)
-    if arm.name == RANDOM:
-        return random_columns(prompts, len(inputs.grid), inputs.seed)
-    if arm.name == BEST_FIXED:
-        return np.full(len(prompts), int(inputs.controller()[BEST_FIXED]))
-    if arm.name == SUBJECT:
-        controller = inputs.controller()[SUBJECT]
-        decisions = decisions_of_policy(controller, inputs.observe(prompts))
-        return decisions if inputs.num_gate_dims > 1 else decisions[:, 0]
-    if inputs.num_gate_dims > 1:
-        raise UserError(
-            f"arm {arm.name} chooses one gate for a prompt, and a decision of this run has "
-            f"{inputs.num_gate_dims} numbers; choose {_without_table()}"
-        )
-    source = inputs.controls if arm.name in from_controls() else inputs.controller
-    return _regressor_columns(arm.name, inputs.observe(prompts), source())
+    decisions = decide(ARMS[SELECTED] if arm.name == SUBJECT else arm, prompts, inputs)
+    gates = np.asarray(inputs.grid, np.float64)[decisions]
+    return gates if gates.shape[-1] > 1 else gates[:, 0]
 
 
 def table_columns(
@@ -126,13 +189,10 @@ def table_columns(
         Columns by arm, ``[problems]``, or ``[seeds, problems]`` for arms with several seeds. Arms
         known by their expectation, and the oracle, decide nothing.
     """
-    return arm_columns(
-        len(observations),
-        grid,
-        best_fixed=int(controller[BEST_FIXED]),
-        selected=int(controller["selected"]),
-        **learned_columns(observations, controller, controls),  # type: ignore[arg-type]
-    )
+    learned = [ARMS[name] for name in RULES if not ARMS[name].expectation]
+    arms = [ARMS[BASELINE], *map(fixed, grid), *learned]
+    decisions = _decide_all(arms, observations, grid, controller, controls)
+    return {name: indices[..., 0] for name, indices in decisions.items()}
 
 
 def live_decisions(
@@ -151,12 +211,9 @@ def live_decisions(
         Indices into the grid by arm: RL's are ``[seeds, problems, dims]``, those of its selected
         seed and of the arms with a constant gate ``[problems, dims]``.
     """
-    decisions = learned_decisions(observations, controller)
-    constant = {arm.name: arm.gate for arm in ARMS.values() if arm.gate is not None}
-    shape = decisions[SELECTED].shape
-    return decisions | {
-        name: np.full(shape, list(grid).index(gate)) for name, gate in constant.items()
-    }
+    constant = [arm for arm in ARMS.values() if arm.gate is not None]
+    arms = [ARMS[SUBJECT], ARMS[SELECTED], *constant]
+    return _spread(_decide_all(arms, observations, grid, controller))
 
 
 def learned_decisions(
@@ -172,40 +229,37 @@ def learned_decisions(
         Indices into the grid by arm: RL's are ``[seeds, problems, dims]``; those of its selected
         seed, and of the best fixed gate where training saw a table, are ``[problems, dims]``.
     """
-    seeds = decisions_of_seeds(controller["seeds"], observations)
-    decisions = {SUBJECT: seeds, SELECTED: seeds[int(controller["selected"])]}
-    if BEST_FIXED in controller:
-        decisions[BEST_FIXED] = np.full(seeds.shape[1:], int(controller[BEST_FIXED]))
-    return decisions
+    names = (SUBJECT, SELECTED, *([BEST_FIXED] if BEST_FIXED in controller else []))
+    return _spread(_decide_all([ARMS[name] for name in names], observations, (), controller))
 
 
-def learned_columns(
+def _decide_all(
+    arms: Sequence[Arm],
     observations: Float[np.ndarray, "problems features"],
+    grid: Sequence[float],
     controller: Mapping[str, Any],
-    controls: Mapping[str, Any],
-) -> dict[str, Int[np.ndarray, "..."]]:
-    """Return the columns that every learned arm chooses, as ``arm_columns`` takes them.
+    controls: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Decisions]:
+    """Return the decisions of arms on problems whose features are known."""
+    inputs = ArmInputs(
+        grid=grid,
+        seed=0,  # of the random arm, of which tables have the expectation
+        has_table=True,
+        observe=lambda _: np.asarray(observations, np.float32),
+        controller=lambda: controller,
+        controls=lambda: controls,
+    )
+    texts = [""] * len(observations)
+    return {arm.name: decide(arm, texts, inputs) for arm in arms}
 
-    Args:
-        observations: Features of the problems, as controllers see them.
-        controller: What training saved: of it, ``seeds`` and ``supervised``.
-        controls: What judging trained.
-    """
-    x = np.asarray(observations, np.float32)
-    trained = {**controls, SUPERVISED: controller[SUPERVISED]}
+
+def _spread(decisions: dict[str, Decisions]) -> dict[str, Decisions]:
+    """Return decisions on one number as decisions on as many as RL's."""
+    shape = decisions[SELECTED].shape
     return {
-        SUBJECT: columns_of_seeds(controller["seeds"], x),
-        **{name: _regressor_columns(name, x, trained) for name in REGRESSORS},
-        RANDOM_REWARD: columns_of_seeds(controls[RANDOM_REWARD], x),
-        RL_MODAL: np.asarray(controls[RL_MODAL]),
+        name: indices if indices.ndim > 2 else np.broadcast_to(indices, shape)
+        for name, indices in decisions.items()
     }
-
-
-def _regressor_columns(
-    name: str, observations: Float[np.ndarray, "prompts features"], trained: Mapping[str, Any]
-) -> Int[np.ndarray, " prompts"]:
-    x = observations[:, LENGTH] if name == SUPERVISED else observations
-    return columns_of_regressor(trained[name], x)
 
 
 def check_available(arm: Arm, *, has_table: bool) -> None:

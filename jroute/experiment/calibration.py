@@ -205,11 +205,13 @@ def contest(
     train, validation = tables.train, tables.validation
     key_rl, key_supervised, key_controls = jax.random.split(key, 3)
     rl = train_rl(train, ppo, key_rl)
+    selected = best_seed(validation[1], columns_of_seeds(rl, validation[0]))
     short = [(x[:, LENGTH], y) for x, y in (train, validation)]
     controller = {
         "seeds": rl,
         registry.SUPERVISED: fit_supervised(short[0], short[1], supervised, key_supervised),
-        "selected": best_seed(validation[1], columns_of_seeds(rl, validation[0])),
+        "selected": selected,
+        registry.SUBJECT: jax.tree.map(lambda leaf: leaf[selected], rl),
         registry.BEST_FIXED: _best_fixed(tables),
     }
     controls = fit_controls(train, validation, rl, ppo=ppo, supervised=supervised, key=key_controls)

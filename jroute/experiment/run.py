@@ -202,7 +202,6 @@ class Run:
         return ArmInputs(
             grid=self.grid.values,
             seed=self.experiment.seed,
-            num_gate_dims=self.grid.num_gate_dims,
             has_table=self.experiment.rollouts == "table",
             observe=controllers.observe,
             controller=lambda: controllers.trained,

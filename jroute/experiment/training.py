@@ -105,7 +105,8 @@ def _fit_supervised(
 ) -> networks.Params:
     """Fit the arm that predicts every gate's reward from the length of the prompt alone."""
     train, validation = (
-        (observations[split][:, :1], rewards[split]) for split in ("train", "validation")
+        (observations[split][:, supervised.LENGTH], rewards[split])
+        for split in ("train", "validation")
     )
     key = jax.random.fold_in(jax.random.key(experiment.seed), hash_text("supervised"))
     return jax.device_get(supervised.fit_supervised(train, validation, experiment.supervised, key))

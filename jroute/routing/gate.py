@@ -6,7 +6,7 @@ A gate has two forms, and a value keeps its form on its way:
   site. It is hashable and compares by value, so tables, records, and memos use it as a key.
 * ``GateArray``, of a batch: *one* NumPy array ``[prompts]``, ``[prompts, bands]``, or
   ``[prompts, layers]``. A decision produces it, ``Routing.layer_gates`` spreads it over the layers,
-  and the program that decodes reads it, with no list of numbers in between.
+  and the program that decodes reads it. A table's cells carry the gate of each prompt as their key.
 
 ``None`` in place of either means the model without routing.
 """

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from jroute.arms.columns import arm_columns, arm_values, gate_counts
-from tests.arms.outcomes import CORRECT, RL, SUPERVISED, small_columns
+from jroute.arms.columns import arm_values, gate_counts
+from tests.arms.outcomes import CORRECT, RL, SUPERVISED, arm_columns, small_columns
 
 
 @pytest.fixture(scope="module")

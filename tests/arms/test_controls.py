@@ -12,11 +12,13 @@ from jroute.arms.controls import (
     random_columns,
     shuffled_values,
 )
-from jroute.arms.resolve import learned_columns
+from jroute.arms.resolve import table_columns
 from jroute.arms.rl import columns_of_seeds, train_rl
 from jroute.arms.supervised import LENGTH, Cells, fit_supervised
 from tests.arms.tables import FIT, PPO, planted_table
 from tests.arms.test_supervised import GATES, rewards
+
+GRID = tuple(map(float, range(GATES)))
 
 RULE = np.array([0, 1]), np.array([3, 4])
 """Columns that are right where feature 1 is negative, and where it is positive."""
@@ -38,7 +40,9 @@ def fitted(train, validation) -> dict:
     short = [(x[:, LENGTH], y) for x, y in (train, validation)]
     supervised = fit_supervised(short[0], short[1], FIT, jax.random.key(1))
     controls = fit_controls(train, validation, rl, ppo=PPO, supervised=FIT, key=jax.random.key(2))
-    return {"controller": {"seeds": rl, "supervised": supervised}, "controls": controls}
+    controller = {"seeds": rl, "supervised": supervised, "best_fixed": 0, "selected": 1}
+    controller["rl"] = jax.tree.map(lambda leaf: leaf[1], rl)
+    return {"controller": controller, "controls": controls}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,7 @@ def fresh() -> Cells:
 
 @pytest.fixture(scope="module")
 def chosen(fitted, fresh) -> dict[str, np.ndarray]:
-    return learned_columns(fresh[0], fitted["controller"], fitted["controls"])
+    return table_columns(fresh[0], GRID, fitted["controller"], fitted["controls"])
 
 
 def follows(chosen: np.ndarray, x: np.ndarray) -> float:
@@ -58,20 +62,20 @@ def follows(chosen: np.ndarray, x: np.ndarray) -> float:
     return float(right[..., clear].mean())
 
 
-def test_what_can_be_learnt_is_learnt_and_what_cannot_is_not(chosen, fresh) -> None:
+def test_what_can_be_learnt_is_learnt_and_what_cannot_is_not(fitted, chosen, fresh) -> None:
     for name in ("rl", "supervised_features", "exact_gradient"):
         assert follows(chosen[name], fresh[0]) > 0.95, name
     # Length tells nothing, and neither do rewards that were dealt at random.
     for name in ("supervised", "random_reward"):
         assert follows(chosen[name], fresh[0]) < 0.65, name
     assert chosen["rl"].shape == chosen["random_reward"].shape == (PPO.seeds, 300)
-    assert chosen["rl_modal"].shape == (PPO.seeds,)
+    assert (chosen["rl_modal"] == fitted["controls"]["rl_modal"][:, None]).all()
 
 
 def test_the_supervised_arm_looks_at_the_length_alone(fitted, chosen, fresh) -> None:
     x, rng = fresh[0].copy(), np.random.default_rng(0)
     x[:, 1:] = rng.standard_normal(x[:, 1:].shape)
-    other = learned_columns(x, fitted["controller"], fitted["controls"])
+    other = table_columns(x, GRID, fitted["controller"], fitted["controls"])
     np.testing.assert_array_equal(other["supervised"], chosen["supervised"])
     for name in ("rl", "supervised_features", "exact_gradient"):
         assert (other[name] != chosen[name]).mean() > 0.2, name

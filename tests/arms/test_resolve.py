@@ -62,7 +62,6 @@ def nothing(*_: object) -> Any:
 UNREAD = ArmInputs(
     GRID,
     seed=7,
-    num_gate_dims=1,
     has_table=True,
     observe=nothing,
     controller=nothing,
@@ -91,15 +90,17 @@ def test_trained_arms_read_what_training_saved_and_judged_arms_the_controls() ->
     for name in registry.from_controls():
         columns = columns_of_regressor(CONTROLS[name], X)
         assert len(set(columns.tolist())) > 1
-        np.testing.assert_array_equal(decide(parse_arm(name), PROMPTS, JUDGED), columns)
+        np.testing.assert_array_equal(decide(parse_arm(name), PROMPTS, JUDGED)[:, 0], columns)
         np.testing.assert_array_equal(resolve(parse_arm(name), PROMPTS, JUDGED), grid[columns])
 
 
 def test_a_table_and_a_prompt_get_the_same_gates() -> None:
     columns = table_columns(X, GRID, CONTROLLER, CONTROLS)
     for name in ("best_fixed", "supervised", *registry.from_controls()):
-        np.testing.assert_array_equal(columns[name], decide(parse_arm(name), PROMPTS, JUDGED))
-    selected = decide(parse_arm("rl"), PROMPTS, JUDGED)  # as a policy, the selected seed
+        decisions = decide(parse_arm(name), PROMPTS, JUDGED)
+        np.testing.assert_array_equal(columns[name], decisions[:, 0])
+    gates = resolve(parse_arm("rl"), PROMPTS, JUDGED)  # as a policy, the selected seed
+    selected = [GRID.index(gate) for gate in gates]
     np.testing.assert_array_equal(columns["rl_selected"], selected)
     np.testing.assert_array_equal(columns["rl"][1], selected)
     np.testing.assert_array_equal(columns["random_reward"], columns["rl"][::-1])
@@ -122,9 +123,7 @@ def test_live_rollouts_and_reports_decide_as_a_table_does() -> None:
 
 def test_decisions_of_several_numbers_are_one_gate_each() -> None:
     params = networks.init(jax.random.key(5), 3, (len(GRID),) * 4)
-    inputs = dataclasses.replace(
-        TRAINED, num_gate_dims=4, has_table=False, controller=lambda: {"rl": params}
-    )
+    inputs = dataclasses.replace(TRAINED, has_table=False, controller=lambda: {"rl": params})
     gates = resolve(parse_arm("rl"), PROMPTS, inputs)
     np.testing.assert_array_equal(gates, np.asarray(GRID)[networks.act(params, jnp.asarray(X))])
     assert gates.shape == (40, 4)

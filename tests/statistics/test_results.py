@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from jroute.arms import registry
-from jroute.arms.columns import arm_columns, arm_values
+from jroute.arms.columns import arm_values
 from jroute.arms.registry import DECLARED
 from jroute.statistics.config import JudgeConfig
 from jroute.statistics.contrasts import paired_contrast
 from jroute.statistics.headroom import headroom
 from jroute.statistics.results import arm_results
 from jroute.utils.errors import UserError
-from tests.arms.outcomes import CORRECT, GATES, small_columns
+from tests.arms.outcomes import CORRECT, GATES, arm_columns, small_columns
 
 CONFIG = JudgeConfig(replicates=400)
 ROLES = registry.roles()
