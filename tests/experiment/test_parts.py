@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import get_type_hints
 
@@ -52,29 +51,48 @@ STEPS = {
 """The steps of a run, their plans and lm-eval's: what needs most of the parts takes the run."""
 
 
-def _takes_run(function: ast.FunctionDef) -> bool:
-    """Return whether an argument's annotation names ``Run``."""
-    arguments = function.args
-    annotations = [a.annotation for a in (*arguments.args, *arguments.kwonlyargs) if a.annotation]
-    names = {
-        node.id for each in annotations for node in ast.walk(each) if isinstance(node, ast.Name)
-    }
+HOLDERS = {
+    "harness/subject.py": {"Subject"},
+    "harness/suites.py": {"Suite"},
+}
+"""What keeps a run: it is what they are about."""
+
+
+def _names_run(annotation: ast.expr | None) -> bool:
+    """Return whether an annotation names ``Run``, also as a string."""
+    nodes = ast.walk(annotation) if annotation else ()
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    nodes = ast.walk(annotation) if annotation else ()
+    names |= {str(node.value) for node in nodes if isinstance(node, ast.Constant)}
     return "Run" in names
 
 
-def _functions(root: Path) -> Iterator[tuple[str, ast.FunctionDef]]:
+def _takes_run(node: ast.AST) -> bool:
+    """Return whether a function has an argument, or a class a field, that is a run."""
+    if isinstance(node, ast.FunctionDef):
+        args = node.args
+        every = (*args.posonlyargs, *args.args, *args.kwonlyargs)
+        return any(_names_run(argument.annotation) for argument in every)
+    if isinstance(node, ast.ClassDef):
+        fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
+        return any(_names_run(field.annotation) for field in fields)
+    return False
+
+
+def _takers(kind: type) -> dict[str, set[str]]:
+    """Return the functions or classes that take a run, by file."""
+    root = Path(jroute.__file__).parent
+    takers: dict[str, set[str]] = {}
     for file in sorted(root.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.FunctionDef):
-                yield file.relative_to(root).as_posix(), node
+            if isinstance(node, kind) and _takes_run(node):
+                takers.setdefault(file.relative_to(root).as_posix(), set()).add(node.name)
+    return takers
 
 
 def test_only_steps_take_a_whole_run() -> None:
-    takers: dict[str, set[str]] = {}
-    for file, function in _functions(Path(jroute.__file__).parent):
-        if _takes_run(function):
-            takers.setdefault(file, set()).add(function.name)
-    assert takers == STEPS
+    assert _takers(ast.FunctionDef) == STEPS
+    assert _takers(ast.ClassDef) == HOLDERS
 
 
 @pytest.mark.parametrize("part", PARTS)
