@@ -5,19 +5,17 @@ replace an existing folder, that one is renamed first, so between the two rename
 name; a process killed at that moment leaves both, and the next one puts the old folder back.
 """
 
+import glob
 import os
 import shutil
-import socket
 from pathlib import Path
 
 from jroute.utils.errors import UserError
 from jroute.utils.files import sync
-from jroute.utils.processes import is_running
+from jroute.utils.temporary import PARTIAL, REPLACED, abandoned, remove_abandoned, temporary_path
 
 MANIFEST = "manifest.json"
 """A folder with this file is complete."""
-
-_REPLACED = ".replaced"
 
 
 class Staging:
@@ -31,7 +29,7 @@ class Staging:
     def __init__(self, directory: Path):
         """Name the temporary folder of a destination; nothing is written yet."""
         self.directory = directory
-        self.partial = directory.with_name(f"{_prefix(directory)}{os.getpid()}")
+        self.partial = temporary_path(directory, PARTIAL)
 
     def begin(self) -> None:
         """Make the temporary folder.
@@ -50,7 +48,7 @@ class Staging:
         """Rename the temporary folder to its destination, durably, and delete what it replaces."""
         replaced = None
         if self.directory.exists():
-            replaced = self.partial.with_name(self.partial.name + _REPLACED)
+            replaced = temporary_path(self.directory, REPLACED)
             os.rename(self.directory, replaced)
         os.rename(self.partial, self.directory)
         sync(self.directory.parent)
@@ -64,33 +62,21 @@ class Staging:
 
 def recover(directory: Path) -> None:
     """Clean up after processes of this machine that were killed while writing ``directory``."""
-    for leftover in _beside(directory, prefix := _prefix(directory)):
-        process = leftover.name.removeprefix(prefix).removesuffix(_REPLACED)
-        reused = process == str(os.getpid())  # an earlier process had our number
-        if not process.isdecimal() or (not reused and is_running(int(process))):
-            continue
-        if not leftover.name.endswith(_REPLACED) or (directory / MANIFEST).exists():
-            shutil.rmtree(leftover, ignore_errors=True)
+    folder, name = directory.parent, directory.name
+    remove_abandoned(folder, name, PARTIAL, reused=True)
+    for earlier in abandoned(folder, name, REPLACED, reused=True):
+        if (directory / MANIFEST).exists():
+            shutil.rmtree(earlier, ignore_errors=True)
         elif is_free(directory):
-            os.rename(leftover, directory)
+            os.rename(earlier, directory)
 
 
 def set_aside(directory: Path) -> Path | None:
     """Return the earlier folder that a process killed while replacing it has left renamed."""
-    leftovers = _beside(directory, f"{directory.name}.partial-")
-    return next((path for path in leftovers if path.name.endswith(_REPLACED)), None)
+    pattern = REPLACED.format(name=glob.escape(directory.name), host="*", process="*")
+    return min(directory.parent.glob(pattern), default=None)
 
 
 def is_free(directory: Path) -> bool:
     """Return whether a path does not exist or is an empty folder."""
     return not directory.exists() or (directory.is_dir() and not any(directory.iterdir()))
-
-
-def _beside(directory: Path, prefix: str) -> list[Path]:
-    if not directory.parent.is_dir():
-        return []
-    return sorted(p for p in directory.parent.iterdir() if p.name.startswith(prefix))
-
-
-def _prefix(directory: Path) -> str:
-    return f"{directory.name}.partial-{socket.gethostname()}-"

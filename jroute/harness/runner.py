@@ -5,7 +5,6 @@ import io
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,9 @@ from jroute.harness.records import Record, totals
 from jroute.harness.subject import Subject
 from jroute.harness.suites import Suite
 from jroute.utils.errors import UserError
+from jroute.utils.files import sync
 from jroute.utils.keys import stored
+from jroute.utils.temporary import temporary_folder
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,10 @@ def evaluate_arm(
     """
     results: dict[str, TaskResult] = {}
     folder = folder_name(policy.name)
-    with tempfile.TemporaryDirectory(dir=output.folder, prefix=f".{folder}-") as scratch:
+    with temporary_folder(output.folder / folder) as scratch:
         for suite in suites:
             model = make_model(subject, policy, suite, options)
-            evaluation = evaluate_suite(suite, model, subject.folder, Path(scratch) / output.prefix)
+            evaluation = evaluate_suite(suite, model, subject.folder, scratch / output.prefix)
             for task, rows in evaluation.samples.items():
                 records = evaluation.records[task]
                 result = TaskResult.create(
@@ -107,9 +108,9 @@ def evaluate_arm(
                 if suite.run is not None:
                     result = check_against_training(result, suite.run, task, rows, records)
                 results[task] = result
-                gates = Path(scratch) / f"gates_{task}_{evaluation.date}.jsonl"
+                gates = scratch / f"gates_{task}_{evaluation.date}.jsonl"
                 gates.write_text("".join(json.dumps(stored(record)) + "\n" for record in records))
-        publish(Path(scratch), output.folder / folder)
+        publish(scratch, output.folder / folder)
     return results
 
 
@@ -197,7 +198,7 @@ def suite_config(suite: Suite, model: JaxLM, source: Path, output_path: Path) ->
 
 
 def publish(scratch: Path, target: Path) -> None:
-    """Move complete files to where they stay.
+    """Move complete files to where they stay, durably.
 
     Raises:
         UserError: lm-eval could not write its results (it only logs that).
@@ -207,7 +208,9 @@ def publish(scratch: Path, target: Path) -> None:
         raise UserError(f"lm-eval could not write its results to {scratch}; is the disk full?")
     target.mkdir(exist_ok=True)
     for file in files:
+        sync(file)
         os.replace(file, target / file.name)
+    sync(target)
 
 
 def environment() -> str:

@@ -15,9 +15,10 @@ from jaxtyping import Float
 from jroute.outcomes.outcome import MEANING, Outcome, Provenance
 from jroute.routing.gate import Gate, gate_text
 from jroute.utils.errors import UserError
-from jroute.utils.files import atomic_write, remove_abandoned, write_text
+from jroute.utils.files import atomic_write, write_text
 from jroute.utils.fingerprint import canonical
 from jroute.utils.keys import restored, stored
+from jroute.utils.temporary import remove_abandoned
 
 CARD, REPLICATES = "_table.json", "_replicates"
 """Names that Parquet readers skip, so that the folder itself is a readable dataset."""

@@ -1,21 +1,17 @@
 """Atomic writing: a file has its name only when all of its content is on disk.
 
-Every writer uses a temporary name beside the file, ``.<name>.<host>.<process>.tmp``. The leading
-dot hides it from readers of Parquet folders. A killed process leaves its temporary file behind; the
-next writer of the same file, or ``remove_abandoned``, deletes it.
+Every writer uses a temporary name beside the file (see ``temporary``). A killed process leaves its
+temporary file behind, and the next writer of the same file deletes it.
 """
 
-import glob
 import json
 import os
-import platform
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jroute.utils.processes import is_running
+from jroute.utils.temporary import HIDDEN, remove_abandoned, temporary_path
 
 
 @contextmanager
@@ -26,7 +22,7 @@ def atomic_write(file: Path) -> Iterator[Path]:
     under the final name. If the block raises, ``file`` stays as it was.
     """
     remove_abandoned(file.parent, file.name)
-    temporary = file.with_name(f".{file.name}.{platform.node()}.{os.getpid()}.tmp")
+    temporary = temporary_path(file, HIDDEN)
     try:
         yield temporary
         sync(temporary)
@@ -44,21 +40,6 @@ def write_text(file: Path, text: str) -> None:
 def write_json(file: Path, content: Any, *, indent: int | None = 2) -> None:
     """Write ``content`` to ``file`` atomically, as JSON with a final newline."""
     write_text(file, json.dumps(content, indent=indent) + "\n")
-
-
-def remove_abandoned(folder: Path, name: str | None = None) -> None:
-    """Delete temporary files of this machine whose processes have ended.
-
-    Args:
-        folder: Folder to clean; it need not exist.
-        name: Final name of the files to look for; any if ``None``.
-    """
-    pattern = "*" if name is None else glob.escape(name)
-    ours = re.compile(rf"\..+\.{re.escape(platform.node())}\.(\d+)\.tmp")
-    for path in folder.glob(f".{pattern}.*.tmp"):
-        match = ours.fullmatch(path.name)
-        if match and not is_running(int(match[1])):
-            path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
