@@ -1,15 +1,16 @@
-"""Check that the laboratory says yes where there is something to learn, and no where there is not.
+"""Check that the laboratory detects learnable headroom where it exists and reports none elsewhere.
 
     python -m jroute.calibrate                                   # the bundled model
     python -m jroute.calibrate --models jroute/assets/tiny-gated runs/tiny-1 runs/tiny-2
     python -m jroute.calibrate --plan                            # what it would take
 
 Positive: models pretrained with the gate, on which RL must reach what an exact gradient reaches.
-Null: the first one's table with features dealt to other problems. Dose: simulated tables with
+Null: the first one's table with features permuted across problems. Dose: simulated tables with
 planted gains. ``--plain`` models were trained without gates (``scripts/pretrain_tiny.py --plain``);
-they are judged like any other, and nothing is expected of them. A model is a folder in Hugging Face
+they are judged like any other, without expectations. A model is a folder in Hugging Face
 layout (``scripts/pretrain_tiny.py --seed N --out DIR`` makes others), a model directory, or a run
-folder whose outcomes are used. After an interruption, the same command goes on.
+folder whose outcomes are used. Repeat the same command to resume an interrupted
+calibration.
 """
 
 import argparse

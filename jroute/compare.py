@@ -1,4 +1,4 @@
-"""Put runs side by side: the same arms on the same problems, paired.
+"""Compare runs on the same arms and problems, paired.
 
     python -m jroute.compare runs/a runs/b [runs/c ...] [--arms rl best_fixed ...] [--split test]
     python -m jroute.compare runs/a/lm_eval/baseline runs/vllm [--task gsm8k_cot_llama]

@@ -5,7 +5,7 @@
 
 A routing whose gates do nothing is refused (``python -m jroute.probe`` shows what they do). With
 ``--mixing.method gradient`` or ``search`` its mixing weights are learned first, the base frozen.
-An interrupted run goes on where it stopped when the same command is given again. ``--plan`` prints
+Repeat the same command to resume an interrupted run. ``--plan`` prints
 what the run would take, and stops. ``--track wandb`` sends training curves to Weights & Biases too.
 """
 

@@ -2,7 +2,7 @@
 
     python -m jroute.ablate --config configs/ablation_tiny.yaml [--plan]
 
-Existing cells are not generated again, so an interrupted command goes on where it stopped.
+Existing cells are not generated again, so an interrupted command resumes where it stopped.
 ``--plan`` prints what the missing cells would take, and stops.
 """
 

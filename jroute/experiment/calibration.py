@@ -6,7 +6,7 @@
   the hindsight oracle, but nothing can be learned: "RL beats the best fixed gate" must be as rare
   as promised.
 * ``dose``: simulated tables with a planted gain, against which estimate and verdict are held.
-* a plain model's table goes through ``contest`` as any other, without expectations.
+* a plain model's table goes through ``train_and_judge`` as any other, without expectations.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ from jroute.ppo.config import PPOConfig
 from jroute.statistics.calibration import (
     GRID,
     against_truth,
-    deals,
     expectations,
+    permutations,
     permuted_headroom,
     permuted_rl,
     planted,
@@ -92,7 +92,7 @@ class CalibrationConfig:
     Attributes:
         seed: Seed of all draws.
         ppo: The learner of the positive part; its seeds are those of the claim.
-        small: The learner of the null and the dose, which train hundreds of times.
+        small_ppo: The learner of the null and the dose, which train hundreds of times.
         supervised: Networks that know all train cells.
         small_supervised: The same in the dose.
         judge: Resampling, margin, folds.
@@ -100,13 +100,12 @@ class CalibrationConfig:
         tables: Simulated tables for each planted gain.
         gains: Planted gains.
         problems: Train, validation and judged problems of a simulated table.
-        features: Features of a simulated table, only one of which tells anything.
+        features: Features of a simulated table, only one of which is informative.
     """
 
     stored_keys: ClassVar[Keys] = keys(
         "seed",
         "ppo",
-        "small",
         "supervised",
         "small_supervised",
         "judge",
@@ -115,11 +114,12 @@ class CalibrationConfig:
         "gains",
         "problems",
         "features",
+        small_ppo="small",
     )
 
     seed: int = 0
     ppo: PPOConfig = field(default_factory=PPOConfig)
-    small: PPOConfig = field(
+    small_ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(seeds=5, updates=50, batch_size=256, hidden=(32, 32))
     )
     supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
@@ -157,10 +157,10 @@ def calibrate(
 
     Args:
         models: Models of the positive part; the null is of the first.
-        plain: Models trained without gates: judged, with nothing expected.
+        plain: Models trained without gates: judged without expectations.
         config: The size of every part.
         parts: Some of ``positive``, ``null`` and ``dose``.
-        cache: What earlier commands finished.
+        cache: Results that earlier commands finished.
 
     Returns:
         Results by part, as ``calibration.json`` has them.
@@ -183,7 +183,7 @@ def calibrate(
 # Positive ---------------------------------------------------------------------------------------
 
 
-def contest(
+def train_and_judge(
     tables: Tables,
     ppo: PPOConfig,
     supervised: SupervisedConfig,
@@ -218,7 +218,7 @@ def contest(
     features, values = (np.concatenate(pair) for pair in zip(train, validation, strict=True))
     results = {}
     for split, (observations, correct) in tables.judged.items():
-        room = headroom(
+        split_headroom = headroom(
             (observations, correct),
             (features, values),
             _best_fixed(tables),
@@ -228,7 +228,7 @@ def contest(
         )
         columns = table_columns(observations, tables.gates, controller, controls)
         scores = arm_values(correct, columns)
-        results[split] = arm_results(scores, judge, registry.roles(), room)
+        results[split] = arm_results(scores, judge, registry.roles(), split_headroom)
     return results
 
 
@@ -253,10 +253,12 @@ def _best_fixed(tables: Tables) -> int:
 
 
 def _contest_of(model: ModelTables, config: CalibrationConfig, cache: ResultCache) -> Any:
-    """Return the results of a model's contest, from the cache if it has them."""
+    """Train and judge every arm on a model's tables, or return the cached results."""
     full = (config.ppo, config.supervised, config.judge, jax.random.key(config.seed))
     description = {"config": config.deciding("ppo", "supervised"), "part": "contest"}
-    return cache.get({**description, **model.identity}, lambda: contest(model.tables, *full))
+    return cache.get(
+        {**description, **model.identity}, lambda: train_and_judge(model.tables, *full)
+    )
 
 
 def _positive(model: ModelTables, config: CalibrationConfig, cache: ResultCache) -> dict[str, Any]:
@@ -273,21 +275,21 @@ def null_rl(
 ) -> list[dict[str, Any]]:
     """Return what RL seems to gain over the best fixed gate in some permutations of the null.
 
-    Features are dealt to other problems within every split; outcomes stay where they are.
+    Features are permuted across problems within every split; outcomes stay where they are.
 
     Args:
         tables: Tables of a model with headroom; its primary split is judged.
-        config: Of it, ``small`` and ``judge``.
-        indices: Numbers of the permutations; each has draws of its own.
+        config: Only ``small_ppo`` and ``judge`` are used.
+        indices: Numbers of the permutations, each of which seeds its draws.
     """
     split, (features, correct) = next(iter(tables.judged.items()))
     x, y = tables.train
     best_fixed = _best_fixed(tables)
     rows, permutations = np.arange(len(correct)), []
     for index in indices.tolist():
-        train, _, judged = _deals(tables, config, index)
+        train, _, judged = _permutations(tables, config, index)
         key = jax.random.fold_in(jax.random.key(config.seed), index)
-        rl = train_rl((x[train], y), config.small, key)
+        rl = train_rl((x[train], y), config.small_ppo, key)
         gain = paired_contrast(
             correct[rows[None], columns_of_seeds(rl, features[judged])],
             correct[:, best_fixed],
@@ -307,20 +309,22 @@ def null_rule(
     Args:
         tables: As for ``null_rl``.
         validator: Prepared on the primary split's features, with train's and validation's.
-        config: Of it, ``judge``.
+        config: Only ``judge`` is used.
         index: Number of the permutation.
     """
     _, correct = next(iter(tables.judged.values()))
     outcomes = (tables.train[1], tables.validation[1], correct)
-    return permuted_headroom(outcomes, _deals(tables, config, index), validator, config.judge)
+    return permuted_headroom(
+        outcomes, _permutations(tables, config, index), validator, config.judge
+    )
 
 
-def _deals(
+def _permutations(
     tables: Tables, config: CalibrationConfig, index: int
 ) -> list[Int[np.ndarray, " problems"]]:
     judged = next(iter(tables.judged.values()))[0]
     sizes = [len(x) for x in (tables.train[0], tables.validation[0], judged)]
-    return deals(sizes, config.seed, index)
+    return permutations(sizes, config.seed, index)
 
 
 def _null(model: ModelTables, config: CalibrationConfig, cache: ResultCache) -> dict[str, Any]:
@@ -359,7 +363,8 @@ def dose(
     """Return verdicts and estimates on simulated tables of one planted gain.
 
     Args:
-        config: Of it, ``small``, ``small_supervised``, ``judge``, ``tables`` and ``problems``.
+        config: Only ``small_ppo``, ``small_supervised``, ``judge``, ``tables``, ``problems`` and
+            ``features`` are used.
         gain: The truth.
         progress: Called after every table.
     """
@@ -370,9 +375,9 @@ def dose(
             planted(gain, n, rng, features=config.features) for n in config.problems
         )
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), number), i)
-        results = contest(
+        results = train_and_judge(
             Tables(train, validation, {"test": judged}, GRID),
-            config.small,
+            config.small_ppo,
             config.small_supervised,
             config.judge,
             key,

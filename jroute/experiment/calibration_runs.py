@@ -188,8 +188,8 @@ def _estimate_trainings(
     doses = 2 * config.tables * len(config.gains)
     trainings = {
         "models": (config.ppo, 2 * models, problems),
-        "null": (config.small, config.permutations if "null" in parts else 0, problems),
-        "dose": (config.small, doses if "dose" in parts else 0, config.problems[0]),
+        "null": (config.small_ppo, config.permutations if "null" in parts else 0, problems),
+        "dose": (config.small_ppo, doses if "dose" in parts else 0, config.problems[0]),
     }
     return [
         f"{name:<12} {count} trainings of {ppo.seeds} seeds x {ppo.updates} updates, about "

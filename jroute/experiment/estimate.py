@@ -107,8 +107,10 @@ class Estimate:
             f"{split:<12} {needed - existing:>8} cells to make ({existing} of {needed} are there)"
             for split, (needed, existing) in self.cells.items()
         ]
-        most = self.missing * self.limit
-        lines.append(f"{'tokens':<12} {self.prompt_tokens} of prompts, at most {most} generated")
+        max_tokens = self.missing * self.limit
+        lines.append(
+            f"{'tokens':<12} {self.prompt_tokens} of prompts, at most {max_tokens} generated"
+        )
         lines.append(f"{'memory':<12} {self.memory}")
         if self.rate:
             rate, unit = self.rate, hours_unit(self.gpu)

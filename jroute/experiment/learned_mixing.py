@@ -118,7 +118,7 @@ class LearnedMixing:
         return self.base.routed(self.base.routing.config, progress.raw)
 
     def learn(self) -> None:
-        """Learn the weights if the experiment says so; go on from where an earlier run stopped."""
+        """Learn the weights if the experiment says so; resume where an earlier run stopped."""
         config, base = self.config, self.base
         if not self.enabled:
             return

@@ -1,4 +1,4 @@
-"""Generating arms again, from prompt to gate to completion, to compare them with the table."""
+"""Regeneration of arms, from prompt to gate to completion, for comparison with the table."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ ProblemGate = tuple[int, Gate]
 def regenerable_arms(
     experiment: Experiment, grid: GateGrid, names: Sequence[str] = ()
 ) -> Sequence[str]:
-    """Return the arms to generate again: those named, or else all that the run has.
+    """Return the arms to regenerate: those named, or else all that the run has.
 
     Args:
         experiment: The experiment.
@@ -42,14 +42,14 @@ def regenerable_arms(
     arms = generable(live=live)
     fixed = [] if live else [fixed_name(gate) for gate in grid.values]
     if unknown := [name for name in names if name not in arms and name not in fixed]:
-        raise UserError(f"arm {unknown[0]!r} cannot be generated; choose of {', '.join(arms)}")
+        raise UserError(f"arm {unknown[0]!r} cannot be generated; choose from {', '.join(arms)}")
     return names or arms
 
 
 def regenerate_splits(
     run: Run, splits: Sequence[Split], names: Sequence[str] = (), *, limit: int | None = None
 ) -> Iterator[str]:
-    """Generate arms of splits again; yield each comparison, then what replicates say of it.
+    """Regenerate arms of splits; yield each comparison, then a test against the noise floor.
 
     Args:
         run: A finished run.
@@ -73,7 +73,7 @@ def regenerate_splits(
 def regenerate(
     run: Run, split: Split, names: Sequence[str] = (), *, limit: int | None = None
 ) -> dict[str, Any]:
-    """Generate arms again and compare them with what is stored.
+    """Regenerate arms and compare them with the table.
 
     Args:
         run: A finished run.
@@ -98,12 +98,12 @@ def regenerate(
     unique = dict.fromkeys(key for column in gates.values() for key in enumerate(column))
     keys = sorted(unique, key=lambda key: np.ravel(key[1]).tolist())
     outcomes = run.generator.generate([Cell(problems[i], gate) for i, gate in keys])
-    now = dict(zip(keys, outcomes, strict=True))
+    regenerated = dict(zip(keys, outcomes, strict=True))
     recorded = {(i, gate): run.outcomes.memo.outcome(problems[i].id, gate) for i, gate in keys}
     arms = {}
     for name, column in gates.items():
         pairs = list(enumerate(column))
-        interval = accuracy([float(now[key].correct) for key in pairs])
+        interval = accuracy([float(regenerated[key].correct) for key in pairs])
         in_table = float(np.mean([recorded[key].correct for key in pairs]))
         arms[name] = {**stored(interval), "in_table": in_table}
     return {
@@ -111,20 +111,26 @@ def regenerate(
         "n": len(problems),
         "cells": len(keys),
         "arms": arms,
-        "other_text": _differing(problems, now, recorded, lambda outcome: outcome.completion),
-        "other_correct": _differing(problems, now, recorded, lambda outcome: outcome.correct),
+        "other_text": _differing(
+            problems, regenerated, recorded, lambda outcome: outcome.completion
+        ),
+        "other_correct": _differing(
+            problems, regenerated, recorded, lambda outcome: outcome.correct
+        ),
     }
 
 
 def _differing(
     problems: Sequence[Problem],
-    now: dict[ProblemGate, Outcome],
+    regenerated: dict[ProblemGate, Outcome],
     recorded: dict[ProblemGate, Outcome],
     field: Callable[[Outcome], Any],
 ) -> list[list[Any]]:
-    """Return problem id and gate of the cells of which a field differs."""
+    """Return problem id and gate of the cells whose ``field`` differs."""
     return [
-        [problems[i].id, gate] for i, gate in now if field(now[i, gate]) != field(recorded[i, gate])
+        [problems[i].id, gate]
+        for i, gate in regenerated
+        if field(regenerated[i, gate]) != field(recorded[i, gate])
     ]
 
 
@@ -150,12 +156,12 @@ def format_regeneration(results: Mapping[str, Any]) -> str:
 def compare_with_noise(
     cells: int, differing: Sequence[Any], text_floor: Mapping[str, Any] | None
 ) -> str:
-    """Hold the cells that differ from the table against the flips of replicates.
+    """Test whether regenerated cells differ more often than replicates.
 
     Args:
         cells: Cells that were generated again.
         differing: Problem and gate of those whose text differs; at least one.
-        text_floor: The noise floor's ``flips`` of ``n`` replicates in text, if it was measured.
+        text_floor: The noise floor's ``flips`` of ``n`` replicates in text, if measured.
 
     Returns:
         A sentence.

@@ -1,4 +1,4 @@
-"""The run folder: which file of a run lies where.
+"""The layout of a run folder.
 
 ============================  ==========================================================
 ``config.yaml``               the resolved experiment
@@ -110,7 +110,7 @@ class RunFolder:
         return self.path / "learner" / training
 
     def controllers(self, training: str) -> Path:
-        """Return the folder of trained controllers; the ``.json`` beside it says of what."""
+        """Return the folder of trained controllers; the adjacent ``.json`` records the inputs."""
         return self.path / "controller" / training
 
     def controls(self, training: str) -> Path:

@@ -69,11 +69,11 @@ class Engine:
         return plan
 
     def _check(self, request: Request) -> None:
-        most = self.decoding.max_new_tokens
-        if not 0 <= request.limit <= most or request.shared < 0:
+        max_new_tokens = self.decoding.max_new_tokens
+        if not 0 <= request.limit <= max_new_tokens or request.shared < 0:
             raise UserError(
                 f"a request has limit {request.limit} and shared {request.shared}; neither may "
-                f"be negative, and the limit may not pass max_new_tokens, {most}"
+                f"be negative, and the limit may not pass max_new_tokens, {max_new_tokens}"
             )
         check_context(
             len(request.tokens),

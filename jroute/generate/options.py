@@ -54,5 +54,7 @@ def with_options(
         fields["stop"] = (fields["stop"],)
     elif "stop" in fields:
         fields["stop"] = tuple(fields["stop"])
-    of_engine = {name: fields.pop(name) for name in EngineOptions.__annotations__ if name in fields}
-    return dataclasses.replace(decoding, **fields), dataclasses.replace(engine, **of_engine)
+    engine_fields = {
+        name: fields.pop(name) for name in EngineOptions.__annotations__ if name in fields
+    }
+    return dataclasses.replace(decoding, **fields), dataclasses.replace(engine, **engine_fields)

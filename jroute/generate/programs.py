@@ -325,12 +325,12 @@ def decode(
     slots, choice, control = state.last.shape[0], choice or Choice(), control or ChunkControl()
     if control.stopped is not None:
         state = state._replace(done=state.done | control.stopped)
-    most = chunk if control.steps is None else jnp.minimum(control.steps, chunk)
+    max_steps = chunk if control.steps is None else jnp.minimum(control.steps, chunk)
     stop_when_free = control.stop_when_free
     stop_when_free = slots if stop_when_free is None else jnp.minimum(stop_when_free, slots)
 
     def unfinished(loop: _Loop) -> Array:
-        return (loop.step < most) & (loop.free_slots < stop_when_free)
+        return (loop.step < max_steps) & (loop.free_slots < stop_when_free)
 
     def step(loop: _Loop) -> _Loop:
         state, column = _decode_step(params, loop.state, ends, routing, config, choice)

@@ -1,4 +1,4 @@
-"""Hold every item of a run's own split against the outcome that training recorded for it."""
+"""Check each item of a run's own split against the outcome recorded in training."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -67,18 +67,18 @@ def _check_prompts(data: TaskData, split: Split, items: Sequence[Mapping[str, An
         if prompt != expected:
             raise UserError(
                 f"{item['doc']['id']}: lm-eval's prompt {prompt!r} is not training's, "
-                f"{expected!r}; does the chat template tell the time?"
+                f"{expected!r}; does the chat template insert the current date?"
             )
 
 
 def _check_item(outcome: Outcome, item: Mapping[str, Any], record: Record) -> None:
-    now = (str(item["resps"][0][0]), bool(item["exact_match"]), record.truncated)
-    then = (outcome.completion, outcome.correct, outcome.stop_reason == "length")
-    if now != then:
+    current = (str(item["resps"][0][0]), bool(item["exact_match"]), record.truncated)
+    recorded = (outcome.completion, outcome.correct, outcome.stop_reason == "length")
+    if current != recorded:
         raise UserError(
             f"{outcome.problem_id} at gate {gate_text(outcome.gate)}: (text, correct, truncated) "
-            f"is {now} now and was {then} in training; if the outcomes come from another machine "
-            "or other library versions, train in a new run folder"
+            f"is {current} now but was {recorded} in training; if the outcomes come from another "
+            "machine or other library versions, train in a new run folder"
         )
 
 

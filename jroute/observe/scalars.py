@@ -195,7 +195,7 @@ class _WandB:
         except Exception as error:
             self._run = None
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            LOG.warning("W&B takes no more curves (%s); the run goes on", reason[0])
+            LOG.warning("W&B takes no more curves (%s); the run continues", reason[0])
 
 
 def read_curves(folder: Path) -> tuple[dict[str, Float[np.ndarray, "seeds updates"]], bool]:

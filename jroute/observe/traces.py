@@ -266,7 +266,7 @@ class Traces:
         self._sinks.pop(destination, None)
         reason = str(error).strip().splitlines() or [type(error).__name__]
         LOG.warning(
-            "traces: %s takes no more episodes (%s); the run goes on", destination, reason[0]
+            "traces: %s takes no more episodes (%s); the run continues", destination, reason[0]
         )
 
 

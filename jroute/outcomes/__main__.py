@@ -6,8 +6,8 @@
     python -m jroute.outcomes --config … --share 0/4
     python -m jroute.outcomes --config … --split test --replicate 200
 
-Cells that the table holds are not generated again, so an interrupted command goes on where it
-stopped, and training uses what was generated here. The second line is a sanity check of the
+Cells that the table holds are not generated again: an interrupted command resumes where it stopped,
+and training uses what was generated here. The second line is a sanity check of the
 baseline; the third prints what the whole would take, and stops. The fourth fills a quarter of the
 table: give the other shares to other machines, and collect the parts in one folder. The last
 generates 200 cells again, in another order and batch width, and prints how many differ. Outcomes of
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         split: part.cells(run.data.problems(split), experiment.gates)
         for split in part.split or experiment.splits
     }
-    every = [cell for of_split in cells.values() for cell in of_split]
+    all_cells = [cell for split_cells in cells.values() for cell in split_cells]
     first = is_first_process()
     show = print if first else lambda *_, **__: None
     if part.plan:
@@ -56,16 +56,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     run.mixing.learn()
     table, generator = run.outcomes.table, run.generator
-    mixes = any(cell.gate for cell in missing_cells(table, every))
+    mixes = any(cell.gate for cell in missing_cells(table, all_cells))
     checked = mixes and not experiment.allow_inert
     if checked and (reason := inert_reason(run.lm, run.data, run.grid)):
         show(f"warning: {reason}; cells of all gates will be alike", file=sys.stderr)
-    for split, of_split in cells.items():
-        count = generator.fill(table, of_split, f"outcomes {split}")
+    for split, split_cells in cells.items():
+        count = generator.fill(table, split_cells, f"outcomes {split}")
         if first:  # only its table is sure to hold them all
-            print(f"{summarise(table, split, of_split)}\n{count} cells made now\n")
+            print(f"{summarise(table, split, split_cells)}\n{count} cells made now\n")
     if part.replicate:
-        show(f"{replicate(generator, table, every, part.replicate)}\n")
+        show(f"{replicate(generator, table, all_cells, part.replicate)}\n")
     show(f"{table.folder}: outcome table (Parquet)")
 
 

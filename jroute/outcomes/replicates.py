@@ -111,7 +111,7 @@ def replicate(
 ) -> NoiseFloor | None:
     """Generate a random sample of a table's cells again, in another order and batch width.
 
-    Existing replicates count, so an interrupted or repeated command goes on where it stopped.
+    Existing replicates count, so an interrupted or repeated command resumes where it stopped.
 
     Args:
         generator: Generates the cells.

@@ -146,11 +146,11 @@ class OutcomeTable:
         return [self._cells[cell] for cell in order]
 
     def refresh(self) -> None:
-        """Take in the parts that others have filed since.
+        """Load parts that other processes have written.
 
         Raises:
             UserError: If a part cannot be read or is of another table.
-            ConflictingOutcome: If it disagrees with a cell that is here.
+            ConflictingOutcome: If it disagrees with a cell of this table.
         """
         for part in sorted(self.folder.glob("part-*.parquet")):
             if part.name not in self._read:
@@ -169,10 +169,10 @@ class OutcomeTable:
         ]
 
     def append(self, outcomes: Iterable[Outcome]) -> None:
-        """File outcomes as one new part; cells already there with the same outcome are left out.
+        """Append outcomes as one new part; cells that the table already holds are left out.
 
         Raises:
-            ConflictingOutcome: If a cell has another outcome already; nothing is written then.
+            ConflictingOutcome: If a cell already has another outcome; nothing is written.
             ValueError: If a number is not finite or a gate has the wrong number of dimensions.
         """
         fresh: dict[_Cell, Outcome] = {}
@@ -190,7 +190,7 @@ class OutcomeTable:
         self._cells |= fresh
 
     def add_replicates(self, outcomes: Iterable[Outcome]) -> None:
-        """File cells that were generated again in another way; they may say something else.
+        """Append regenerated cells as replicates; they may differ from the originals.
 
         Raises:
             MissingOutcome: If a cell is not in the table.
@@ -203,7 +203,7 @@ class OutcomeTable:
             self._write_part(self.folder / REPLICATES, outcomes)
 
     def replicates(self) -> list[tuple[Outcome, Outcome]]:
-        """Cells and what came when they were generated again, in pairs.
+        """Return each replicated cell as an (original, replicate) pair.
 
         Raises:
             UserError: If a part cannot be read.

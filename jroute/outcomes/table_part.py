@@ -84,8 +84,8 @@ class TablePart:
             )
         if self.samples > 1 and temperature == 0:
             raise UserError(
-                f"{self.samples} samples were asked for, but decoding is greedy and all would be "
-                "the same; raise decoding.temperature"
+                f"samples is {self.samples}, but greedy decoding makes them identical; raise "
+                "decoding.temperature"
             )
 
 

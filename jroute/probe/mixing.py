@@ -2,7 +2,7 @@
 
 Only the operator's raw weights change: by Adam on the log-likelihood of the train problems'
 answers through the frozen base, or by coordinate search on the share of problems that the model
-solves. One small JSON file is rewritten after every step, so a killed run goes on from it and
+solves. One small JSON file is rewritten after every step, so a killed run resumes from it and
 ends with the same numbers.
 
 Likelihood is not accuracy. On the bundled model (default routing, gate 1, 300 steps of 16 of 512
@@ -238,7 +238,7 @@ def learn_by_search(
     progress: MixingProgress,
     save: Save,
 ) -> MixingProgress:
-    """Add to and take from one number after the other, and keep what raises the score.
+    """Hill-climb one weight at a time, keeping changes that raise the score.
 
     Args:
         score: Accuracy with given raw weights.

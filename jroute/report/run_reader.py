@@ -96,7 +96,7 @@ def _problem_rows(
     cells: Mapping[str, Mapping[Gate, Outcome]],
     arm_gates: ArmGates,
 ) -> tuple[ProblemRow, ...]:
-    """Join what is known of every problem.
+    """Join each problem with its prompt, features, outcomes and gates.
 
     Raises:
         UserError: The plain model's cell or the deployed controller's is missing.
@@ -226,7 +226,7 @@ def _read_gates(folder: RunFolder, split: str, problems: Sequence[Problem]) -> A
 def _decide(
     folder: RunFolder, results: Mapping[str, Any], raw: RawFeatures, grid: Sequence[float]
 ) -> ArmGates:
-    """Let the saved controllers choose again, for runs whose judging wrote no gates.
+    """Recompute gates from the saved controllers, for runs whose judging wrote none.
 
     Raises:
         UserError: There are no controllers, or a version wrote them that cannot be read.
@@ -249,7 +249,9 @@ def _decide(
         name: np.asarray(grid, float)[decisions]
         for name, decisions in learned_decisions(featurizer(raw), tree).items()
     }
-    return {name: of_arm if name == SUBJECT else of_arm[None] for name, of_arm in gates.items()}
+    return {
+        name: arm_gates if name == SUBJECT else arm_gates[None] for name, arm_gates in gates.items()
+    }
 
 
 def _render_prompts(

@@ -8,7 +8,7 @@ from jroute.statistics.contrasts import Contrast
 from jroute.statistics.verdict import points
 
 SAMPLED = {"cross_fitted": "cross-fitted", "placebo_adjusted": "placebo-adjusted"}
-"""What several samples of every cell say of headroom."""
+"""Headroom estimates that need several samples per cell."""
 
 
 def print_results(results: Mapping[str, Any]) -> None:

@@ -49,13 +49,13 @@ def expectations(results: Mapping[str, Any], roles: ArmRoles) -> dict[str, bool]
 # Null -------------------------------------------------------------------------------------------
 
 
-def deals(sizes: Sequence[int], seed: int, index: int) -> list[Int[np.ndarray, " problems"]]:
-    """Deal features to other problems, within train, validation and the judged problems.
+def permutations(sizes: Sequence[int], seed: int, index: int) -> list[Int[np.ndarray, " problems"]]:
+    """Permute features across problems within train, validation and the judged problems.
 
     Args:
         sizes: Number of problems of each.
         seed: Seed of the calibration.
-        index: Number of the permutation; each has draws of its own.
+        index: Number of the permutation, which seeds its draws.
 
     Returns:
         Which problem's features each problem gets.
@@ -70,7 +70,7 @@ def permuted_rl(
     """Return what RL seems to gain over the best fixed gate in one permutation.
 
     Args:
-        gain: RL, trained on dealt features, minus the best fixed gate.
+        gain: RL, trained on permuted features, minus the best fixed gate.
         values: Values of every gate of the judged problems.
         best_fixed: Column that was best on train.
     """
@@ -86,21 +86,21 @@ def permuted_rl(
 
 def permuted_headroom(
     outcomes: Sequence[Float[np.ndarray, "_ gates"]],
-    dealt: Sequence[Int[np.ndarray, " _"]],
+    permuted: Sequence[Int[np.ndarray, " _"]],
     validator: CrossValidator,
     config: JudgeConfig,
 ) -> dict[str, Any]:
     """Return the learnable headroom that cross-validation sees in one permutation.
 
-    The rule's features stay, and outcomes are dealt the other way: the same pairs.
+    The rule's features stay, and outcomes get the inverse permutation, which gives the same pairs.
 
     Args:
         outcomes: Values of every gate on train, validation and the judged problems.
-        dealt: Which problem's features each of these problems gets, see ``deals``.
+        permuted: Which problem's features each of these problems gets, see ``permutations``.
         validator: Prepared on the judged problems' features, with train's and validation's.
         config: Resampling.
     """
-    moved = [values[np.argsort(deal)] for values, deal in zip(outcomes, dealt, strict=True)]
+    moved = [values[np.argsort(order)] for values, order in zip(outcomes, permuted, strict=True)]
     train, validation, judged = moved
     headroom = validator.contrast(
         judged,

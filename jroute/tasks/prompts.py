@@ -116,12 +116,12 @@ def render_chat(
             open.
 
     Raises:
-        UserError: The template has no switch for thinking, which is enabled.
+        UserError: Thinking is enabled, but the template does not support it.
     """
     if enable_thinking and "enable_thinking" not in str(getattr(tokenizer, "chat_template", "")):
         raise UserError(
-            "enable_thinking is true, but the tokenizer's chat template has no switch of that "
-            "name; set it to false or use a tokenizer with a hybrid template."
+            "enable_thinking is true, but the tokenizer's chat template does not support "
+            "enable_thinking; set it to false or use a tokenizer with a hybrid template."
         )
     return tokenizer.apply_chat_template(
         messages,

@@ -100,11 +100,11 @@ def _draw(
     for i in range(statements):
         gain = rng.random() < 0.5
         if i in relevant:
-            room = (limit - total) if gain else total
-            if room < 1:
+            margin = (limit - total) if gain else total
+            if margin < 1:
                 gain = not gain
-                room = (limit - total) if gain else total
-            amount = rng.randint(1, min(room, step))
+                margin = (limit - total) if gain else total
+            amount = rng.randint(1, min(margin, step))
             after = total + amount if gain else total - amount
             steps.append(f"{total}{'+' if gain else '-'}{amount}={after}")
             total = after

@@ -22,7 +22,7 @@ PPO = PPOConfig(seeds=2, updates=3, batch_size=64, hidden=(8,))
 FIT = SupervisedConfig(hidden=(8,), steps=20, learning_rates=(1e-2,), weight_decays=(0.0,))
 CONFIG = CalibrationConfig(
     ppo=PPO,
-    small=PPO,
+    small_ppo=PPO,
     supervised=FIT,
     small_supervised=FIT,
     judge=JudgeConfig(replicates=200),
@@ -43,7 +43,7 @@ def tables() -> Tables:
 def test_it_goes_on_where_it_was(tmp_path, monkeypatch) -> None:
     kept = tmp_path / "kept.json"
     ran: list[str] = []
-    for name in ("contest", "null_rl", "dose"):
+    for name in ("train_and_judge", "null_rl", "dose"):
         inner = getattr(calibration, name)
 
         def counted(*args, inner=inner, name=name, **options):
@@ -56,10 +56,10 @@ def test_it_goes_on_where_it_was(tmp_path, monkeypatch) -> None:
     models = [ModelTables(tables(), DESCRIPTION)]
     with pytest.raises(KeyboardInterrupt):
         calibration.calibrate(models, [], CONFIG, ("positive", "null"), ResultCache(kept))
-    assert ran == ["contest", "null_rl", "null_rl"]  # the second chunk was cut short
+    assert ran == ["train_and_judge", "null_rl", "null_rl"]  # the second chunk was cut short
     results = calibration.calibrate(models, models, CONFIG, PARTS, ResultCache(kept))
-    # Contest and first chunk were kept; the dose's tables are contests too.
-    assert ran[3:] == ["null_rl", "dose", "contest", "dose", "contest"]
+    # The tables and the first chunk were cached; the dose trains and judges its tables too.
+    assert ran[3:] == ["null_rl", "dose", "train_and_judge", "dose", "train_and_judge"]
     again = calibration.calibrate(models, models, CONFIG, PARTS, ResultCache(kept))
     assert len(ran) == 8 and again == results
     json.dumps(results, allow_nan=False)
@@ -89,7 +89,7 @@ def test_other_settings_are_another_calibration(tmp_path) -> None:
 def test_what_does_not_decide_a_part_does_not_undo_it(tmp_path, monkeypatch) -> None:
     models, file = [ModelTables(tables(), DESCRIPTION)], tmp_path / "kept.json"
     first = calibration.calibrate(models, [], CONFIG, ("positive",), ResultCache(file))
-    monkeypatch.setattr(calibration, "contest", None)
+    monkeypatch.setattr(calibration, "train_and_judge", None)
     more = dataclasses.replace(CONFIG, permutations=40, tables=3, gains=(0.5,))
     assert calibration.calibrate(models, [], more, ("positive",), ResultCache(file)) == first
     with pytest.raises(TypeError):

@@ -15,7 +15,7 @@ from tests.arms.tables import FIT, PPO, planted_table
 
 CONFIG = CalibrationConfig(
     ppo=PPO,
-    small=PPO,
+    small_ppo=PPO,
     supervised=FIT,
     small_supervised=FIT,
     judge=JudgeConfig(replicates=400),
@@ -34,7 +34,7 @@ def tables() -> Tables:
 
 
 def test_a_table_with_headroom_passes_as_positive(tables) -> None:
-    splits = calibration.contest(tables, PPO, FIT, CONFIG.judge, jax.random.key(0))
+    splits = calibration.train_and_judge(tables, PPO, FIT, CONFIG.judge, jax.random.key(0))
     assert list(splits) == ["test", "ood"]
     for split, results in splits.items():
         assert results["n"] == (1500 if split == "test" else 400)
@@ -91,15 +91,15 @@ def test_a_permutation_does_not_depend_on_its_chunk(tables, null) -> None:
 
 def test_rl_and_the_rule_see_the_same_permutation(tables) -> None:
     """Features dealt to outcomes, and outcomes dealt back to features, are the same pairs."""
-    deals = calibration._deals(tables, CONFIG, 7)
+    orders = calibration._permutations(tables, CONFIG, 7)
     parts = (tables.train, tables.validation, tables.judged["test"])
-    for (x, y), deal in zip(parts, deals, strict=True):
-        dealt = {(*a, *b) for a, b in zip(x[deal].tolist(), y.tolist(), strict=True)}
-        back = y[np.argsort(deal)].tolist()
+    for (x, y), order in zip(parts, orders, strict=True):
+        dealt = {(*a, *b) for a, b in zip(x[order].tolist(), y.tolist(), strict=True)}
+        back = y[np.argsort(order)].tolist()
         assert dealt == {(*a, *b) for a, b in zip(x.tolist(), back, strict=True)}
-    assert not np.array_equal(deals[0], calibration._deals(tables, CONFIG, 8)[0])
+    assert not np.array_equal(orders[0], calibration._permutations(tables, CONFIG, 8)[0])
     validator = validator_of(tables)
-    moved = [y[np.argsort(deal)] for (_, y), deal in zip(parts, deals, strict=True)]
+    moved = [y[np.argsort(order)] for (_, y), order in zip(parts, orders, strict=True)]
     chosen = validator.columns(moved[2], np.concatenate(moved[:2]))
     best = int(tables.train[1].mean(axis=0).argmax())
     by_hand = (moved[2][np.arange(1500), chosen] - moved[2][:, best]).mean()

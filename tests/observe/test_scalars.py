@@ -191,7 +191,7 @@ def test_a_failing_tracker_stops_nothing(tmp_path, monkeypatch, caplog, broken) 
     scalars.close()
     assert read_curves(tmp_path)[0]["charts/episodic_return"].shape == (2, 3)
     messages = [record.message for record in caplog.records if record.name.startswith("jroute")]
-    assert messages == ["W&B takes no more curves (the service is away); the run goes on"]
+    assert messages == ["W&B takes no more curves (the service is away); the run continues"]
     assert (
         calls
         == {  # what failed is not called again

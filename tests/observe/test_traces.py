@@ -179,14 +179,14 @@ def test_a_failing_collector_stops_nothing(tmp_path, caplog, monkeypatch, failur
     assert len(file.read_text().splitlines()) == 600
     assert len(got) == (failure == "refused")  # it gets no more spans
     ours = [record.getMessage() for record in caplog.records if record.name == "jroute"]
-    assert len(ours) == 2 and "the run goes on" in ours[0] and "600 episodes did not" in ours[1]
+    assert len(ours) == 2 and "the run continues" in ours[0] and "600 episodes did not" in ours[1]
 
 
 def test_a_file_that_cannot_be_written_stops_nothing(tmp_path, caplog) -> None:
     (tmp_path / "traces").write_text("a file where a folder should be")
     with Traces(TraceConfig(format="parquet"), tmp_path / "traces", "test") as sent:
         sent.write(episodes(2))
-    assert list(sent.lost.values()) == [2] and "the run goes on" in caplog.text
+    assert list(sent.lost.values()) == [2] and "the run continues" in caplog.text
 
 
 def test_judgment_gets_them_through_its_own_exporter(tmp_path, monkeypatch) -> None:

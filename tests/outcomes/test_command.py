@@ -109,7 +109,7 @@ def test_devices_are_no_part_of_a_run(config: Path, capsys: pytest.CaptureFixtur
         (["--gates=0,0.3"], "--gates names 0.3"),
         (["--share", "4/4"], "share is '4/4'; the shares of 4 are 0/4"),
         (["--share", "half"], "share is 'half'; give i/n"),
-        (["--samples", "2"], "2 samples were asked for, but decoding is greedy"),
+        (["--samples", "2"], "samples is 2, but greedy decoding makes them identical"),
         (["--replicate", "-3"], "replicate is -3"),
     ],
 )
