@@ -53,7 +53,7 @@ def _parse(argv: Sequence[str] | None) -> dict[str, Any]:
     options = vars(_parser().parse_args(argv))
     given = [name for name, value in options.items() if value and name not in ("out", "to_hf")]
     if options["to_hf"] is not None and given:
-        raise UserError(f"--{given[0].replace('_', '-')} has no meaning with --to-hf; leave it out")
+        raise UserError(f"--{given[0].replace('_', '-')} does not apply with --to-hf; leave it out")
     if options["prompts"] is not None:
         if not options["verify"]:
             raise UserError("--prompts is for --verify; add it")
@@ -87,5 +87,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_platforms", "cpu")  # an accelerator has no part in a conversion
+    jax.config.update("jax_platforms", "cpu")  # a conversion needs no accelerator
     run_command(main, "no partial output remains")

@@ -1,4 +1,4 @@
-"""A model, its tokenizer and its routing behind one face, for notebooks, scripts and commands."""
+"""A model, its tokenizer and its routing behind one interface, for notebooks and commands."""
 
 import copy
 import json
@@ -130,7 +130,7 @@ class LanguageModel:
         return self.config.max_position_embeddings
 
     def encode(self, text: str) -> list[int]:
-        """Encode a text as it stands; special tokens in it are recognized, none is added."""
+        """Encode a text verbatim; special tokens in it are recognized, none is added."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
 
     def layer_gates(
@@ -217,7 +217,7 @@ class LanguageModel:
         """Complete prompts.
 
         Args:
-            prompts: One text, texts, or rows of token ids; encoded as they stand.
+            prompts: One text, texts, or rows of token ids; encoded verbatim.
             gate: How much mixing: one number for all prompts, one per prompt, or
                 ``[prompts, layers]`` (``[prompts, bands]`` if the routing has bands).
             decoding: How tokens are chosen and when a completion ends; greedy by default.

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if started_as_several():
         raise UserError(
             "training runs in one process, but several were started; fill the table with "
-            "python -m jroute.outcomes in several, then train in one, which finds it filled"
+            "python -m jroute.outcomes in several, then train in one process"
         )
     from jroute.experiment.run import Run
 

@@ -8,7 +8,7 @@ CPU, end with ``-- --dtype float32 --engine.slots 8 --decoding.max_new_tokens 8`
 It runs every command of an experiment in turn, each in a process of its own as a user would:
 random weights in the published layout, conversion and its verification, a sanity check of the
 baseline on 50 problems, outcomes, training and judging on a handful, and lm-eval on the run's own
-problems and on its official gsm8k. What stands after ``--`` overrides fields of the config. The
+problems and on its official gsm8k. Options after ``--`` override fields of the config. The
 report records what every step took; it says nothing about the answers of a random model.
 """
 

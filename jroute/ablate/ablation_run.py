@@ -1,8 +1,8 @@
 """The cells of an ablation: one small file for each routing and gate, and the table of them.
 
-A cell's file is named by everything that decides it and written whole. So a killed command goes on
-where it stopped, equal routings share a cell, and so do all routings at gate 0, where the routing
-does not matter.
+A cell's file is named by a hash of everything that determines the cell, and is written atomically.
+So a killed command resumes where it stopped, equal routings share a cell, and so do all routings at
+gate 0, where the routing does not matter.
 """
 
 import itertools
@@ -34,7 +34,7 @@ class AblationRun:
         grid: The grid.
         run: The run that provides model, problems and prompts.
         variants: The routings of the grid.
-        impossible: Sentences on the routings that are impossible.
+        impossible: One sentence for each impossible routing, giving the reason.
     """
 
     def __init__(self, grid: Ablation):
@@ -110,7 +110,7 @@ class AblationRun:
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return all cells in the grid's order, as they stand in the table.
+        """Return the rows of the table: all cells, in the grid's order.
 
         Raises:
             UserError: A cell's file is damaged.
@@ -140,7 +140,7 @@ class AblationRun:
             }
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
-                f"{file} is not a whole cell ({error!r}); remove it, and only it is made again"
+                f"{file} is not a complete cell ({error!r}); remove it to regenerate only that cell"
             ) from error
 
     def plan(self) -> Estimate:

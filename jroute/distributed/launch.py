@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         "--timeout",
         type=int,
         default=DEFAULT_TIMEOUT,
-        help="seconds in which all others have ended after one died (default: %(default)s)",
+        help="seconds the others have to end after one died (default: %(default)s)",
     )
     parser.add_argument("--nodes", type=int, default=1, help="machines (default: 1)")
     parser.add_argument("--node-rank", type=int, default=0, help="number of this one, from 0")

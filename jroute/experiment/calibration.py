@@ -1,12 +1,12 @@
-"""Calibration: yes where there is something to learn, and no where there is not.
+"""Calibration: positive where there is something to learn, negative where there is not.
 
 * ``positive``: a table with headroom by construction. RL must reach nearly all that an exact
   gradient on the whole table reaches, beat the four declared arms, and have strong rivals.
-* ``null``: that table with features dealt to other problems. Every outcome is as before, and so is
+* ``null``: that table with features permuted across problems. Every outcome is as before, and so is
   the hindsight oracle, but nothing can be learned: "RL beats the best fixed gate" must be as rare
   as promised.
-* ``dose``: simulated tables with a planted gain, against which estimate and verdict are held.
-* a plain model's table goes through ``train_and_judge`` as any other, without expectations.
+* ``dose``: simulated tables with a planted gain, against which estimates and verdicts are checked.
+* a plain model's table goes through ``train_and_judge`` like any other, without expectations.
 """
 
 import dataclasses
@@ -69,11 +69,12 @@ class Tables(NamedTuple):
 
 
 class ModelTables(NamedTuple):
-    """The tables of a model and what they are of.
+    """The tables of a model and a description of their origin.
 
     Attributes:
         tables: The cells.
-        description: ``source``, and what decides the cells: ``model``, ``outcomes``, ``problems``.
+        description: ``source``, and what determines the cells: ``model``, ``outcomes``,
+            ``problems``.
     """
 
     tables: Tables
@@ -81,7 +82,7 @@ class ModelTables(NamedTuple):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the tables; the name of the model's source does not."""
+        """What determines the tables; the name of the model's source does not."""
         return {name: value for name, value in self.description.items() if name != "source"}
 
 
@@ -136,13 +137,13 @@ class CalibrationConfig:
     features: int = 8
 
     def deciding(self, *names: str) -> dict[str, Any]:
-        """Return the fields that decide a part: those named, ``seed`` and ``judge``."""
+        """Return the fields that determine a part: those named, ``seed`` and ``judge``."""
         fields = stored(self)
         return {name: fields[name] for name in ("seed", "judge", *names)}
 
     @property
     def small_description(self) -> dict[str, Any]:
-        """The fields that decide the null and the dose."""
+        """The fields that determine the null and the dose."""
         return self.deciding("small", "small_supervised", "problems", "features")
 
 

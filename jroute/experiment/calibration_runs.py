@@ -45,10 +45,10 @@ class ModelRuns:
     def calibration(
         self, own_options: Sequence[str], *, permutations: int, tables: int
     ) -> CalibrationConfig:
-        """Return the calibration's configuration, so that a wrong option is refused at once.
+        """Return the calibration's configuration; a wrong option is refused immediately.
 
         Args:
-            own_options: Options of the command itself, one of which may have been meant.
+            own_options: Options of the command itself, to suggest for a misspelled one.
             permutations: Permutations of the null.
             tables: Simulated tables for each planted gain.
 
@@ -75,7 +75,7 @@ class ModelRuns:
         )
 
     def open(self, source: Path, *, keep: bool = True) -> Run:
-        """Return the run of a model, made if it has none.
+        """Return the run of a model, creating it if necessary.
 
         Args:
             source: A run folder, a model directory, or a folder in Hugging Face layout.
@@ -99,7 +99,7 @@ class ModelRuns:
         return Run.start(load(Experiment, self.config, options), keep=keep)
 
     def tables(self, source: Path) -> ModelTables:
-        """Return the tables of a model, filled now if they are not."""
+        """Return the tables of a model, filling them first if necessary."""
         run = self.open(source)
         splits = run.experiment.splits
         fill_outcomes(run)
@@ -126,10 +126,10 @@ class ModelRuns:
         config: CalibrationConfig,
         parts: Sequence[str],
     ) -> str:
-        """Return what a calibration takes, in words; nothing is kept.
+        """Return the cost of a calibration as text; nothing is stored.
 
         Args:
-            sources: Models whose tables are wanted.
+            sources: Models whose tables are needed.
             models: Number of models that every arm is trained for.
             config: The size of every part.
             parts: Some of ``positive``, ``null`` and ``dose``.

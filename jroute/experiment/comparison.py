@@ -86,8 +86,8 @@ def read_runs(directories: Sequence[Path], split: str | None) -> dict[str, Compa
     for name in others:
         if runs[name].items != runs[first].items:
             raise UserError(
-                f"{name} and {first} were judged on other problems in {split!r}; runs are compared "
-                "on the same ones only"
+                f"{name} and {first} were judged on different problems in {split!r}; only runs on "
+                "the same problems can be compared"
             )
     return runs
 

@@ -1,6 +1,6 @@
 """The configuration of an experiment, as one tree of frozen dataclasses.
 
-Each section lies beside the code that reads it; this module only puts them together.
+Each section is defined beside the code that reads it; this module only combines them.
 """
 
 from dataclasses import dataclass, field

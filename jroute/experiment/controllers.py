@@ -23,7 +23,7 @@ from jroute.utils.fingerprint import semantic_fingerprint
 
 
 def describe_training(experiment: Experiment, data: TaskData, outcomes: str) -> dict[str, str]:
-    """Return the fingerprint of each thing that decides what controllers are trained on, and how.
+    """Return a fingerprint of each input that determines how controllers are trained.
 
     Args:
         experiment: The experiment.
@@ -49,12 +49,12 @@ def describe_training(experiment: Experiment, data: TaskData, outcomes: str) -> 
 
 @dataclass(frozen=True, eq=False)
 class Controllers:
-    """What training and judging leave in the run folder, under what it was trained on.
+    """The artifacts of training and judging in the run folder, named by the training's inputs.
 
     Attributes:
         folder: The run folder.
         features: Features of the prompts.
-        training_parts: Fingerprints of what training rests on; see ``describe_training``.
+        training_parts: Fingerprints of the training's inputs; see ``describe_training``.
     """
 
     folder: RunFolder
@@ -63,7 +63,7 @@ class Controllers:
 
     @cached_property
     def training(self) -> str:
-        """The name of a training; another model, task or learner gives another one."""
+        """The name of a training, which differs for another model, task or learner."""
         return semantic_fingerprint(dict(self.training_parts))[:16]
 
     @property
@@ -79,7 +79,7 @@ class Controllers:
 
     @cached_property
     def trained(self) -> dict[str, Any]:
-        """What training left: featurizer, best fixed gate, supervised and RL networks.
+        """The result of training: featurizer, best fixed gate, supervised and RL networks.
 
         Raises:
             UserError: Training has not finished.
@@ -94,7 +94,7 @@ class Controllers:
         return load_state(folder)[1]
 
     def _other_trainings(self) -> list[str]:
-        """Say how each training that the folder does have differs from this one."""
+        """Describe how each other training in the folder differs from this one."""
         sentences = []
         for file in sorted(self.folder.controllers(self.training).parent.glob("*.json")):
             other = json.loads(file.read_text())
@@ -132,7 +132,7 @@ class Controllers:
         return self.featurizer(self.features.raw(split)).astype(np.float32)
 
     def save(self, tree: Mapping[str, Any], updates: int) -> None:
-        """Store what training left after PPO's updates, and what it was trained on."""
+        """Store the result of training and the fingerprints of its inputs."""
         folder = self.folder.controllers(self.training)
         save_state(folder, updates, dict(tree))
         write_json(folder.with_suffix(".json"), dict(self.training_parts), indent=None)

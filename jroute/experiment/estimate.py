@@ -66,7 +66,7 @@ class Estimate:
         rate: Rate of generation; ``None`` if no cell is missing.
         devices: Number of devices.
         gpu: Whether the devices are GPUs.
-        first: A line on what has to run before.
+        first: A line about what must run first.
     """
 
     cells: Mapping[Any, tuple[int, int]]

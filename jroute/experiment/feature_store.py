@@ -20,14 +20,14 @@ from jroute.utils.keys import stored
 
 @dataclass(frozen=True, eq=False)
 class FeatureStore:
-    """Raw features of prompts: computed once per split and stored under all that decides them.
+    """Raw features of prompts: computed once per split and stored by what determines them.
 
     Attributes:
         config: Which features.
         folder: The run folder.
         lm: The gated model, of which one plain prefill is read.
         data: Problems and prompts.
-        cells: What decides the meaning of a cell; features are stored under it too.
+        cells: What determines the meaning of a cell; part of the features' fingerprint.
         slots: Prompts in one batch.
     """
 

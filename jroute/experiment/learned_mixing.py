@@ -72,7 +72,7 @@ class LearnedMixing:
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """Everything that decides the learned weights."""
+        """Everything that determines the learned weights."""
         base = self.base
         description = {
             "model": base.fingerprint,

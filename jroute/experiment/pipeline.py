@@ -16,7 +16,7 @@ from jroute.utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 PROBED_PROMPTS = 8
-"""Train prompts on which a routing must show that it does something."""
+"""Train prompts on which a routing must show an effect."""
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def fill_outcomes(run: Run, *splits: Split) -> None:
 
 
 def inert_reason(lm: LanguageModel, data: TaskData, grid: GateGrid) -> str:
-    """Return why nothing can be learned from gates; empty if one of them does something.
+    """Return why nothing can be learned from gates; empty if any gate has an effect.
 
     A routing is inert if on ``PROBED_PROMPTS`` train prompts all gates leave the distribution of
     the next token as it was.

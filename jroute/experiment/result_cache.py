@@ -1,4 +1,4 @@
-"""Finished parts of a long command, kept by what decides them."""
+"""A cache for the finished parts of a long command."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from jroute.utils.files import write_json
 
 
 class ResultCache:
-    """Finished parts of a calibration in a JSON file, by the digest of what decides them.
+    """Finished parts of a calibration in a JSON file, keyed by a digest of their inputs.
 
     Attributes:
         file: The file.
@@ -23,7 +23,7 @@ class ResultCache:
         self.entries: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
 
     def get(self, description: Any, compute: Callable[[], Any]) -> Any:
-        """Return what is kept under a description, computed and kept if it is missing."""
+        """Return the cached result for a description, computing and storing it if it is missing."""
         name = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
         if name not in self.entries:
             started = time.perf_counter()

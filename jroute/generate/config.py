@@ -14,7 +14,7 @@ class EngineConfig:
     Attributes:
         slots: Rows that run at a time, a multiple of the mesh's ``data`` axis; ``auto`` takes as
             many as the device's free memory holds, and no more than there are prompts.
-        chunk: Decode steps between two looks at stop strings, at most.
+        chunk: Maximum number of decode steps between checks for stop strings.
         unroll: Decode over separate layers, which is faster but holds the weights of the blocks
             twice; otherwise scan over the stacked ones.
         prefill_tokens: Prompt tokens to read at a time: as many prompts of equal padded width as

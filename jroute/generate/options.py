@@ -9,7 +9,7 @@ from jroute.generate.decoding import Decoding
 
 
 class DecodingOptions(TypedDict, total=False):
-    """Fields of ``Decoding``; a single stop string may stand for a sequence of one."""
+    """Fields of ``Decoding``; a single stop string counts as a sequence of one."""
 
     temperature: float
     top_k: int

@@ -217,7 +217,7 @@ class EngineRun:
         return finished
 
     def release(self) -> None:
-        """Free everything on the device, also where a traceback keeps the run."""
+        """Free everything on the device, even if a traceback keeps the run alive."""
         self._state, self._prefix, self._weights = None, (None, None), self._model.params
         self._unread.clear()
 

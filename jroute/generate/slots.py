@@ -1,4 +1,4 @@
-"""Which request sits in which slot, and which ones are read next."""
+"""Which request occupies which slot, and which ones are read next."""
 
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -62,7 +62,7 @@ class Slots:
 
     @property
     def taken(self) -> bool:
-        """Whether any request sits in a slot."""
+        """Whether any request occupies a slot."""
         return any(owner is not None for owner in self.owners)
 
     def release(self, slot: int) -> None:

@@ -1,4 +1,4 @@
-"""Two evaluations of the same task, document by document, from the samples that lm-eval files.
+"""Two evaluations of the same task, document by document, from the samples that lm-eval writes.
 
 Backends can reach the same score by answering differently. What two evaluations have in common is
 counted per document: the prompt, the text, the answer that each filter read, and the score.
@@ -151,7 +151,7 @@ def _common_documents(
     for doc_id in both:
         if first[doc_id]["doc_hash"] != second[doc_id]["doc_hash"]:
             raise UserError(
-                f"document {doc_id} of {task} is another one in the second evaluation; "
+                f"document {doc_id} of {task} is different in the second evaluation; "
                 "compare evaluations of the same data"
             )
     if not both:

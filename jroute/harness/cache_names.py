@@ -1,7 +1,7 @@
 """Names of lm-eval's caches: of answers, one per model and arm, and of prompts, one per suite.
 
-lm-eval files a cached answer by the request alone and a cached prompt by a part of what decides it;
-both would be served to the wrong caller. The names here hash everything that decides them.
+lm-eval keys a cached answer by the request alone and a cached prompt by only some of its inputs;
+both would be served to the wrong caller. The names here hash all inputs.
 """
 
 import hashlib

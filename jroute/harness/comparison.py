@@ -276,7 +276,7 @@ def _scores(task: str, arms: Mapping[str, TaskResult]) -> list[str]:
 
 
 def _remarks(arms: Mapping[str, TaskResult]) -> list[str]:
-    """Return what holds of a task beyond its scores, and its paired differences."""
+    """Return notes on a task beyond its scores, and its paired differences."""
     first = next(iter(arms.values()))
     lines = []
     if first.prompts_cut:

@@ -17,7 +17,7 @@ from jroute.lm import LanguageModel
 
 @dataclass
 class GenerationRequest:
-    """A request and what became of it.
+    """A request with its answer and its record.
 
     Attributes:
         instance: lm-eval's request.

@@ -3,8 +3,8 @@
 ``evaluate``, ``save`` and ``log_to`` do what ``lm-eval run`` does between its command line and its
 printed table, through lm-eval's public functions. lm-eval has no public hook for its parser, its
 progress bar over prompts, its use of torch, and the folder of its prompt cache; the functions that
-reach for them stand here and nowhere else. ``jroute.tasks.benchmarks`` reaches for one private
-function more, ``lm_eval.tasks._yaml_loader.load_yaml``, to read the YAML file of a task.
+reach for them are here and nowhere else. ``jroute.tasks.benchmarks`` uses one more private
+function, ``lm_eval.tasks._yaml_loader.load_yaml``, to read the YAML file of a task.
 """
 
 import argparse

@@ -21,7 +21,7 @@ DESCRIPTION = """Judges arms with lm-evaluation-harness.
     python scripts/lm_eval_jax.py --model-dir DIR --arms all --tasks svamp_cot_llama --output_path O
 
 Tasks named ``test``, ``ood`` or ``validation`` are the run's own splits: same problems, prompts and
-decoding as in training, generated again, and every item must come out as training recorded it. Any
+decoding as in training, generated again, and every item must match what training recorded. Any
 other name is a task of lm-eval, or one that ships here (svamp_cot_llama, tiny_test, tiny_ood).
 
 Every option below that is not in the first group is lm-eval's own and means what it means there.
@@ -37,7 +37,7 @@ OWN_OPTIONS = (
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    r"""The command line, checked, with lm-eval's defaults and configuration file put in.
+    r"""The validated command line, merged with lm-eval's defaults and configuration file.
 
     Attributes:
         run: Run folder; ``None`` evaluates a model without a run.
@@ -53,7 +53,7 @@ class EvaluationOptions:
         tasks: Names of tasks, without repetition.
         output_path: Where results go; ``None`` is inside the run folder.
         lm_eval: lm-eval's configuration.
-        given: lm-eval's options that stand on the command line itself.
+        given: lm-eval's options that were given on the command line itself.
     """
 
     run: Path | None
@@ -71,7 +71,7 @@ class EvaluationOptions:
     given: frozenset[str]
 
     def lm_eval_options(self) -> dict[str, Any]:
-        """Return lm-eval's options by name; those of its configuration file are put in."""
+        """Return lm-eval's options by name, including those of its configuration file."""
         values = {field.name: getattr(self.lm_eval, field.name) for field in fields(self.lm_eval)}
         return {**values, "config": None}
 

@@ -18,7 +18,7 @@ ScoringRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 
 
 def fit_to_context(requests: Sequence[ScoringRequest], max_length: int) -> list[Pair]:
-    """Return pairs whose contexts lose their beginning where they are too long.
+    """Return pairs with contexts that are too long truncated from the left.
 
     The last token of a pair is predicted and never read, so a pair may be one longer than the
     context.

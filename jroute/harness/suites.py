@@ -33,7 +33,7 @@ class Suite:
     Attributes:
         tasks: Loaded tasks and groups.
         manager: The manager that loaded them.
-        options: lm-eval's options by name; those of its configuration file are put in.
+        options: lm-eval's options by name, including those of its configuration file.
         slots: Rows that run at a time.
         run: The run whose splits the tasks are; ``None`` for tasks of lm-eval.
     """
@@ -157,7 +157,7 @@ def official_suite(
             tasks = benchmarks.load_tasks(manager, specs)
         except UserError:
             raise
-        except Exception as error:  # the hub, the network and the files all have their own kinds
+        except Exception as error:  # the hub, the network and files raise exceptions of their own
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(
                 f"the data of {', '.join(names)} cannot be loaded ({reason[:200]}); connect to the "

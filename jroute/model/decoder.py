@@ -253,9 +253,10 @@ def forward(
     With ``gate == 0`` the values of a row equal the plain model's bit for bit. Three things ensure
     this. The select in ``Routing.mix`` passes the block's own trunk. The optimization barriers
     around attention and MLP keep XLA from fusing their arithmetic with what precedes and follows,
-    so both programs compile them alike. And where XLA drops barriers before it fuses, as it does
-    for the CPU, everything that is summed is summed in dot products, which it never fuses with what
-    computes their operands; single additions and products round alike wherever they stand.
+    so both programs compile them identically. And where XLA drops barriers before it fuses, as it
+    does for the CPU, everything that is summed is summed in dot products, which it never fuses with
+    what computes their operands; single additions and products round identically wherever they
+    occur.
     """
     valid = positions >= 0
     x = constrain(params["embed_tokens"][tokens], STATE_AXES)

@@ -54,7 +54,7 @@ class TraceConfig:
 
     @property
     def on(self) -> bool:
-        """Tell whether spans are written anywhere."""
+        """Return whether spans are written anywhere."""
         return self.format != "off" or bool(self.endpoint or self.judgment)
 
 

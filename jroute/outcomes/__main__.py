@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     mixes = any(cell.gate for cell in missing_cells(table, all_cells))
     checked = mixes and not experiment.allow_inert
     if checked and (reason := inert_reason(run.lm, run.data, run.grid)):
-        show(f"warning: {reason}; cells of all gates will be alike", file=sys.stderr)
+        show(f"warning: {reason}; all gates will have equal cells", file=sys.stderr)
     for split, split_cells in cells.items():
         count = generator.fill(table, split_cells, f"outcomes {split}")
         if first:  # only its table is sure to hold them all

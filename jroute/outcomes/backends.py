@@ -28,7 +28,7 @@ class OutcomeBackend(Protocol):
 
 @dataclass(frozen=True)
 class Shaping:
-    """Pays the experiment's reward for outcomes that only say whether they are correct.
+    """Computes the experiment's reward of outcomes that record only correctness.
 
     Attributes:
         config: The amounts; all 0 pays exact match.

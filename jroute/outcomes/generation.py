@@ -168,7 +168,7 @@ class _GradedBatch:
             self.flush()
 
     def flush(self) -> None:
-        """Hand on the outcomes that were not handed on yet."""
+        """Hand on the outcomes that are still pending."""
         outcomes, self.unfiled = self.unfiled, []
         if self.on_outcomes and outcomes:
             self.on_outcomes(outcomes)

@@ -90,7 +90,7 @@ class Outcome:
 
 
 MEANING = tuple(item.name for item in dataclasses.fields(Outcome) if item.compare)
-"""Fields of an outcome that say what came out; the others say how."""
+"""Fields of an outcome that hold its result; the others record how it was generated."""
 
 
 @runtime_checkable
@@ -132,9 +132,9 @@ def grade(
     """Turn a completion into the outcome of its cell.
 
     Args:
-        problem: The problem that was asked.
-        gate: The gate it was asked under.
-        completion: What came back; one that stopped by ``length`` counts as truncated.
+        problem: The problem that was answered.
+        gate: The gate it was answered under.
+        completion: As the engine returned it; one that stopped by ``length`` counts as truncated.
         max_tokens: The decoding's limit, which a length penalty is measured against.
         rewards: Optional shaping; exact match alone if not given.
         sample: Number of the sample.

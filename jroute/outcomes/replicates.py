@@ -117,7 +117,7 @@ def replicate(
         generator: Generates the cells.
         table: Holds the cells, and takes the replicates.
         cells: The cells to draw from; those that the table lacks are skipped.
-        count: Replicates to have among them in the end.
+        count: Number of replicates among them afterwards.
 
     Returns:
         How often cells differ, over all replicates of the table.

@@ -72,7 +72,7 @@ class OutcomeTable:
     The folder ``<root>/<fingerprint>/`` holds ``part-*.parquet``, and names that Parquet readers
     skip: ``_table.json`` (fingerprint and description) and ``_replicates/`` (cells generated again,
     see ``add_replicates``). The first cell creates it. A part is written under a temporary name and
-    then renamed, so a killed run loses at most the part that it was writing, and goes on with the
+    then renamed, so a killed run loses at most the part that it was writing, and resumes with the
     cells that are ``missing``. A part is named by the content of its cells and carries the
     fingerprint, so several processes and machines may add to one folder. An instance sees the cells
     that existed when it was opened or last refreshed, and those that it appended itself.
@@ -137,7 +137,7 @@ class OutcomeTable:
         return len(self._cells)
 
     def __contains__(self, cell: tuple[str, Gate, int]) -> bool:
-        """Whether a (problem id, gate, sample) is there."""
+        """Return whether the table holds a (problem id, gate, sample)."""
         return cell in self._cells
 
     def cells(self) -> list[Outcome]:
@@ -286,7 +286,7 @@ class OutcomeTable:
             write_text(card, json.dumps(content, indent=2))
         schema = self._schema.with_metadata({_FINGERPRINT_KEY: self.fingerprint.encode()})
         columns = pa.Table.from_pylist([_row(outcome) for outcome in outcomes], schema=schema)
-        # Named by what the cells say: processes that generated them together write one file.
+        # Named by the cells' content: processes that generated them together write one file.
         meaning = [[getattr(outcome, name) for name in MEANING] for outcome in outcomes]
         digest = hashlib.sha256(json.dumps(meaning).encode()).hexdigest()[:16]
         name = f"part-{digest}.parquet"

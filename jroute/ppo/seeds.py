@@ -20,7 +20,7 @@ from jroute.utils.errors import UserError
 
 
 def take_turns() -> bool:
-    """Tell whether this device computes seeds one after the other by default."""
+    """Return whether this device computes seeds one after the other by default."""
     return jax.default_backend() == "cpu"
 
 

@@ -256,7 +256,7 @@ def learn_by_search(
     numbers = [site * each + i for site in sites for i in range(each)]
     if len(numbers) > LARGEST_SEARCH:
         raise UserError(
-            f"a search over {len(numbers)} mixing weights is hopeless, it takes at most "
+            f"a search over {len(numbers)} mixing weights is infeasible, it takes at most "
             f"{LARGEST_SEARCH}; name fewer routing.sites or use mixing.method gradient"
         )
     if not values:
@@ -324,7 +324,7 @@ def load_progress(
     )
     if different:
         raise UserError(
-            f"{file} holds mixing weights that were learned for something else (different: "
+            f"{file} holds mixing weights that were learned under other conditions (different: "
             f"{', '.join(different)}); learn them with this configuration"
         )
     if raw.shape != shape:

@@ -98,7 +98,7 @@ def _environment() -> Environment:
 
 
 def _asset(name: str) -> Markup:
-    """Return a file of this package, to stand in the page as it is."""
+    """Return a file of this package, to be embedded in the page verbatim."""
     return Markup(resources.files("jroute.report").joinpath(name).read_text("utf-8"))
 
 

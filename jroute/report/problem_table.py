@@ -20,8 +20,8 @@ from jroute.routing.gate import Gate, gate_numbers
 def pack(splits: Sequence[SplitReport], grid: Sequence[float]) -> dict[str, Any]:
     """Return every problem of every split with all its cells.
 
-    Each text stands once in ``texts`` and is an index everywhere else: under greedy decoding many
-    gates give the same completion.
+    Each text is stored once in ``texts`` and referenced by index elsewhere: under greedy decoding
+    many gates give the same completion.
 
     Args:
         splits: The judged splits.

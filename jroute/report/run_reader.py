@@ -31,7 +31,7 @@ ArmGates = dict[str, Float[np.ndarray, "seeds problems gate_dims"]]
 def read_run(directory: str | Path) -> ReportData:
     """Read a finished run.
 
-    Whatever is missing besides ``results.json`` leaves its place in the report empty.
+    If anything besides ``results.json`` is missing, its part of the report stays empty.
 
     Raises:
         UserError: The folder holds no finished run.

@@ -35,7 +35,7 @@ def results_text(results: Mapping[str, Any], title: str) -> str:
     lines += _contrasts(results)
     lines += _shares(results)
     lines += _gaps(results)
-    if "gate_sensitive" in results:  # which live rollouts cannot tell
+    if "gate_sensitive" in results:  # unknown with live rollouts
         sensitive = results["gate_sensitive"]
         low, high = (100 * end for end in sensitive["ci95"])
         lines.append(
@@ -73,7 +73,7 @@ def _shares(results: Mapping[str, Any]) -> list[str]:
     """Return what part of the exact-gradient policy's gain each arm reaches."""
     lines = []
     for name, share in results.get("shares", {}).items():
-        if None in share["ci95"]:  # there is no gain to reach a share of
+        if None in share["ci95"]:  # no gain to take a share of
             continue
         low, high = share["ci95"]
         lines.append(

@@ -1,6 +1,6 @@
 """The gate: how much of the mixing a prompt receives, from 0 (the plain model) to 1 and beyond.
 
-A gate has two forms, and a value keeps its form on its way:
+A gate has two forms, and a value keeps its form throughout:
 
 * ``Gate``, of one prompt: a number for the whole depth, or a tuple with one number per band or per
   site. It is hashable and compares by value, so tables, records, and memos use it as a key.

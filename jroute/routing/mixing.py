@@ -222,7 +222,7 @@ class BlockStreams:
     """The side streams of one block while it runs; without a routing every method does nothing.
 
     Attributes:
-        carried: The side streams; they go on to the next block.
+        carried: The side streams, which are passed to the next block.
         measured: Stream metrics of every hook so far, if they are measured.
     """
 

@@ -27,7 +27,7 @@ SHARE, SHARE_LOWER_END = 0.9, 0.8
 
 
 def expectations(results: Mapping[str, Any], roles: ArmRoles) -> dict[str, bool]:
-    """Return whether a positive control shows what it must, by the name of each expectation.
+    """Return whether a positive control meets each expectation, by name.
 
     Args:
         results: One split's part of ``results.json``.
@@ -160,9 +160,10 @@ def planted(
     """Simulate a table on which the best rule gains exactly ``gain`` over any fixed gate.
 
     A share of the problems is sensitive: one half of them is solved by the two lowest gates only,
-    the other by the two highest, and the sign of feature 1 tells which half. All others are solved
-    by every gate or by none. Feature 0 (the length) and the remaining ones tell nothing. Then every
-    cell flips with a chance of ``flips``; the share makes up for what that costs.
+    the other by the two highest, and the sign of feature 1 indicates which half. All others are
+    solved by every gate or by none. Feature 0 (the length) and the remaining ones are
+    uninformative. Then every cell flips with a chance of ``flips``; the share makes up for what
+    that costs.
 
     Returns:
         Features, and whether each gate solves each problem.

@@ -26,7 +26,7 @@ class JudgeConfig:
     folds: int = 5
 
     def __post_init__(self) -> None:
-        """Refuse values that judge nothing."""
+        """Refuse values with which nothing can be judged."""
         if self.replicates < 100:
             raise UserError(
                 f"judge.replicates is {self.replicates}; an interval needs at least 100"

@@ -223,7 +223,7 @@ def cross_fitted(
     """Return the gain over a fixed gate of picking by half of the samples, scored by the others.
 
     Both halves take each part in turn and the two are averaged; ties share. Its mean is not
-    inflated by noise, as hindsight's is, but it misses what half of the samples cannot tell.
+    inflated by noise, as hindsight's is, but it misses what half of the samples cannot resolve.
 
     Raises:
         ValueError: With one sample per cell there is no second half.
@@ -297,7 +297,7 @@ def flip_chance(differing: float) -> float:
 
 
 def noise_gain(flips: float, accuracy: float, gates: int) -> float:
-    """Return the hindsight gain that independent flips fake where all gates are alike.
+    """Return the hindsight gain that independent flips fake where all gates are equally good.
 
     Args:
         flips: Chance that an outcome is the opposite of the true one.

@@ -42,7 +42,7 @@ class _Comparison:
         return paired_contrast(self.values[a], self.values[b], same_seeds=same, **self.sampling)
 
     def present(self, *names: str) -> list[str]:
-        """Return the names of arms that there are."""
+        """Return the names of the arms that exist."""
         return [name for name in names if name in self.values]
 
     @property
@@ -194,7 +194,7 @@ def _gaps(arms: _Comparison) -> list[dict[str, Any]]:
 
 
 def _as_json(value: Any) -> Any:
-    """Return a tree as JSON has it: tuples are lists, and what is not finite is null."""
+    """Convert a tree to JSON values: tuples become lists, and non-finite numbers null."""
     if isinstance(value, Mapping):
         return {key: _as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

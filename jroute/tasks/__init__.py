@@ -1,9 +1,8 @@
 """Tasks: problems with numeric answers, their prompts, and the reward of an answer.
 
 ``load_problems`` returns the problems of a split, always in the same order. From there
-``jroute.tasks.prompts`` makes a prompt of a question, ``jroute.tasks.answers`` reads the
-answer of a completion, and ``jroute.tasks.rewards`` turns it into a reward. Nothing here knows a
-model.
+``jroute.tasks.prompts`` makes a prompt of a question, ``jroute.tasks.answers`` reads the answer of
+a completion, and ``jroute.tasks.rewards`` turns it into a reward. Nothing here depends on a model.
 """
 
 from dataclasses import dataclass

@@ -48,7 +48,7 @@ _LEAD = re.compile(
 )
 # The start of a list item or of a numbered heading, seen from the end of its number.
 _LIST_ITEM = re.compile(r"[.)][ \t]+[A-Za-z]")
-# Arithmetic that goes on after a number: no words, within a sentence, up to a remark in brackets.
+# Arithmetic that continues after a number: no words, within a sentence, up to a remark in brackets.
 _ARITHMETIC = re.compile(r"(?:(?!\.\s)(?!(?<=[0-9$%])\s\()[^A-Za-z\n\\]|\\[A-Za-z]+|\bx\b){0,200}")
 _BRACES = re.compile(r"\\boxed\s{0,3}\{|\\[{}]|[{}]")
 
@@ -161,7 +161,7 @@ def boxed_answer(completion: str) -> str:
 
 
 def is_correct(parsed: ParsedAnswer, gold: str) -> bool:
-    """Tell whether an answer equals the gold answer as an exact number.
+    """Return whether an answer equals the gold answer as an exact number.
 
     Args:
         parsed: From ``parse_answer``.

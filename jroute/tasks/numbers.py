@@ -15,8 +15,8 @@ MAX_CHARACTERS = 100
 MAX_EXPONENT = 100
 MAX_BITS = 1000
 
-# One number. `-` is a sign only where it cannot be a minus between two terms, and digits that hang
-# on a letter, `^` or `_` (`cm2`, `m^2`, `x_1`) are not numbers. Neighbouring repetitions never
+# One number. `-` is a sign only where it cannot be a minus between two terms, and digits attached
+# to a letter, `^` or `_` (`cm2`, `m^2`, `x_1`) are not numbers. Neighbouring repetitions never
 # match the same character, so matching takes linear time.
 _INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
 _DECIMAL = rf"(?:{_INTEGER}(?:\.[0-9]+)?|(?<![0-9A-Za-z])\.[0-9]+)"

@@ -69,7 +69,7 @@ def parse(
         prog: The command as a user types it, for the help.
         description: What the command does, for the help.
         extra: A second dataclass with options of the command itself, which do not belong to the
-            experiment and may not stand in its files.
+            experiment and must not appear in its files.
         files: Whether ``--config`` is an option at all.
 
     Returns:
@@ -162,7 +162,7 @@ def _walk(
 def _read_options(
     argv: Sequence[str], schema: Schema, files: bool
 ) -> tuple[list[tuple[str, str]], list[str], bool]:
-    """Split a command line into (key, text) pairs, configuration files, and whether help is asked.
+    """Split a command line into (key, text) pairs and files; also return whether to print help.
 
     Every option takes exactly one value, the next argument, whatever that starts with; only a
     Boolean option may stand alone, which means true.

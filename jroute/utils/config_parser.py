@@ -16,7 +16,7 @@ class WrongType(Exception):
     """A value has another type than its field.
 
     Attributes:
-        key: The field's key, or ``None`` if jsonargparse does not say it.
+        key: The field's key, or ``None`` if jsonargparse does not name it.
     """
 
     def __init__(self, message: str, key: str | None):

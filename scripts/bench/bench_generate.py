@@ -281,4 +281,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, "the parts that were finished stand in --out")
+    run_command(main, "finished parts are in --out")

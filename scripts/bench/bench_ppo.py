@@ -368,4 +368,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, "the races that were finished stand in --out")
+    run_command(main, "finished races are in --out")

@@ -82,7 +82,7 @@ def test_what_cannot_be_compared(values, tmp_path, capsys) -> None:
         assert main([str(one) for one in argv]) == 2
         return capsys.readouterr().err
 
-    assert "judged on other problems" in refused(a, b)
+    assert "judged on different problems" in refused(a, b)
     assert "at least two different runs" in refused(a)
     assert "at least two different runs" in refused(a, a)
     assert "was not judged" in refused(a, tmp_path)

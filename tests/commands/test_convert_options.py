@@ -169,7 +169,7 @@ def test_the_way_back_has_no_other_options(
     assert run("--source", source, "--out", tmp_path / "model") == 0
     for option in (["--dtype", "float32"], ["--overwrite"], ["--dry-run"], ["--revision", "main"]):
         assert run("--to-hf", tmp_path / "model", "--out", tmp_path / "back", *option) == 2
-        assert f"{option[0]} has no meaning with --to-hf" in capsys.readouterr().err
+        assert f"{option[0]} does not apply with --to-hf" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run("--to-hf", tmp_path / "model", "--source", source, "--out", tmp_path / "back")
     assert not (tmp_path / "back").exists()

@@ -73,7 +73,7 @@ def test_filters_and_metrics_are_kept_apart() -> None:
 
 
 def test_other_documents_are_refused() -> None:
-    with pytest.raises(UserError, match="document 0 of gsm8k is another one"):
+    with pytest.raises(UserError, match="document 0 of gsm8k is different"):
         agree("gsm8k", FIRST, [row(0, "8", "8", 1.0, doc_hash="x")])
     with pytest.raises(UserError, match="no document in common"):
         agree("gsm8k", FIRST, [row(9, "8", "8", 1.0)])

@@ -189,7 +189,7 @@ def test_the_search_climbs_and_goes_on(small) -> None:
     assert max(end.values) == 0 and len(end.values) == 41 == len(seen)
     again = mixing.learn_by_search(score, [1], config, progress=kept[16], **options)
     assert again.raw.tobytes() == end.raw.tobytes() and again.values == end.values
-    with pytest.raises(UserError, match="a search over 512 mixing weights is hopeless"):
+    with pytest.raises(UserError, match="a search over 512 mixing weights is infeasible"):
         many = MixingProgress(0, np.zeros((8, 1, 8, 8), np.float32), [], [])
         mixing.learn_by_search(score, range(8), config, progress=many, **options)
 
@@ -295,7 +295,7 @@ def test_weights_of_something_else_are_refused(learned, tmp_path) -> None:
     assert run.mixing.progress()[1]
     assert [p.name for p in run.mixing.file.parent.iterdir()] == [run.mixing.file.name]
     other = {**run.mixing.description, "model": "0" * 64}
-    with pytest.raises(UserError, match=r"learned for something else \(different: model\)"):
+    with pytest.raises(UserError, match=r"learned under other conditions \(different: model\)"):
         mixing.load_progress(run.mixing.file, other, shape)
     with pytest.raises(UserError, match=r"shape \(6, 1, 4, 4\), this routing takes \(6, 1, 3, 3\)"):
         mixing.load_progress(run.mixing.file, run.mixing.description, (6, 1, 3, 3))

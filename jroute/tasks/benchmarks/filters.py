@@ -1,7 +1,7 @@
 r"""Filters for lm-evaluation-harness: how answers are read out of completions here.
 
 Importing this registers ``jroute_answer``, training's own reading, and ``jroute_boxed``, the last
-``\boxed{}`` alone. They stand beside lm-eval's filters under names of their own.
+``\boxed{}`` alone. They are registered beside lm-eval's filters under their own names.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Local data where ``datasets`` looks before it asks the hub."""
+"""Local data where ``datasets`` looks before it queries the hub."""
 
 import contextlib
 import os

@@ -185,7 +185,7 @@ def _load(name: str) -> Any:
     datasets.disable_progress_bars()
     try:
         tasks = load_tasks(manager, [spec if definition is None else definition])
-    except Exception as error:  # the hub, the network and the files all have their own kinds
+    except Exception as error:  # the hub, the network and files raise exceptions of their own
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
             f"prompt.benchmark: task {name} cannot be loaded ({reason[:200]}); connect to the hub, "
