@@ -117,13 +117,7 @@ class RunOutcomes:
         shaping = Shaping(self.reward, limit, self.trunk_changes)
         if not live:
             return TableBackend(self.memo, shaping)
-
-        def generate(problems: Sequence[Problem], gates: Sequence[Gate]) -> list[Outcome]:
-            cells = [Cell(*pair) for pair in zip(problems, gates, strict=True)]
-            # Filed as they come, so that an interruption loses no more than a batch.
-            return self.generator.generate(cells, on_outcomes=self.memo.append)
-
-        return LiveBackend(generate, shaping, self.memo)
+        return LiveBackend(self.generator.generate, shaping, self.memo)
 
     def trunk_changes(
         self, problems: Sequence[Problem], gates: Sequence[Gate]

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
+from jroute.outcomes.cells import Cell
 from jroute.outcomes.outcome import Outcome
 from jroute.outcomes.table import OutcomeTable
 from jroute.routing.gate import Gate
@@ -23,6 +24,20 @@ class OutcomeBackend(Protocol):
 
     def outcomes(self, problems: Sequence[Problem], gates: Sequence[Any]) -> list[Outcome]:
         """Return the outcome of each problem under the gate at the same position."""
+        ...
+
+
+@runtime_checkable
+class Generate(Protocol):
+    """Anything that generates cells, as ``CellGenerator.generate`` does."""
+
+    def __call__(
+        self,
+        cells: Sequence[Cell],
+        *,
+        on_outcomes: Callable[[list[Outcome]], None] | None = None,
+    ) -> list[Outcome]:
+        """Return one outcome per cell, in order; pass each to ``on_outcomes`` when it is made."""
         ...
 
 
@@ -93,29 +108,26 @@ class LiveBackend:
     """Outcomes that are generated when they are needed.
 
     Attributes:
-        generate: Maps problems, and one gate for each, to one outcome for each.
+        generate: Generates cells.
         shaping: The reward; exact match if not given.
         memo: A table that remembers outcomes: cells in it are not generated again, and a cell that
-            is requested twice at once is generated once.
+            is requested twice at once is generated once. Outcomes are filed as they come, so an
+            interruption loses no more than a batch.
     """
 
-    generate: Callable[[Sequence[Problem], Sequence[Gate]], Sequence[Outcome]]
+    generate: Generate
     shaping: Shaping | None = None
     memo: OutcomeTable | None = None
 
     def outcomes(self, problems: Sequence[Problem], gates: Sequence[Gate]) -> list[Outcome]:
         """Return the outcome of each problem under the gate at the same position."""
+        cells = [Cell(*pair) for pair in zip(problems, gates, strict=True)]
         if self.memo is None:
-            pairs = zip(problems, self.generate(problems, gates), strict=True)
+            pairs = zip(cells, self.generate(cells), strict=True)
             outcomes = [outcome for _, outcome in pairs]
         else:
-            unknown = {
-                (problem.id, gate): problem
-                for problem, gate in zip(problems, gates, strict=True)
-                if (problem.id, gate, 0) not in self.memo
-            }
+            unknown = {cell.key: cell for cell in cells if cell.key not in self.memo}
             if unknown:
-                fresh = self.generate(list(unknown.values()), [gate for _, gate in unknown])
-                self.memo.append(fresh)
+                self.generate(list(unknown.values()), on_outcomes=self.memo.append)
             outcomes = TableBackend(self.memo).outcomes(problems, gates)
         return outcomes if self.shaping is None else self.shaping(problems, outcomes)

@@ -19,7 +19,6 @@ from jroute.outcomes.cells import Cell, missing_cells
 from jroute.outcomes.grid import GateGrid
 from jroute.outcomes.outcome import Outcome, Provenance, grade
 from jroute.outcomes.table import OutcomeTable
-from jroute.tasks.problem import Problem
 from jroute.utils.keys import stored
 from jroute.utils.machine import describe_machine
 
@@ -103,10 +102,6 @@ class CellGenerator:
         finally:
             batch.flush()
         return batch.outcomes()
-
-    def outcomes(self, problems: Sequence[Problem], gates: Sequence) -> list[Outcome]:
-        """Generate the outcome of each problem under the gate at the same position."""
-        return self.generate([Cell(*pair) for pair in zip(problems, gates, strict=True)])
 
     def fill(self, table: OutcomeTable, cells: Sequence[Cell], title: str) -> int:
         """Generate the cells that a table lacks and return their number."""

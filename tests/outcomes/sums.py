@@ -9,6 +9,7 @@ import pytest
 
 from jroute.envs.data import EnvData
 from jroute.outcomes.backends import LiveBackend, TableBackend
+from jroute.outcomes.cells import Cell
 from jroute.outcomes.outcome import Outcome, grade
 from jroute.outcomes.table import OutcomeTable
 from jroute.routing.gate import Gate
@@ -37,13 +38,21 @@ class Generator:
     def __init__(self) -> None:
         self.calls: list[list[tuple[str, Gate]]] = []
 
-    def __call__(self, problems: Sequence[Problem], gates: Sequence[Gate]) -> list[Outcome]:
-        self.calls.append(list(zip([_prompt(p) for p in problems], gates, strict=True)))
+    def __call__(
+        self,
+        cells: Sequence[Cell],
+        *,
+        on_outcomes: Callable[[list[Outcome]], None] | None = None,
+    ) -> list[Outcome]:
+        self.calls.append([(_prompt(cell.problem), cell.gate) for cell in cells])
         answers = [self._answer(*pair) for pair in self.calls[-1]]
-        return [
-            grade(problem, gate, answer, max_tokens=64)
-            for problem, gate, answer in zip(problems, gates, answers, strict=True)
+        outcomes = [
+            grade(cell.problem, cell.gate, answer, max_tokens=64)
+            for cell, answer in zip(cells, answers, strict=True)
         ]
+        if on_outcomes:
+            on_outcomes(outcomes)
+        return outcomes
 
     def _answer(self, prompt: str, gate: Gate) -> Text:
         total = sum(int(number) for number in re.findall(r"\d+", prompt))

@@ -78,8 +78,8 @@ def test_live_backend_passes_its_shaping_on(problems, generator):
 
 
 def test_a_generator_that_drops_a_row_is_found_out(tmp_path, problems, generator):
-    def lossy(problems, gates):
-        return generator(problems[:1], gates[:1])
+    def lossy(cells, **options):
+        return generator(cells[:1], **options)
 
     with pytest.raises(ValueError, match="zip"):
         LiveBackend(lossy).outcomes(problems[:2], [0.0, 1.0])
@@ -122,3 +122,15 @@ def test_a_memo_generates_every_cell_once(tmp_path, problems, generator):
         == outcomes
         == LiveBackend(generator).outcomes(requested, gates)
     )
+
+
+def test_a_memo_keeps_what_an_interrupted_generation_made(tmp_path, problems, generator):
+    def interrupted(cells, **options):
+        generator(cells[:2], **options)
+        raise KeyboardInterrupt
+
+    memo = OutcomeTable(tmp_path, FINGERPRINT, DESCRIPTION)
+    with pytest.raises(KeyboardInterrupt):
+        LiveBackend(interrupted, memo=memo).outcomes(problems[:3], [0.5] * 3)
+    LiveBackend(generator, memo=OutcomeTable.open(memo.folder)).outcomes(problems[:3], [0.5] * 3)
+    assert [len(call) for call in generator.calls] == [2, 1]
