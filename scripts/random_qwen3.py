@@ -42,7 +42,7 @@ PLAIN_CHATML = (
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
-"""A chat template that knows nothing of thinking."""
+"""A chat template without thinking."""
 
 PERIOD = 2**22 - 3
 """Length of the block of random numbers that all tensors are cut from.

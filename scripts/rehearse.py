@@ -5,7 +5,7 @@
 DIR holds the release's ``config.json`` and tokenizer (``--tokenizer`` names another folder). On a
 CPU, end with ``-- --dtype float32 --engine.slots 8 --decoding.max_new_tokens 8``.
 
-It runs every command of an experiment in turn, each in a process of its own as a user would:
+It runs every command of an experiment in turn, each in its own process, as a user would:
 random weights in the published layout, conversion and its verification, a sanity check of the
 baseline on 50 problems, outcomes, training and judging on a handful, and lm-eval on the run's own
 problems and on its official gsm8k. Options after ``--`` override fields of the config. The

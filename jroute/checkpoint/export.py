@@ -182,7 +182,7 @@ def plan_shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
 
     Args:
         sizes: Bytes of every tensor, by name.
-        limit: Most bytes of a file; a larger tensor has a file of its own.
+        limit: Most bytes of a file; a larger tensor gets its own file.
     """
     shards: list[list[str]] = [[]]
     filled = 0

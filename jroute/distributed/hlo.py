@@ -120,7 +120,7 @@ def gathered_parameters(
 ) -> list[tuple[str, Collective]]:
     """Find all-gathers that reassemble a parameter that the mesh has cut.
 
-    A result is recognized by its shape, whatever the order of its axes and whichever of them are
+    A result is recognized by its shape, whatever the order of its axes, and even if some are
     merged or split at a cut; stacked blocks are recognized whole and by the layer. Undoing only
     part of the cuts of a parameter counts as well.
 

@@ -220,7 +220,7 @@ def _write(target: IO[str], lines: list[bytes]) -> None:
 
 
 def _end(children: Sequence[subprocess.Popen[bytes]], timeout: float) -> None:
-    """End processes and what they started; a second interrupt ends them at once."""
+    """End processes and what they started; a second interrupt ends them immediately."""
     try:
         for child in children:
             _signal(child, signal.SIGTERM)

@@ -69,12 +69,12 @@ class _Splits:
         return data
 
 
-def _check_options(options: Mapping[str, Any] | None, known: Sequence[str]) -> Mapping[str, Any]:
+def _check_options(options: Mapping[str, Any] | None, allowed: Sequence[str]) -> Mapping[str, Any]:
     options = options or {}
     for name in options:
-        if name not in known:
+        if name not in allowed:
             raise UserError(
-                f"unknown reset option {name!r}: this environment has {', '.join(known)}"
+                f"unknown reset option {name!r}: this environment has {', '.join(allowed)}"
             )
     return options
 
@@ -138,9 +138,9 @@ class RoutingEnv(Env[np.ndarray, Any]):
         Raises:
             UserError: An option, the split or the problem is unknown.
         """
-        known = _check_options(options, ("problem_ids", "split"))
-        data = self._splits.data(known.get("split", self._splits.first))
-        rows = _problem_rows(data, known, 1)
+        checked = _check_options(options, ("problem_ids", "split"))
+        data = self._splits.data(checked.get("split", self._splits.first))
+        rows = _problem_rows(data, checked, 1)
         super().reset(seed=seed)
         self.data = data
         self._row = rows[0] if rows else int(self.np_random.integers(len(data.problems)))
@@ -239,10 +239,10 @@ class RoutingVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             ValueError: The mask or the list of seeds has the wrong length, or the mask is empty.
             ResetNeeded: The mask leaves rows out before the first reset of all rows.
         """
-        known = _check_options(options, ("problem_ids", "split", "reset_mask"))
-        data = self._splits.data(known.get("split", self._splits.first))
-        chosen = _problem_rows(data, known, self.num_envs)
-        mask = self._reset_mask(known)
+        checked = _check_options(options, ("problem_ids", "split", "reset_mask"))
+        data = self._splits.data(checked.get("split", self._splits.first))
+        chosen = _problem_rows(data, checked, self.num_envs)
+        mask = self._reset_mask(checked)
         seeds = self._row_seeds(seed)
         if self._rows is None and not mask.all():
             raise ResetNeeded("call reset() for all rows before resetting a part of them")

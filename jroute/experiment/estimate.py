@@ -27,7 +27,7 @@ class MemoryUse:
     """Bytes on one device.
 
     Attributes:
-        weights: Parameters, as they are loaded.
+        weights: Parameters as loaded.
         cache: Keys and values of all slots, and the logits of a step.
         working: What does not depend on the slots: separate weights to decode with, and the
             prefill of prompts; an estimate.

@@ -8,7 +8,7 @@ from jroute.tasks.prompts import PromptConfig, render
 from jroute.utils.errors import UserError
 
 MIN_SHARED_TOKENS = 64
-"""Fewer common tokens of prompts are not worth a prefill of their own."""
+"""Fewer common tokens of prompts are not worth a separate prefill."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class TaskData:
         """Return the number of leading tokens that all prompts have in common.
 
         It follows from the template alone, so no cell depends on which others are generated. It is
-        0 where reading so few tokens again costs less than a program of its own.
+        0 where reading so few tokens again costs less than a separate program.
         """
         rows = [self.lm.encode(self.render(question)) for question in ("A", "1", "\n", "(")]
         shared = 0

@@ -80,7 +80,7 @@ class Slots:
         part = rows // self._replicas
         taken: list[int | None] = [None] * rows
         at, slots = np.full(rows, self._each, np.int32), [-1] * rows
-        for i in range(part):  # one row of every replica in turn, to load them alike
+        for i in range(part):  # one row of every replica in turn, to load them evenly
             for replica, free in enumerate(self._free):
                 if members and free:
                     row, place = replica * part + i, free.popleft()

@@ -1,6 +1,6 @@
 """Two evaluations of the same task, document by document, from the samples that lm-eval writes.
 
-Backends can reach the same score by answering differently. What two evaluations have in common is
+Backends can reach the same score by answering differently. Agreement of the two evaluations is
 counted per document: the prompt, the text, the answer that each filter read, and the score.
 """
 

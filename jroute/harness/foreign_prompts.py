@@ -62,7 +62,7 @@ def is_foreign(context: str, doc: Any, render: Callable[[str], str]) -> bool:
     """Return whether a prompt does not have the form that ``render`` gives to questions.
 
     A prompt is not foreign if ``render`` makes it of a field of its document, or of a text whose
-    words all stand in the document. Other wording around the question is foreign, and so are
+    words all occur in the document. Other wording around the question is foreign, and so are
     examples before it.
 
     Args:

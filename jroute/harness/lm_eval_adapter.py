@@ -206,7 +206,7 @@ def quiet(*, loud: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def prompt_cache(name: str) -> Iterator[None]:
-    """Keep lm-eval's cache of prompts in a folder of its own inside the usual one.
+    """Keep lm-eval's cache of prompts in a separate folder inside the usual one.
 
     Args:
         name: Name of the folder; ``""`` is the usual one.

@@ -18,7 +18,7 @@ from jroute.utils.errors import UserError
 from jroute.utils.keys import stored
 
 _OWNER = "jroute: whose answers these are"
-"""Key of the cache under which the name of its owner stands."""
+"""Key of the cache that stores the name of its owner."""
 
 
 _PICKLED_AS = {("jroute.evaluation.until", "Generated"): ResponseText}

@@ -59,7 +59,7 @@ def rolling_batches(
     Args:
         requests: Rolling log-likelihood requests.
         encode: Text to token ids.
-        prefix_token_id: The token that stands before the first window.
+        prefix_token_id: The token that precedes the first window.
         max_length: The context in tokens, which is the length of a window.
     """
     batch: list[tuple[Instance, list[ScoringRequest]]] = []

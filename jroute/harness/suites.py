@@ -111,7 +111,7 @@ def own_suite(run: Run, splits: Sequence[Split], options: Mapping[str, Any], fol
     for split in splits:
         problems = run.data.problems(split)
         messages = [user_message(problem.question, prompt) for problem in problems]
-        if prompt.benchmark:  # examples are turns of their own: lm-eval gets the whole prompt
+        if prompt.benchmark:  # examples are separate turns: lm-eval gets the whole prompt
             messages = run.data.prompts(split)
         gen_kwargs = gen_kwargs_of(run.experiment.decoding)
         files.append(str(write_split(split, problems, messages, gen_kwargs, folder)))
@@ -139,7 +139,7 @@ def gen_kwargs_of(decoding: Decoding) -> dict[str, Any]:
 def official_suite(
     names: Sequence[str], options: EvaluationOptions, slots: int, folder: Path
 ) -> Suite:
-    """Return tasks of lm-eval as they are, with local data where there is some.
+    """Return tasks of lm-eval unchanged, with local data where available.
 
     Args:
         names: Names of tasks and groups, or paths of YAML files.

@@ -95,7 +95,7 @@ def attend_cached(
     """Attend to a cache: a query at position ``p`` sees the keys at 0 to ``p``.
 
     The cache comes in blocks, laid out as the two products read them, so nothing of its size is
-    copied. Each block is a computation of its own, and the partial results are combined in order; a
+    copied. Each block is computed separately, and the partial results are combined in order; a
     block in which a row sees nothing adds zeros. So a row's result does not depend, bit for bit, on
     how many more blocks there are.
 

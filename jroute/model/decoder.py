@@ -269,7 +269,7 @@ def forward(
         raise ValueError("blocks and cache must both be stacked over layers, or neither")
     step: Any = _BlockStep(block_graph(config), cos, sin, positions, valid, routing, options)
     if options.rematerialise:
-        step = jax.checkpoint(step, prevent_cse=unstacked)  # a scan is a barrier of its own
+        step = jax.checkpoint(step, prevent_cse=unstacked)  # a scan already is a barrier
     layers = _LayerInputs(
         index=jnp.arange(config.num_hidden_layers),
         gate=None if gate is None else gate.T,

@@ -99,7 +99,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class Span:
-    """A finished span in a trace of its own; ids are OpenTelemetry's, of 128 and 64 bits."""
+    """A finished span in its own trace; ids are OpenTelemetry's, of 128 and 64 bits."""
 
     name: str
     trace_id: int

@@ -179,11 +179,11 @@ class OutcomeTable:
         for outcome in outcomes:
             self._check(outcome)
             cell = (outcome.problem_id, outcome.gate, outcome.sample)
-            known = self._cells.get(cell, fresh.get(cell))
-            if known is None:
+            existing = self._cells.get(cell, fresh.get(cell))
+            if existing is None:
                 fresh[cell] = outcome
-            elif known != outcome:
-                raise _conflict(cell, known, outcome, f"outcomes given to {self.folder}")
+            elif existing != outcome:
+                raise _conflict(cell, existing, outcome, f"outcomes given to {self.folder}")
         if not fresh:
             return
         self._read.add(self._write_part(self.folder, list(fresh.values())))
@@ -297,9 +297,9 @@ class OutcomeTable:
     def _merge(self, outcomes: Iterable[Outcome], source: str) -> None:
         for outcome in outcomes:
             cell = (outcome.problem_id, outcome.gate, outcome.sample)
-            known = self._cells.setdefault(cell, outcome)
-            if known != outcome:
-                raise _conflict(cell, known, outcome, source)
+            existing = self._cells.setdefault(cell, outcome)
+            if existing != outcome:
+                raise _conflict(cell, existing, outcome, source)
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:
@@ -316,8 +316,8 @@ def _outcome(row: dict[str, Any]) -> Outcome:
     return Outcome(**values, made=None if made is None else Provenance(**made))
 
 
-def _conflict(cell: _Cell, known: Outcome, other: Outcome, source: str) -> ConflictingOutcome:
-    differing = [name for name in MEANING if getattr(known, name) != getattr(other, name)]
+def _conflict(cell: _Cell, existing: Outcome, other: Outcome, source: str) -> ConflictingOutcome:
+    differing = [name for name in MEANING if getattr(existing, name) != getattr(other, name)]
     problem_id, gate, sample = cell
     return ConflictingOutcome(
         f"problem {problem_id!r} at gate {gate_text(gate)} (sample {sample}) has two outcomes that "

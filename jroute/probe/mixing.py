@@ -1,4 +1,4 @@
-"""Learned mixing weights, the base frozen: tens to hundreds of numbers in a file of their own.
+"""Learned mixing weights, the base frozen: tens to hundreds of numbers in a separate file.
 
 Only the operator's raw weights change: by Adam on the log-likelihood of the train problems'
 answers through the frozen base, or by coordinate search on the share of problems that the model

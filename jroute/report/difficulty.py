@@ -91,7 +91,7 @@ def groups(values: Float[np.ndarray, " items"]) -> tuple[Int[np.ndarray, " items
         edges = distinct[1:]
     else:
         edges = np.unique(np.quantile(values, np.linspace(0, 1, BINS + 1)[1:-1], method="nearest"))
-        # A value that most items share is a group of its own.
+        # A value that most items share forms its own group.
         edges = np.unique(np.where(edges == distinct[0], distinct[1], edges))
     members = np.searchsorted(edges, values, side="right")
     labels = []

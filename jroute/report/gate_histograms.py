@@ -33,7 +33,7 @@ def arm_histogram(results: Mapping[str, Any]) -> Figure:
         for name, by_seed in chosen.items()
     }
     seeds = chosen.get(SUBJECT, np.zeros((0, len(gates))))
-    seeds = seeds[np.argsort(seeds @ gates)]  # seeds that choose alike stand together
+    seeds = seeds[np.argsort(seeds @ gates)]  # seeds with similar choices are adjacent
     seeds = (seeds / np.maximum(seeds.sum(axis=1, keepdims=True), 1))[:, order]
     gates = gates[order]
     descriptions = [

@@ -112,7 +112,7 @@ def _sentence(text: str) -> str:
 
 
 def _tiles(results: Mapping[str, Any]) -> list[Tile]:
-    """Return the three numbers that matter most, as far as they are stored."""
+    """Return those of the three headline numbers that are stored."""
     arms = {row.name: row for row in arm_rows(results)}
     tiles = [
         Tile(f"{name} accuracy", decimal(arms[name].value), "%", interval(arms[name].ci95))

@@ -1,4 +1,4 @@
-"""Figures as SVG: inline in the page, and as files of their own.
+"""Figures as SVG: inline in the page, and as separate files.
 
 matplotlib draws them. A library that draws in the browser, such as Vega-Lite, would embed close to
 a megabyte of JavaScript in every report, and its static SVG has fixed colours. matplotlib's SVG
@@ -123,7 +123,7 @@ def _placeholders(num_gates: int) -> dict[str, str]:
 def inline(figure: Figure, num_gates: int) -> Markup:
     """Return a figure as an ``<svg>`` element whose colours are CSS variables of the page.
 
-    matplotlib escapes every text that it draws, so the element is safe as it is.
+    matplotlib escapes every text that it draws, so the element needs no further escaping.
     """
     placeholders = _placeholders(num_gates)
     buffer = io.StringIO()

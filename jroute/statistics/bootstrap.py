@@ -90,7 +90,7 @@ def crossed_bootstrap(
 def _seed_weights(
     rng: np.random.Generator, replicates: int, seeds: int
 ) -> Float[np.ndarray, "replicates seeds"]:
-    if seeds == 1:  # a single row does not show how seeds vary: the arm is taken as it is
+    if seeds == 1:  # a single row does not show how seeds vary, so it is used unchanged
         return np.ones((replicates, 1))
     drawn = rng.multinomial(seeds, np.full(seeds, 1.0 / seeds), size=replicates)
     return (1.0 + (drawn - 1.0) * sqrt(seeds / (seeds - 1))) / seeds

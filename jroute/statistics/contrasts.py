@@ -97,7 +97,7 @@ def linear_contrast(
     unseen.
 
     Args:
-        arms: ``[items]`` or ``[seeds, items]`` each, every arm with seeds of its own.
+        arms: ``[items]`` or ``[seeds, items]`` each, every arm with its own seeds.
         weights: Weights of the arms; a difference of two gains is 1, -1, -1, 1.
         replicates: Number of bootstrap resamples.
         seed: Seed of the resampling.

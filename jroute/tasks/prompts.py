@@ -36,7 +36,7 @@ class PromptConfig:
             wording, its examples, its beginning of the answer. So a controller trains on the
             benchmark's prompts.
         num_fewshot: Number of examples in the benchmark's prompt; ``-1`` for the task's own.
-        multiturn: Whether, in a chat, each example is a turn of its own.
+        multiturn: Whether each example of a chat is a separate turn.
     """
 
     stored_keys: ClassVar[Keys] = keys(

@@ -60,7 +60,7 @@ def parse(
     """Build a configuration from a command line.
 
     ``--config FILE`` may be given several times; later files win over earlier ones, and options
-    win over files wherever they stand. ``--help`` prints every field and exits; after a
+    win over files in any position. ``--help`` prints every field and exits; after a
     ``--config`` it shows that file's values as the defaults.
 
     Args:

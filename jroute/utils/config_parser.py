@@ -79,7 +79,7 @@ def print_help(
     for action in parser._actions:
         key = keys.get(action.dest)
         if key in schema.sections or action.dest == "print_config":
-            # jsonargparse would read a section from a file of its own; this project does not.
+            # jsonargparse would read a section from a separate file; this project does not.
             action.help = argparse.SUPPRESS
         elif key is not None and key != action.dest:
             action.option_strings = [f"--{key}"]

@@ -62,11 +62,11 @@ class Schema:
 
     def present(self, key: str) -> str:
         """Return a key with every earlier name in it replaced by the present one."""
-        known = ""
+        present = ""
         for part in key.split("."):
-            step = f"{known}.{part}" if known else part
-            known = self.old.get(step, step)
-        return known
+            step = f"{present}.{part}" if present else part
+            present = self.old.get(step, step)
+        return present
 
     def nearest(self, key: str) -> str:
         """Return the known key most like ``key``, as a whole or in its last part alone."""

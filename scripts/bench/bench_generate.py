@@ -4,7 +4,7 @@
     python scripts/bench/bench_generate.py --out scripts/results/generate_cpu.json
     python scripts/bench/bench_generate.py --shape 4b --peers transformers --out generate_gpu.json
 
-Every side runs in a process of its own, loads the same random Qwen3, warms up with the very work it
+Every side runs in its own process, loads the same random Qwen3, warms up with the very work it
 will be timed on, and then waits for its turn: sides alternate round by round, and only one computes
 at a time. All get the same token ids and generate the same number of tokens, which no end token
 shortens; all have the same threads, and a key-value cache sized to the work. Tokens are checked

@@ -5,15 +5,15 @@
 
 2,000 prompts with 8 features, 5 gates, rewards from a table; networks of 64-64 tanh units; batches
 of 512 episodes, 4 epochs of 4 minibatches: the same for stable-baselines3 (torch), rejax (JAX) and
-this learner, each in a process of its own on the same cores. The processes take turns, in an order
+this learner, each in its own process on the same cores. The processes take turns, in an order
 that rotates, and only one of them works at a time; ratios are those of the turns of one round.
 ``updates/s, given rollouts`` repeats one batch to this learner and to CleanRL's arithmetic in
 torch, which leaves environments out. ``compile`` is the first call of a fresh process less a
 second, equal call; ``to 95 %`` is training alone, from new weights until the policy's favourite
 gates are worth 95 % of the best ones.
 
-Seconds of the clock decide. Seconds of processors stand beside them: on a machine that others use
-too they are the steadier figure.
+Wall-clock seconds decide. Processor seconds are reported beside them: on a machine that others
+use too they are the steadier figure.
 """
 
 import argparse

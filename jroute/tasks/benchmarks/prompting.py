@@ -70,7 +70,7 @@ class BenchmarkPrompt:
             question: The question.
             system: The system message, or ``""``.
             chat: Renders messages; ``None`` puts them one after the other as plain text.
-            multiturn: Whether, in a chat, every example is a turn of its own.
+            multiturn: Whether every example of a chat is a separate turn.
 
         Raises:
             UserError: The task needs more than a question.

@@ -18,13 +18,13 @@ TOKENIZER = ROOT / "jroute" / "assets" / "tiny-gated"
 SHARPNESS = 3.0
 """The norms of queries and keys are multiplied by it.
 
-With random weights as they are, attention is nearly uniform, and every row soon repeats the same
+With plain random weights, attention is nearly uniform, and every row soon repeats the same
 token whatever came before: such tokens would be right under a wrong position encoding, too.
 """
 
 
 def make_model(config: Qwen3Config, dtype: Dtype, folder: Path) -> tuple[Path, Path]:
-    """Return the checkpoint and its conversion; reuse what stands complete in ``folder``."""
+    """Return the checkpoint and its conversion; reuse what is complete in ``folder``."""
     folder = folder.resolve()
     source, converted = folder / "huggingface", folder / "jroute"
     if not (folder / "complete").is_file():
@@ -40,7 +40,7 @@ def make_model(config: Qwen3Config, dtype: Dtype, folder: Path) -> tuple[Path, P
 
 
 def _python(*arguments: str | Path) -> None:
-    """Run a command in a process of its own, so that no memory of it stays with the caller."""
+    """Run a command in its own process, so that the caller keeps none of its memory."""
     command = [sys.executable, *map(str, arguments)]
     if subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL).returncode:
         raise UserError(f"{' '.join(command)} failed; see above")

@@ -1,4 +1,4 @@
-"""A side of ``bench_ppo.py`` in a process of its own.
+"""A side of ``bench_ppo.py`` in its own process.
 
 A side trains (``start``, ``program``, ``run``, ``worth``), or learns from the same rollouts again
 and again (``prepare``, ``update``), or both.

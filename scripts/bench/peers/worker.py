@@ -1,4 +1,4 @@
-"""The worker's end of the pipe: one side of a comparison in a process of its own.
+"""The worker's end of the pipe: one side of a comparison in its own process.
 
 Commands come as JSON lines on standard input, an answer goes out as a JSON line for each; whatever
 libraries print lands on standard error. Between commands a worker waits in a read, so it uses no
