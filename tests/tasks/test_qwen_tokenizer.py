@@ -7,7 +7,6 @@ import json
 import shutil
 import unicodedata
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 import jroute
 from jroute.checkpoint.conversion import convert
+from jroute.experiment.config import Experiment
+from jroute.experiment.run import Run
 from jroute.harness import model_args
 from jroute.harness.model import JaxLM
 from jroute.tasks.prompts import PromptConfig, render, render_chat
@@ -267,8 +268,8 @@ def test_thinking_is_off_by_default_and_refused_where_it_cannot_be(releases) -> 
 
 def test_a_runs_adapter_thinks_as_its_prompts_do(releases, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = PromptConfig(enable_thinking=True)
-    experiment = SimpleNamespace(prompt=prompt)
-    run = SimpleNamespace(lm=releases["hybrid"].lm, experiment=experiment, gates=None)
+    experiment = Experiment(run="run", model="model", prompt=prompt)
+    run = Run(Path(experiment.run), experiment, releases["hybrid"].lm)
     monkeypatch.setattr(model_args, "load_run", lambda folder: run)
     expected = render(USER["content"], prompt, run.lm.tokenizer)
     for arguments, thinks in (("", True), (",enable_thinking=False", False)):
