@@ -28,7 +28,7 @@ from jroute.arms.registry import (
     fixed,
     selectable,
 )
-from jroute.arms.rl import decisions_of_policy, decisions_of_seeds
+from jroute.arms.rl import decisions_of_seeds
 from jroute.arms.supervised import LENGTH, columns_of_regressor
 from jroute.utils.errors import UserError
 
@@ -91,7 +91,7 @@ def _rl(prompts: Sequence[str], inputs: ArmInputs) -> Decisions:
 
 
 def _rl_selected(prompts: Sequence[str], inputs: ArmInputs) -> Decisions:
-    return decisions_of_policy(inputs.controller()[SUBJECT], inputs.observe(prompts))
+    return _rl(prompts, inputs)[int(inputs.controller()["selected"])]
 
 
 def _rl_modal(prompts: Sequence[str], inputs: ArmInputs) -> Decisions:

@@ -212,7 +212,6 @@ def train_and_judge(
         "seeds": rl,
         registry.SUPERVISED: fit_supervised(short[0], short[1], supervised, key_supervised),
         "selected": selected,
-        registry.SUBJECT: jax.tree.map(lambda leaf: leaf[selected], rl),
         registry.BEST_FIXED: _best_fixed(tables),
     }
     controls = fit_controls(train, validation, rl, ppo=ppo, supervised=supervised, key=key_controls)

@@ -123,7 +123,8 @@ def test_live_rollouts_and_reports_decide_as_a_table_does() -> None:
 
 def test_decisions_of_several_numbers_are_one_gate_each() -> None:
     params = networks.init(jax.random.key(5), 3, (len(GRID),) * 4)
-    inputs = dataclasses.replace(TRAINED, has_table=False, controller=lambda: {"rl": params})
+    controller = {"seeds": stack([params]), "selected": 0}
+    inputs = dataclasses.replace(TRAINED, has_table=False, controller=lambda: controller)
     gates = resolve(parse_arm("rl"), PROMPTS, inputs)
     np.testing.assert_array_equal(gates, np.asarray(GRID)[networks.act(params, jnp.asarray(X))])
     assert gates.shape == (40, 4)

@@ -60,7 +60,7 @@ def test_bad_input_is_told():
         PromptConfig(enable_thinking=True, chat=False)
     with pytest.raises(UserError, match=r"no chat template is set.*prompt\.chat to false"):
         render("1 + 1?", PromptConfig(), Refuser())
-    with pytest.raises(UserError, match=r"enable_thinking is true, but .* has no switch"):
+    with pytest.raises(UserError, match=r"enable_thinking is true, but .* does not support"):
         render("1 + 1?", PromptConfig(enable_thinking=True), Recorder())
 
 
