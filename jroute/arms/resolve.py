@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -28,7 +29,7 @@ from jroute.arms.registry import (
     fixed,
     selectable,
 )
-from jroute.arms.rl import decisions_of_seeds
+from jroute.arms.rl import decisions_of_policy, decisions_of_seeds
 from jroute.arms.supervised import LENGTH, columns_of_regressor
 from jroute.utils.errors import UserError
 
@@ -91,7 +92,10 @@ def _rl(prompts: Sequence[str], inputs: ArmInputs) -> Decisions:
 
 
 def _rl_selected(prompts: Sequence[str], inputs: ArmInputs) -> Decisions:
-    return _rl(prompts, inputs)[int(inputs.controller()["selected"])]
+    controller = inputs.controller()
+    selected = int(controller["selected"])
+    policy = jax.tree.map(lambda leaf: leaf[selected], controller["seeds"])
+    return decisions_of_policy(policy, inputs.observe(prompts))
 
 
 def _rl_modal(prompts: Sequence[str], inputs: ArmInputs) -> Decisions:

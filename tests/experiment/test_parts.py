@@ -60,11 +60,9 @@ HOLDERS = {
 
 def _names_run(annotation: ast.expr | None) -> bool:
     """Return whether an annotation names ``Run``, also as a string."""
-    nodes = ast.walk(annotation) if annotation else ()
-    names = {node.id for node in nodes if isinstance(node, ast.Name)}
-    nodes = ast.walk(annotation) if annotation else ()
-    names |= {str(node.value) for node in nodes if isinstance(node, ast.Constant)}
-    return "Run" in names
+    nodes = list(ast.walk(annotation)) if annotation else []
+    names = [node.id for node in nodes if isinstance(node, ast.Name)]
+    return "Run" in [*names, *(node.value for node in nodes if isinstance(node, ast.Constant))]
 
 
 def _takes_run(node: ast.AST) -> bool:
