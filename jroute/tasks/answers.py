@@ -20,6 +20,14 @@ from typing import Literal, NamedTuple
 
 from jroute.tasks.numbers import NUMBER, canonical, exact_value, normalise, parse_number
 
+ANSWER_PARSER_VERSION = 2
+"""Version of the rules by which answers are read; stored with every part of a table.
+
+Raise it with every change after which any text may give another answer: here, in
+``jroute.tasks.numbers``, or in ``is_correct``. Stored completions are then graded anew.
+Version 1 is that of all parts without a version.
+"""
+
 
 class ParsedAnswer(NamedTuple):
     """What a completion answered.
