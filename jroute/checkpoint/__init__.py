@@ -9,7 +9,7 @@ from jroute.checkpoint.model import (
     read_manifest,
 )
 from jroute.checkpoint.staging import MANIFEST
-from jroute.checkpoint.state import latest_step, load_state, save_state
+from jroute.checkpoint.state import latest_step, load_state, resume_state, save_state
 from jroute.checkpoint.writer import ModelWriter, save_model
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "load_state",
     "model_fingerprint",
     "read_manifest",
+    "resume_state",
     "save_model",
     "save_state",
 ]

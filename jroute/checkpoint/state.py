@@ -1,57 +1,128 @@
-"""Training states, one per step: saved atomically and restored bit for bit."""
+"""Training states, one per step: saved atomically and restored bit for bit.
 
+A step is a folder with two Orbax items, the arrays and a description of every leaf, and a file with
+the digests of all other files, which are checked before anything else is read. Steps of earlier
+versions have no digests.
+"""
+
+import hashlib
+import logging
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import pydantic
 from jax.sharding import Sharding
 from jax.tree_util import DictKey, GetAttrKey, keystr, tree_leaves_with_path
 
 from jroute.checkpoint.storage import quiet, restore_args
 from jroute.utils.errors import UserError
+from jroute.utils.files import write_json
+from jroute.utils.json_files import Record, read_json
 from jroute.utils.keys import stored_keys
+from jroute.utils.temporary import HIDDEN, remove_abandoned, temporary_folder, temporary_path
 from jroute.utils.trees import nest
+
+logger = logging.getLogger(__name__)
+
+DIGESTS = "digests.json"
+"""Name of the file of digests in the folder of a step."""
 
 _NUMBERS: Mapping[str, type] = {kind.__name__: kind for kind in (bool, int, float)}
 
 
-def save_state(directory: str | os.PathLike[str], step: int, state: Any, *, keep: int = 2) -> None:
+class Leaf(Record):
+    """What is stored of a leaf beside its values.
+
+    Attributes:
+        kind: ``jax``, ``numpy``, ``bool``, ``int`` or ``float``, or ``key:`` and the name of a
+            generator of random keys.
+        dtype: Type of its values.
+        shape: Shape of its values.
+        keys: Its path: keys of dictionaries, ``None`` for a place in any other node.
+    """
+
+    kind: Annotated[str, pydantic.Field(pattern=r"^(jax|numpy|bool|int|float|key:.+)$")]
+    dtype: str
+    shape: list[pydantic.NonNegativeInt]
+    keys: list[str | int | float | bool | None]
+
+
+class Digests(Record):
+    """The content of ``digests.json``.
+
+    Attributes:
+        files: SHA-256 of every other file of the step, by its path in it.
+    """
+
+    files: dict[str, str]
+
+
+class DamagedState(UserError):
+    """A step that cannot be read, or does not hold what was saved."""
+
+
+def save_state(
+    directory: str | os.PathLike[str],
+    step: int,
+    state: Any,
+    *,
+    keep: int = 2,
+    replace: bool = False,
+) -> None:
     """Save a training state under its step, and delete all but the newest ``keep`` steps.
 
     Args:
-        directory: Folder of the checkpoints; created if missing.
+        directory: Folder of the checkpoints, which only this process writes; created if missing.
         step: Number of the step.
         state: Any tree of arrays, typed PRNG keys, and numbers. Fields of classes with
             ``stored_keys`` are stored under those.
         keep: How many steps to keep.
+        replace: Delete this step and later ones first, which ``resume_state`` passed over.
 
     Raises:
         UserError: This step was saved before.
     """
-    leaves = {name: _plain(leaf) for name, leaf in _leaves(state).items()}
-    with quiet(), _manager(directory, keep=keep) as manager:
-        if step in manager.all_steps():
-            raise UserError(
-                f"{directory} already holds step {step}; "
-                "resume from it or choose another run folder"
-            )
-        manager.save(
-            step,
-            args=ocp.args.Composite(
-                # Orbax stores no empty arrays; their description holds everything.
-                state=ocp.args.PyTreeSave({n: leaf for n, leaf in leaves.items() if leaf.size}),
-                description=ocp.args.JsonSave(_describe(state)),
-            ),
+    folder = Path(directory)
+    _tidy(folder)
+    steps = saved_steps(folder)
+    if replace:
+        _delete(folder, [later for later in steps if later >= step])
+    elif step in steps:
+        raise UserError(
+            f"{folder} already holds step {step}; resume from it or choose another run folder"
         )
+    leaves = {name: _plain(leaf) for name, leaf in _leaves(state).items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(folder / str(step)) as hidden:
+        partial = hidden / str(step)
+        with quiet(), _checkpointer() as checkpointer:
+            checkpointer.save(
+                partial.absolute(),
+                ocp.args.Composite(
+                    # Orbax stores no empty arrays; their description holds everything.
+                    state=ocp.args.PyTreeSave({n: leaf for n, leaf in leaves.items() if leaf.size}),
+                    description=ocp.args.JsonSave(_describe(state)),
+                ),
+            )
+        # What a power failure might leave does not match its digests, and an earlier step is kept.
+        write_json(partial / DIGESTS, Digests(files=_digest_files(partial)).model_dump())
+        os.rename(partial, folder / str(step))
+    _delete(folder, saved_steps(folder)[:-keep])
 
 
 def load_state(
-    directory: str | os.PathLike[str], like: Any = None, *, step: int | None = None
+    directory: str | os.PathLike[str],
+    like: Any = None,
+    *,
+    step: int | None = None,
+    remedy: str = "delete that folder and give the command again",
 ) -> tuple[int, Any]:
     """Load a training state, equal bit for bit to the one that was saved.
 
@@ -61,54 +132,169 @@ def load_state(
             that is committed to devices is placed like it. May be left out if the state consists
             of nested dictionaries alone.
         step: Which step; by default the newest.
+        remedy: What the user should do if the step is damaged.
 
     Returns:
         The step and the state.
 
     Raises:
         UserError: There is no such checkpoint, or it has another structure than ``like``.
+        DamagedState: The step is damaged.
     """
     step = latest_step(directory) if step is None else step
     if step is None or not (Path(directory) / str(step)).is_dir():
         which = "" if step is None else f" of step {step}"
         raise UserError(f"{directory} holds no checkpoint{which}; start a new run")
-    with quiet(), _manager(directory) as manager:
-        json_args = ocp.args.Composite(description=ocp.args.JsonRestore())
-        described = manager.restore(step, args=json_args).description
-        placed: dict[str, Sharding | None] = {}
-        if like is not None:
-            saved, described = described, _describe(like)
-            _refuse_other_structure(saved, described, f"step {step} in {directory}")
-            placed = {name: _sharding(_plain(leaf)) for name, leaf in _leaves(like).items()}
-        stored = {name: leaf for name, leaf in described.items() if 0 not in leaf["shape"]}
-        args = {name: restore_args(placed.get(name)) for name in stored}
-        tree_args = ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=args))
-        values = manager.restore(step, args=tree_args).state
-    leaves = {
-        name: _unplain(values[name] if name in values else _empty(leaf), leaf)
-        for name, leaf in described.items()
-    }
+    folder = Path(directory) / str(step)
+    try:
+        _check_digests(folder)
+    except (UserError, OSError) as error:
+        raise _damaged(folder, error, remedy) from None
+    try:
+        leaves, described = _restore(folder, like)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # whatever Orbax and what lies beneath it think of damaged files
+        raise _damaged(folder, error, remedy) from error
     if like is None:
         return step, _nest(described, leaves)
     return step, jax.tree.unflatten(jax.tree.structure(like), [leaves[n] for n in _leaves(like)])
 
 
+def resume_state(directory: str | os.PathLike[str], like: Any) -> tuple[int, Any] | None:
+    """Load the newest step that is whole, with a warning for each that is not.
+
+    Args:
+        directory: Folder of the checkpoints.
+        like: As for ``load_state``.
+
+    Returns:
+        The step and the state; ``None`` if no step was saved.
+
+    Raises:
+        UserError: All steps are damaged, or one has another structure than ``like``.
+    """
+    damaged = None
+    _tidy(Path(directory))
+    for step in reversed(saved_steps(directory)):
+        try:
+            return load_state(directory, like, step=step, remedy="an earlier step is tried")
+        except DamagedState as error:
+            logger.warning("%s", error)
+            damaged = error
+    if damaged is not None:
+        raise UserError(
+            f"every saved state in {directory} is damaged; delete that folder to train from the "
+            "start"
+        ) from damaged
+    return None
+
+
 def latest_step(directory: str | os.PathLike[str]) -> int | None:
     """Return the newest step that was saved completely, or ``None``."""
-    if not Path(directory).is_dir():
-        return None
-    with quiet(), _manager(directory) as manager:
-        return manager.latest_step()
+    return max(saved_steps(directory), default=None)
 
 
-def _manager(
-    directory: str | os.PathLike[str], *, keep: int | None = None
-) -> ocp.CheckpointManager:
-    """Open a manager that keeps ``keep`` steps and may create the folder, or only reads."""
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, create=keep is not None, enable_async_checkpointing=False
+def saved_steps(directory: str | os.PathLike[str]) -> list[int]:
+    """Return the steps that were saved completely, in order.
+
+    Raises:
+        UserError: The folder cannot be read.
+    """
+    folder = Path(directory)
+    try:
+        names = [path.name for path in folder.iterdir() if path.is_dir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(
+            f"{folder} is not a readable folder of states ({error.strerror}); "
+            "remove it and give the command again"
+        ) from None
+    return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
+
+
+def _damaged(folder: Path, error: Exception, remedy: str) -> DamagedState:
+    reason = f"{error}".splitlines()[0] if str(error) else type(error).__name__
+    return DamagedState(
+        f"the state {folder} is damaged or cannot be read ({reason:.200}); {remedy}"
     )
-    return ocp.CheckpointManager(Path(directory).absolute(), options=options)
+
+
+def _delete(folder: Path, steps: Sequence[int]) -> None:
+    """Delete steps; one is gone at once or not at all."""
+    for step in steps:
+        hidden = temporary_path(folder / str(step), HIDDEN)
+        os.rename(folder / str(step), hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _tidy(folder: Path) -> None:
+    """Delete what killed processes left in a folder of states."""
+    for path in folder.glob("*.orbax-checkpoint-tmp*"):  # as earlier versions did
+        shutil.rmtree(path, ignore_errors=True)
+    remove_abandoned(folder, reused=True)
+
+
+def _check_digests(folder: Path) -> None:
+    """Compare all files of a step with the digests that were stored with it.
+
+    Raises:
+        UserError: There are digests, and a file is missing or not what it was.
+        OSError: A file cannot be read.
+    """
+    if not os.path.lexists(folder / DIGESTS):
+        logger.info("%s was saved by an earlier version, without digests to check", folder)
+        return
+    expected = read_json(folder / DIGESTS, Digests, "it was saved with one").files
+    files = _digest_files(folder)
+    for name, digest in expected.items():
+        if name not in files:
+            raise UserError(f"{name} is missing")
+        if files[name] != digest:
+            raise UserError(f"{name} does not match its digest in {DIGESTS}")
+
+
+def _digest_files(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file in a folder but that of the digests."""
+    digests = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path != folder / DIGESTS:
+            with path.open("rb") as file:
+                name = path.relative_to(folder).as_posix()
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def _restore(folder: Path, like: Any) -> tuple[dict[str, Any], Mapping[str, dict[str, Any]]]:
+    """Return the leaves of a step and their description.
+
+    Raises:
+        UserError: The step has another structure than ``like``.
+        Exception: The step is damaged.
+    """
+    placed: dict[str, Sharding | None] = {}
+    with quiet(), _checkpointer() as checkpointer:
+        args = ocp.args.Composite(description=ocp.args.JsonRestore())
+        described = checkpointer.restore(folder.absolute(), args).description
+        pydantic.TypeAdapter(dict[str, Leaf]).validate_python(described)
+        if like is not None:
+            saved, described = described, _describe(like)
+            _refuse_other_structure(saved, described, str(folder))
+            placed = {name: _sharding(_plain(leaf)) for name, leaf in _leaves(like).items()}
+        stored = {name: leaf for name, leaf in described.items() if 0 not in leaf["shape"]}
+        one_by_one = {name: restore_args(placed.get(name)) for name in stored}
+        args = ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=one_by_one))
+        values = checkpointer.restore(folder.absolute(), args).state
+    leaves = {
+        name: _unplain(values[name] if name in stored else _empty(leaf), leaf)
+        for name, leaf in described.items()
+    }
+    return leaves, described
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
 
 def _leaves_with_path(tree: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:

@@ -358,12 +358,14 @@ def test_a_state_whose_writing_was_killed_is_not_seen(
         patch.setattr(os, "replace", killed)
         patch.setattr(shutil, "move", killed)
         patch.setattr(Path, "rename", killed)
+        patch.setattr(shutil, "rmtree", killed)  # the dead tidy nothing up
         with pytest.raises(KeyboardInterrupt):
             save_state(tmp_path, 2, {"x": jnp.zeros(3)})
     assert len(list(tmp_path.iterdir())) > 1  # the proof that the kill came mid-way
     assert latest_step(tmp_path) == 1
     assert np.array_equal(load_state(tmp_path, {"x": jnp.zeros(3)})[1]["x"], np.ones(3))
     save_state(tmp_path, 2, {"x": jnp.full(3, 2.0)})
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["1", "2"]
     assert load_state(tmp_path, {"x": jnp.zeros(3)})[1]["x"].tolist() == [2.0, 2.0, 2.0]
 
 
