@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from jroute.utils.disk import refusal
 from jroute.utils.errors import UserError
 
 
@@ -26,8 +27,8 @@ class PlanOption:
 def command(main: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
     """Turn the body of a command into a function that returns its exit status.
 
-    The status is 0, or 2 after a ``UserError``, whose message goes to standard error. Every other
-    exception propagates.
+    The status is 0, or 2 after a ``UserError``, whose message goes to standard error, and after a
+    write that the system refuses. Every other exception propagates.
 
     Use it as ``@command def main(argv): ...`` together with ``run_command(main, ...)``.
     """
@@ -38,6 +39,12 @@ def command(main: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
             main(argv)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
+            return 2
+        except Exception as error:
+            refused = refusal(error)
+            if refused is None:
+                raise
+            print(f"error: {refused.sentence()}", file=sys.stderr)
             return 2
         return 0
 

@@ -33,6 +33,19 @@ def test_bad_input_is_one_sentence_and_status_two(capsys):
     assert capsys.readouterr().err == "error: no such thing; take another\n"
 
 
+def test_a_refused_write_that_nobody_caught_is_one_sentence_too(capsys, tmp_path):
+    @command
+    def main(argv):
+        (tmp_path / "file").write_text("")
+        (tmp_path / "file" / "below").write_text("")
+
+    assert main([]) == 2
+    assert capsys.readouterr().err == (
+        f"error: cannot write to {tmp_path / 'file' / 'below'} (Not a directory); "
+        "choose another path, or move away what is in the way\n"
+    )
+
+
 def test_a_defect_keeps_its_traceback():
     @command
     def main(argv):
