@@ -18,7 +18,7 @@ from typing import Any, TypeVar, overload
 
 from jroute.utils.config_parser import WrongType, instantiate, print_help
 from jroute.utils.config_schema import Schema, accepts_none, describe_type
-from jroute.utils.errors import UserError
+from jroute.utils.errors import UserError, shown
 from jroute.utils.keys import yaml_keys
 from jroute.utils.yaml_files import read_yaml, yaml_text
 
@@ -151,12 +151,12 @@ def _walk(
             yield key, value
         elif key not in schema.sections:
             raise UserError(
-                f"{path}: unknown key {key}; the nearest known key is {schema.nearest(key)}"
+                f"{path}: unknown key {key:.80}; the nearest known key is {schema.nearest(key)}"
             )
         elif isinstance(value, Mapping):
             yield from _walk(value, f"{key}.", path, schema)
         elif value is not None:
-            raise UserError(f"{path}: {key} is a section of keys, not the value {value!r}")
+            raise UserError(f"{path}: {key} is a section of keys, not the value {shown(value)}")
 
 
 def _read_options(
@@ -177,14 +177,16 @@ def _read_options(
             wants_help = True
             continue
         if not name.startswith("--"):
-            raise UserError(f"unexpected argument {name!r}; options look like --section.field 1")
+            raise UserError(
+                f"unexpected argument {shown(name)}; options look like --section.field 1"
+            )
         key = schema.present(name.removeprefix("--"))
         if key in schema.sections:
             inside = [f"--{field}" for field in schema.fields if field.startswith(f"{key}.")]
             raise UserError(f"{name} is a section; set a field of it: {', '.join(inside)}")
         if key not in schema.fields and not (files and key == "config"):
             raise UserError(
-                f"unknown option {name}; the nearest known option is --{schema.nearest(key)}"
+                f"unknown option {name:.80}; the nearest known option is --{schema.nearest(key)}"
             )
         if not equals:
             stands_alone = not remaining or remaining[0].startswith("--")
@@ -215,7 +217,7 @@ def _build(classes: Sequence[type[Any]], schema: Schema, values: _Values) -> lis
         return instantiate(classes, schema, values.values)
     except WrongType as error:
         if error.key is not None and error.key in values.values:
-            raise _wrong_type(error.key, schema, values) from error
+            raise _wrong_type(error.key, schema, values, error.expected) from error
         raise UserError(f"the configuration is not valid: {error}") from error
     except UserError as error:
         # A section knows what is wrong with its values, but not where they were read.
@@ -223,11 +225,11 @@ def _build(classes: Sequence[type[Any]], schema: Schema, values: _Values) -> lis
         raise UserError(f"{error} (read from {origins})" if origins else str(error)) from error
 
 
-def _wrong_type(key: str, schema: Schema, values: _Values) -> UserError:
+def _wrong_type(key: str, schema: Schema, values: _Values, expected: str = "") -> UserError:
     origin, value = values.origins[key], values.values[key]
     name = f"--{key}" if origin == _COMMAND_LINE else f"{origin}: {key}"
-    shown = "null" if value is None else repr(value)
-    return UserError(f"{name} must be {describe_type(schema.fields[key])}, not {shown}")
+    expected = expected or f"must be {describe_type(schema.fields[key])}"
+    return UserError(f"{name} {expected}, not {'null' if value is None else shown(value)}")
 
 
 def _plain(value: Any) -> Any:

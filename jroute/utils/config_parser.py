@@ -2,14 +2,17 @@
 
 import argparse
 import dataclasses
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import jsonargparse
+from jsonargparse import _loaders_dumpers as loaders
 
 from jroute.utils.config_schema import Schema
+from jroute.utils.yaml_files import PlainLoader
 
 
 class WrongType(Exception):
@@ -17,11 +20,12 @@ class WrongType(Exception):
 
     Attributes:
         key: The field's key, or ``None`` if jsonargparse does not name it.
+        expected: What its type demands beyond its name; empty if nothing.
     """
 
-    def __init__(self, message: str, key: str | None):
+    def __init__(self, message: str, key: str | None, expected: str = ""):
         super().__init__(message)
-        self.key = key
+        self.key, self.expected = key, expected
 
 
 def instantiate(
@@ -42,13 +46,36 @@ def instantiate(
     for key, value in values.items():
         given[schema.paths[key]] = value
     try:
-        tree = parser.instantiate(parser.parse_object(given.as_dict()))
+        tree = parser.parse_object(given.as_dict())
+        for key in values:
+            if expected := unusable(tree[schema.paths[key]]):
+                raise WrongType(f"{key} {expected}", key, expected)
+        tree = parser.instantiate(tree)
     except argparse.ArgumentError as error:
         path = re.search(r'Parser key "([^"]+)"', str(error))
         keys = {path: key for key, path in schema.paths.items()}
         key = keys.get(path[1]) if path else None
-        raise WrongType(" ".join(str(error).split()), key) from error
+        raise WrongType(f"{' '.join(str(error).split()):.300}", key) from error
     return [cls(**{f.name: tree[f.name] for f in dataclasses.fields(cls)}) for cls in classes]
+
+
+def unusable(value: Any) -> str:
+    """Return what a value of the right type must be besides; empty if it is usable.
+
+    No field has a use for NaN, infinity, an integer of more than 64 bits, or a text that no file
+    can hold.
+    """
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple):
+        return next(filter(None, map(unusable, value)), "")
+    if isinstance(value, float) and not math.isfinite(value):
+        return "must be finite"
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "must be a number of at most 64 bits"
+    if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+        return "must be UTF-8 text without NUL characters"
+    return ""
 
 
 def print_help(
@@ -92,10 +119,27 @@ class _Formatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpF
     """Keep the lines of a description, which may hold commands."""
 
 
+class _OptionLoader(PlainLoader):
+    """Load a value of the command line, where ``1e-3`` is a number as it is in JSON."""
+
+
+_OptionLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+# jsonargparse parses texts with libyaml, which deep nesting makes overflow the stack, and has no
+# public way to change that everywhere. A test meets it if this name moves.
+loaders.yaml_default_loader = _OptionLoader
+
+
 def _parser(classes: Sequence[type[Any]], **options: Any) -> jsonargparse.ArgumentParser:
     # Abbreviations are off: a shortened option would hide a mistyped one.
     parser = jsonargparse.ArgumentParser(
-        exit_on_error=False, allow_abbrev=False, formatter_class=_Formatter, **options
+        exit_on_error=False,
+        allow_abbrev=False,
+        formatter_class=_Formatter,
+        **options,
     )
     for cls in classes:
         parser.add_class_arguments(cls, as_group=True)

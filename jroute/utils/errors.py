@@ -1,4 +1,10 @@
-"""The one exception whose message is meant for users."""
+"""The one exception whose message is meant for users, and how messages show what users gave."""
+
+import reprlib
+from typing import Any
+
+MAX_SHOWN = 80
+"""Characters of the longest value that a message shows in full."""
 
 
 class UserError(Exception):
@@ -7,3 +13,29 @@ class UserError(Exception):
     Commands print it as ``error: ...`` and exit with status 2. Any other exception is a defect of
     jroute and keeps its traceback.
     """
+
+
+class _Shown(reprlib.Repr):
+    """Show at most some items of some levels, and never a number of thousands of digits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring = 3, MAX_SHOWN
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Show an integer; Python refuses to print one of more than 4,300 digits."""
+        bits = x.bit_length()
+        return repr(x) if bits < 4 * MAX_SHOWN else f"a number of {bits:,} bits"
+
+
+def shown(value: Any) -> str:
+    """Return a value that a user gave as a message shows it: its ``repr``, never long.
+
+    Every message that quotes a value of unknown size uses this; a few hundred bytes of YAML or JSON
+    can hold a value whose full ``repr`` fills the memory.
+    """
+    text = _SHOWN.repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 4]} ..."
+
+
+_SHOWN = _Shown()

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import pydantic
 from pydantic_core import ErrorDetails
 
-from jroute.utils.errors import UserError
+from jroute.utils.errors import UserError, shown
 
 T = TypeVar("T")
 
@@ -107,10 +107,8 @@ def describe(error: pydantic.ValidationError) -> str:
     place = f"{place.lstrip('.'):.100}"
     if details["type"] == "missing":
         return f" has no {place}"
-    shown = repr(details["input"])
-    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
     message = details["msg"].removeprefix("Value error, ").replace("Input should", "must")
-    return f": {place} {message}, not {shown}" if place else f" {message}, not {shown}"
+    return f"{f': {place}' if place else ''} {message:.200}, not {shown(details['input'])}"
 
 
 @cache

@@ -152,8 +152,9 @@ def test_load_with_overrides(tmp_path: Path):
     assert config.load(Trial, Path(path), ["--seed", "2"]) == Trial(run="a", seed=2)
 
 
-TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=12)
-FLOATS = st.floats(allow_nan=False)
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+INTEGERS = st.integers(-(2**63), 2**63 - 1)
 
 
 @given(
@@ -161,18 +162,18 @@ FLOATS = st.floats(allow_nan=False)
         Trial,
         run=TEXTS
         | st.sampled_from(["1e-3", "12", "null", "true", "[a]", "a: b", "0x1f", " ", "~"]),
-        seed=st.integers(),
+        seed=INTEGERS,
         learner=st.builds(
             Learner,
             optimiser=st.builds(
                 Optimiser,
                 learning_rate=FLOATS,
                 betas=st.lists(FLOATS, max_size=3).map(tuple),
-                steps=st.integers(),
+                steps=INTEGERS,
             ),
             loss=st.sampled_from(["ppo", "exact"]),
             anneal=st.booleans(),
-            patience=st.none() | st.integers(min_value=1),
+            patience=st.none() | st.integers(1, 2**63 - 1),
             stop=st.lists(TEXTS | st.sampled_from(["\n\n", "1", "null"]), max_size=3).map(tuple),
         ),
     )
@@ -251,6 +252,50 @@ def test_wrong_type_on_command_line(tmp_path: Path):
     assert refusal("--config", path, "--seed", "1.5") == message
 
 
+@pytest.mark.parametrize(
+    ("option", "text", "expected"),
+    [
+        ("learner.optimiser.learning_rate", ".nan", "must be finite, not '.nan'"),
+        ("learner.optimiser.learning_rate", "-.inf", "must be finite, not '-.inf'"),
+        ("learner.optimiser.learning_rate", "1e999", "must be finite, not '1e999'"),
+        ("learner.optimiser.learning_rate", "9" * 5000, "must be a number, not '9999"),
+        ("learner.optimiser.learning_rate", "", "must be a number, not ''"),
+        ("learner.optimiser.betas", "[0.9, .nan]", "must be finite, not '[0.9, .nan]'"),
+        ("learner.optimiser.betas", "[" * 5000, "must be a list of numbers, not '[[[["),
+        ("seed", str(2**63), "must be a number of at most 64 bits, not '9223372036854775808'"),
+        ("seed", "9" * 5000, "must be a whole number, not '9999"),
+        ("seed", "²", "must be a whole number, not '²'"),
+        ("seed", "!!int x", "must be a whole number, not '!!int x'"),
+        ("seed", "!!timestamp x", "must be a whole number, not '!!timestamp x'"),
+        ("seed", "*a", "must be a whole number, not '*a'"),
+        ("learner.anneal", '"\\UFFFFFFFF"', "must be true or false, not "),
+        ("run", "a\0b", "must be UTF-8 text without NUL characters, not 'a\\x00b'"),
+        ("run", "a\udcff", "must be UTF-8 text without NUL characters, not 'a\\udcff'"),
+        ("learner.stop", '["\\ud800"]', "must be UTF-8 text without NUL characters"),
+    ],
+)
+def test_unusable_values(tmp_path: Path, option: str, text: str, expected: str):
+    message = refusal("--run", "a", f"--{option}={text}")
+    assert message.startswith(f"--{option} {expected}") and len(message) < 300
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("learner: {optimiser: {learning_rate: .nan}}", "learning_rate must be finite, not nan"),
+        ("learner: {optimiser: {betas: [.inf]}}", "betas must be finite, not [inf]"),
+        (
+            "seed: 0x" + "f" * 90,
+            "seed must be a number of at most 64 bits, not a number of 360 bits",
+        ),
+        ("seed: 2026-01-31", "seed must be a whole number, not '2026-01-31'"),
+        ('learner: {stop: ["\\0"]}', "stop must be UTF-8 text without NUL characters"),
+    ],
+)
+def test_unusable_values_in_a_file(tmp_path: Path, text: str, expected: str):
+    assert expected in refusal("--run", "a", "--config", write(tmp_path, text))
+
+
 def test_refusal_of_a_section_says_where_it_was_read(tmp_path: Path):
     path = write(tmp_path, "run: a\nlearner: {patience: 0}\n")
     assert refusal("--config", path) == f"learner.patience must not be 0 (read from {path})"
@@ -268,8 +313,10 @@ def test_malformed_command_lines():
 
 def test_files_that_cannot_be_read(tmp_path: Path):
     missing = str(tmp_path / "none.yaml")
-    assert refusal("--config", missing) == f"{missing}: there is no such configuration file"
-    assert "cannot be read" in refusal("--config", str(tmp_path))
+    assert (
+        refusal("--config", missing) == f"{missing} is missing; give an existing configuration file"
+    )
+    assert "is not a regular file" in refusal("--config", str(tmp_path))
     for text, message in [
         ("run: [a\nseed: 1", ", line 2: not valid YAML: "),
         ("run: a\nseed: 1\nseed: 2\n", ", line 3: not valid YAML: duplicate key seed"),
