@@ -1,8 +1,10 @@
 """How commands end."""
 
+import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -67,3 +69,69 @@ def test_an_interrupted_command_cleans_up(kind):
     assert process.returncode == 130
     assert out == "cleaned up\n"
     assert err == "error: interrupted; nothing was written\n"
+
+
+PRINTER = """
+import sys
+from jroute.utils.cli import command, run_command
+from jroute.utils.errors import UserError
+@command
+def main(argv):
+    try:
+        for i in range(int(sys.argv[1])):
+            print("a line", i, flush=sys.argv[2] == "flushed")
+        if sys.argv[2] == "refused":
+            raise UserError("no such thing")
+    finally:
+        open(sys.argv[3], "w").write("cleaned up")
+run_command(main, "nothing was written")
+"""
+
+
+def shell(line: str, lines: int, how: str, note: Path) -> subprocess.CompletedProcess[str]:
+    """Run ``PRINTER`` in a shell line, in which ``$run`` stands for it."""
+    run = [sys.executable, "-c", PRINTER, str(lines), how, str(note)]
+    return subprocess.run(
+        ["bash", "-c", line.replace("$run", shlex.join(run))],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "how"), [(100_000, "buffered"), (50, "buffered"), (50, "flushed")]
+)
+@pytest.mark.parametrize("pipe", ["|", "2>&1 |"])
+def test_a_reader_that_has_seen_enough_ends_a_command_silently(tmp_path, lines, how, pipe):
+    # ``exec <&-`` closes the pipe whether or not anything was written yet.
+    line = f"$run {pipe} (read first; echo $first; exec <&-); echo ${{PIPESTATUS[0]}}"
+    ended = shell(line, lines, how, tmp_path / "note")
+    first, status = ended.stdout.split("\n")[:2]
+    assert first == "a line 0" and ended.stderr == ""
+    assert (tmp_path / "note").read_text() == "cleaned up"
+    # Few lines may fit into the pipe before its reader is gone.
+    assert status == "141" if lines > 50 else status in ("0", "141")
+
+
+@pytest.mark.parametrize(
+    ("streams", "how", "status", "stderr"),
+    [
+        (">&-", "buffered", 0, ""),
+        ("2>&-", "buffered", 0, ""),
+        ("<&- >&- 2>&-", "buffered", 0, ""),
+        (">&-", "refused", 2, "error: no such thing\n"),
+        ("2>&-", "refused", 2, ""),
+        (
+            ">/dev/full",
+            "buffered",
+            2,
+            "error: cannot write (No space left on device); make room and give the same command "
+            "again\n",
+        ),
+    ],
+)
+def test_closed_and_full_outputs(tmp_path, streams, how, status, stderr):
+    ended = shell(f"$run {streams}", 3, how, tmp_path / "note")
+    assert (ended.returncode, ended.stderr) == (status, stderr)
+    assert (tmp_path / "note").read_text() == "cleaned up"
