@@ -1,0 +1,131 @@
+"""Single flipped bits in every file that jroute stores, and what its readers make of them."""
+
+import random
+import shutil
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import jroute
+from jroute.checkpoint import load_state
+from jroute.experiment.comparison import read_judged
+from jroute.outcomes.table import OutcomeTable
+from jroute.report.run_reader import read_run
+from jroute.utils.errors import UserError
+from tests.campaign.trials import Trial
+
+Reader = Callable[[Path], Any]
+
+
+def read_model(folder: Path) -> Any:
+    """Load a model directory: parameters, shape, tokenizer, template, routing, end tokens."""
+    lm = jroute.load(folder)
+    chat = [{"role": "user", "content": "What is 2 + 3?"}]
+    return (
+        jax.tree.map(np.asarray, lm.params),
+        lm.config,
+        lm.routing,
+        lm.tokenizer.apply_chat_template(chat, tokenize=True, add_generation_prompt=True)
+        if lm.tokenizer.chat_template
+        else lm.tokenizer.encode("What is 2 + 3?"),
+        lm.tokenizer.get_vocab(),
+    )
+
+
+def read_state(folder: Path) -> Any:
+    """Load the newest state of a folder of Orbax checkpoints."""
+    step, state = load_state(folder)
+    return step, jax.tree.map(np.asarray, state)
+
+
+def read_table(folder: Path) -> Any:
+    """Open an outcome table: its cells, and those that were generated again."""
+    table = OutcomeTable.open(folder)
+    return table.description, sorted(map(repr, table.cells)), sorted(map(repr, table.replicates()))
+
+
+def read_report(folder: Path) -> Any:
+    """Read a run as the report and the comparison of runs do."""
+    return repr(read_run(folder)), repr(read_judged(folder, None))
+
+
+def readers(day: Path) -> Iterator[tuple[str, Reader, Path]]:
+    """Yield a file pattern, its reader, and the folder that this reads, for all stored files."""
+    yield "model/**/*", read_model, Path("model")
+    for folder in ("controller", "learner", "controls"):
+        for states in sorted((day / "run" / folder).iterdir()):
+            if states.is_dir():
+                place = states.relative_to(day)
+                yield f"{place}/**/*", read_state, place
+    for table in sorted(day.glob("*/outcomes/*/")):
+        place = table.relative_to(day)
+        yield f"{place}/**/*", read_table, place
+    for pattern in ("features/*", "results.json", "items.parquet", "tensorboard/seeds/*"):
+        yield f"run/{pattern}", read_report, Path("run")
+    yield "run/probe/*.json", read_report, Path("run")
+
+
+def flips(day: Path, folder: Path, rng: random.Random, per_reader: int) -> Iterator[Trial]:
+    """Flip bits in the files of each reader, one at a time, and read.
+
+    Each reader may refuse with one sentence or return exactly what it returned before.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(day, folder)
+    for pattern, read, place in readers(folder):
+        files = [path for path in sorted(folder.glob(pattern)) if path.is_file()]
+        files = [path for path in files if path.stat().st_size]
+        sound = outcome(read, folder / place)
+        assert not isinstance(sound, UserError), sound
+        for _ in range(per_reader):
+            path = rng.choice(files)
+            bit = rng.randrange(path.stat().st_size * 8)
+            name = f"bit {bit} of {path.relative_to(folder)}"
+            flip(path, bit)
+            yield Trial(name, tuple(_judge(outcome(read, folder / place), sound)))
+            flip(path, bit)
+
+
+def flip(path: Path, bit: int) -> None:
+    """Flip one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def outcome(read: Reader, folder: Path) -> Any:
+    """Return what a reader returns, or the exception that it raises."""
+    try:
+        return read(folder)
+    except Exception as error:
+        return error
+
+
+def _judge(found: Any, sound: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(found, UserError):
+        return
+    if isinstance(found, Exception):
+        yield "traceback", "".join(traceback.format_exception(found)[-3:])
+    elif not same(found, sound):
+        yield "wrong", "read without complaint, as something else"
+
+
+def same(one: Any, other: Any) -> bool:
+    """Return whether two values are equal, their arrays bit for bit."""
+    leaves, tree = jax.tree.flatten(one)
+    other_leaves, other_tree = jax.tree.flatten(other)
+    return tree == other_tree and all(map(_equal_leaves, leaves, other_leaves))
+
+
+def _equal_leaves(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray):
+        return (
+            one.dtype == other.dtype
+            and one.shape == other.shape
+            and one.tobytes() == other.tobytes()
+        )
+    return bool(one == other)
