@@ -115,6 +115,8 @@ class ModelRuns:
             "outcomes": run.outcomes.table.fingerprint,
             "problems": {split: len(cells[split][0]) for split in cells},
         }
+        if changed := run.outcomes.changed_grades(*splits):
+            description["grades"] = changed
         judged = {split: cells[split] for split in run.experiment.judged}
         tables = Tables(cells["train"], cells["validation"], judged, run.grid.values)
         return ModelTables(tables, description)

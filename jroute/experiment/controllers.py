@@ -22,13 +22,16 @@ from jroute.utils.files import write_json
 from jroute.utils.fingerprint import semantic_fingerprint
 
 
-def describe_training(experiment: Experiment, data: TaskData, outcomes: str) -> dict[str, str]:
+def describe_training(
+    experiment: Experiment, data: TaskData, outcomes: str, grades: str = ""
+) -> dict[str, str]:
     """Return a fingerprint of each input that determines how controllers are trained.
 
     Args:
         experiment: The experiment.
         data: Problems and prompts.
         outcomes: Fingerprint of the outcomes that are learned from.
+        grades: Digest of those that were graded anew and differ from what is stored, if any.
     """
     e = experiment
     splits: tuple[Split, ...] = ("train", "validation")
@@ -44,6 +47,8 @@ def describe_training(experiment: Experiment, data: TaskData, outcomes: str) -> 
         "supervised": e.supervised,
         "seed": e.seed,
     }
+    if grades:
+        content["grades"] = grades
     return {name: semantic_fingerprint({name: part})[:16] for name, part in content.items()}
 
 

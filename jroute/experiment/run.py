@@ -190,8 +190,13 @@ class Run:
     @cached_property
     def controllers(self) -> Controllers:
         """What training and judging left."""
-        outcomes = self.outcomes.memo.fingerprint
-        parts = describe_training(self.experiment, self.data, outcomes)
+        outcomes = self.outcomes
+        parts = describe_training(
+            self.experiment,
+            self.data,
+            outcomes.memo.fingerprint,
+            outcomes.changed_grades("train", "validation"),
+        )
         return Controllers(self.folder, self.features, parts)
 
     # Questions --------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from jroute.outcomes.outcome import Outcome
 from jroute.outcomes.replicates import NoiseFloor
 from jroute.outcomes.table import OutcomeTable
 from jroute.routing.gate import Gate
-from jroute.tasks import Problem, Split, TaskConfig
+from jroute.tasks import Problem, Split, TaskConfig, gold_answers
 from jroute.tasks.prompts import PromptConfig, meaning
 from jroute.tasks.rewards import RewardConfig
 from jroute.utils.errors import UserError
@@ -92,7 +92,12 @@ class RunOutcomes:
     @cached_property
     def table(self) -> OutcomeTable:
         """The outcome table, with one gate per prompt; rewards in it are exact match."""
-        return OutcomeTable(self.tables, semantic_fingerprint(self.description), self.description)
+        return OutcomeTable(
+            self.tables,
+            semantic_fingerprint(self.description),
+            self.description,
+            answers=lambda: self.gold_answers,
+        )
 
     @cached_property
     def memo(self) -> OutcomeTable:
@@ -105,7 +110,26 @@ class RunOutcomes:
             semantic_fingerprint(description),
             description,
             num_gate_dims=self.grid.num_gate_dims,
+            answers=lambda: self.gold_answers,
         )
+
+    @cached_property
+    def gold_answers(self) -> dict[str, str]:
+        """The gold answers of the task, by problem id."""
+        return gold_answers(self.data.task)
+
+    def changed_grades(self, *splits: Split) -> str:
+        """Return a digest of the grades that stored parts of the memo hold otherwise.
+
+        It is empty while there are none. It stands beside the fingerprint in the name of whatever
+        is computed from the memo, so that nothing computed from earlier grades is taken for it.
+
+        Args:
+            *splits: The splits that are computed from.
+        """
+        ids = [problem.id for split in splits for problem in self.data.problems(split)]
+        changed = self.memo.changed_grades(ids)
+        return semantic_fingerprint({"grades": changed})[:16] if changed else ""
 
     def cells(self, split: Split) -> list[Cell]:
         """Return the cells of a split's table: every problem under every gate of the grid."""

@@ -106,6 +106,7 @@ class CellGenerator:
     def fill(self, table: OutcomeTable, cells: Sequence[Cell], title: str) -> int:
         """Generate the cells that a table lacks and return their number."""
         missing = missing_cells(table, cells)
+        table.restore_card()
         if missing:
             with GenerationBar(
                 len(missing), title, "cell", quiet=not is_first_process()

@@ -1,27 +1,31 @@
 """The outcome table: every cell generated so far under one fingerprint, as a Parquet dataset."""
 
-import hashlib
-import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
-from jroute.outcomes.outcome import MEANING, Outcome, Provenance
+from jroute.outcomes.card import CARD, check_card, read_card, write_card
+from jroute.outcomes.outcome import MEANING, Outcome
+from jroute.outcomes.parts import defect_of, part_columns, part_name, read_part
+from jroute.outcomes.regrading import Graded, graded
 from jroute.routing.gate import Gate, gate_text
+from jroute.tasks.answers import ANSWER_PARSER_VERSION
 from jroute.utils.errors import UserError
-from jroute.utils.files import atomic_write, write_text
+from jroute.utils.files import atomic_write
 from jroute.utils.fingerprint import canonical
-from jroute.utils.keys import restored, stored
+from jroute.utils.locks import serialised
 from jroute.utils.temporary import remove_abandoned
 
-CARD, REPLICATES = "_table.json", "_replicates"
-"""Names that Parquet readers skip, so that the folder itself is a readable dataset."""
+logger = logging.getLogger(__name__)
+
+REPLICATES, LOCK = "_replicates", ".lock"
+"""Names that Parquet readers skip, like that of the card: the folder is a readable dataset."""
 
 
 class MissingOutcome(UserError):
@@ -32,38 +36,7 @@ class ConflictingOutcome(UserError):
     """A cell has two different outcomes, so one fingerprint hides two experiments."""
 
 
-_FINGERPRINT_KEY = b"jroute_fingerprint"
 _Cell = tuple[str, Gate, int]
-
-
-def _schema(num_gate_dims: int) -> pa.Schema:
-    def needed(name: str, kind: pa.DataType) -> pa.Field:
-        return pa.field(name, kind, nullable=False)
-
-    gate = (
-        pa.float64()
-        if num_gate_dims == 1
-        else pa.list_(needed("part", pa.float64()), num_gate_dims)
-    )
-    return pa.schema(
-        [
-            needed("problem_id", pa.string()),
-            needed("gate", gate),
-            needed("sample", pa.int64()),
-            needed("completion", pa.string()),
-            needed("tokens", pa.int64()),
-            needed("parsed", pa.string()),
-            needed("status", pa.string()),
-            needed("correct", pa.bool_()),
-            needed("reward", pa.float64()),
-            needed("stop_reason", pa.string()),
-            pa.field("logprob", pa.float64()),
-            pa.field("execution", pa.string()),
-            pa.field("versions", pa.string()),
-            pa.field("machine", pa.string()),
-            pa.field("seconds", pa.float64()),
-        ]
-    )
 
 
 class OutcomeTable:
@@ -74,8 +47,12 @@ class OutcomeTable:
     see ``add_replicates``). The first cell creates it. A part is written under a temporary name and
     then renamed, so a killed run loses at most the part that it was writing, and resumes with the
     cells that are ``missing``. A part is named by the content of its cells and carries the
-    fingerprint, so several processes and machines may add to one folder. An instance sees the cells
-    that existed when it was opened or last refreshed, and those that it appended itself.
+    fingerprint, and under a lock a process files only cells that no other has filed, so several
+    processes and machines may add to one folder. An instance sees the cells that existed when it
+    was opened or last refreshed, and those that it appended itself.
+
+    A part also carries the version of the answer parser that graded its cells. Those of another
+    version are graded anew when they are read; no reader changes a file.
 
     Attributes:
         folder: Folder of the table.
@@ -91,6 +68,7 @@ class OutcomeTable:
         description: Mapping[str, Any],
         *,
         num_gate_dims: int = 1,
+        answers: Callable[[], Mapping[str, str]] = dict,
     ):
         """Open the table of a fingerprint, which need not exist yet.
 
@@ -99,6 +77,7 @@ class OutcomeTable:
             fingerprint: See ``semantic_fingerprint``.
             description: Written to ``_table.json`` when the table is new.
             num_gate_dims: Numbers that a gate has.
+            answers: Returns gold answers by problem id; called if cells are to be graded anew.
 
         Raises:
             UserError: If the folder belongs to another fingerprint or a file cannot be read.
@@ -108,29 +87,44 @@ class OutcomeTable:
         self.fingerprint = fingerprint
         self.description: dict[str, Any] = canonical(description)
         self.num_gate_dims = num_gate_dims
-        self._schema = _schema(num_gate_dims)
+        self._answers = answers
         self._cells: dict[_Cell, Outcome] = {}
+        self._changed: dict[_Cell, Outcome] = {}
+        self._unknown: set[_Cell] = set()
         self._read: set[str] = set()
+        for place in (self.folder.parent, self.folder):
+            if os.path.lexists(place) and not place.is_dir():
+                raise UserError(f"{place} is not a folder: move it away, outcome tables go there")
         if self.folder.is_dir():
-            remove_abandoned(self.folder)
-            remove_abandoned(self.folder / REPLICATES)
-            if (self.folder / CARD).exists():
-                self._check_card()
+            self._remove_leftovers()
+            if os.path.lexists(self.folder / CARD):
+                self.description = check_card(self.folder, fingerprint, num_gate_dims).description
         self.refresh()
 
     @classmethod
-    def open(cls, folder: str | Path) -> "OutcomeTable":
+    def open(
+        cls, folder: str | Path, answers: Callable[[], Mapping[str, str]] = dict
+    ) -> "OutcomeTable":
         """Open an existing table by its folder, ``<root>/<fingerprint>``.
+
+        Args:
+            folder: The folder.
+            answers: As for ``OutcomeTable``.
 
         Raises:
             UserError: If there is no table in the folder.
         """
         folder = Path(folder)
-        card = folder / CARD
-        if not card.is_file():
+        if not os.path.lexists(folder / CARD):
             raise UserError(f"{folder} is not an outcome table, it has no {CARD}: check the path")
-        _, description, num_gate_dims = _read_card(card)
-        return cls(folder.parent, folder.name, description, num_gate_dims=num_gate_dims)
+        card = read_card(folder)
+        return cls(
+            folder.parent,
+            folder.name,
+            card.description,
+            num_gate_dims=card.parts,
+            answers=answers,
+        )
 
     def __len__(self) -> int:
         """Return the number of cells."""
@@ -152,10 +146,40 @@ class OutcomeTable:
             UserError: If a part cannot be read or is of another table.
             ConflictingOutcome: If it disagrees with a cell of this table.
         """
-        for part in sorted(self.folder.glob("part-*.parquet")):
-            if part.name not in self._read:
-                self._merge(_read_part(part, self.fingerprint, self._schema), str(part))
-                self._read.add(part.name)
+        again, changed, unknown = 0, 0, len(self._unknown)
+        for file in _parts(self.folder):
+            if file.name not in self._read:
+                cells = self._graded(file)
+                self._merge(cells, str(file))
+                self._read.add(file.name)
+                again, changed = again + cells.anew, changed + len(cells.changed)
+        if again:
+            unknown = len(self._unknown) - unknown
+            logger.info(
+                "%s: %d stored cells graded anew by version %d of the answer parser, %d of them "
+                "changed%s",
+                self.folder,
+                again,
+                ANSWER_PARSER_VERSION,
+                changed,
+                f", {unknown} left out since their gold answers are not known" * bool(unknown),
+            )
+
+    def changed_grades(self, problem_ids: Iterable[str]) -> list[list[Any]]:
+        """Return the cells whose files hold another status or correctness than is right now.
+
+        Args:
+            problem_ids: The problems to look at.
+
+        Returns:
+            Problem id, gate, sample, status and correctness of each, in order.
+        """
+        ids = set(problem_ids)
+        return sorted(
+            [name, list(np.ravel(gate)), sample, outcome.status, outcome.correct]
+            for (name, gate, sample), outcome in self._changed.items()
+            if name in ids
+        )
 
     def missing(
         self, problem_ids: Sequence[str], gates: Sequence[Gate], *, sample: int = 0
@@ -175,22 +199,26 @@ class OutcomeTable:
             ConflictingOutcome: If a cell already has another outcome; nothing is written.
             ValueError: If a number is not finite or a gate has the wrong number of dimensions.
         """
-        fresh: dict[_Cell, Outcome] = {}
-        for outcome in outcomes:
-            self._check(outcome)
-            cell = (outcome.problem_id, outcome.gate, outcome.sample)
-            existing = self._cells.get(cell, fresh.get(cell))
-            if existing is None:
-                fresh[cell] = outcome
-            elif existing != outcome:
-                raise _conflict(cell, existing, outcome, f"outcomes given to {self.folder}")
+        fresh = self._fresh(outcomes)
         if not fresh:
             return
-        self._read.add(self._write_part(self.folder, list(fresh.values())))
-        self._cells |= fresh
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with serialised(self.folder / LOCK):
+            self.refresh()  # another process may have filed some of them
+            fresh = self._fresh(fresh.values())
+            if fresh:
+                self._read.add(self._write_part(self.folder, list(fresh.values())))
+                self._cells |= fresh
+
+    def restore_card(self) -> None:
+        """Write the card of an existing table if someone deleted it."""
+        if self._cells and not os.path.lexists(self.folder / CARD):
+            write_card(self.folder, self.fingerprint, self.num_gate_dims, self.description)
 
     def add_replicates(self, outcomes: Iterable[Outcome]) -> None:
         """Append regenerated cells as replicates; they may differ from the originals.
+
+        A cell has one replicate: where another process was faster, its replicate stays.
 
         Raises:
             MissingOutcome: If a cell is not in the table.
@@ -199,8 +227,13 @@ class OutcomeTable:
         for outcome in outcomes:
             self._check(outcome)
             self.outcome(outcome.problem_id, outcome.gate, sample=outcome.sample)
-        if outcomes:
-            self._write_part(self.folder / REPLICATES, outcomes)
+        if not outcomes:
+            return
+        with serialised(self.folder / LOCK):
+            existing = {_cell_of(replicate) for _, replicate in self.replicates()}
+            fresh = {_cell_of(o): o for o in outcomes if _cell_of(o) not in existing}
+            if fresh:
+                self._write_part(self.folder / REPLICATES, list(fresh.values()))
 
     def replicates(self) -> list[tuple[Outcome, Outcome]]:
         """Return each replicated cell as an (original, replicate) pair.
@@ -209,12 +242,15 @@ class OutcomeTable:
             UserError: If a part cannot be read.
             MissingOutcome: If a replicated cell is not in the table.
         """
-        again = [
-            outcome
-            for part in sorted((self.folder / REPLICATES).glob("part-*.parquet"))
-            for outcome in _read_part(part, self.fingerprint, self._schema)
+        again: dict[_Cell, Outcome] = {}
+        for file in _parts(self.folder / REPLICATES):
+            for outcome in self._graded(file).outcomes:
+                again.setdefault(_cell_of(outcome), outcome)
+        return [
+            (self.outcome(o.problem_id, o.gate, sample=o.sample), o)
+            for cell, o in again.items()
+            if cell not in self._unknown
         ]
-        return [(self.outcome(o.problem_id, o.gate, sample=o.sample), o) for o in again]
 
     def outcome(self, problem_id: str, gate: Gate, *, sample: int = 0) -> Outcome:
         """Look one cell up.
@@ -225,6 +261,12 @@ class OutcomeTable:
         try:
             return self._cells[problem_id, gate, sample]
         except KeyError:
+            if (problem_id, gate, sample) in self._unknown:
+                raise MissingOutcome(
+                    f"problem {problem_id!r} at gate {gate_text(gate)} in {self.folder} was graded "
+                    "by other rules of reading answers, and its gold answer is not known here: "
+                    "give the table's task"
+                ) from None
             raise MissingOutcome(
                 f"no outcome of problem {problem_id!r} at gate {gate_text(gate)} (sample {sample}) "
                 f"in {self.folder}: generate the missing cells first"
@@ -253,67 +295,75 @@ class OutcomeTable:
         return np.array(values, dtype=np.float64).reshape(len(problem_ids), len(gates))
 
     def _check(self, outcome: Outcome) -> None:
-        numbers = (*np.ravel(outcome.gate), outcome.reward)
-        if not all(map(math.isfinite, numbers)) or len(numbers) != self.num_gate_dims + 1:
-            raise ValueError(
-                f"an outcome of this table needs a finite reward and a gate of "
-                f"{self.num_gate_dims} finite numbers: {outcome}"
-            )
+        if defect := defect_of(outcome, self.num_gate_dims):
+            raise ValueError(f"an outcome of this table has {defect}: {outcome}")
 
-    def _check_card(self) -> None:
-        card = self.folder / CARD
-        stored, self.description, num_gate_dims = _read_card(card)
-        if stored != self.fingerprint:
-            raise UserError(
-                f"{card} is the outcome table of fingerprint {stored}, not of {self.fingerprint}: "
-                "move that folder back to its own name, outcomes of two experiments never mix"
-            )
-        if num_gate_dims != self.num_gate_dims:
-            raise UserError(
-                f"{card} is of gates with {num_gate_dims} dimensions, not {self.num_gate_dims}: "
-                "check the path"
-            )
+    def _fresh(self, outcomes: Iterable[Outcome]) -> dict[_Cell, Outcome]:
+        """Return those outcomes that the table does not hold yet."""
+        fresh: dict[_Cell, Outcome] = {}
+        for outcome in outcomes:
+            self._check(outcome)
+            cell = _cell_of(outcome)
+            existing = self._cells.get(cell, fresh.get(cell))
+            if existing is None:
+                fresh[cell] = outcome
+            elif existing != outcome:
+                raise _conflict(cell, existing, outcome, f"outcomes given to {self.folder}")
+        return fresh
+
+    def _remove_leftovers(self) -> None:
+        """Remove what killed processes of this machine left."""
+        remove_abandoned(self.folder)
+        remove_abandoned(self.folder / REPLICATES)
+        if (self.folder / LOCK).exists():
+            with serialised(self.folder / LOCK):
+                pass
+
+    def _graded(self, file: Path) -> Graded:
+        return graded(read_part(file, self.fingerprint, self.num_gate_dims), self._answers)
 
     def _write_part(self, folder: Path, outcomes: Sequence[Outcome]) -> str:
         folder.mkdir(parents=True, exist_ok=True)
-        card = self.folder / CARD
-        if not card.exists():
-            content = {
-                "fingerprint": self.fingerprint,
-                "parts": self.num_gate_dims,
-                "description": self.description,
-            }
-            write_text(card, json.dumps(content, indent=2))
-        schema = self._schema.with_metadata({_FINGERPRINT_KEY: self.fingerprint.encode()})
-        columns = pa.Table.from_pylist([_row(outcome) for outcome in outcomes], schema=schema)
-        # Named by the cells' content: processes that generated them together write one file.
-        meaning = [[getattr(outcome, name) for name in MEANING] for outcome in outcomes]
-        digest = hashlib.sha256(json.dumps(meaning).encode()).hexdigest()[:16]
-        name = f"part-{digest}.parquet"
+        if not os.path.lexists(self.folder / CARD):
+            write_card(self.folder, self.fingerprint, self.num_gate_dims, self.description)
+        columns = part_columns(outcomes, self.fingerprint, self.num_gate_dims)
+        name = part_name(outcomes)
         with atomic_write(folder / name) as temporary, temporary.open("wb") as file:
             pq.write_table(columns, file, write_page_checksum=True)
         return name
 
-    def _merge(self, outcomes: Iterable[Outcome], source: str) -> None:
-        for outcome in outcomes:
-            cell = (outcome.problem_id, outcome.gate, outcome.sample)
+    def _merge(self, part: Graded, source: str) -> None:
+        for outcome in part.outcomes:
+            cell = _cell_of(outcome)
             existing = self._cells.setdefault(cell, outcome)
             if existing != outcome:
                 raise _conflict(cell, existing, outcome, source)
+        self._changed |= {_cell_of(outcome): outcome for outcome in part.changed}
+        self._unknown |= {_cell_of(outcome) for outcome in part.unknown}
 
 
-def _row(outcome: Outcome) -> dict[str, Any]:
-    row = stored(outcome)
-    made = row.pop("made")
-    return row if made is None else row | made
+def _parts(folder: Path) -> list[Path]:
+    """Return the parts in a folder, in order; none if there is no folder.
+
+    Raises:
+        UserError: It is no folder, or cannot be read.
+    """
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(
+            f"the outcome parts in {folder} cannot be listed ({error.strerror}): see that it is a "
+            "folder and may be read"
+        ) from None
+    return [
+        folder / name for name in names if name.startswith("part-") and name.endswith(".parquet")
+    ]
 
 
-def _outcome(row: dict[str, Any]) -> Outcome:
-    made = restored(Provenance, row) if row["execution"] is not None else None
-    values = restored(Outcome, row)
-    if isinstance(values["gate"], list):
-        values["gate"] = tuple(values["gate"])
-    return Outcome(**values, made=None if made is None else Provenance(**made))
+def _cell_of(outcome: Outcome) -> _Cell:
+    return outcome.problem_id, outcome.gate, outcome.sample
 
 
 def _conflict(cell: _Cell, existing: Outcome, other: Outcome, source: str) -> ConflictingOutcome:
@@ -324,36 +374,3 @@ def _conflict(cell: _Cell, existing: Outcome, other: Outcome, source: str) -> Co
         f"differ in {', '.join(differing)} (second one: {source}): something that matters is not "
         "in the fingerprint or a part is foreign, so remove the part that does not belong"
     )
-
-
-def _read_card(card: Path) -> tuple[str, dict[str, Any], int]:
-    try:
-        content = json.loads(card.read_text(encoding="utf-8"))
-        return content["fingerprint"], content["description"], int(content["parts"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{card} does not name its table's fingerprint ({error!r}): delete it, the next "
-            "generating run writes it again"
-        ) from error
-
-
-def _read_part(part: Path, fingerprint: str, schema: pa.Schema) -> list[Outcome]:
-    advice = "delete that file and generate again, only its cells are generated again"
-    try:
-        with pq.ParquetFile(part, page_checksum_verification=True) as file:
-            columns = file.read(use_threads=False)
-        rows = columns.to_pylist()
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise UserError(
-            f"outcome part {part} is damaged or incomplete ({reason}): {advice}"
-        ) from error
-    if not columns.schema.equals(schema):
-        raise UserError(f"outcome part {part} has other columns than an outcome table: {advice}")
-    owner = (columns.schema.metadata or {}).get(_FINGERPRINT_KEY, b"").decode()
-    if owner != fingerprint:
-        raise UserError(
-            f"outcome part {part} was made under fingerprint {owner or 'unknown'}, not "
-            f"{fingerprint}: move it out, outcomes of two experiments never mix"
-        )
-    return [_outcome(row) for row in rows]

@@ -42,9 +42,9 @@ class TablePart:
     @property
     def shares(self) -> tuple[int, int]:
         """Return the share as two numbers."""
-        match = re.fullmatch(r"(\d+)/(\d+)", self.share)
+        match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", self.share)
         if not match:
-            raise UserError(f"share is {self.share!r}; give i/n, like 0/4")
+            raise UserError(f"share is {self.share!r:.60}; give i/n, like 0/4")
         return int(match[1]), int(match[2])
 
     def cells(self, problems: Sequence[Problem], gates: Sequence[float]) -> list[Cell]:
@@ -56,7 +56,7 @@ class TablePart:
         """
         return select_cells(
             problems[: self.problems or None],
-            self.only_gates or gates,
+            list(dict.fromkeys(self.only_gates or gates)),
             samples=self.samples,
             share=self.shares,
         )

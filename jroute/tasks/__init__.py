@@ -5,6 +5,7 @@
 a completion, and ``jroute.tasks.rewards`` turns it into a reward. Nothing here depends on a model.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,7 +13,7 @@ from jroute.tasks.problem import Problem, Split
 from jroute.utils.errors import UserError
 from jroute.utils.keys import Keys, keys
 
-__all__ = ["Problem", "Split", "TaskConfig", "load_problems"]
+__all__ = ["Problem", "Split", "TaskConfig", "gold_answers", "load_problems"]
 
 _SPLITS: dict[str, tuple[Split, ...]] = {
     "synthetic": ("train", "validation", "test", "ood"),
@@ -98,6 +99,18 @@ def load_problems(config: TaskConfig, split: Split) -> list[Problem]:
         )
     problems = _load(config, split)
     return problems[: config.limit] if config.limit else problems
+
+
+def gold_answers(config: TaskConfig) -> dict[str, str]:
+    """Return the gold answers of all problems of a task, by problem id.
+
+    A split whose data cannot be read has none; ``limit`` does not count.
+    """
+    answers: dict[str, str] = {}
+    for split in _SPLITS[config.name]:
+        with suppress(UserError):
+            answers |= {problem.id: problem.answer for problem in _load(config, split)}
+    return answers
 
 
 def _load(config: TaskConfig, split: Split) -> list[Problem]:

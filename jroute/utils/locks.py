@@ -91,6 +91,36 @@ def owned(file: Path, what: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def serialised(file: Path) -> Iterator[None]:
+    """Hold the lock ``file`` during the block, waiting for the processes that hold it before.
+
+    It is for blocks that take milliseconds. The kernel releases the lock of a killed process, and
+    the next block deletes its file. Where the file system has no locks, the block runs at once.
+
+    Args:
+        file: The lock file. Its folder exists.
+    """
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(descriptor)
+                raise
+            break
+        if _is_at(descriptor, file):
+            break
+        os.close(descriptor)  # its owner deleted it in between
+    try:
+        yield
+    finally:
+        if _is_at(descriptor, file):
+            file.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
 def _acquire(file: Path, what: str) -> int:
     """Take the lock and write this process into it; return the open file."""
     while True:

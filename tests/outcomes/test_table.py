@@ -171,7 +171,14 @@ def test_conflicting_duplicates_raise_and_leave_nothing(empty, tmp_path):
             empty.append(clash)
     assert sorted(empty.folder.iterdir()) == before
     assert len(empty) == 1
-    other.append([cell("a", reward=0.0, correct=False)])
+    clash = cell("a", reward=0.0, correct=False)
+    with pytest.raises(ConflictingOutcome, match=r"'a' at gate 0\.5 .* correct, reward "):
+        other.append([clash])  # which another process has filed in the meantime
+    assert sorted(empty.folder.iterdir()) == before
+    elsewhere = OutcomeTable(tmp_path / "elsewhere", FINGERPRINT, DESCRIPTION)
+    elsewhere.append([clash])
+    [part] = elsewhere.folder.glob("part-*")
+    (empty.folder / part.name).write_bytes(part.read_bytes())
     with pytest.raises(ConflictingOutcome, match=r"'a' at gate 0\.5 .* correct, reward .*part-"):
         OutcomeTable.open(empty.folder)
 
@@ -340,7 +347,7 @@ def test_a_damaged_or_absent_card_is_named(empty, tmp_path):
     assert not (tmp_path / "nowhere").exists()
     empty.append([cell()])
     (empty.folder / "_table.json").write_text('{"fingerprint": "ab')
-    with pytest.raises(UserError, match=r"_table\.json does not name .*delete it"):
+    with pytest.raises(UserError, match=r"_table\.json is not valid JSON .*; delete it"):
         OutcomeTable.open(empty.folder)
 
 
