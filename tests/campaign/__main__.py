@@ -2,7 +2,8 @@
 
 It disturbs the commands of a small experiment, one fault at a time, and counts what was lost,
 wrong, left behind, or ended in a traceback. It takes hours on two cores; ``--parts`` and
-``--scale`` choose less. File systems in memory are mounted for full disks, which needs root.
+``--scale`` choose less, and parts that ``--out`` already holds stay in it. File systems in memory
+are mounted for full disks, which needs root.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,36 +70,48 @@ PARTS: dict[str, Part] = {
 def main() -> int:
     """Run the parts and write their counts; the status says whether a goal was missed."""
     options = _options()
-    results: dict[str, Any] = {}
-    found: list[str] = []
+    content: dict[str, Any] = {"machine": describe_machine(), "parts": {}}
+    if options.out.is_file():  # parts that ran before stay
+        content["parts"] = json.loads(options.out.read_text())["parts"]
     with tempfile.TemporaryDirectory(prefix="campaign-") as name, Worker() as worker:
         folder = Path(name)
         lab = live_through(worker, folder / "lab")
         for part in options.parts:
-            began = time.monotonic()
-            rng = random.Random(f"{options.seed} {part}")
-            trials = []
-            place = folder / part.replace(" ", "-")
-            for trial in PARTS[part](lab, worker, place, rng, options.scale):
-                trials.append(trial)
-                for line in lines([trial]):
-                    print(line, flush=True)
-            results[part] = counts(trials)
-            found += lines(trials)
-            print(f"{part}: {results[part]} in {time.monotonic() - began:.0f} s", flush=True)
-    total = {
-        key: sum(part[key] for part in results.values()) for key in next(iter(results.values()))
+            trials, seconds = _run(part, lab, worker, folder, options)
+            content["parts"][part] = {
+                "command": shlex.join(["python", "-m", "tests.campaign", *sys.argv[1:]]),
+                "seconds": round(seconds),
+                **counts(trials),
+                "faults": lines(trials),
+            }
+            content["parts"] = {p: content["parts"][p] for p in PARTS if p in content["parts"]}
+            content["total"] = _total(content["parts"])
+            write_json(options.out, content)
+    print(json.dumps(content["total"]))
+    return int(any(content["total"][fault] for fault in FAULTS))
+
+
+def _run(
+    part: str, lab: Lab, worker: Worker, folder: Path, options: argparse.Namespace
+) -> tuple[list[Trial], float]:
+    """Run one part; return its trials and the seconds it took."""
+    began = time.monotonic()
+    rng = random.Random(f"{options.seed} {part}")
+    trials = []
+    place = folder / part.replace(" ", "-")
+    for trial in PARTS[part](lab, worker, place, rng, options.scale):
+        trials.append(trial)
+        for line in lines([trial]):
+            print(line, flush=True)
+    seconds = time.monotonic() - began
+    print(f"{part}: {counts(trials)} in {seconds:.0f} s", flush=True)
+    return trials, seconds
+
+
+def _total(parts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    return {
+        key: sum(part[key] for part in parts.values()) for key in ("trials", "took_effect", *FAULTS)
     }
-    command = shlex.join(["python", "-m", "tests.campaign", *sys.argv[1:]])
-    content = {
-        "command": command,
-        "seed": options.seed,
-        "scale": options.scale,
-        "machine": describe_machine(),
-    }
-    write_json(options.out, {**content, "parts": results, "total": total, "faults": found})
-    print(json.dumps(total))
-    return int(any(total[fault] for fault in FAULTS))
 
 
 def _options() -> argparse.Namespace:
