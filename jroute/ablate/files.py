@@ -9,6 +9,7 @@ from jroute.ablate.ablation_run import AblationRun, format_table
 from jroute.ablate.plots import plot_ablation
 from jroute.utils.files import write_text
 from jroute.utils.machine import describe_machine
+from jroute.utils.secrets import redacted
 
 
 def write_ablation(
@@ -24,7 +25,7 @@ def write_ablation(
     text, numbers, plot = (ablation.folder / f"ablation.{end}" for end in ("txt", "json", "png"))
     write_text(text, f"{format_table(rows)}\n")
     content = {
-        "command": command,
+        "command": redacted(command),
         "model": ablation.run.base.fingerprint,
         "split": ablation.grid.split,
         "left_out": ablation.impossible,

@@ -26,6 +26,7 @@ from jroute.utils.errors import UserError
 from jroute.utils.files import write_json
 from jroute.utils.keys import stored
 from jroute.utils.machine import describe_machine
+from jroute.utils.secrets import redacted
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def write_results(
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     content = {
-        "command": command,
+        "command": redacted(command),
         "machine": describe_machine(),
         "seconds_of_this_command": seconds,
         "config": stored(config),

@@ -9,17 +9,20 @@ once and loses its spans; the run continues.
 import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jroute.utils.errors import UserError
 from jroute.utils.files import atomic_write
+from jroute.utils.secrets import redact_logs, redacted
 
 LOG = logging.getLogger("jroute")
 
@@ -52,10 +55,27 @@ class TraceConfig:
     endpoint: str = ""
     judgment: str = ""
 
+    def __post_init__(self) -> None:
+        if self.endpoint and not _is_address(self.endpoint):
+            # The text may hold a password, so it is not quoted.
+            raise UserError(
+                "traces.endpoint must be an address of a collector, e.g. "
+                "http://localhost:4318/v1/traces"
+            )
+
     @property
     def on(self) -> bool:
         """Return whether spans are written anywhere."""
         return self.format != "off" or bool(self.endpoint or self.judgment)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        has_host = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return has_host and parts.scheme in ("http", "https") and not re.search(r"\s", text)
 
 
 @dataclass(frozen=True)
@@ -180,7 +200,7 @@ class Traces:
     A destination that fails gets no more spans, and a line in the log says so.
 
     Attributes:
-        lost: Number of spans that did not arrive, by destination.
+        lost: Number of spans that did not arrive, by destination; an address without its secrets.
     """
 
     def __init__(
@@ -206,7 +226,7 @@ class Traces:
             file = folder / f"{name}.{config.format}"
             makers[str(file)] = lambda: _File(file)
         if config.endpoint:
-            makers[config.endpoint] = lambda: _otlp(config.endpoint)
+            makers[redacted(config.endpoint)] = lambda: _otlp(config.endpoint)
         if config.judgment:
             makers["Judgment"] = lambda: _judgment(config.judgment)
         self.lost: dict[str, int] = {}
@@ -266,7 +286,9 @@ class Traces:
         self._sinks.pop(destination, None)
         reason = str(error).strip().splitlines() or [type(error).__name__]
         LOG.warning(
-            "traces: %s takes no more episodes (%s); the run continues", destination, reason[0]
+            "traces: %s takes no more episodes (%s); the run continues",
+            destination,
+            redacted(reason[0]),
         )
 
 
@@ -347,6 +369,7 @@ def _otlp(endpoint: str) -> Sink:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     except ImportError:
         raise _missing("traces to a collector", "otlp") from None
+    redact_logs()  # the exporter logs whole addresses
     return _Exporter(OTLPSpanExporter(endpoint=endpoint, timeout=TIMEOUT))
 
 

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from jroute.utils.disk import refusal
 from jroute.utils.errors import UserError
+from jroute.utils.secrets import RedactingFormatter, redact_logs, redacted
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,13 @@ def command(main: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
             main(argv)
             sys.stdout.flush()
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            _print_error(str(error))
             return 2
         except Exception as error:
             refused = refusal(error)
             if refused is None:
                 raise
-            print(f"error: {refused.sentence()}", file=sys.stderr)
+            _print_error(refused.sentence())
             return 2
         return 0
 
@@ -90,6 +91,10 @@ def run_command(main: Callable[[], int], when_interrupted: str) -> NoReturn:
         os._exit(2)  # ``command`` has said why
 
 
+def _print_error(sentence: str) -> None:
+    print(f"error: {redacted(sentence)}", file=sys.stderr)
+
+
 def _open_standard_streams() -> None:
     """Let closed standard streams lead nowhere, or the next file would get their number."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
@@ -120,11 +125,12 @@ def _output_is_refused() -> bool:
 def _log_to_stderr() -> None:
     """Log the events of jroute to standard error, one line each, with the time."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("jroute")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    redact_logs()
 
 
 def _raise_keyboard_interrupt(*_: object) -> None:

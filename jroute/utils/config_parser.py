@@ -12,6 +12,7 @@ import jsonargparse
 from jsonargparse import _loaders_dumpers as loaders
 
 from jroute.utils.config_schema import Schema
+from jroute.utils.secrets import redacted
 from jroute.utils.yaml_files import PlainLoader
 
 
@@ -111,7 +112,7 @@ def print_help(
         elif key is not None and key != action.dest:
             action.option_strings = [f"--{key}"]
             action.metavar = key.rpartition(".")[2].upper()
-    parser.print_help()
+    print(redacted(parser.format_help()), end="")
     sys.exit(0)
 
 

@@ -221,3 +221,56 @@ def test_a_missing_package_is_named_at_the_start(tmp_path, monkeypatch, config, 
     monkeypatch.setitem(sys.modules, f"{module}.trace_exporter", None)
     with pytest.raises(UserError, match=rf"jroute\[{extra}\]"):
         Traces(config, tmp_path, "test")
+
+
+SECRETS = ("s3cr3t", "hunter2", "topsecret", "header-key", "us%65r")
+
+
+@pytest.mark.parametrize("failure", ["nobody listens", "refused", ""])
+def test_secrets_of_a_collector_are_nowhere(tmp_path, capfd, monkeypatch, failure) -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+    monkeypatch.setattr(
+        traces, "TIMEOUT", 1.5
+    )  # long enough for a second try, of which the exporter warns
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-key=header-key")
+    monkeypatch.setattr(logging.getLogger("opentelemetry"), "handlers", [])
+    monkeypatch.setattr(logging.root, "handlers", [])  # those of pytest
+    with server(status=400 if failure else 200) as (address, got), socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        if failure == "nobody listens":
+            address = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        host = address.removeprefix("http://")
+        endpoint = f"http://us%65r:hunter2@{host}/v1/traces?token=s3cr3t&x=topsecret#s3cr3t"
+        config = TraceConfig(format="jsonl", endpoint=endpoint)
+        with Traces(config, tmp_path, "test", COMMON) as sent:
+            sent.write(episodes(3))
+    assert len(got) == (failure != "nobody listens")
+    if got:  # the collector itself gets all of them
+        path, headers, _ = got[0]
+        assert path == "/v1/traces?token=s3cr3t&x=topsecret" and "header-key" in headers.values()
+    shown = f"http://***@{host}/v1/traces?***"
+    assert sent.lost[shown] == (3 if failure else 0)
+    printed = "".join(capfd.readouterr())
+    assert (shown in printed) == bool(failure)
+    assert ("/v1/traces?*** (Caused by" in printed) == (failure == "nobody listens")
+    stored = "".join(f.read_text() for f in tmp_path.rglob("*") if f.is_file())
+    everything = printed + stored + repr(sent.lost)
+    assert not [secret for secret in SECRETS if secret in everything]
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "ftp://user:hunter2@x/y",
+        "user:hunter2@localhost:4318/v1",
+        "http://user:hunter2@",
+        "http://user:hunter2@[::1/x",
+        "http://user:hunter2@x:99999999/y",
+        "http://user:hunter2/s3cr3t@x/y",
+        "http://x/?token=a s3cr3t",
+    ],
+)
+def test_what_is_no_address_is_refused_and_not_quoted(endpoint) -> None:
+    with pytest.raises(UserError, match="must be an address of a collector") as caught:
+        TraceConfig(endpoint=endpoint)
+    assert not [secret for secret in SECRETS if secret in str(caught.value)]
