@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jroute.distributed.mesh import fetch, place, replicate
+from jroute.generate.finite import not_finite
 from jroute.generate.shapes import bucket, check_context, pad_rows
 from jroute.model.config import Qwen3Config
 from jroute.model.decoder import ForwardOptions, forward, unembed
@@ -167,6 +168,7 @@ def raw_features(
         progress: Called after every batch with the number of its prompts.
 
     Raises:
+        NotFiniteError: The features of a prompt are not finite.
         UserError: A prompt is empty or longer than the model's context.
     """
     blocks = tuple(max(round(depth * config.num_hidden_layers) - 1, 0) for depth in features.depths)
@@ -186,6 +188,9 @@ def raw_features(
     for rows, tokens, lengths in _batches(prompts, slots, config.max_position_embeddings):
         on_mesh = place(tokens, ("batch", "seq")), place(lengths, ("batch",))
         read_scalars, states = fetch(_read(params, *on_mesh, streams, config=config, blocks=blocks))
+        for row, i in enumerate(rows):
+            if not (np.isfinite(read_scalars[row]).all() and np.isfinite(states[row]).all()):
+                raise not_finite("the features of prompt", i, params, config, prompts[i])
         scalars[rows, 0] = lengths[: len(rows)]
         scalars[rows, 1] = np.log2(max(tokens.shape[1], SHORTEST))
         scalars[rows, 2:read] = read_scalars[: len(rows)]
@@ -248,6 +253,9 @@ def trunk_change(
     """Measure how far gates move the trunk of prompts: ``|after - before| / |before|``.
 
     The mean over the tokens of a prompt, the mixing sites and their hooks, in one prefill.
+
+    Raises:
+        NotFiniteError: The trunk of a prompt is not finite.
     """
     changes, streams = np.zeros(len(prompts)), replicate(routing)
     for rows, tokens, lengths in _batches(prompts, slots, config.max_position_embeddings):
@@ -260,6 +268,17 @@ def trunk_change(
             place(gate, ("batch", "layers")),
         )
         changes[rows] = fetch(_change(params, *on_mesh, config=config))[: len(rows)]
+        for i in rows:
+            if not np.isfinite(changes[i]):
+                raise not_finite(
+                    "the changes of the trunk of prompt",
+                    i,
+                    params,
+                    config,
+                    prompts[i],
+                    routing=routing,
+                    gate=gates[i],
+                )
     return changes
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jroute.generate.decoding import Completion, Decoding, StopReason
-from jroute.generate.programs import Chunk
+from jroute.generate.programs import NOT_FINITE, Chunk
 from jroute.generate.requests import FrozenModel
 from jroute.generate.stopping import Stops, Watch
 
@@ -61,6 +61,20 @@ class Ended(NamedTuple):
     on_device: bool
 
 
+class Appended(NamedTuple):
+    """What became of the rows of a chunk.
+
+    Attributes:
+        tokens: Number of new tokens.
+        ended: The rows that are finished.
+        broken: Requests of the rows whose logits are not finite after their last token.
+    """
+
+    tokens: int
+    ended: list[Ended]
+    broken: list[int]
+
+
 class ActiveRows:
     """Rows by the index of their request."""
 
@@ -71,6 +85,10 @@ class ActiveRows:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def ids(self, index: int) -> list[int]:
+        """Return the new tokens of an unfinished row."""
+        return self._rows[index].ids
 
     def add(self, index: int, length: int, limit: int) -> None:
         """Add a row with a prompt of ``length`` tokens."""
@@ -83,28 +101,31 @@ class ActiveRows:
             default=0,
         )
 
-    def append(self, owners: Sequence[int | None], chunk: Chunk) -> tuple[int, list[Ended]]:
+    def append(self, owners: Sequence[int | None], chunk: Chunk) -> Appended:
         """Append the tokens of a chunk to their rows, and remove the rows that end.
 
         Args:
             owners: Index of the request of each row of the chunk; those that have ended are passed
                 over.
             chunk: The tokens, on the host.
-
-        Returns:
-            The number of tokens, and the rows that ended.
         """
+        ends_broken = (np.asarray(chunk.tokens) == NOT_FINITE).any(axis=1).tolist()
         counts = (np.asarray(chunk.tokens) >= 0).sum(axis=1).tolist()
         done: dict[int, bool] = {}
-        tokens = 0
+        tokens, broken = 0, []
         for at, (owner, count) in enumerate(zip(owners, counts, strict=True)):
             row = None if owner is None else self._rows.get(owner)
-            if owner is None or row is None or not count:
+            if owner is None or row is None:
                 continue
-            row.append(chunk, at, count)
-            tokens += count
-            done[owner] = bool(chunk.done[at])
-        return tokens, self._finish(done)
+            if ends_broken[at]:
+                broken.append(owner)
+            if count:
+                row.append(chunk, at, count)
+                tokens += count
+                done[owner] = bool(chunk.done[at]) and not ends_broken[at]
+        ended = self._finish(done)
+        # A stop string among the tokens before the broken one ends the row as it should.
+        return Appended(tokens, ended, [i for i in broken if i in self._rows])
 
     def _finish(self, done: dict[int, bool]) -> list[Ended]:
         """Remove the finished ones of the rows with new tokens.

@@ -109,6 +109,7 @@ class Engine:
             progress: Called at the start and after every look at the device.
 
         Raises:
+            NotFiniteError: The logits of a row are not finite.
             UserError: See ``plan``.
         """
         plan = self.plan(requests) if requests else None
@@ -136,6 +137,7 @@ class Engine:
             progress: As for ``stream``.
 
         Raises:
+            NotFiniteError: The logits of a row are not finite.
             UserError: See ``plan``.
         """
         completions: dict[int, Completion] = {}

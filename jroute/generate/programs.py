@@ -80,6 +80,10 @@ class DecodeState(NamedTuple):
     gate: Float[Array, "slots layers"] | None
 
 
+NOT_FINITE = -2
+"""Stands for a token where the logits are not finite."""
+
+
 class Columns(NamedTuple):
     """The fields of ``Chunk`` that have one column per step; or one such column."""
 
@@ -92,7 +96,8 @@ class Chunk(NamedTuple):
     """The results of one program, for the host.
 
     Attributes:
-        tokens: Chosen tokens, column by column; -1 where a row was finished.
+        tokens: Chosen tokens, column by column; -1 where a row was finished, and ``NOT_FINITE``
+            where its logits were not finite, which ends it.
         done: Whether each row is finished now.
         logprobs: Log-probabilities of the tokens, if requested.
         margins: Margins by which the tokens were chosen, if requested.
@@ -196,7 +201,7 @@ def prefill(
         cache = caches.from_prefill(out.kv, seq + room, stacked=not unroll)
     else:
         cache = caches.from_prefill(out.kv, caches.capacity(out.kv), stacked=not unroll)
-    done = dummy | _is_end(chosen.token, ends) | (rows.limits <= 1)
+    done = dummy | ~chosen.finite | _is_end(chosen.token, ends) | (rows.limits <= 1)
     state = DecodeState(
         cache, chosen.token, lengths, zeros + 1, done, rows.seeds, rows.limits, rows.gate
     )
@@ -377,13 +382,14 @@ def _decode_step(
         last=jnp.where(done, state.last, chosen.token),
         lengths=jnp.where(done, state.lengths, lengths),
         generated=generated,
-        done=done | _is_end(chosen.token, ends) | (generated >= state.limits),
+        done=done | ~chosen.finite | _is_end(chosen.token, ends) | (generated >= state.limits),
     )
     return _on_mesh(new), _column(chosen, done)
 
 
 def _column(chosen: Chosen, skipped: Bool[Array, " slots"]) -> Columns:
-    return Columns(jnp.where(skipped, -1, chosen.token), chosen.logprob, chosen.margin)
+    tokens = jnp.where(chosen.finite, chosen.token, NOT_FINITE)
+    return Columns(jnp.where(skipped, -1, tokens), chosen.logprob, chosen.margin)
 
 
 def _empty_columns(slots: int, chunk: int, choice: Choice) -> Columns:

@@ -12,6 +12,7 @@ from jroute.generate import programs
 from jroute.generate.active_rows import ActiveRows
 from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Completion, Decoding
+from jroute.generate.finite import NotFiniteError, not_finite
 from jroute.generate.programs import Chunk, ChunkControl, DecodeState, Prefix, Rows
 from jroute.generate.requests import FrozenModel, Progress, Request, any_gated
 from jroute.generate.sampling import Choice
@@ -194,7 +195,7 @@ class EngineRun:
 
     def _take(self, item: _Unread) -> None:
         chunk: Chunk = jax.device_get(item.chunk)
-        tokens, ended = self._rows.append(item.owners, chunk)
+        tokens, ended, broken = self._rows.append(item.owners, chunk)
         slots = {owner: slot for slot, owner in enumerate(self._slots.owners)}
         for request, completion, on_device in ended:
             self._slots.release(slots[request])
@@ -210,6 +211,24 @@ class EngineRun:
                 steps=progress.steps + int(chunk.steps),
                 active_steps=progress.active_steps + int(chunk.active_steps),
             )
+        if broken:
+            raise self._not_finite(min(broken))
+
+    def _not_finite(self, index: int) -> NotFiniteError:
+        """Free the device, and make the exception for a row whose logits are not finite."""
+        request, model = self._requests[index], self._model
+        tokens = [*request.tokens, *self._rows.ids(index)]
+        self.release()
+        return not_finite(
+            "the logits of prompt",
+            index,
+            model.params,
+            model.config,
+            tokens,
+            position=len(tokens) - 1,
+            routing=model.routing,
+            gate=request.gate,
+        )
 
     def take_finished(self) -> list[tuple[int, Completion]]:
         """Return what has finished since the last call."""

@@ -120,6 +120,9 @@ class Chosen(NamedTuple):
 
     Attributes:
         token: Its id.
+        finite: Whether its score is finite. It is the largest, so it is not finite if a score is
+            NaN or plus infinity, or if all are minus infinity; single scores of minus infinity are
+            tokens that are never drawn.
         logprob: Its natural-log probability, if requested.
         margin: How far its score lies above the next best one, if requested. Scores are the logits;
             where a token is drawn, those of the distribution plus Gumbel noise, and the draw takes
@@ -127,6 +130,7 @@ class Chosen(NamedTuple):
     """
 
     token: Int[Array, " rows"]
+    finite: Bool[Array, " rows"]
     logprob: Float[Array, " rows"] | None
     margin: Float[Array, " rows"] | None
 
@@ -167,16 +171,35 @@ def choose(
             return jax.random.gumbel(key, logits.shape[-1:], logits.dtype)
 
         scores = jax.vmap(noise)(seeds, positions) + drawn_from
-    token = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    best, token = _largest(scores)
     logprob = margin = None
     if choice.logprobs is not None:
         reported = logits if choice.logprobs == "raw" else drawn_from
         chosen = jnp.take_along_axis(reported, token[:, None], axis=-1)[:, 0]
         logprob = chosen - jax.nn.logsumexp(reported, axis=-1)
     if choice.margins:
-        best = jax.lax.top_k(scores, 2)[0]
-        margin = best[:, 0] - best[:, 1]
-    return Chosen(token, logprob, margin)
+        top = jax.lax.top_k(scores, 2)[0]
+        margin = top[:, 0] - top[:, 1]
+    return Chosen(token, jnp.isfinite(best), logprob, margin)
+
+
+def _largest(
+    scores: Float[Array, "rows vocab"],
+) -> tuple[Float[Array, " rows"], Int[Array, " rows"]]:
+    """Return the largest score of every row, NaN if there is one, and its first index.
+
+    This is the reduction that ``jnp.argmax`` is made of, which does not return the score: nothing
+    more is computed, or sent between devices, than for the index alone.
+    """
+
+    def larger(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+        ahead = (a[0] > b[0]) | (a[0] != a[0])
+        first = ahead | ((a[0] == b[0]) & (a[1] < b[1]))
+        return jnp.where(ahead, a[0], b[0]), jnp.where(first, a[1], b[1])
+
+    indices = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+    start = jnp.array(-jnp.inf, scores.dtype), jnp.int32(0)
+    return jax.lax.reduce((scores, indices), start, larger, (1,))
 
 
 def _too_early(

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jroute.distributed.mesh import fetch, place, replicate
+from jroute.generate.finite import not_finite
 from jroute.generate.requests import FrozenModel
 from jroute.generate.shapes import bucket, pad_rows
 from jroute.model.config import Qwen3Config
@@ -89,6 +90,9 @@ def score_pairs(
     Returns:
         For each pair the summed natural-log probability of the continuation given the context,
         and whether greedy decoding would have produced it.
+
+    Raises:
+        NotFiniteError: The logits that score a continuation are not finite.
     """
     groups: dict[int, list[int]] = {}
     for i, (context, continuation) in enumerate(pairs):
@@ -104,6 +108,16 @@ def score_pairs(
             for row, i in enumerate(indices):
                 context, continuation = (len(ids) for ids in pairs[i])
                 part = slice(context, context + continuation)
+                if not np.isfinite(scores[row, part]).all():
+                    raise not_finite(
+                        "the logits of pair",
+                        i,
+                        model.params,
+                        model.config,
+                        [*pairs[i][0], *pairs[i][1]],
+                        routing=model.routing,
+                        gate=None if gates is None else gates[i],
+                    )
                 results[i] = (
                     float(scores[row, part].sum(dtype=np.float64)),
                     bool(greedy[row, part].all()),

@@ -27,10 +27,14 @@ def rms_norm(
 
     The sum of squares is a dot product: for the CPU, XLA drops barriers before it fuses, and would
     sum in another order where another program computes ``x`` in the same loop.
+
+    Where the sum of squares overflows the result is NaN, so that it is noticed; without the select
+    it would be 0 and pass for a state.
     """
     wide = x.astype(jnp.float32)
     total = jnp.einsum("...e,...e->...", wide, wide, precision="highest")[..., None]
-    wide = wide * jax.lax.rsqrt(total / x.shape[-1] + eps)
+    scale = jnp.where(total < jnp.inf, jax.lax.rsqrt(total / x.shape[-1] + eps), jnp.nan)
+    wide = wide * scale
     return jnp.broadcast_to(weight, x.shape) * wide.astype(x.dtype)
 
 
