@@ -11,6 +11,52 @@ looks, in this order, at
 
 It reads only the text after ``</think>``; an unclosed ``<think>`` hides what follows it. Numbers
 are exact (see ``jroute.tasks.numbers``), and units do not count.
+
+What counts is what a careful human marker would say. ``none`` means: no answer.
+
+==========================================  =======  ==============================================
+text                                        answer   rule
+==========================================  =======  ==============================================
+``#### -2½``                                -2.5     a whole number before a fraction belongs to it
+``1-1/2``                                   1.5      without spaces, a proper fraction does, too
+``#### 1 - 1/2``                            0.5      with spaces it is a difference
+``\boxed{2\frac{1}{2}}``                    2.5      so it is in LaTeX
+``\boxed{5+3}``                             8        plain arithmetic is evaluated
+``#### 20 - 2``                             18       after a marker, a dash is a minus
+``It took 10 - 3``                          3        in prose it is a dash: the last number counts
+``2^{3}-1``                                 7        but not in a formula
+``\boxed{\sqrt{16}}``                       none     anything else in a formula is no number
+``\frac{\pi}{2}``                           none     so is a part of it
+``\boxed{2x}``                              none     a variable has no value
+``\boxed{9^{9^{9^9}}}``                     none     a number beyond 1,000 bits is noise
+``18 = 20 − 2``                             18       in a chain, the number counts, not its origin
+``#### 5 apples + 13 apples = 18 apples``   18       units inside a chain do not end it
+``#### 60 / 3 = 20 / hour``                 20       a rate's unit is a unit
+``It makes 60 / 3 = 20 per 1 hour``         20       a number after "per" belongs to the unit
+``The answer is\n1. 18``                    18       "1." before a number is the number of a list
+``The answer is about 1/3 of 7``            1/3      words such as "about" do not hide the number
+``The answer is 3 and 4.``                  none     two equal answers are not one
+``\boxed{3, 4}``                            none     nor are two numbers in a box
+``#### 10-12``                              none     a range is not one number
+``#### 20-2``                               18       the larger number first: a difference
+``The answer is 3:30``                      none     a time or a ratio is not one number
+``#### 3/4/2020``                           none     nor is a date
+``The answer is (18) 3``                    18       brackets are not a minus
+``Answer: - 18``                            18       a dash before a space is a bullet
+``#### −$5``                                -5       signs and currencies in any order
+``#### 18% (of 50)``                        18       a percent sign is a unit; remarks do not count
+``\boxed{18^\circ}``                        18       so are degrees, ordinals, powers of units
+``#### １８``                               18       digits of every script
+``答案是18。``                              18       "the answer is", also in other languages
+``It is __18__``                            18       emphasis of Markdown, LaTeX and HTML
+``The answer is ~~17~~ 18``                 18       what is struck out does not count
+``It costs 12 000``                         12000    groups of three by space, comma or apostrophe
+``It costs 1,00,000``                       100000   Indian groups
+``It costs €1.234,56``                      1234.56  continental groups, if they are unmistakable
+``It costs 2,5``                            5        another comma separates two numbers
+``3 × 10⁵``                                 300000   powers of ten, typed in any way
+``3⁄4``                                     0.75     any fraction slash
+==========================================  =======  ==============================================
 """
 
 import re
@@ -18,7 +64,10 @@ from collections import deque
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
-from jroute.tasks.numbers import NUMBER, canonical, exact_value, normalise, parse_number
+from jroute.tasks.arithmetic import Reader
+from jroute.tasks.notation import normalise
+from jroute.tasks.numbers import canonical, parse_number, readable
+from jroute.tasks.tokens import tokenise
 
 ANSWER_PARSER_VERSION = 2
 """Version of the rules by which answers are read; stored with every part of a table.
@@ -46,75 +95,168 @@ class ParsedAnswer(NamedTuple):
 
 
 _HASHES = re.compile(r"(?<!#)####(?!#)")
-_PHRASE = re.compile(r"\banswer(?:\s{0,3}(?:is\b|:|=))+", re.IGNORECASE)
-# What may stand between a marker and its number: punctuation, line ends, formatting commands and
-# the left side of an equation; no words.
-_LEAD = re.compile(
-    r"(?P<lead>(?:[^\w]|\\(?![dtc]?frac)[A-Za-z]+|(?<!\w)[A-Za-z]\w{0,15}\s{0,2}=){0,20}?)"
-    rf"(?P<number>{NUMBER.pattern})",
-    re.VERBOSE,
+_PHRASE = re.compile(
+    r"(?:\banswers?(?:\s{0,3}(?:is\b|was\b|equals\b|(?:would|should|must|will)\sbe\b|:|=))+"
+    r"|(?:答案|答え|解答|正解|정답|답)\s?(?:应该|应|應|就)?(?:\s?(?:是|为|為|は|은|는|:|=))+"
+    r"|\b(?:respuesta|réponse|antwort|resposta|risposta|ответ)"
+    r"(?:\s{0,3}(?:es\b|est\b|ist\b|lautet\b|é\b|è\b|:|=))+)",
+    re.IGNORECASE,
+)
+_APPROXIMATE = (
+    " about approximately approx roughly around nearly almost exactly just only simply therefore "
+    "thus a total of equal equals to "
 )
 # The start of a list item or of a numbered heading, seen from the end of its number.
 _LIST_ITEM = re.compile(r"[.)][ \t]+[A-Za-z]")
-# Arithmetic that continues after a number: no words, within a sentence, up to a remark in brackets.
-_ARITHMETIC = re.compile(r"(?:(?!\.\s)(?!(?<=[0-9$%])\s\()[^A-Za-z\n\\]|\\[A-Za-z]+|\bx\b){0,200}")
+# "1. 18": on a line of its own, or if nothing but a number follows on the line of the marker.
+_FIRST_ITEM = re.compile(r"1[.)] (?=[-$\\(]?[0-9\\])")
+_FIRST_ITEM_ALONE = re.compile(r"1[.)] (?=[-$\\(]?[0-9\\])[^A-Za-z\n]{1,60}(?:\n|$)")
+# What may continue a statement that the token limit cut: no word, no new line or sentence, but a
+# sign after a unit.
+_OPEN_END = re.compile(
+    r"(?:\s?(?:[A-Za-z]{1,20}|\{[A-Za-z ]{1,20}\})\s?[-+*/=])?"
+    r"(?:(?!\.\s)[^A-Za-z\n\\]|\\[A-Za-z]*)*"
+)
 _BRACES = re.compile(r"\\boxed\s{0,3}\{|\\[{}]|[{}]")
+_NUMERIC = re.compile(r"[0-9]|\\(?:pi|sqrt|infty)(?![A-Za-z])|[\u03c0\u221a\u221e]")
+
+_MARKERS = 100
+"""How many markers of a kind are looked at, from the last one back."""
+_WINDOW = 2000
+"""How many characters a statement may have."""
+_LEAD = 40
+"""How many signs, formatting commands and names may stand between a marker and its number."""
 
 
-def _boxes(text: str) -> tuple[list[str], bool]:
-    """Return the contents of all balanced boxes, by opening, and whether a box stays open."""
-    opened: list[int | None] = []  # per open brace: where its content starts, if it opens a box
+class _Statement(NamedTuple):
+    """What stands where an answer is expected; a value of None is no number."""
+
+    value: Fraction | None
+    start: int
+    end: int
+
+
+def _boxes(text: str) -> tuple[list[tuple[int, int]], bool]:
+    """Return where the balanced boxes' contents are, by opening, and whether a box stays open."""
+    opened: list[int] = []  # per open brace: where its content starts if it opens a box, else -1
     spans: list[tuple[int, int]] = []
     for brace in _BRACES.finditer(text):
         if brace[0].startswith("\\boxed"):
             opened.append(brace.end())
         elif brace[0] == "{":
-            opened.append(None)
+            opened.append(-1)
         elif brace[0] == "}" and opened:
             start = opened.pop()
-            if start is not None:
+            if start >= 0:
                 spans.append((start, brace.start()))
-    boxes = [text[start:end] for start, end in sorted(spans)]
-    return boxes, any(start is not None for start in opened)
+    return sorted(spans), any(start >= 0 for start in opened)
 
 
-def _box_value(content: str) -> Fraction | None:
-    """Return the first number after the last equals sign of a box, else its first number."""
-    for part in (content.rpartition("=")[2], content):
-        if number := NUMBER.search(part):
-            return exact_value(number)
+def _box_value(text: str, start: int, end: int) -> Fraction | None:
+    """Return the value of a box; None if its content is not a number."""
+    if end - start > _WINDOW:
+        return None
+    statement = _statement(Reader(tokenise(text, start, end), "box"), text)
+    return statement.value if statement else None
+
+
+def _statement(reader: Reader, text: str) -> _Statement | None:
+    """Read the number that follows a marker or that a box holds; None if words come first."""
+    in_box = reader.style == "box"
+    for _ in range(_WINDOW if in_box else _LEAD):
+        token, after = reader.coming(), reader.coming(1)
+        if token.kind == "end":
+            return None
+        if token.kind == "word":
+            if after.kind == "equals":
+                reader.at += 1
+            elif in_box and (after.kind in ("operator", "comparison") and len(token.text) == 1):
+                return _Statement(None, token.start, token.end)
+            elif not in_box and f" {token.text.lower()} " not in _APPROXIMATE:
+                return None
+        elif in_box and token.kind == "comparison":
+            return _Statement(None, token.start, token.end)
+        elif not in_box and _enumerates(reader, text):
+            reader.at += 1
+        elif token.text not in ("+", "-") or in_box or not after.spaced:
+            start, first = token.start, reader.at
+            value = reader.statement()
+            if reader.at > first:
+                return _Statement(value, start, reader.tokens[reader.at - 1].end)
+        reader.at += 1
     return None
 
 
-def _stated_value(text: str, marker: re.Pattern[str]) -> tuple[Fraction, bool] | None:
-    """Return the number after the last marker that has one, and whether it ends with the text.
+def _enumerates(reader: Reader, text: str) -> bool:
+    """Return whether a number only numbers the answer: ``1. 18``."""
+    first = reader.tokens[0].start
+    start = reader.coming().start
+    own_line = "\n" in text[first:start] or reader.coming(-1).kind == "newline"
+    pattern = _FIRST_ITEM if own_line else _FIRST_ITEM_ALONE
+    return reader.coming().text == "1" and bool(pattern.match(text, start))
 
-    A number that ends with the text may be incomplete in a truncated completion.
-    """
-    for mark in reversed(list(marker.finditer(text))):
-        stated = _LEAD.match(text, mark.end())
-        if not stated:
+
+def _stated(text: str, marker: re.Pattern[str]) -> _Statement | None:
+    """Return what the last marker states that has a number."""
+    for place in reversed(deque((mark.end() for mark in marker.finditer(text)), maxlen=_MARKERS)):
+        reader = Reader(tokenise(text, place, place + _WINDOW), "stated")
+        statement = _statement(reader, text)
+        if statement is None:
             continue
-        in_heading = marker is _HASHES or "\n" in stated["lead"]
-        if in_heading and _LIST_ITEM.match(text, stated.end()):
+        in_heading = marker is _HASHES or "\n" in text[place : statement.start]
+        if in_heading and _LIST_ITEM.match(text, statement.end):
             continue
-        number = NUMBER.match(text, stated.start("number"))
-        arithmetic = _ARITHMETIC.match(text, stated.start("number"))
-        if not number or not arithmetic:
-            continue
-        if "=" in arithmetic[0]:  # "5 + 13 = 18": the answer is on the right
-            right = arithmetic.start() + arithmetic[0].rindex("=")
-            result = NUMBER.search(text, right)
-            if result and result.start() < arithmetic.end():
-                number = result
-        if (value := exact_value(number)) is not None:
-            return value, arithmetic.end() == len(text)
+        return statement
     return None
+
+
+def _last_number(text: str) -> Fraction | None:
+    """Return the last number of a text, whatever it belongs to; None if it is part of a formula."""
+    place = max(text.rfind(digit) for digit in "0123456789")
+    reader = Reader(tokenise(text, max(0, place - _WINDOW), place + _WINDOW // 10), "prose")
+    last: Fraction | None = None
+    read = False
+    while reader.coming().kind != "end":
+        start, token = reader.at, reader.coming()
+        if token.text == "^" or token.text.endswith("_"):
+            _skip_script(reader)
+        elif _may_start(reader):
+            rate = reader.coming(-1).text.lower() == "per" and read  # "20 per 1 hour" is 20
+            value = reader.statement()
+            if any(token.kind == "number" for token in reader.tokens[start : reader.at]):
+                last, read = (last if rate else value), True
+        if reader.at == start:
+            reader.at += 1
+    return last
+
+
+def _may_start(reader: Reader) -> bool:
+    """Return whether a number may start here; a minus must not be a hyphen or a dash."""
+    token, before, after = reader.coming(), reader.coming(-1), reader.coming(1)
+    if token.text == "+":
+        return False
+    operand = before.kind in ("number", "word", "close", "percent")
+    return token.text != "-" or (not after.spaced and (token.spaced or not operand))
+
+
+def _skip_script(reader: Reader) -> None:
+    """Pass over the exponent of a unit and over an index: ``m^{2}``, ``x_1``."""
+    reader.at += 1
+    if reader.coming().text == "{":
+        while reader.coming().kind not in ("end", "close"):
+            reader.at += 1
+    reader.at += 1
 
 
 def _answer_text(completion: str) -> str:
-    """Return the part of a completion that may hold the answer, normalised."""
-    return normalise(completion.rpartition("</think>")[2].partition("<think>")[0])
+    """Return the part of a completion that may hold the answer."""
+    return completion.rpartition("</think>")[2].partition("<think>")[0]
+
+
+def _answered(value: Fraction | None) -> ParsedAnswer:
+    if value is None or not readable(value):
+        return ParsedAnswer("no_answer", None, "")
+    return ParsedAnswer("ok", value, canonical(value))
 
 
 def parse_answer(completion: str, *, truncated: bool = False) -> ParsedAnswer:
@@ -131,28 +273,24 @@ def parse_answer(completion: str, *, truncated: bool = False) -> ParsedAnswer:
         rule 4 does not apply; a ``\boxed{`` that is still open is incomplete, and so is a stated
         number that no word or line end follows (``#### 1`` may become ``#### 18``).
     """
-    text = _answer_text(completion)
+    text = normalise(_answer_text(completion))
     cut_off = ParsedAnswer("truncated", None, "")
 
     boxes, box_stays_open = _boxes(text)
     if truncated and box_stays_open:
         return cut_off
-    for content in reversed(boxes):
-        if (value := _box_value(content)) is not None:
-            return ParsedAnswer("ok", value, canonical(value))
+    for start, end in reversed(boxes):
+        if _NUMERIC.search(text, start, end):
+            parsed = _answered(_box_value(text, start, end))
+            return cut_off if truncated and parsed.status != "ok" else parsed
     for marker in (_HASHES, _PHRASE):
-        if stated := _stated_value(text, marker):
-            value, ends_the_text = stated
-            if truncated and ends_the_text:
-                return cut_off
-            return ParsedAnswer("ok", value, canonical(value))
-    if truncated:
-        return cut_off
-    numbers = deque(NUMBER.finditer(text), maxlen=1)
-    value = exact_value(numbers[0]) if numbers else None
-    if value is None:
-        return ParsedAnswer("no_answer", None, "")
-    return ParsedAnswer("ok", value, canonical(value))
+        if statement := _stated(text, marker):
+            parsed = _answered(statement.value)
+            open_end = len(text) - statement.end < _WINDOW and _OPEN_END.fullmatch(
+                text, statement.end
+            )
+            return cut_off if truncated and (open_end or parsed.status != "ok") else parsed
+    return cut_off if truncated else _answered(_last_number(text))
 
 
 def boxed_answer(completion: str) -> str:
@@ -161,11 +299,13 @@ def boxed_answer(completion: str) -> str:
     Returns:
         Its number in canonical form; its text if it holds no number; ``""`` without a box.
     """
-    boxes, _ = _boxes(_answer_text(completion))
+    text = _answer_text(completion)
+    boxes, _ = _boxes(text)
     if not boxes:
         return ""
-    value = _box_value(boxes[-1])
-    return boxes[-1].strip() if value is None else canonical(value)
+    content = text[slice(*boxes[-1])].strip()
+    plain = normalise(content)
+    return _answered(_box_value(plain, 0, len(plain))).text or content
 
 
 def is_correct(parsed: ParsedAnswer, gold: str) -> bool:

@@ -1,0 +1,439 @@
+r"""Plain arithmetic in a text, evaluated exactly.
+
+``Reader.statement`` reads a number, an expression (numbers with ``+ - * / ^``, ``\frac`` and
+brackets), or a chain of them with ``=`` in between. If anything else takes part (``\pi``,
+``\sqrt``, a variable, a time, a ratio, a date, a range), the statement is *not a number*. The
+text must be in the notation of ``jroute.tasks.notation``. Nesting and values are bounded.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal, NamedTuple
+
+from jroute.tasks.tokens import Token
+
+MAX_BITS = 1000
+"""Largest size of a numerator or a denominator; larger values are noise."""
+MAX_CHARACTERS = 700
+"""Length of the longest number that is read or written."""
+MAX_DEPTH = 30
+"""Deepest nesting of brackets and signs."""
+
+_CLOSING = {"(": ")", "[": "]", "{": "}"}
+_VARIABLES = frozenset("xyzXYZ")
+_CONDITIONS = frozenset(
+    ("if", "when", "for", "where", "with", "and", "or", "since", "as", "because", "while", "is")
+)
+_JOINING = frozenset(("and", "or", "to", "&"))
+_ENDS = frozenset(("end", "newline", "comma", "stop"))
+
+
+class Term(NamedTuple):
+    """A value, and whether it is written as a number rather than as an operation."""
+
+    value: Fraction
+    bare: bool
+
+
+class NotANumber(Exception):
+    """What is being read cannot be evaluated exactly, or is no number at all."""
+
+
+def bounded(value: Fraction) -> Fraction:
+    """Return a value; raise ``NotANumber`` if it is absurdly large or precise."""
+    if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
+        raise NotANumber
+    return value
+
+
+def power(base: Fraction, exponent: Fraction) -> Fraction:
+    """Return ``base ** exponent`` for a whole exponent, without ever computing a huge number.
+
+    Raises:
+        NotANumber: The exponent is not whole, the result is too large, or zero has a negative
+            exponent.
+    """
+    size = max(base.numerator.bit_length(), base.denominator.bit_length()) - 1
+    if exponent.denominator != 1 or (not base and exponent < 0):
+        raise NotANumber
+    if abs(exponent) * size > MAX_BITS:
+        raise NotANumber
+    if not size:  # 0, 1 or -1: only whether the exponent is zero, even or odd matters
+        exponent = Fraction(0 if not exponent else 2 - exponent.numerator % 2)
+    return bounded(base**exponent.numerator)
+
+
+def literal(text: str) -> Fraction:
+    """Return the value of a number such as ``18``, ``.5`` or ``3e5``.
+
+    Raises:
+        NotANumber: It is too long or too large.
+    """
+    digits, _, exponent = text.lower().partition("e")
+    if len(digits) > MAX_CHARACTERS or len(exponent) > 9:
+        raise NotANumber
+    value = bounded(Fraction(digits))
+    return bounded(value * power(Fraction(10), Fraction(exponent))) if exponent else value
+
+
+@dataclass
+class Reader:
+    """Reads statements out of tokens.
+
+    Attributes:
+        tokens: The tokens.
+        style: Where they stand. In ``prose`` a dash between two numbers is not a minus, and of a
+            date the year counts. In a ``box``, ``5!`` is a factorial.
+        at: Index of the token that comes next.
+    """
+
+    tokens: list[Token]
+    style: Literal["prose", "stated", "box"]
+    at: int = 0
+    _depth: int = 0
+    _equation: bool = False
+
+    def coming(self, ahead: int = 0) -> Token:
+        """Return a coming token (or, with a negative number, an earlier one)."""
+        place = self.at + ahead
+        if 0 <= place < len(self.tokens):
+            return self.tokens[place]
+        return Token("end", "", 0, 0, True)
+
+    def kinds(self, count: int, ahead: int = 0) -> list[str]:
+        """Return the kinds of coming tokens."""
+        return [self.coming(ahead + number).kind for number in range(count)]
+
+    def statement(self) -> Fraction | None:
+        """Read ``part = part = ...`` from here on, and return its value.
+
+        The last part that is written as a number counts (``5 + 13 = 18``, ``18 = 20 - 2``), else
+        the last part.
+
+        Returns:
+            The value; None if it is not a number, and then ``at`` has moved, or if nothing that
+            could be a number starts here.
+        """
+        parts: list[Term | None] = []
+        while True:
+            self._equation = bool(parts) or self._equation_follows()
+            try:
+                part = self._sum()
+                if part is None:
+                    break
+                self._refuse_what_follows()
+            except NotANumber:
+                part = None
+                self._recover()
+            parts.append(part)
+            self._skip_unit()
+            if self.coming().kind != "equals":
+                break
+            self.at += 1
+            while self.kinds(2) == ["word", "equals"]:
+                self.at += 2
+        numbers = [part for part in parts if part is not None and part.bare]
+        last = numbers[-1] if numbers else parts[-1] if parts else None
+        return last.value if last is not None else None
+
+    def number(self) -> Fraction | None:
+        """Return the value if the tokens are one number and nothing else, not an operation."""
+        try:
+            term = self._sum()
+        except NotANumber:
+            return None
+        complete = term is not None and term.bare and self.coming().kind == "end"
+        return term.value if term is not None and complete else None
+
+    def _equation_follows(self) -> bool:
+        for ahead in range(80):
+            kind = self.coming(ahead).kind
+            if kind == "equals" or kind in _ENDS:
+                return kind == "equals"
+        return False
+
+    def _recover(self) -> None:
+        """Go on to the equals sign or to the end of a statement that is not a number."""
+        self._depth = 0
+        start = self.at
+        while self.coming().kind not in _ENDS and self.coming().kind != "equals":
+            token = self.coming()
+            if token.kind == "word" and len(token.text) > 1 and self.at > start:
+                return
+            self.at += 1
+        if self.at == start and self.coming().kind not in ("end", "equals"):
+            self.at += 1
+
+    def _skip_unit(self) -> None:
+        """Within an equation, pass over a unit in front of a sign: ``5 apples + 13 apples =``."""
+        if not self._equation or self._depth:
+            return
+        length = self._unit_length()
+        if self.kinds(2, length) == ["operator", "number"] and self.coming(length).text == "^":
+            length += 2
+        if length and self.coming(length).kind in ("operator", "equals"):
+            self.at += length
+
+    def _unit_length(self) -> int:
+        token = self.coming()
+        if token.kind == "word" and token.text.lower() not in _CONDITIONS | _VARIABLES:
+            return 1
+        if token.text == "{":
+            length = 1
+            while self.coming(length).kind == "word" and length < 6:
+                length += 1
+            if self.coming(length).text == "}":
+                return length + 1
+        return 0
+
+    def _refuse_what_follows(self) -> None:
+        """Raise ``NotANumber`` if the number that was read is only a part of something else."""
+        token, second = self.coming(), self.coming(1)
+        variable = token.text in _VARIABLES and self.style != "prose"
+        ratio = token.kind == "colon" and second.kind == "number" and token.spaced == second.spaced
+        base = token.text == "_" and not token.spaced and second.kind in ("number", "open")
+        factorial = token.text == "!" and self.style == "box"
+        bound = token.kind == "comparison" and self.style == "box"
+        if token.kind == "symbol" or variable or ratio or base or factorial or bound:
+            raise NotANumber
+        if self.style == "stated" and self._list_follows():
+            raise NotANumber
+        if self.style == "box" and self._box_holds_more():
+            raise NotANumber
+
+    def _list_follows(self) -> bool:
+        """Return whether another number follows as an equal: ``3 and 4``, ``3, 4``, ``1 to 2``."""
+        ahead = int(self.coming().kind == "word" and self.coming().text.lower() not in _JOINING)
+        unit = ahead > 0
+        comma = self.coming(ahead).kind == "comma"
+        ahead += comma
+        word = self.coming(ahead).text.lower() in _JOINING
+        ahead += word
+        if not (word or (comma and not unit)):
+            return False
+        if self.kinds(2, ahead) == ["word", "equals"]:
+            ahead += 2
+        while self.coming(ahead).kind == "currency":
+            ahead += 1
+        if self.coming(ahead).kind != "number":
+            return False
+        ahead += 1
+        while self.coming(ahead).kind in ("percent", "currency", "close", "any", "other"):
+            ahead += 1
+        ahead += word and self.coming(ahead).kind == "word"
+        token = self.coming(ahead)
+        full_stop = token.kind == "stop" and self.coming(ahead + 1).spaced
+        return full_stop or token.kind in ("end", "newline", "comma")
+
+    def _box_holds_more(self) -> bool:
+        """Return whether the box has another number outside of units and remarks in brackets."""
+        brackets, comma = 0, False
+        for ahead in range(len(self.tokens) - self.at):
+            token = self.coming(ahead)
+            comma = comma or token.kind == "comma"
+            if token.kind == "equals" and not comma:
+                return False
+            brackets += (token.text == "(") - (token.text == ")")
+            if token.kind == "number" and brackets <= 0:
+                back = ahead - 1
+                while self.coming(back).text in ("{", "-"):
+                    back -= 1
+                if self.coming(back).text != "^":
+                    return True
+        return False
+
+    # The grammar: each method returns None, and does not move, where no operand starts.
+
+    def _sum(self) -> Term | None:
+        first = self.at
+        total = self._product()
+        while total is not None and self.coming().text in ("+", "-"):
+            sign, start = self.coming(), self.at
+            self.at += 1
+            right = self._product()
+            if right is None:
+                self.at = start
+                break
+            if total.bare and right.bare and not self._depth and sign.text == "-":
+                if self._is_dash(first):
+                    self.at = start
+                    break
+                self._refuse_range(total.value, right.value, start)
+            value = right.value if sign.text == "+" else -right.value
+            total = Term(bounded(total.value + value), False)
+            self._skip_unit()
+        return total
+
+    def _is_dash(self, first: int) -> bool:
+        """Return whether the dash in what was read from ``first`` on may be no minus."""
+        formula = any(t.text == "^" or t.kind == "fraction" for t in self.tokens[first : self.at])
+        return self.style == "prose" and not formula and not self._equation
+
+    def _refuse_range(self, low: Fraction, high: Fraction, dash: int) -> None:
+        """Raise ``NotANumber`` for ``10-12`` and ``2020-03-04``, but not for ``20-2``."""
+        tight = not self.tokens[dash].spaced and not self.tokens[dash + 1].spaced
+        whole = low.denominator == high.denominator == 1
+        day = self.coming().text == "-" and not self.coming().spaced and low >= 1000
+        if tight and whole and (0 <= low < high or day) and not self._equation:
+            raise NotANumber
+
+    def _product(self) -> Term | None:
+        total = self._power()
+        while total is not None:
+            self._skip_unit()
+            if self.coming().text == "/" and (date := self._date()) is not None:
+                return date
+            start, sign = self.at, self._multiplication()
+            if not sign:
+                break
+            right = self._power()
+            if right is None:
+                self.at = start
+                break
+            if sign == "/" and not right.value:
+                raise NotANumber
+            tight = all(not self.coming(ahead).spaced for ahead in (-1, -2))
+            ten = right.bare and sign == "*" and _power_of_ten(right.value)
+            bare = total.bare and right.bare and (ten or (sign == "/" and tight))
+            value = total.value / right.value if sign == "/" else total.value * right.value
+            total = Term(bounded(value), bare)
+        return total
+
+    def _multiplication(self) -> str:
+        """Pass over ``*``, ``/``, ``x`` or nothing (``2(3)``); return the sign, else ``""``."""
+        token, second = self.coming(), self.coming(1)
+        operand = second.kind in ("number", "open", "currency", "fraction")
+        of = self._equation and token.text == "of"
+        if token.text in ("*", "/") or (operand and (of or token.text in ("x", "X"))):
+            self.at += 1
+            return token.text if token.text == "/" else "*"
+        return "*" if token.kind == "fraction" or (token.text == "(" and not token.spaced) else ""
+
+    def _date(self) -> Term | None:
+        """Read the rest of ``3/4/2020``: its year in prose, not a number elsewhere."""
+        pieces = [self.coming(ahead) for ahead in range(-1, 4)]
+        kinds = [piece.kind for piece in pieces]
+        if kinds != ["number", "operator"] * 2 + ["number"] or pieces[3].text != "/":
+            return None
+        lengths = [len(piece.text) for piece in pieces]
+        if any(piece.spaced for piece in pieces[1:]) or max(lengths[0], lengths[2]) > 2:
+            return None
+        if lengths[4] not in (2, 4):
+            return None
+        self.at += 4
+        if self.style != "prose":
+            raise NotANumber
+        return Term(literal(pieces[4].text), True)
+
+    def _power(self) -> Term | None:
+        start = self.at
+        while self.coming().kind == "currency":
+            self.at += 1
+        if self.coming().text in ("+", "-"):
+            negative = self.coming().text == "-"
+            self.at += 1
+            with_sign = self._deeper(self._power)
+            if with_sign is None:
+                self.at = start
+                return None
+            return Term(-with_sign.value if negative else with_sign.value, with_sign.bare)
+        base = self._operand()
+        if base is None:
+            self.at = start
+        elif self.coming().text == "^":
+            self.at += 1
+            exponent = self._deeper(self._power)
+            if exponent is not None:
+                return Term(power(base.value, exponent.value), base.bare and exponent.bare)
+            self._skip_ordinal()
+        return base
+
+    def _skip_ordinal(self) -> None:
+        """Pass over the exponent in ``18^{th}``."""
+        while self.coming().text == "{":
+            self.at += 1
+        if self.coming().kind == "symbol":
+            raise NotANumber
+        if self.coming().kind == "word":
+            self.at += 1
+        while self.coming().text == "}" and self.coming(-1).kind != "close":
+            self.at += 1
+
+    def _operand(self) -> Term | None:
+        token = self.coming()
+        if token.kind == "symbol":
+            raise NotANumber
+        if token.kind == "number":
+            self.at += 1
+            value = bounded(literal(token.text) + self._mixed_fraction(token))
+        elif token.kind == "fraction":
+            value = self._fraction()
+        elif token.kind == "open":
+            inner = self._deeper(self._bracket)
+            if inner is None:
+                return None
+            self._skip_suffix()
+            return inner
+        else:
+            return None
+        self._skip_suffix()
+        return Term(value, True)
+
+    def _skip_suffix(self) -> None:
+        while self.coming().kind in ("percent", "currency"):
+            self.at += 1
+
+    def _mixed_fraction(self, whole: Token) -> Fraction:
+        r"""Read the fraction of ``2 1/2`` or ``2\frac{1}{2}``; return 0 if none follows."""
+        if not whole.text.isdigit():
+            return Fraction(0)
+        if self.coming().kind == "fraction":
+            return self._fraction()
+        top, slash, bottom, after = (self.coming(ahead) for ahead in range(4))
+        if (top.kind, slash.text, bottom.kind) != ("number", "/", "number") or not top.spaced:
+            return Fraction(0)
+        if slash.spaced or bottom.spaced or not (top.text + bottom.text).isdigit():
+            return Fraction(0)
+        if after.text == "/" or not literal(bottom.text):
+            raise NotANumber
+        self.at += 3
+        return literal(top.text) / literal(bottom.text)
+
+    def _fraction(self) -> Fraction:
+        self.at += 1
+        top = self._deeper(self._bracket) if self.coming().text == "{" else None
+        bottom = self._deeper(self._bracket) if self.coming().text == "{" else None
+        if top is None or bottom is None or not bottom.value:
+            raise NotANumber
+        return bounded(top.value / bottom.value)
+
+    def _bracket(self) -> Term | None:
+        """Read ``(5 + 3)``, or ``{18 apples}``."""
+        start, opening = self.at, self.coming()
+        self.at += 1
+        inner = self._sum()
+        while inner is not None and opening.text == "{" and self.coming().kind == "word":
+            if self.coming().text in _VARIABLES:
+                raise NotANumber
+            self.at += 1
+        if inner is not None and self.coming().kind == "symbol":
+            raise NotANumber
+        if inner is None or self.coming().text != _CLOSING[opening.text]:
+            self.at = start
+            return None
+        self.at += 1
+        return inner
+
+    def _deeper(self, read: Callable[[], Term | None]) -> Term | None:
+        if self._depth >= MAX_DEPTH:
+            raise NotANumber
+        self._depth += 1
+        term = read()
+        self._depth -= 1
+        return term
+
+
+def _power_of_ten(value: Fraction) -> bool:
+    digits = str(max(value.numerator, value.denominator))
+    return value > 0 and digits.rstrip("0") == "1" and min(value.numerator, value.denominator) == 1
