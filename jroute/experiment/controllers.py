@@ -1,15 +1,15 @@
 """The trained arms of a run: the controllers, and the controls that only judging needs."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from jroute.arms.registry import from_controls
+from jroute.arms.registry import SUBJECT, from_controls
 from jroute.checkpoint import latest_step, load_state, save_state
 from jroute.controller.features import Featurizer
 from jroute.experiment.config import Experiment
@@ -20,6 +20,7 @@ from jroute.tasks import Split
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_json
 from jroute.utils.fingerprint import semantic_fingerprint
+from jroute.utils.json_files import read_json
 
 
 def describe_training(
@@ -74,8 +75,7 @@ class Controllers:
     @property
     def are_trained(self) -> bool:
         """Return whether training has finished."""
-        folder = self.folder.controllers(self.training)
-        return folder.is_dir() and latest_step(folder) is not None
+        return latest_step(self.folder.controllers(self.training)) is not None
 
     @property
     def have_controls(self) -> bool:
@@ -90,24 +90,41 @@ class Controllers:
             UserError: Training has not finished.
         """
         folder = self.folder.controllers(self.training)
-        if not folder.is_dir():
+        if not self.are_trained:
             raise UserError(
                 f"{self.folder.path} has no controller trained on this model and these problems "
                 f"({'; '.join([self.training, *self._other_trainings()])}); "
                 "run python -m jroute.train with its config first"
             )
-        return load_state(folder)[1]
+        remedy = f"delete {folder} and give python -m jroute.train its config again"
+        tree = load_state(folder, remedy=remedy)[1]
+        if missing := {"featurizer", "seeds", "selected", SUBJECT} - tree.keys():
+            raise UserError(f"{folder} has no {min(missing)}; {remedy}")
+        return tree
 
     def _other_trainings(self) -> list[str]:
         """Describe how each other training in the folder differs from this one."""
         sentences = []
         for file in sorted(self.folder.controllers(self.training).parent.glob("*.json")):
-            other = json.loads(file.read_text())
+            if latest_step(file.with_suffix("")) is None:  # killed before it was saved
+                continue
+            if (other := self._read_parts(file)) is None:
+                sentences.append(f"{file} is damaged")
+                continue
             differing = [
                 name for name, value in self.training_parts.items() if other.get(name) != value
             ]
             sentences.append(f"{file.stem}, which it has, differs in {', '.join(differing)}")
         return sentences
+
+    @staticmethod
+    def _read_parts(file: Path) -> dict[str, str] | None:
+        """Return the fingerprints of a training's inputs, ``None`` if they do not give its name."""
+        try:
+            parts = read_json(file, dict[str, str], "")
+        except UserError:
+            return None
+        return parts if semantic_fingerprint(parts)[:16] == file.stem else None
 
     @cached_property
     def controls(self) -> dict[str, Any]:
@@ -121,7 +138,9 @@ class Controllers:
                 f"{self.folder.path} has no {' and no '.join(from_controls())} yet; "
                 f"run python -m jroute.evaluate --run {self.folder.path} first"
             )
-        return load_state(self.folder.controls(self.training))[1]
+        folder = self.folder.controls(self.training)
+        remedy = f"delete {folder} and run python -m jroute.evaluate --run {self.folder.path}"
+        return load_state(folder, remedy=remedy)[1]
 
     @cached_property
     def featurizer(self) -> Featurizer:
@@ -136,11 +155,20 @@ class Controllers:
         """Return what controllers see of a split's problems."""
         return self.featurizer(self.features.raw(split)).astype(np.float32)
 
+    def describe(self) -> None:
+        """Store the fingerprints of the training's inputs, unless they are there."""
+        file = self.folder.controllers(self.training).with_suffix(".json")
+        if self._read_parts(file) is None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, dict(self.training_parts), indent=None)
+
     def save(self, tree: Mapping[str, Any], updates: int) -> None:
-        """Store the result of training and the fingerprints of its inputs."""
-        folder = self.folder.controllers(self.training)
-        save_state(folder, updates, dict(tree))
-        write_json(folder.with_suffix(".json"), dict(self.training_parts), indent=None)
+        """Store the result of training, after the fingerprints of its inputs.
+
+        In this order no controller is without them, whenever the process is killed.
+        """
+        self.describe()
+        save_state(self.folder.controllers(self.training), updates, dict(tree))
 
     def save_controls(self, tree: Mapping[str, Any]) -> None:
         """Store the controls that judging trained."""

@@ -1,21 +1,28 @@
 """The features of a run's prompts, kept in the run folder."""
 
+import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jroute.controller.features import FeatureConfig, RawFeatures, raw_features
+from jroute.controller.features import SCALARS, FeatureConfig, RawFeatures, raw_features
 from jroute.distributed.processes import is_first_process
 from jroute.experiment.run_folder import RunFolder
 from jroute.experiment.task_data import TaskData
 from jroute.lm import LanguageModel
 from jroute.observe.progress import progress_bar
 from jroute.tasks import Split
+from jroute.utils.errors import UserError
 from jroute.utils.files import atomic_write
 from jroute.utils.fingerprint import semantic_fingerprint
-from jroute.utils.keys import stored
+from jroute.utils.keys import stored, stored_keys
+from jroute.utils.npz_files import read_arrays
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,20 +50,22 @@ class FeatureStore:
         prompts = self.data.prompts(split)
         description = {"cells": self.cells, "features": self.config, "prompts": prompts}
         file = self.folder.features(split, semantic_fingerprint(description))
-        if not file.is_file():
-            with progress_bar(
-                total=len(prompts),
-                desc=f"features {split}",
-                unit="prompt",
-                disable=not is_first_process(),
-            ) as bar:
-                arrays = stored(self.read(prompts, progress=bar.update))
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(file) as partial, partial.open("wb") as stream:
-                np.savez(stream, **arrays)
-        with np.load(file) as arrays:
-            names = tuple(map(str, arrays["names"]))
-            return RawFeatures(arrays["scalars"], arrays["hidden"], names)
+        if os.path.lexists(file):
+            try:
+                return read_features(file, "its features are computed again")
+            except UserError as error:
+                logger.warning("%s", error)
+        with progress_bar(
+            total=len(prompts),
+            desc=f"features {split}",
+            unit="prompt",
+            disable=not is_first_process(),
+        ) as bar:
+            raw = self.read(prompts, progress=bar.update)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(file) as partial, partial.open("wb") as stream:
+            np.savez(stream, **stored(raw))
+        return raw
 
     def read(
         self, prompts: Sequence[str], *, progress: Callable[[int], object] = lambda rows: None
@@ -79,3 +88,27 @@ class FeatureStore:
                 texts=prompts,
                 progress=progress,
             )
+
+
+def read_features(file: Path, remedy: str) -> RawFeatures:
+    """Read a file of features.
+
+    Args:
+        file: The file. Those of the first versions have no names; their scalars are ``SCALARS``.
+        remedy: What the user should do if it is missing or damaged.
+
+    Raises:
+        UserError: The file is missing or damaged, or holds something else.
+    """
+    arrays = read_arrays(file, remedy)
+    key = stored_keys(RawFeatures)
+    scalars, hidden = arrays.get(key["scalars"]), arrays.get(key["hidden"])
+    names = tuple(map(str, arrays.get(key["names"], np.array(SCALARS)).reshape(-1)))
+    tables = [array for array in (scalars, hidden) if array is not None and array.ndim == 2]
+    if (
+        [str(array.dtype) for array in tables] != ["float32"] * 2
+        or len(tables[0]) != len(tables[1])
+        or tables[0].shape[1] != len(names)
+    ):
+        raise UserError(f"{file} does not hold the features of prompts; {remedy}")
+    return RawFeatures(*tables, names)

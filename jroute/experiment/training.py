@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from jroute.arms import supervised
 from jroute.arms.registry import BEST_FIXED, SUBJECT, SUPERVISED
 from jroute.arms.rl import decisions_of_seeds
-from jroute.checkpoint import latest_step, load_state, save_state
+from jroute.checkpoint import resume_state, save_state
 from jroute.controller import networks
 from jroute.controller.features import Featurizer
 from jroute.envs.functional import LiveEnv, TableEnv
@@ -58,6 +58,7 @@ def train_controllers(run: Run) -> dict[str, Any]:
     """
     controllers = run.controllers
     if controllers.are_trained:
+        controllers.describe()
         return controllers.trained
     e = run.experiment
     featurizer = Featurizer.fit(run.features.raw("train"), e.features)
@@ -113,15 +114,12 @@ def _fit_supervised(
 
 
 def train_ppo_of(run: Run, env: TableEnv | LiveEnv) -> LearnerState:
-    """Train all seeds of a run in one of its environments; see ``train_ppo``."""
+    """Train all seeds of a run in one of its environments, going on from the last checkpoint."""
     e, checkpoints = run.experiment, run.folder.learner(run.controllers.training)
-    scalars = Scalars(
-        run.folder.curves,
-        purge_step=latest_step(checkpoints) or 0,
-        track=e.track,
-        config=stored(e),
-    )
-    state = train_ppo(env, e.ppo, run.grid, e.seed, checkpoints, scalars, mesh=run.base.mesh)
+    initial = _initial_state(e.ppo, env, run.grid, e.seed)
+    start = resume_state(checkpoints, initial) or (0, initial)
+    scalars = Scalars(run.folder.curves, purge_step=start[0], track=e.track, config=stored(e))
+    state = train_ppo(env, e.ppo, run.grid, start, checkpoints, scalars, mesh=run.base.mesh)
     scalars.close()
     return state
 
@@ -130,13 +128,13 @@ def train_ppo(
     env: TableEnv | LiveEnv,
     config: PPOConfig,
     grid: GateGrid,
-    seed: int,
+    start: tuple[int, LearnerState],
     checkpoints: Path,
     scalars: Scalars,
     *,
     mesh: Mesh | None = None,
 ) -> LearnerState:
-    """Train all seeds, with a checkpoint every few updates; go on from the last one.
+    """Train all seeds, with a checkpoint every few updates.
 
     Over a table many updates are one program. Over a model the host goes back and forth: gates of
     all seeds, their rewards, an update; what was generated before an interruption is remembered.
@@ -145,16 +143,13 @@ def train_ppo(
         env: The environment.
         config: Configuration of the learner.
         grid: The grid of gates.
-        seed: Seed of the experiment.
+        start: Number of updates that were made, and the state after them.
         checkpoints: Folder of checkpoints.
         scalars: Writes the training curves.
         mesh: Devices that minibatches are spread over.
     """
     sharding = _batch_sharding(config, mesh)
-    state = _initial_state(config, env, grid, seed)
-    step = latest_step(checkpoints) or 0
-    if step:
-        step, state = load_state(checkpoints, state)
+    step, state = start
     live = isinstance(env, LiveEnv)
     every = CHECKPOINT_LIVE_EVERY if live else CHECKPOINT_EVERY
     run_updates = (
@@ -173,7 +168,7 @@ def train_ppo(
             values["charts/SPS"] = np.full(updates, episodes / elapsed)
             scalars.write(values, step)
             step += updates
-            save_state(checkpoints, step, state)
+            save_state(checkpoints, step, state, replace=True)
             mean_return = values["charts/episodic_return"][:, -1].mean()
             bar.set_postfix({"return": f"{mean_return:.3f}"}, refresh=False)
             bar.update(updates)

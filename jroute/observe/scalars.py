@@ -18,6 +18,7 @@ from jaxtyping import Float
 
 from jroute.utils.errors import UserError
 from jroute.utils.files import atomic_write, write_json
+from jroute.utils.npz_files import read_arrays
 
 LOG = logging.getLogger("jroute")
 
@@ -108,6 +109,7 @@ class Scalars:
                 self._histogram(*bars, step)
             if self._tracker is not None:
                 self._tracker(logged, bars, step)
+        self._writer.flush()  # before the state is saved that makes these updates final
 
     def _histogram(self, limits: list[float], shares: list[float], step: int) -> None:
         """Write the share of every gate as a histogram with a bar for each gate of the grid."""
@@ -210,8 +212,8 @@ def read_curves(folder: Path) -> tuple[dict[str, Float[np.ndarray, "seeds update
         return means, False
     pieces: list[dict[str, np.ndarray]] = []
     for chunk in chunks:
-        with np.load(chunk) as stored:
-            pieces.append({name: stored[name].astype(np.float64) for name in stored.files})
+        arrays = read_arrays(chunk, "remove it, or train again to write it again")
+        pieces.append({name: values.astype(np.float64) for name, values in arrays.items()})
     names = set(pieces[0]).intersection(*pieces[1:])
     joined = {}
     for name in sorted(names):

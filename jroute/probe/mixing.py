@@ -16,6 +16,7 @@ the accuracy on a split.
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pydantic
 from jaxtyping import Array, Bool, Float, Int
 
 from jroute.distributed.mesh import fetch, place, replicate
@@ -36,6 +38,8 @@ from jroute.model.params import Params
 from jroute.routing.mixing import Routing
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_json
+from jroute.utils.fingerprint import semantic_fingerprint
+from jroute.utils.json_files import Record, read_json
 from jroute.utils.keys import Keys, keys
 
 LARGEST_SEARCH = 500
@@ -161,6 +165,28 @@ class MixingProgress(NamedTuple):
     state: list[Any]
 
 
+class _StoredProgress(Record):
+    """The content of a file of mixing weights: ``MixingProgress`` and what decided it.
+
+    Attributes:
+        about: What decides the weights.
+        step: As in ``MixingProgress``.
+        finished: Whether these are the final weights.
+        values: As in ``MixingProgress``.
+        state: As in ``MixingProgress``.
+        raw: As in ``MixingProgress``.
+        digest: Fingerprint of everything else; earlier versions wrote none.
+    """
+
+    about: dict[str, Any]
+    step: pydantic.NonNegativeInt
+    finished: bool
+    values: list[float]
+    state: list[Any]
+    raw: list[Any]
+    digest: str | None = None
+
+
 Save = Callable[[MixingProgress], None]
 
 
@@ -213,7 +239,7 @@ def learn_by_gradient(
         value, gradient = fetch(
             _value_and_gradient(replicate(raw), params, placed, *batch, gate, config=config)
         )
-        if not np.isfinite(gradient).all():
+        if not (np.isfinite(value) and np.isfinite(gradient).all()):
             raise UserError(
                 f"the gradient of the mixing weights is not finite at step {step}; lower "
                 "mixing.gate or routing.strength, or use mixing.method search"
@@ -287,7 +313,7 @@ def save_progress(
         "raw": progress.raw.tolist(),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, content, indent=None)
+    write_json(file, {**content, "digest": semantic_fingerprint(content)}, indent=None)
 
 
 def load_progress(
@@ -303,19 +329,23 @@ def load_progress(
     Raises:
         UserError: The file is missing or damaged, or holds weights of another description.
     """
-    try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        raw = np.asarray(stored["raw"], np.float32)
-        progress = MixingProgress(stored["step"], raw, stored["values"], stored["state"])
-        stored_description, finished = stored["about"], stored["finished"]
-    except FileNotFoundError:
+    if not os.path.lexists(file):
         raise UserError(
             f"the mixing weights {file} are not learned yet; run python -m jroute.train first"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{file} is not a file of mixing weights ({error!r}); remove it to learn them again"
-        ) from error
+        )
+    remedy = "remove it to learn the mixing weights again"
+    stored = read_json(file, _StoredProgress, remedy)
+    try:
+        content = stored.model_dump(exclude={"digest"})
+        if stored.digest not in (None, semantic_fingerprint(content)):
+            raise UserError(f"{file} is damaged (it does not match its digest); {remedy}")
+        raw = np.asarray(stored.raw, np.float32)
+        if not np.isfinite(raw).all():
+            raise ValueError("weights that are not finite")
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file} is not a file of mixing weights ({error}); {remedy}") from error
+    progress = MixingProgress(stored.step, raw, stored.values, stored.state)
+    stored_description, finished = stored.about, stored.finished
     expected = json.loads(json.dumps(description))
     different = sorted(
         name

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from jroute.arms.registry import BASELINE, SELECTED, SUBJECT
-from jroute.controller.features import SCALARS, RawFeatures
+from jroute.controller.features import RawFeatures
 from jroute.experiment.config import Experiment
+from jroute.experiment.feature_store import read_features
 from jroute.experiment.items import read_items
 from jroute.experiment.run_folder import RunFolder
 from jroute.observe.scalars import read_curves
@@ -179,12 +180,10 @@ def _read_features(
     if not files:
         raise UserError(f"{features} has no features of {split}; train again to compute them")
     newest = max(files, key=lambda file: file.stat().st_mtime_ns)
-    with np.load(newest) as stored:
-        raw = RawFeatures(stored["scalars"], stored["hidden"])
-        names = list(map(str, stored["names"])) if "names" in stored.files else SCALARS
+    raw = read_features(newest, "remove it and train again to compute them")
     if len(raw.scalars) != count:
         raise UserError(f"{newest} holds {len(raw.scalars)} problems, but the task has {count} now")
-    return [dict(zip(names, row, strict=True)) for row in raw.scalars.tolist()], raw
+    return [dict(zip(raw.names, row, strict=True)) for row in raw.scalars.tolist()], raw
 
 
 # Gates of the arms ------------------------------------------------------------------------------
@@ -238,7 +237,7 @@ def _decide(
     controllers = folder.controllers(str(results.get("training", "")))
     if not results.get("training") or not controllers.is_dir():
         raise UserError(f"{controllers} is missing; train again to get the controllers")
-    tree = load_state(controllers)[1]
+    tree = load_state(controllers, remedy=f"delete {controllers} and train again")[1]
     try:
         featurizer = Featurizer.of(tree["featurizer"])
     except KeyError as error:

@@ -281,6 +281,10 @@ def test_a_run_learns_keeps_and_uses_its_mixing_weights(
     name = run.outcomes.table.fingerprint
     stored["raw"][1][0][0][0] += 1.0
     run.mixing.file.write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=r"is damaged \(it does not match its digest\); remove it"):
+        load_run(run.directory).mixing.progress()
+    del stored["digest"]  # as earlier versions wrote it
+    run.mixing.file.write_text(json.dumps(stored))
     assert load_run(run.directory).outcomes.table.fingerprint != name
     plain = dataclasses.replace(run.experiment, mixing=MixingConfig())
     assert Run(run.directory, plain).outcomes.table.fingerprint != name
@@ -301,7 +305,7 @@ def test_weights_of_something_else_are_refused(learned, tmp_path) -> None:
         mixing.load_progress(run.mixing.file, run.mixing.description, (6, 1, 3, 3))
     text = run.mixing.file.read_text()
     run.mixing.file.write_text(text[: len(text) // 2])
-    with pytest.raises(UserError, match="is not a file of mixing weights"):
+    with pytest.raises(UserError, match=r"is not valid JSON .*; remove it to learn the mixing"):
         mixing.load_progress(run.mixing.file, run.mixing.description, shape)
     # A file that was copied under the name of another experiment's.
     changed = dataclasses.replace(experiment, mixing=dataclasses.replace(experiment.mixing, gate=2))
