@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     from jroute.experiment.run import Run
 
-    run = Run.start(experiment, keep=not options.plan)
+    run = Run.start(experiment, keep=False)
     if options.plan:
         from jroute.experiment.plan import plan_training
 

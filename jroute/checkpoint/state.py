@@ -22,11 +22,12 @@ from jax.sharding import Sharding
 from jax.tree_util import DictKey, GetAttrKey, keystr, tree_leaves_with_path
 
 from jroute.checkpoint.storage import quiet, restore_args
+from jroute.utils.disk import disk_errors, make_folder
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_json
 from jroute.utils.json_files import Record, read_json
 from jroute.utils.keys import stored_keys
-from jroute.utils.temporary import HIDDEN, remove_abandoned, temporary_folder, temporary_path
+from jroute.utils.temporary import HIDDEN, remove_leftovers, temporary_folder, temporary_path
 from jroute.utils.trees import nest
 
 logger = logging.getLogger(__name__)
@@ -87,10 +88,10 @@ def save_state(
         replace: Delete this step and later ones first, which ``resume_state`` passed over.
 
     Raises:
-        UserError: This step was saved before.
+        UserError: This step was saved before, or the folder cannot be written.
     """
     folder = Path(directory)
-    _tidy(folder)
+    remove_leftovers(folder, alone=True)
     steps = saved_steps(folder)
     if replace:
         _delete(folder, [later for later in steps if later >= step])
@@ -99,8 +100,9 @@ def save_state(
             f"{folder} already holds step {step}; resume from it or choose another run folder"
         )
     leaves = {name: _plain(leaf) for name, leaf in _leaves(state).items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(folder / str(step)) as hidden:
+    make_folder(folder)
+    needed = sum(leaf.nbytes for leaf in leaves.values())
+    with disk_errors(folder, needed), temporary_folder(folder / str(step)) as hidden:
         partial = hidden / str(step)
         with quiet(), _checkpointer() as checkpointer:
             checkpointer.save(
@@ -175,7 +177,7 @@ def resume_state(directory: str | os.PathLike[str], like: Any) -> tuple[int, Any
         UserError: All steps are damaged, or one has another structure than ``like``.
     """
     damaged = None
-    _tidy(Path(directory))
+    remove_leftovers(Path(directory), alone=True)
     for step in reversed(saved_steps(directory)):
         try:
             return load_state(directory, like, step=step, remedy="an earlier step is tried")
@@ -227,13 +229,6 @@ def _delete(folder: Path, steps: Sequence[int]) -> None:
         hidden = temporary_path(folder / str(step), HIDDEN)
         os.rename(folder / str(step), hidden)
         shutil.rmtree(hidden, ignore_errors=True)
-
-
-def _tidy(folder: Path) -> None:
-    """Delete what killed processes left in a folder of states."""
-    for path in folder.glob("*.orbax-checkpoint-tmp*"):  # as earlier versions did
-        shutil.rmtree(path, ignore_errors=True)
-    remove_abandoned(folder, reused=True)
 
 
 def _check_digests(folder: Path) -> None:

@@ -111,4 +111,4 @@ def read_features(file: Path, remedy: str) -> RawFeatures:
         or tables[0].shape[1] != len(names)
     ):
         raise UserError(f"{file} does not hold the features of prompts; {remedy}")
-    return RawFeatures(*tables, names)
+    return RawFeatures(tables[0], tables[1], names)

@@ -60,12 +60,22 @@ class JudgedSplit(NamedTuple):
 def judge(run: Run) -> dict[str, Any]:
     """Judge every arm on the judged splits; write ``results.json`` and ``items.parquet``.
 
+    No other process trains or judges in the run folder meanwhile.
+
     Runs with live rollouts judge RL against the baseline and gate 0.5, all generated; the arms that
     need a table are named under ``not_available``.
 
     Returns:
         The content of ``results.json``.
+
+    Raises:
+        UserError: Training has not finished; another process has the run folder.
     """
+    with run.owned():
+        return _judge(run)
+
+
+def _judge(run: Run) -> dict[str, Any]:
     e, data = run.experiment, run.data
     live = e.rollouts == "live"
     controls = {} if live else train_controls(e, run.outcomes, run.controllers)

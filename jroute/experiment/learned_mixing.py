@@ -117,17 +117,33 @@ class LearnedMixing:
             )
         return self.base.routed(self.base.routing.config, progress.raw)
 
+    def check(self) -> None:
+        """Refuse what ``learn`` would refuse, before anything is written.
+
+        Raises:
+            UserError: The routing has no weights to learn, or too many for a search; an example
+                does not fit into the context.
+        """
+        if not self.enabled:
+            return
+        layers, routing = self.base.config.num_hidden_layers, self.base.routing.config
+        initial = routing.initial_raw(layers)
+        if not initial.size:
+            raise UserError(
+                f"mixing.method is {self.config.method}, but this routing has no weights to learn; "
+                "choose side streams and another operator than fixed"
+            )
+        if self.config.method == "search":
+            mixing.searched_numbers(initial, routing.site_indices(layers))
+        else:
+            mixing.pad_examples(self.examples, self.base.context)
+
     def learn(self) -> None:
         """Learn the weights if the experiment says so; resume where an earlier run stopped."""
         config, base = self.config, self.base
         if not self.enabled:
             return
         initial = base.routing.config.initial_raw(base.config.num_hidden_layers)
-        if not initial.size:
-            raise UserError(
-                f"mixing.method is {config.method}, but this routing has no weights to learn; "
-                "choose side streams and another operator than fixed"
-            )
         progress = mixing.MixingProgress(0, initial, [], [])
         if self.file.is_file():
             progress, finished = self.progress()

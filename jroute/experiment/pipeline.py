@@ -22,21 +22,32 @@ PROBED_PROMPTS = 8
 def train(run: Run) -> dict[str, Any]:
     """Carry out a whole run: mixing weights, outcomes of every split, controllers, judging.
 
-    With live rollouts no table is filled: cells are generated as they are needed.
+    No other process trains or judges in the run folder meanwhile. With live rollouts no table is
+    filled: cells are generated as they are needed.
 
     Returns:
         The results.
 
     Raises:
-        UserError: The routing is inert.
+        UserError: The routing is inert; another process has the run folder.
     """
-    run.mixing.learn()
+    learns = run.mixing.enabled
+    if not learns:  # what is refused leaves nothing behind
+        _check_effect(run)
+    with run.owned():
+        run.keep()
+        if learns:
+            run.mixing.learn()
+            _check_effect(run)
+        if run.experiment.rollouts == "table":
+            fill_outcomes(run)
+        train_controllers(run)
+        return judging.judge(run)
+
+
+def _check_effect(run: Run) -> None:
     if not run.experiment.allow_inert:
         refuse_inert(run.lm, run.data, run.grid)
-    if run.experiment.rollouts == "table":
-        fill_outcomes(run)
-    train_controllers(run)
-    return judging.judge(run)
 
 
 def fill_outcomes(run: Run, *splits: Split) -> None:

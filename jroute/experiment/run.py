@@ -7,7 +7,8 @@ what was trained. A part is made when it is first needed, and functions take the
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,8 +37,11 @@ from jroute.outcomes.generation import CellGenerator
 from jroute.outcomes.grid import GateGrid, check_gate_per
 from jroute.utils.config import dump
 from jroute.utils.config import load as load_config
+from jroute.utils.disk import make_folder
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text
+from jroute.utils.locks import owned
+from jroute.utils.together import clean_tree
 
 CHANGEABLE = ("allow_inert", "engine")
 """Fields that decide whether and how a run is made, not what it is."""
@@ -61,29 +65,75 @@ class Run:
     def start(cls, experiment: Experiment, *, keep: bool = True) -> "Run":
         """Open the run folder of an experiment, creating it if it does not exist.
 
-        A folder that holds no results yet takes any experiment. Model and problems are read first,
-        so a wrong path leaves nothing behind.
+        A folder that holds no results yet takes any experiment. Everything is checked first, so
+        what is refused leaves nothing behind.
 
         Args:
             experiment: The experiment.
             keep: Whether to create the folder; otherwise nothing is written.
 
         Raises:
-            UserError: The folder belongs to another experiment; the model or the data are missing;
-                a prompt does not fit into the context.
+            UserError: The folder belongs to another experiment; see also ``check``.
         """
         run = cls(Path(experiment.run), experiment)
-        stored = run.stored_experiment()
-        kept = without_devices(experiment)
-        if stored is not None and run.folder.is_bound():
-            check_same_experiment(stored, kept, run.folder)
-        run.base.check_slots(experiment.engine.slots)
-        check_gate_per(experiment.gate_per, run.base.routing)
-        run.check_prompts()
-        if keep and stored != kept:
-            run.directory.mkdir(parents=True, exist_ok=True)
-            write_text(run.folder.config, dump(kept))
+        run._check_stored()
+        run.check()
+        if keep:
+            run.keep()
         return run
+
+    def check(self) -> None:
+        """Refuse what generating, training or judging would refuse later; nothing is written.
+
+        Raises:
+            UserError: The model or the data are missing; engine, gates, problems or mixing weights
+                do not go together.
+        """
+        e = self.experiment
+        self.base.check_slots(e.engine.slots)
+        check_gate_per(e.gate_per, self.base.routing)
+        _ = self.grid
+        for split in e.judged:
+            if (count := len(self.data.problems(split))) < 2:
+                raise UserError(
+                    f"split {split!r} of task {e.task.name} has {count} problem, and an interval "
+                    f"needs at least 2; raise task.{split}, or leave it out of judged"
+                )
+        self.check_prompts()
+        self.mixing.check()
+
+    def keep(self) -> None:
+        """Write the experiment into its folder, made if missing, unless it stands there.
+
+        Raises:
+            UserError: The folder cannot be written.
+        """
+        kept = without_devices(self.experiment)
+        if self.stored_experiment() != kept:
+            make_folder(self.directory)
+            write_text(self.folder.config, dump(kept))
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Let no other process train or judge in the folder, made if missing, during the block.
+
+        What killed processes left in it is removed first.
+
+        Raises:
+            UserError: Another process has it, and is named; it cannot be written, or has become
+                that of another experiment.
+        """
+        make_folder(self.directory)
+        with owned(self.folder.lock, f"the run folder {self.directory}"):
+            clean_tree(self.directory)
+            self._check_stored()
+            yield
+
+    def _check_stored(self) -> None:
+        """Raise a ``UserError`` if the folder holds results of another experiment."""
+        stored = self.stored_experiment()
+        if stored is not None and self.folder.is_bound():
+            check_same_experiment(stored, without_devices(self.experiment), self.folder)
 
     def stored_experiment(self) -> Experiment | None:
         """Return the experiment that the folder was made by, if it was made."""

@@ -63,6 +63,11 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def lock(self) -> Path:
+        """Return the lock of training and judging (see ``jroute.utils.locks``)."""
+        return self.path / ".lock"
+
+    @property
     def results(self) -> Path:
         """Return the file of results."""
         return self.path / "results.json"

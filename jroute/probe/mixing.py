@@ -278,13 +278,7 @@ def learn_by_search(
         UserError: There are too many numbers for a search.
     """
     raw, values = progress.raw, list(progress.values)
-    each = raw[0].size
-    numbers = [site * each + i for site in sites for i in range(each)]
-    if len(numbers) > LARGEST_SEARCH:
-        raise UserError(
-            f"a search over {len(numbers)} mixing weights is infeasible, it takes at most "
-            f"{LARGEST_SEARCH}; name fewer routing.sites or use mixing.method gradient"
-        )
+    numbers = searched_numbers(raw, sites)
     if not values:
         values.append(score(raw))
     for trial in range(progress.step, mixing.steps):
@@ -298,6 +292,22 @@ def learn_by_search(
         progress = MixingProgress(trial + 1, raw, [*values], [])
         save(progress)
     return progress
+
+
+def searched_numbers(raw: np.ndarray, sites: Sequence[int]) -> list[int]:
+    """Return the places of the weights that a search changes, counted through all of ``raw``.
+
+    Raises:
+        UserError: There are too many.
+    """
+    each = raw[0].size
+    numbers = [site * each + i for site in sites for i in range(each)]
+    if len(numbers) > LARGEST_SEARCH:
+        raise UserError(
+            f"a search over {len(numbers)} mixing weights is infeasible, it takes at most "
+            f"{LARGEST_SEARCH}; name fewer routing.sites or use mixing.method gradient"
+        )
+    return numbers
 
 
 def save_progress(

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jroute.utils.disk import disk_errors
 from jroute.utils.errors import UserError
 from jroute.utils.json_files import Record, parse_json
 from jroute.utils.temporary import is_running
@@ -74,21 +75,20 @@ def owned(file: Path, what: str) -> Iterator[None]:
     if file in _held:
         yield
         return
-    try:
+    with disk_errors(file):
         descriptor = _acquire(file, what)
-    except OSError as error:
-        raise UserError(
-            f"cannot write the lock {file} of {what} ({error.strerror}); make room and see that "
-            "its folder may be written, or choose another"
-        ) from None
     _held.add(file)
     try:
         yield
     finally:
         _held.discard(file)
-        if _is_at(descriptor, file):
-            file.unlink(missing_ok=True)
-        os.close(descriptor)
+        try:
+            if _is_at(descriptor, file):
+                file.unlink(missing_ok=True)
+        except OSError:  # the next owner takes it over
+            pass
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager

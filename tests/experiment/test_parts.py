@@ -31,9 +31,9 @@ PARTS = (
 )
 
 STEPS = {
-    "experiment/pipeline.py": {"train", "fill_outcomes"},
+    "experiment/pipeline.py": {"train", "_check_effect", "fill_outcomes"},
     "experiment/training.py": {"train_controllers", "train_ppo_of"},
-    "experiment/judging.py": {"judge", "_describe_table_run", "_describe_live_run"},
+    "experiment/judging.py": {"judge", "_judge", "_describe_table_run", "_describe_live_run"},
     "experiment/regeneration.py": {"regenerate", "regenerate_splits"},
     "experiment/plan.py": {
         "plan_training",
