@@ -179,8 +179,9 @@ def test_an_inert_routing_is_refused_unless_forced(config, tmp_path, capsys, mon
     assert re.search(r"more than \d\.\de[+-]\d+ nats .* below the floor of 0.0001", error)
     assert "--allow_inert true" in error
     run = Path(config.parent / "run")
-    assert [path.name for path in run.iterdir()] == ["config.yaml"]
-    # Nothing was made in it, so the folder takes the experiment that was put right.
+    assert not run.exists()
+    # Where nothing was made yet, the folder takes the experiment that was put right.
+    Run.start(load_config(Experiment, config, arguments[2:]))
     (run / "model").mkdir()
     experiment = load_config(Experiment, config)
     started = Run.start(experiment)
