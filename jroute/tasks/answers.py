@@ -213,7 +213,9 @@ def _stated(text: str, marker: re.Pattern[str]) -> _Statement | None:
 def _last_number(text: str) -> Fraction | None:
     """Return the last number of a text, whatever it belongs to; None if it is part of a formula."""
     place = max(text.rfind(digit) for digit in "0123456789")
-    reader = Reader(tokenise(text, max(0, place - _WINDOW), place + _WINDOW // 10), "prose")
+    start = max(0, place - _WINDOW)
+    start = max(start, text.rfind("\n", start, max(place, 0)) + 1)
+    reader = Reader(tokenise(text, start, place + _WINDOW // 10), "prose")
     last: Fraction | None = None
     read = False
     while reader.coming().kind != "end":

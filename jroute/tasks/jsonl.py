@@ -3,17 +3,20 @@
 An id ``jsonl/<split>/<line>-<digest>`` holds the line number and eight hexadecimal digits of the
 SHA-256 of question and answer, so outcomes under it cannot be mistaken for those of another file or
 of an edited line.
+
+A number with a decimal point is read as what was meant: 0.30000000000000004 is 0.3, and
+0.3333333333333333 is 1/3 (see ``jroute.tasks.numbers.meant``).
 """
 
 import hashlib
-from typing import Any, Literal
+from typing import Literal
 
-from jroute.tasks.numbers import canonical, parse_number
+from jroute.tasks.numbers import canonical
 from jroute.tasks.problem import Problem
 from jroute.tasks.sources import (
-    field,
     held_out,
     locate,
+    number_field,
     own_split,
     read_lines,
     split_file,
@@ -59,7 +62,7 @@ def load(
     for line, row in read_lines(file):
         here = f"{file}, line {line}"
         question = text_field(row, question_field, here).strip()
-        answer = _gold(field(row, answer_field, here), f"{here}: field {answer_field!r}")
+        answer = canonical(number_field(row, answer_field, here))
         digest = hashlib.sha256(f"{question}\n{answer}".encode()).hexdigest()[:8]
         problems.append(Problem(f"jsonl/{source}/{line}-{digest}", question, answer))
     if not shared:
@@ -67,11 +70,3 @@ def load(
     held = held_out([problem.question for problem in problems], validation, "jsonl")
     validating = split == "validation"
     return [problem for problem, out in zip(problems, held, strict=True) if out == validating]
-
-
-def _gold(answer: Any, where: str) -> str:
-    """Return the canonical form of an answer; raise UserError if it is not a number."""
-    value = parse_number(str(answer))  # lists and booleans are not numbers
-    if value is None:
-        raise UserError(f"{where} is not a number ({answer!r:.60}); give a number such as 18.")
-    return canonical(value)

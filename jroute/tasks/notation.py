@@ -144,18 +144,20 @@ def normalise(text: str) -> str:
         text = _VULGAR_FRACTION.sub(_fraction, text)
     text = _HYPHENATED.sub(_mixed_number, text)
     text = text.translate(_CHARACTERS)
-    text = _STRUCK.sub(" ", text)
-    text = _TAG.sub(lambda tag: f"^{{{tag[1]}}}" if tag[1] else " ", text)
-    text = _LATEX_GROUP.sub(",", text)
-    text = _LATEX_COMMA.sub(".", text)
-    text = _DEGREE.sub(" ", _COLOUR.sub("", text))
-    text = _COMMAND.sub(_command, text)
-    text = _SECOND_DIGIT.sub(r"\1{\2}", _FIRST_DIGIT.sub(r"\\frac{\1}", text))
+    text = _TAG.sub(lambda tag: f"^{{{tag[1]}}}" if tag[1] else " ", _STRUCK.sub(" ", text))
+    if "\\" in text or "{" in text:
+        text = _latex(text)
     text = _EMPHASIS.sub(" ", _STARRED.sub(r" \1 ", _POWER_STARS.sub("^", text)))
     text = _CURRENCY.sub(lambda name: "" if name[0].isupper() and len(name[0]) < 3 else "$", text)
     text = _SPACES.sub(" ", text)
     text = _EUROPEAN.sub(lambda number: number[0].replace(".", "").replace(",", "."), text)
     return _GROUPS.sub(lambda number: re.sub("[, ']", "", number[0]), text)
+
+
+def _latex(text: str) -> str:
+    text = _LATEX_COMMA.sub(".", _LATEX_GROUP.sub(",", text))
+    text = _COMMAND.sub(_command, _DEGREE.sub(" ", _COLOUR.sub("", text)))
+    return _SECOND_DIGIT.sub(r"\1{\2}", _FIRST_DIGIT.sub(r"\\frac{\1}", text))
 
 
 def _plain(superscript: str) -> str:

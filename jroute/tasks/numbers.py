@@ -5,6 +5,7 @@ not. Currency and percent signs, thousands separators, bold marks and a final pe
 ``25%`` is 25.
 """
 
+import math
 import re
 from decimal import Decimal, localcontext
 from fractions import Fraction
@@ -32,6 +33,30 @@ def parse_number(text: str) -> Fraction | None:
     text = normalise(text).strip().removesuffix(".")
     value = Reader(tokenise(text, 0, len(text)), "box").number()
     return value if value is not None and readable(value) else None
+
+
+def meant(number: float) -> Fraction | None:
+    """Return the number that a binary one stands for, as its decimal digits show it.
+
+    Up to 15 significant digits are exact in a float. With more, the number is the result of a
+    computation: of the decimal number next to it if that is short (0.30000000000000004 is 0.3), or
+    of a fraction (0.3333333333333333 is 1/3).
+
+    Returns:
+        The number; None if it is not finite, absurdly large, or if it cannot be known.
+    """
+    if not math.isfinite(number):
+        return None
+    printed = Decimal(repr(number))
+    rounded = Decimal(f"{number:.15g}")
+    fraction = Fraction(number).limit_denominator(1000)
+    if printed == rounded or len(rounded.normalize().as_tuple().digits) <= 12:
+        value = Fraction(rounded)
+    elif abs(float(fraction) - number) <= 4 * math.ulp(number):
+        value = fraction
+    else:
+        return None
+    return value if parse_number(canonical(value)) is not None else None
 
 
 def readable(value: Fraction) -> bool:

@@ -1,18 +1,43 @@
 """Rows of problems from a file, a folder, or the Hugging Face hub."""
 
+import codecs
 import hashlib
 import json
+import math
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import pydantic
+
+from jroute.tasks.arithmetic import MAX_BITS
+from jroute.tasks.numbers import meant, parse_number
 from jroute.utils.errors import UserError
+from jroute.utils.json_files import parse_json, read_bytes
 
 Row = dict[str, Any]
+T = TypeVar("T")
+
+
+class _Content(pydantic.RootModel[T]):
+    model_config = pydantic.ConfigDict(strict=True)
+
+
+class _Line(_Content[Row]):
+    """A line of a JSON-lines file."""
+
+
+class _List(_Content[list[Row]]):
+    """A JSON file of problems."""
+
+
+_HUGE = "a huge number"
+MAX_BYTES = 2**30
+"""Size of the largest file of problems that is read."""
 
 
 def locate(path: str, name: str) -> Path | None:
@@ -92,27 +117,60 @@ def read_lines(file: Path) -> list[tuple[int, Row]]:
     Raises:
         UserError: The file cannot be read, or a line is not a JSON object.
     """
-    rows: list[tuple[int, Row]] = []
-    try:
-        # Split bytes at line feeds only: str.splitlines would cut strings at U+2028.
-        lines = file.read_bytes().split(b"\n")
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}); check task.path.") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{file}, line {number} is not JSON ({error}); correct it.") from error
-        if not isinstance(row, dict):
-            raise UserError(
-                f"{file}, line {number} is not a JSON object; write one object per line."
-            )
-        rows.append((number, row))
+    content = read_bytes(file, "check task.path", max_bytes=MAX_BYTES)
+    rows = _parse_lines(content, file)
     if not rows:
         raise UserError(f"{file} is empty; give a file with one JSON object per line.")
     return rows
+
+
+def _parse_lines(content: bytes, file: Path) -> list[tuple[int, Row]]:
+    # Split at line feeds only: str.splitlines would cut strings at U+2028.
+    lines = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    return [
+        (number, _parse(line, _Line, f"{file}, line {number}", "write one JSON object per line"))
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+
+
+def read_json(file: Path) -> list[Row]:
+    """Read a file that holds a JSON list of objects, or one object per line.
+
+    Args:
+        file: The file.
+
+    Raises:
+        UserError: The file cannot be read, or it holds something else.
+    """
+    content = read_bytes(file, "check task.path", max_bytes=MAX_BYTES)
+    content = content.removeprefix(codecs.BOM_UTF8)
+    if content.lstrip().startswith(b"["):
+        rows = _parse(content, _List, str(file), "restore or replace it")
+    else:
+        rows = [row for _, row in _parse_lines(content, file)]
+    if not rows:
+        raise UserError(f"{file} is empty; restore or replace it.")
+    return rows
+
+
+def _parse(text: bytes, kind: type[_Content[T]], where: str, remedy: str) -> T:
+    """Parse JSON of a kind; refuse objects that name a field twice, which JSON leaves undefined."""
+    try:
+        content = parse_json(text, kind, where, remedy).root
+    except UserError as error:  # of one line, the place in the file is enough
+        raise UserError(str(error).replace(" at line 1 column ", " at column ")) from None
+
+    def unique(pairs: list[tuple[str, Any]]) -> Row:
+        row = dict(pairs)
+        if len(row) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in row if names.count(name) > 1)
+            raise UserError(f"{where} has field {twice!r:.60} twice; remove one of them.")
+        return row
+
+    json.loads(text, object_pairs_hook=unique, parse_int=str)  # its numbers are not used
+    return content
 
 
 @contextmanager
@@ -131,30 +189,6 @@ def _quiet_datasets() -> Iterator[Any]:
         datasets.logging.set_verbosity(verbosity)
         if bars:
             datasets.enable_progress_bars()
-
-
-def read_json(file: Path) -> list[Row]:
-    """Read a JSON or JSON-lines file through ``datasets``; its cache is thrown away afterwards.
-
-    Args:
-        file: The file.
-
-    Raises:
-        UserError: The file cannot be read.
-    """
-    try:
-        with _quiet_datasets() as datasets, tempfile.TemporaryDirectory() as cache:
-            rows = datasets.load_dataset(
-                "json", data_files=str(file), split="train", cache_dir=cache, keep_in_memory=True
-            ).to_list()
-    except Exception as error:  # its type depends on format and version
-        if file.suffix == ".jsonl":
-            read_lines(file)  # its error names the line
-        raise UserError(
-            f"{file} cannot be read as JSON ({error.__cause__ or error or 'it is empty'}); "
-            "restore or replace it."
-        ) from error
-    return rows
 
 
 def read_hub(repository: str, configuration: str | None, splits: Sequence[str]) -> list[Row]:
@@ -194,7 +228,7 @@ def field(row: Row, name: str, where: str) -> Any:
     """
     if row.get(name) is None:
         raise UserError(
-            f"{where} has no field {name!r} (it has {', '.join(map(repr, row)) or 'none'}); "
+            f"{where} has no field {name!r} (it has {', '.join(map(repr, row)) or 'none':.300}); "
             "correct the file or the field's name."
         )
     return row[name]
@@ -204,8 +238,43 @@ def text_field(row: Row, name: str, where: str) -> str:
     """Return a field of a row that must be a text and not blank; raise UserError otherwise."""
     value = field(row, name, where)
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{where}: field {name!r} is not a text ({value!r}); correct the file.")
+        raise UserError(
+            f"{where}: field {name!r} is not a text ({shown(value)}); correct the file."
+        )
     return value
+
+
+def number_field(row: Row, name: str, where: str) -> Fraction:
+    """Return a field of a row that must be a number, or a text that is one.
+
+    A number with a decimal point is read as ``jroute.tasks.numbers.meant`` says.
+
+    Raises:
+        UserError: The field is missing or is not a number.
+    """
+    value = field(row, name, where)
+    number = None
+    if isinstance(value, float) and math.isfinite(value):
+        number = meant(value)
+        if number is None:
+            raise UserError(
+                f"{where}: field {name!r} has more digits than a JSON number can hold ({value}); "
+                'give it as a text, such as "1/7" or "0.125".'
+            )
+    elif isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+        number = None if shown(value) == _HUGE else parse_number(str(value))
+    if number is None:
+        raise UserError(
+            f"{where}: field {name!r} is not a number ({shown(value)}); give a number such as 18."
+        )
+    return number
+
+
+def shown(value: Any) -> str:
+    """Return a value as it stands in a message."""
+    huge = isinstance(value, int) and value.bit_length() > MAX_BITS  # Python refuses to print it
+    text = _HUGE if huge else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def held_out(questions: Sequence[str], count: int, name: str) -> list[bool]:

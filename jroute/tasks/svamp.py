@@ -8,9 +8,9 @@ original file give the same list.
 import re
 from pathlib import Path
 
-from jroute.tasks.numbers import canonical, parse_number
+from jroute.tasks.numbers import canonical
 from jroute.tasks.problem import Problem
-from jroute.tasks.sources import field, locate, read_hub, read_json, text_field
+from jroute.tasks.sources import locate, number_field, read_hub, read_json, shown, text_field
 from jroute.utils.errors import UserError
 
 HUB_NAME = "ChilleD/SVAMP"
@@ -41,12 +41,12 @@ def load(path: str) -> list[Problem]:
         match = _ID.fullmatch(text_field(row, "ID", here))
         if not match or int(match[1]) in problems:
             raise UserError(
-                f"{here}: ID {row['ID']!r} is not a new 'chal-' number; restore the file."
+                f"{here}: ID {shown(row['ID'])} is not a new 'chal-' number; restore the file."
             )
-        gold = parse_number(str(field(row, "Answer", here)))
-        if gold is None or gold.denominator != 1:
+        gold = number_field(row, "Answer", here)
+        if gold.denominator != 1:
             raise UserError(
-                f"{here}: Answer {row['Answer']!r} is not a whole number; restore the file."
+                f"{here}: Answer {shown(row['Answer'])} is not a whole number; restore the file."
             )
         body = text_field(row, "Body", here).strip()
         question = text_field(row, "Question", here).strip()

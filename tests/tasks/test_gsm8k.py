@@ -128,7 +128,7 @@ def test_bad_files_are_told(tmp_path):
         load(file, "test")
     file = tmp_path / "e.jsonl"
     file.write_text(json.dumps(row(1)) + '\n{"question": "Two?", "answer"\n')
-    with pytest.raises(UserError, match=r"e\.jsonl, line 2 is not JSON"):
+    with pytest.raises(UserError, match=r"e\.jsonl, line 2 is not valid JSON"):
         load(file, "test")
     file.write_text("")
     with pytest.raises(UserError, match=r"e\.jsonl is empty"):

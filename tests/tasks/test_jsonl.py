@@ -4,8 +4,12 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jroute.tasks import TaskConfig, load_problems
+from jroute.tasks.answers import is_correct, parse_answer
+from jroute.tasks.numbers import parse_number
 from jroute.utils.errors import UserError
 
 
@@ -92,10 +96,10 @@ def test_one_file_serves_only_its_own_split(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"question": "B?", "answer": 2', "line 3 is not JSON"),
-        (b"[1, 2]", "line 3 is not a JSON object"),
-        (b"\xff\xfe", "line 3 is not JSON"),
-        (b"[" * 100_000, "line 3 is not JSON"),
+        (b'{"question": "B?", "answer": 2', "line 3 is not valid JSON"),
+        (b"[1, 2]", "line 3 must be an object"),
+        (b"\xff\xfe", "line 3 is not valid JSON"),
+        (b"[" * 100_000, "line 3 is not valid JSON"),
         (b'{"question": "B?"}', "line 3 has no field 'answer' .it has 'question'."),
         (b'{"answer": 2}', "line 3 has no field 'question'"),
         (b'{"question": null, "answer": 2}', "line 3 has no field 'question'"),
@@ -107,6 +111,25 @@ def test_one_file_serves_only_its_own_split(tmp_path):
         (b'{"question": "B?", "answer": [2]}', "line 3: field 'answer' is not a number"),
         (b'{"question": "B?", "answer": "1e999999999"}', "line 3: field 'answer' is not a number"),
         (b'{"question": "B?", "answer": ' + b"9" * 5000 + b"}", "line 3"),
+        (
+            b'{"question": "B?", "answer": ' + b"9" * 4000 + b"}",
+            "line 3: .* is not a number .a huge",
+        ),
+        (b'{"question": "B?", "answer": 1e400}', "line 3: field 'answer' is not a number .inf"),
+        (b'{"question": "B?", "answer": 0.1234567890123456}', "line 3: .* has more digits than"),
+        (
+            b'{"question": "B\\ud800?", "answer": 2}',
+            "line 3 is not valid JSON .*hex escape at column 22",
+        ),
+        (b'{"question": "B?", "x": {"y": ["\\udc00"]}, "answer": 2}', "line 3 is not valid JSON"),
+        (b'{"question": "B\x00?", "answer": 2}', "line 3 is not valid JSON"),
+        (b'{"question": "B?", "answer": 2, "answer": 3}', "line 3 has field 'answer' twice"),
+        (b'{"question": "B?", "answer": {"value": 2}}', "line 3: field 'answer' is not a number"),
+        (b'{"question": "B?", "answer": ""}', "line 3: field 'answer' is not a number"),
+        (b'"' + b"x" * 10_000_000 + b'"', "line 3 must be an object, not 'xxx"),
+        (b'{"question": ["' + b"x" * 9999 + b'"], "answer": 2}', "line 3: .* is not a text"),
+        (b'{"' + b"x" * 9999 + b'": 1}', "line 3 has no field 'question'"),
+        (b"null", "line 3 must be an object"),
     ],
 )
 def test_bad_lines_are_told_by_number(tmp_path, line, message):
@@ -129,3 +152,55 @@ def test_bad_files_are_told(tmp_path):
     write(tmp_path / "train.jsonl", rows(3))
     with pytest.raises(UserError, match=r"validation is 3.*only 3 rows"):
         load(tmp_path, "train", validation=3)
+
+
+def test_a_decimal_number_is_read_as_what_was_meant(tmp_path):
+    given = {
+        0.1 + 0.2: "0.3",
+        1.1 * 3: "3.3",
+        -(0.1 + 0.7): "-0.8",
+        2.675: "2.675",
+        0.123456789012345: "0.123456789012345",
+        1 / 3: "1/3",
+        2 / 7: "2/7",
+        -1 / 6: "-1/6",
+        100 / 3: "100/3",
+        1e100: "1" + "0" * 100,
+        5e-05: "0.00005",
+    }
+    file = write(tmp_path / "a.jsonl", [{"question": "?", "answer": a} for a in given])
+    assert [p.answer for p in load(file)] == list(given.values())
+    assert is_correct(parse_answer("#### 0.3"), load(file)[0].answer)
+
+
+def test_unreadable_files_are_told(tmp_path):
+    (tmp_path / "test.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"test\.jsonl"):
+        load(tmp_path)
+    for content in (b"", b"\xef\xbb\xbf", b"\n \r\n"):
+        (tmp_path / "a.jsonl").write_bytes(content)
+        with pytest.raises(UserError, match=r"a\.jsonl is empty"):
+            load(tmp_path / "a.jsonl")
+
+
+GOOD = (
+    b'{"question": "Is 1 + 1 = 2 \\ud83d\\ude00?", "answer": 0.25, "more": [null, {"a": "1/3"}]}\n'
+)
+EDIT = st.tuples(st.integers(0, 2 * len(GOOD)), st.binary(max_size=4), st.integers(0, 6))
+
+
+@given(st.lists(EDIT, min_size=1, max_size=4))
+@settings(max_examples=150, deadline=None)
+def test_any_damage_is_one_sentence(tmp_path_factory, edits):
+    content = bytearray(GOOD * 2)
+    for place, new, removed in edits:
+        content[place : place + removed] = new
+    file = tmp_path_factory.getbasetemp() / "damaged.jsonl"
+    file.write_bytes(content)
+    try:
+        problems = load(file)
+    except UserError as error:
+        assert "damaged.jsonl" in str(error) and len(str(error)) < 1000
+    else:
+        assert all(parse_number(problem.answer) is not None for problem in problems)
+        assert all(problem.question.encode() for problem in problems)

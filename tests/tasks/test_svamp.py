@@ -92,7 +92,7 @@ def test_bad_files_are_told(tmp_path):
     with pytest.raises(UserError, match=r"no file or folder .*gone\.json"):
         load(tmp_path / "gone.json")
     (tmp_path / "SVAMP.json").write_text('[{"ID": "chal-1"')
-    with pytest.raises(UserError, match=r"SVAMP\.json cannot be read as JSON"):
+    with pytest.raises(UserError, match=r"SVAMP\.json is not valid JSON"):
         load(tmp_path)
 
 
