@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydantic
 from jaxtyping import Float
 
 from jroute.arms.registry import SUBJECT, from_controls
@@ -51,6 +52,10 @@ def describe_training(
     if grades:
         content["grades"] = grades
     return {name: semantic_fingerprint({name: part})[:16] for name, part in content.items()}
+
+
+class _Parts(pydantic.RootModel[dict[str, str]]):
+    """The content of a file of a training's inputs: name -> fingerprint."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +126,7 @@ class Controllers:
     def _read_parts(file: Path) -> dict[str, str] | None:
         """Return the fingerprints of a training's inputs, ``None`` if they do not give its name."""
         try:
-            parts = read_json(file, dict[str, str], "")
+            parts = read_json(file, _Parts, "").root
         except UserError:
             return None
         return parts if semantic_fingerprint(parts)[:16] == file.stem else None
