@@ -1,19 +1,20 @@
 """Read a Hugging Face checkpoint folder tensor by tensor from memory-mapped safetensors files."""
 
-import json
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated
 
 import ml_dtypes  # also teaches numpy the name "bfloat16", which safetensors asks it for
 import numpy as np
+from pydantic import ConfigDict, Field, NonNegativeInt, StringConstraints
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jroute.utils.errors import UserError
 from jroute.utils.files import atomic_write
+from jroute.utils.json_files import Record, parse_json, read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -23,6 +24,39 @@ DTYPES: Mapping[str, np.dtype] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 """The floating types that weights may be stored in, by their name in a safetensors header."""
+
+MAX_HEADER_BYTES = 100 * 10**6
+"""Size of the largest header, a limit of safetensors itself."""
+
+FileName = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^/\x00]+$")]
+
+
+class Index(Record):
+    """The content of ``model.safetensors.index.json``: the file of every tensor."""
+
+    weight_map: Annotated[dict[str, FileName], Field(min_length=1)]
+
+
+class TensorHeader(Record):
+    """What the header of a weight file says about one tensor."""
+
+    dtype: str
+    shape: list[NonNegativeInt]
+    data_offsets: tuple[NonNegativeInt, NonNegativeInt]
+
+
+class Header(Record):
+    """The header of a weight file: tensors by name, and texts that jroute does not read."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, TensorHeader]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    metadata: dict[str, str] | None = Field(default=None, alias="__metadata__")
+
+    @property
+    def tensors(self) -> dict[str, TensorHeader]:
+        """The tensors, by name."""
+        return self.__pydantic_extra__
 
 
 @dataclass(frozen=True)
@@ -97,58 +131,37 @@ def _weight_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
         raise UserError(
             f"{directory} holds neither {WEIGHTS} nor {INDEX}; {why}download the safetensors files"
         )
-    index = read_json(directory / INDEX).get("weight_map")
-    if not isinstance(index, dict) or not index:
-        raise UserError(f"{directory / INDEX} has no weight_map; download it again")
+    index = read_json(directory / INDEX, Index, "download it again").weight_map
     files = [directory / shard for shard in sorted(set(index.values()))]
     for file in files:
-        if file.parent != directory or not file.is_file():
+        if not file.is_file():
             raise UserError(f"shard {file} is missing, though {INDEX} names it; download it again")
     return files, index
 
 
 def _open(file: Path) -> dict[str, Tensor]:
     """Read the header of one weight file; safetensors checks it against the file's size."""
-    with file.open("rb") as stream:
-        if stream.read(11) == b"version htt":
-            raise UserError(
-                f"{file} is a Git LFS pointer, not the weights themselves; run git lfs pull"
-            )
     try:
+        with file.open("rb") as stream:
+            if stream.read(11) == b"version htt":
+                raise UserError(
+                    f"{file} is a Git LFS pointer, not the weights themselves; run git lfs pull"
+                )
         with safe_open(file, framework="numpy"):
             pass
+        with file.open("rb") as stream:  # the header's length in 8 bytes, the header, all values
+            length = int.from_bytes(stream.read(8), "little")
+            content = stream.read(min(length, MAX_HEADER_BYTES))
     except (SafetensorError, OSError) as error:
+        size = f"{file.stat().st_size:,} bytes"
         raise UserError(
-            f"{file} ({file.stat().st_size:,} bytes) is truncated or damaged ({error}); "
-            "download it again"
+            f"{file} ({size}) is truncated or damaged ({error}); download it again"
         ) from None
-    with file.open("rb") as stream:  # the header's length in 8 bytes, the header, all values
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
-    header.pop("__metadata__", None)
+    header = parse_json(content, Header, f"the header of {file}", "download it again")
     return {
-        name: Tensor(
-            file, tuple(entry["shape"]), entry["dtype"], 8 + length + entry["data_offsets"][0]
-        )
-        for name, entry in header.items()
+        name: Tensor(file, tuple(tensor.shape), tensor.dtype, 8 + length + tensor.data_offsets[0])
+        for name, tensor in header.tensors.items()
     }
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        UserError: The file is missing, is not JSON, or does not hold an object.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing; give a folder in Hugging Face layout") from None
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error}); download it again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file} should hold a JSON object; download it again")
-    return cast(dict[str, Any], content)
 
 
 def write(file: Path, tensors: Mapping[str, np.ndarray]) -> None:

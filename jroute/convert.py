@@ -22,8 +22,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     out, model = Path(options["out"]), options.pop("to_hf")
     if model is not None:
         with ByteBar("export") as progress:
-            files = export(Path(model), out, progress)
-        print(listing(out, files))
+            result = export(Path(model), out, progress)
+        print(listing(out, result))
         return
     prompts, verify = options.pop("prompts"), options.pop("verify")
     if options.pop("dry_run"):

@@ -31,7 +31,6 @@ from tqdm import trange
 from transformers import PreTrainedTokenizerFast
 
 from converters.qwen3 import from_hf, write_hf
-from converters.safetensors import read_json
 from jroute.controller.features import FeatureConfig, Featurizer, raw_features
 from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Decoding
@@ -268,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     routing_config = load_config(RoutingConfig, routing_file("histories"))
     if args.measure_only:
         tokenizer = load_tokenizer(args.out)
-        config = Qwen3Config.from_hf(read_json(args.out / "config.json"))
+        config = Qwen3Config.read(args.out / "config.json")
         params = from_hf(load_file(args.out / "model.safetensors"), config)
         routing = Routing.create(routing_config, config.num_hidden_layers)
     else:

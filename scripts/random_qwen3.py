@@ -20,13 +20,14 @@ import numpy as np
 from tqdm import tqdm
 
 from converters.qwen3 import layout
-from converters.safetensors import read_json
 from jroute.checkpoint import has_tokenizer
 from jroute.checkpoint.conversion import Dtype
-from jroute.checkpoint.export import new_folder, published_order, write_shards
-from jroute.model.config import Qwen3Config
+from jroute.checkpoint.export import new_folder, write_shards
+from jroute.checkpoint.stored_tensors import published_order
+from jroute.model.config import TAKE_RELEASED, Qwen3Config
 from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
+from jroute.utils.json_files import read_json
 
 TOKENIZER_FILES = (
     "vocab.json",
@@ -95,7 +96,7 @@ def write_random(
     make = _random_tensors(shapes, dtype, seed)
     total = sum(sizes.values())
     with (
-        new_folder(out) as partial,
+        new_folder(out, total) as partial,
         tqdm(desc="write", unit="B", unit_scale=True, total=total, disable=None) as bar,
     ):
 
@@ -116,14 +117,13 @@ def write_random(
 
 def _config(like: Path, layers: int | None, dtype: Dtype) -> dict[str, Any]:
     """Return the content of ``config.json`` with this depth and type."""
-    content = read_json(like / "config.json")
+    content = read_json(like / "config.json", dict[str, Any], TAKE_RELEASED)
     if layers is not None:
+        if layers < 1:
+            raise UserError(f"--layers is {layers}; give a positive number")
         content["num_hidden_layers"] = layers
     if dtype != content.get("torch_dtype", dtype):
         content["torch_dtype"] = dtype
-    config = Qwen3Config.from_hf(content, where=str(like / "config.json"))
-    if config.num_hidden_layers < 1:
-        raise UserError(f"--layers is {layers}; give a positive number")
     return content
 
 
@@ -154,7 +154,8 @@ def _copy_tokenizer(source: Path, to: Path, *, plain_chatml: bool) -> None:
             shutil.copyfile(source / name, to / name)
     if plain_chatml:
         (to / "chat_template.jinja").unlink(missing_ok=True)
-        settings = read_json(to / "tokenizer_config.json")
+        remedy = "copy it from a release"
+        settings = read_json(to / "tokenizer_config.json", dict[str, Any], remedy)
         settings |= {"chat_template": PLAIN_CHATML, "eos_token": "<|im_end|>"}
         text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
         (to / "tokenizer_config.json").write_text(text, encoding="utf-8")

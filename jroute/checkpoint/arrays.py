@@ -3,11 +3,14 @@
 Orbax lays the tree out and writes its metadata; the values go through tensorstore, which lies
 beneath it. Every array is a folder in Zarr version 3. A file holds a *piece* of it, some blocks or
 some rows, uncompressed; within the file the piece is cut into *tiles* along the axes that a mesh
-may cut, so that a device reads its part of the file by byte ranges and nothing else. No host holds
-more of an array at once than the pieces in flight when it writes, or its own part when it reads.
+may cut, so that a device reads its part of the file by byte ranges and nothing else. Every tile has
+a checksum, which is verified whenever the tile is read, and so has the index of tiles. No host
+holds more of an array at once than the pieces in flight when it writes, or its own part when it
+reads.
 """
 
 import itertools
+import json
 import math
 import os
 import re
@@ -36,6 +39,7 @@ PIECES_IN_FLIGHT = 4
 """How many pieces may wait for the disk; the encoder holds up to two more copies of each."""
 
 _TILE_BYTES = 16 * 2**10  # smaller reads cost more than what they leave out
+_CHECKSUM = 4  # bytes of a CRC-32C, which ends every tile and every index
 _PARTS = 8  # every axis that a mesh may cut is cut into this many tiles per piece, if it can be
 
 
@@ -96,8 +100,8 @@ def disk_usage(shape: tuple[int, ...], cut: Tiling, itemsize: int) -> DiskUsage:
             math.ceil((one.stop - one.start) / size)
             for one, size in zip(part, cut.tile, strict=True)
         )
-    index = 16 * slots + 4  # offset and length of every tile, and a checksum
-    return DiskUsage(files, tiles * math.prod(cut.tile) * itemsize + files * index)
+    index = 16 * slots + _CHECKSUM  # offset and length of every tile
+    return DiskUsage(files, tiles * (math.prod(cut.tile) * itemsize + _CHECKSUM) + files * index)
 
 
 def pieces(shape: tuple[int, ...], piece: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
@@ -120,6 +124,11 @@ def write_tree(folder: Path, paths: Iterable[str]) -> None:
             shutil.rmtree(array)
     # It names this folder by its temporary name, and matters on object stores only.
     (folder / "commit_success.txt").unlink(missing_ok=True)
+    # It notes the time, but the same source should give the same files.
+    notes = folder / "_CHECKPOINT_METADATA"
+    content = json.loads(notes.read_text(encoding="utf-8"))
+    content |= dict.fromkeys(("init_timestamp_nsecs", "commit_timestamp_nsecs"))
+    notes.write_text(json.dumps(content), encoding="utf-8")
 
 
 def create(
@@ -127,11 +136,8 @@ def create(
 ) -> ts.TensorStore:
     """Create one array of the tree."""
     little = {"name": "bytes", "configuration": {"endian": "little"}}
-    tiles = {
-        "chunk_shape": cut.tile,
-        "codecs": [little],
-        "index_codecs": [little, {"name": "crc32c"}],
-    }
+    checked = [little, {"name": "crc32c"}]
+    tiles = {"chunk_shape": cut.tile, "codecs": checked, "index_codecs": checked}
     metadata = {
         "shape": shape,
         "data_type": str(dtype),
@@ -251,11 +257,12 @@ def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 @contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
+def disk_errors(folder: Path, needed: int) -> Iterator[None]:
     """Turn a write that the system refuses into a ``UserError``.
 
     Args:
         folder: A folder on the disk that is written to.
+        needed: Bytes that all of it takes, for the message.
     """
     try:
         yield
@@ -264,17 +271,23 @@ def disk_errors(folder: Path) -> Iterator[None]:
             raise
         free = shutil.disk_usage(folder).free
         raise UserError(
-            f"cannot write to {folder} ({reason(error)}; {free:,} bytes are free there); "
-            "make room or choose another --out"
+            f"cannot write to {folder} ({reason(error)}; {free:,} bytes are free there now, and "
+            f"{needed:,} are needed in all); make room or choose another --out"
         ) from error
 
 
 _OS_ERROR = re.compile(r"\[os_error_code='(\d+)'\]")  # in the messages of tensorstore
 
 
+_DIGEST = re.compile(r'in local file "([^"]+)".*Digest mismatch', re.DOTALL)
+
+
 def reason(error: Exception) -> str:
     """Return the system's message, from its own error or from within one of tensorstore."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    damaged = _DIGEST.search(str(error))
+    if damaged:
+        return f"a checksum in {damaged[1]} does not match"
     number = _OS_ERROR.search(str(error))
     return os.strerror(int(number[1])) if number else str(error).splitlines()[0]

@@ -1,6 +1,6 @@
 """Convert a checkpoint in Hugging Face layout to a model directory."""
 
-import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -9,12 +9,21 @@ import numpy as np
 
 from converters import qwen3
 from converters.hub import fetch
-from converters.safetensors import Checkpoint, read_json
+from converters.safetensors import Checkpoint
 from jroute.checkpoint import staging
-from jroute.checkpoint.digests import companion_digests, digest, fingerprint
-from jroute.checkpoint.model import companions, has_tokenizer, read_manifest
-from jroute.checkpoint.writer import ModelWriter, refuse_to_replace, weight_bytes
+from jroute.checkpoint.companions import (
+    check_companions,
+    companion_digests,
+    companions,
+    has_tokenizer,
+)
+from jroute.checkpoint.digests import digest
+from jroute.checkpoint.manifest import read_manifest
+from jroute.checkpoint.replacing import convert_again, looks_like_a_model, refuse_to_replace
+from jroute.checkpoint.stored_tensors import StoredTensors
+from jroute.checkpoint.writer import ModelWriter
 from jroute.model.config import Qwen3Config
+from jroute.utils.keys import stored
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -57,9 +66,7 @@ def open_source(folder: Path, dtype: Dtype | None = None) -> Source:
     Raises:
         UserError: It is incomplete, damaged, or not a model that jroute can run.
     """
-    config = Qwen3Config.from_hf(
-        read_json(folder / "config.json"), where=str(folder / "config.json")
-    )
+    config = Qwen3Config.read(folder / "config.json")
     checkpoint = Checkpoint(folder)
     qwen3.check(checkpoint, config)
     return Source(
@@ -94,19 +101,18 @@ def convert(
     folder, commit = fetch(source, revision)
     opened = open_source(folder, dtype)
     qwen3.check_repeated_head(opened.checkpoint, opened.config)
-    out = Path(out).absolute()
+    out = staging.destination(out)
     staging.recover(out)
-    if not overwrite and (out / staging.MANIFEST).is_file():
+    if not overwrite and looks_like_a_model(out):
         manifest = read_manifest(out)
-        same = manifest["fingerprint"] == _fingerprint(opened, progress)
-        if same and manifest["companions"] == companion_digests(companions(folder)):
+        if _is_same(opened, companions(folder), out, progress):
             return Conversion(manifest, written=False, folder=folder)
         refuse_to_replace(out, overwrite=False)
     writer = ModelWriter(
         out,
         opened.config,
         opened.dtype,
-        source={"name": source, "revision": commit},
+        source={"name": os.fsencode(source).decode(errors="replace"), "revision": commit},
         source_files=companions(folder),
         overwrite=overwrite,
         progress=progress,
@@ -117,16 +123,27 @@ def convert(
     return Conversion(writer.manifest, written=True, folder=folder)
 
 
-def _fingerprint(source: Source, progress: Callable[[int, int], None]) -> str:
-    """Return the fingerprint of the model that this source converts to, without converting it."""
-    total, done = weight_bytes(source.config, source.dtype), 0
-    digests = {}
-    for entry in qwen3.layout(source.config).values():
-        for name in entry.names:
-            digests[name] = digest(source.checkpoint.read(name), source.dtype)
-            done += math.prod(entry.hf_shape) * source.dtype.itemsize
-            progress(done, total)
-    return fingerprint(source.config, source.dtype, digests)
+def _is_same(
+    source: Source, files: list[Path], out: Path, progress: Callable[[int, int], None]
+) -> bool:
+    """Return whether a model directory is what a source converts to, without converting it.
+
+    Raises:
+        UserError: It is, but damaged.
+    """
+    kept = StoredTensors(out)
+    recorded, sizes = kept.manifest["tensors"], kept.sizes
+    if (stored(source.config), source.dtype) != (kept.manifest["config"], kept.dtype):
+        return False
+    total, done = sum(sizes.values()), 0
+    for name, size in sizes.items():
+        if digest(source.checkpoint.read(name), source.dtype) != recorded[name]:
+            return False
+        kept.read(name)
+        done += size
+        progress(done, total)
+    check_companions(out, kept.manifest["companions"], convert_again(out))
+    return kept.manifest["companions"] == companion_digests(files)
 
 
 def summary(conversion: Conversion, out: Path) -> str:

@@ -9,16 +9,11 @@ import numpy as np
 from converters import qwen3
 from converters.hub import fetch
 from jroute.checkpoint import arrays
+from jroute.checkpoint.companions import companions, has_tokenizer
 from jroute.checkpoint.conversion import NO_TOKENIZER, Dtype, Source, open_source
-from jroute.checkpoint.model import companions, has_tokenizer
-from jroute.checkpoint.staging import MANIFEST
-from jroute.checkpoint.writer import (
-    disk_bytes,
-    free_bytes,
-    refuse_to_replace,
-    refuse_without_room,
-    weight_bytes,
-)
+from jroute.checkpoint.replacing import is_free, obstacle, refuse_to_replace
+from jroute.checkpoint.staging import destination
+from jroute.checkpoint.writer import disk_bytes, free_bytes, refuse_without_room, weight_bytes
 from jroute.utils.errors import UserError
 
 _PROCESS_BYTES = 128 * 2**20  # of the interpreter with its libraries, before the first weight
@@ -92,7 +87,7 @@ def plan_conversion(
     folder = fetch(source, revision).folder
     opened = open_source(folder, dtype)
     planned = _planned_arrays(opened)
-    out = Path(out).absolute()
+    out = destination(out)
     disk = disk_bytes(opened.config, opened.dtype, companions(folder))
     weights = weight_bytes(opened.config, opened.dtype)
     files = {tensor.file for tensor in opened.checkpoint.tensors.values()}
@@ -133,7 +128,7 @@ def _planned_arrays(source: Source) -> list[PlannedArray]:
 def _refusal(out: Path, disk: int, *, overwrite: bool) -> str | None:
     try:
         refuse_without_room(out, disk)
-        if not (out / MANIFEST).is_file():
+        if overwrite or obstacle(out) is not None:
             refuse_to_replace(out, overwrite=overwrite)
     except UserError as error:
         return str(error)
@@ -157,7 +152,7 @@ def describe(plan: ConversionPlan) -> str:
         lines.append(f"warning: {NO_TOKENIZER}")
     if plan.refusal:
         lines.append(f"would refuse: {plan.refusal}")
-    elif (plan.out / MANIFEST).is_file():
+    elif not is_free(plan.out):
         lines.append(
             f"{plan.out} holds a model already: unchanged if it is this one, replaced only with "
             "--overwrite"

@@ -1,9 +1,8 @@
-"""SHA-256 of tensors and files, and the fingerprint of a model's weights and config."""
+"""SHA-256 of tensors, and the fingerprint of a model's weights and config."""
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 from jax.typing import DTypeLike
@@ -41,8 +40,3 @@ def fingerprint(config: Qwen3Config, dtype: DTypeLike, digests: Mapping[str, str
     """
     content = {"config": stored(config), "dtype": str(np.dtype(dtype)), "tensors": dict(digests)}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def companion_digests(files: Sequence[Path]) -> dict[str, str]:
-    """Return the SHA-256 of each file's content, by file name."""
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

@@ -1,91 +1,50 @@
 """Export: a model directory as a folder in Hugging Face layout, bit for bit."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
 
-from converters import qwen3
-from converters.safetensors import INDEX, WEIGHTS, read_json, write
-from jroute.checkpoint.arrays import disk_errors, open_array, reason
+from converters.safetensors import DTYPES, INDEX, WEIGHTS, Checkpoint, write
+from jroute.checkpoint.arrays import disk_errors
+from jroute.checkpoint.companions import check_companions
 from jroute.checkpoint.digests import digest
-from jroute.checkpoint.model import read_manifest
-from jroute.checkpoint.staging import Staging, is_free, recover
-from jroute.model.config import Qwen3Config
+from jroute.checkpoint.replacing import convert_again, is_free
+from jroute.checkpoint.staging import Staging, destination, recover
+from jroute.checkpoint.stored_tensors import StoredTensors
+from jroute.checkpoint.writer import refuse_without_room
 from jroute.utils.errors import UserError
 from jroute.utils.files import sync_tree
-from jroute.utils.keys import restored
+from jroute.utils.json_files import read_bytes, read_json
 
 SHARD_BYTES = 2**30
 """Weight files are at most this large, unless a single tensor is larger."""
 
+_SMALL_FILES = 2**20  # headers and index
 
-class StoredTensors:
-    """The tensors of a model directory under their Hugging Face names, read one at a time.
+
+class Export(NamedTuple):
+    """What an export did.
 
     Attributes:
-        manifest: The manifest of the model directory.
-        dtype: Type in which all of them are stored.
-        shapes: Their shapes as Hugging Face orients them, in the order of releases.
+        files: The files of the folder.
+        written: Whether this export wrote them; otherwise they were there already.
     """
 
-    def __init__(self, directory: Path):
-        """Open the model directory.
-
-        Raises:
-            UserError: It is missing, unfinished, not a model directory, or damaged.
-        """
-        self._directory = Path(directory).absolute()
-        self.manifest = read_manifest(self._directory)
-        self.dtype = np.dtype(self.manifest["dtype"])
-        entries = qwen3.layout(Qwen3Config(**restored(Qwen3Config, self.manifest["config"])))
-        self._places = {
-            name: (path, entry, layer)
-            for path, entry in entries.items()
-            for layer, name in enumerate(entry.names)
-        }
-        names = sorted(self._places, key=published_order)
-        self.shapes = {name: self._places[name][1].hf_shape for name in names}
-        self._open: dict[str, Any] = {}
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """The bytes of every tensor, by name."""
-        return {
-            name: int(np.prod(shape)) * self.dtype.itemsize for name, shape in self.shapes.items()
-        }
-
-    def read(self, name: str) -> np.ndarray:
-        """Read one tensor as Hugging Face orients it.
-
-        Raises:
-            UserError: A part of it is missing, or cannot be read.
-        """
-        path, entry, layer = self._places[name]
-        try:
-            if path not in self._open:
-                self._open[path] = open_array(self._directory / "params", path)
-            stored = self._open[path]
-            inner = (stored[layer] if entry.stacked else stored).read().result()
-        except ValueError as error:  # tensorstore's only kind
-            raise UserError(
-                f"{self._directory} is damaged: {name} cannot be read ({reason(error)}); "
-                "convert again with --overwrite"
-            ) from error
-        return qwen3.take(entry, inner)
+    files: list[Path]
+    written: bool
 
 
 def export(
     model_dir: Path,
     out: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Path]:
-    """Write a model directory as a folder that transformers loads.
+) -> Export:
+    """Write a model directory as a folder that transformers loads; a second time changes nothing.
 
     The tensors have the bits that the conversion stored; the files that came with the weights are
     copied, and ``config.json`` differs from the source's only where the conversion changed the
@@ -94,87 +53,118 @@ def export(
 
     Args:
         model_dir: A finished model directory.
-        out: The folder to write; missing or empty.
+        out: The folder to write; missing, empty, or what an earlier export of the model wrote.
         progress: Called with the bytes written so far and in total.
-
-    Returns:
-        The files written.
 
     Raises:
         UserError: The model directory is damaged, or ``out`` is taken or cannot be written.
     """
-    model_dir, stored = Path(model_dir), StoredTensors(model_dir)
-    sizes = stored.sizes
-    done = 0
+    stored, out = StoredTensors(model_dir), destination(out)
+    files, sizes = _companion_contents(Path(model_dir), stored), stored.sizes
+    recover(out)
+    exported = _exported(out, stored, files)
+    if exported is not None:
+        return Export(exported, written=False)
+    total, done = sum(sizes.values()), 0
 
     def read(names: Sequence[str]) -> dict[str, np.ndarray]:
         nonlocal done
         tensors = {}
         for name in names:
             tensors[name] = stored.read(name)
-            if digest(tensors[name]) != stored.manifest["tensors"][name]:
-                raise UserError(
-                    f"{model_dir} is damaged: {name} is not what was converted; "
-                    "convert again with --overwrite"
-                )
             done += sizes[name]
-            progress(done, sum(sizes.values()))
+            progress(done, total)
         return tensors
 
-    with new_folder(out) as partial:
-        for name in stored.manifest["companions"]:
-            if not (model_dir / name).is_file():
-                raise UserError(f"{model_dir} is damaged: {name} is missing; convert again")
-            shutil.copyfile(model_dir / name, partial / name)
-        content = read_json(partial / "config.json")
-        changed = {
-            key: str(stored.dtype)
-            for key in ("torch_dtype", "dtype")
-            if content.get(key, str(stored.dtype)) != str(stored.dtype)
-        }
-        if changed:
-            text = json.dumps(content | changed, indent=2, ensure_ascii=False) + "\n"
-            (partial / "config.json").write_text(text, encoding="utf-8")
+    with new_folder(out, total + sum(map(len, files.values())) + _SMALL_FILES) as partial:
+        for name, content in files.items():
+            (partial / name).write_bytes(content)
         write_shards(partial, sizes, read, SHARD_BYTES)
         names = sorted(file.name for file in partial.iterdir())
         sync_tree(partial)
-    return [Path(out) / name for name in names]
+    return Export([out / name for name in names], written=True)
 
 
-def listing(out: Path, files: Sequence[Path]) -> str:
+def _companion_contents(model_dir: Path, stored: StoredTensors) -> dict[str, bytes]:
+    """Return the files beside the weights; ``config.json`` names the type that is stored."""
+    remedy = convert_again(model_dir)
+    recorded = stored.manifest["companions"]
+    check_companions(model_dir, recorded, remedy)
+    files = {name: read_bytes(model_dir / name, remedy, max_bytes=2**30) for name in recorded}
+    content = read_json(model_dir / "config.json", dict[str, Any], remedy)
+    changed = {
+        key: str(stored.dtype)
+        for key in ("torch_dtype", "dtype")
+        if content.get(key, str(stored.dtype)) != str(stored.dtype)
+    }
+    if changed:
+        text = json.dumps(content | changed, indent=2, ensure_ascii=False) + "\n"
+        files["config.json"] = text.encode()
+    return files
+
+
+def _exported(out: Path, stored: StoredTensors, files: Mapping[str, bytes]) -> list[Path] | None:
+    """Return the files of a finished export of the same model, if it stands there whole."""
+    if is_free(out) or not out.is_dir():
+        return None
+    try:
+        same = all(read_bytes(out / name, "", max_bytes=2**30) == files[name] for name in files)
+        checkpoint = Checkpoint(out) if same else None
+    except UserError:  # a file is missing or damaged
+        return None
+    if checkpoint is None or checkpoint.tensors.keys() != stored.shapes.keys():
+        return None
+    digests = stored.manifest["tensors"]
+    if any(checkpoint.tensors[name].dtype not in DTYPES for name in digests) or any(
+        digest(checkpoint.read(name)) != digests[name] for name in digests
+    ):
+        return None
+    weights = {tensor.file.name for tensor in checkpoint.tensors.values()}
+    index = {INDEX} if len(weights) > 1 else set()
+    return [out / name for name in sorted({*files, *weights, *index})]
+
+
+def listing(out: Path, result: Export) -> str:
     """Return the files of an export and their sizes, as text."""
-    sizes = (f"  {file.name}  {file.stat().st_size:,} bytes" for file in files)
-    return "\n".join([f"wrote {out}", *sizes])
+    sizes = (f"  {file.name}  {file.stat().st_size:,} bytes" for file in result.files)
+    return "\n".join([f"{'wrote' if result.written else 'already there:'} {out}", *sizes])
 
 
 @contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
+def new_folder(out: Path, needed: int) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``out`` when the block succeeds.
+
+    Args:
+        out: The folder to write.
+        needed: Bytes that it takes.
 
     Raises:
         UserError: ``out`` exists and is not an empty folder, or cannot be written.
     """
-    out = Path(out).absolute()
+    out = destination(out)
     recover(out)
-    if not is_free(out):
-        raise UserError(f"{out} exists and is not an empty folder; choose another --out")
+    _refuse_taken(out)
+    refuse_without_room(out, needed)
     staging = Staging(out)
     staging.begin()
     try:
-        with disk_errors(out.parent):
+        _refuse_taken(out)  # another process was faster
+        with disk_errors(out.parent, needed):
             try:
                 yield staging.partial
             except SafetensorError as error:  # a full disk, while writing
                 raise OSError(str(error)) from error
+            _refuse_taken(out)
             staging.publish()
     finally:
         staging.discard()
 
 
-def published_order(name: str) -> tuple[bool, list[tuple[int, str]]]:
-    """Return a key that sorts tensor names as releases do: block by block, output layer last."""
-    parts = [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
-    return name.startswith("lm_head"), parts
+def _refuse_taken(out: Path) -> None:
+    if not is_free(out):
+        raise UserError(
+            f"{out} exists and is not an empty folder; choose another --out or remove it"
+        )
 
 
 def plan_shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:

@@ -12,9 +12,12 @@ from jaxtyping import Array, Float, Int
 
 from converters.hub import fetch
 from converters.safetensors import Checkpoint
+from jroute.checkpoint.companions import has_tokenizer
 from jroute.checkpoint.conversion import Conversion, open_source
-from jroute.checkpoint.export import StoredTensors
-from jroute.checkpoint.model import has_tokenizer, load_model, read_manifest
+from jroute.checkpoint.manifest import read_manifest
+from jroute.checkpoint.model import load_model
+from jroute.checkpoint.replacing import convert_again
+from jroute.checkpoint.stored_tensors import StoredTensors
 from jroute.model.config import Qwen3Config
 from jroute.model.decoder import forward, unembed
 from jroute.model.params import Params
@@ -188,8 +191,10 @@ def read_prompts(file: Path) -> list[str]:
     """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read prompts from {file} ({error}); give a text file") from None
+    except (OSError, ValueError) as error:  # not UTF-8, or NUL in the name
+        raise UserError(
+            f"cannot read prompts from {str(file)!r:.300} ({error}); give a text file"
+        ) from None
     prompts = [line for line in lines if line.strip()]
     if not prompts:
         raise UserError(f"{file} holds no prompt; write one per line")
@@ -223,7 +228,7 @@ def report(verification: Verification, conversion: Conversion, out: Path) -> str
         which = f"{first} and {len(others)} more differ" if others else f"{first} differs"
         raise UserError(
             f"{out}: of {verification.tensors:,} tensors {which} from {conversion.folder}; "
-            "convert again with --overwrite"
+            f"{convert_again(out)}"
         )
     dtype, compared = conversion.manifest["dtype"], verification.logits
     lines = [

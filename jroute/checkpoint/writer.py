@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from jax.typing import DTypeLike
 
 from converters import qwen3
 from jroute.checkpoint import arrays, staging
-from jroute.checkpoint.digests import companion_digests, digest, fingerprint
-from jroute.checkpoint.model import FORMAT, companions
-from jroute.checkpoint.staging import MANIFEST
+from jroute.checkpoint.companions import companion_digests, companions
+from jroute.checkpoint.digests import digest, fingerprint
+from jroute.checkpoint.manifest import FORMAT, manifest_digest, metadata_digests
+from jroute.checkpoint.replacing import MANIFEST, refuse_to_replace
 from jroute.model.config import Qwen3Config
 from jroute.utils.errors import UserError
 from jroute.utils.files import sync, sync_tree, write_json
@@ -70,7 +72,7 @@ class ModelWriter:
         Raises:
             UserError: ``directory`` holds something that may not be replaced.
         """
-        self.directory = Path(directory).absolute()
+        self.directory = staging.destination(directory)
         self.config = config
         self.manifest: dict[str, Any] = {}
         self._dtype = np.dtype(dtype)
@@ -84,6 +86,7 @@ class ModelWriter:
         self._digests: dict[str, str] = {}
         self._staging = staging.Staging(self.directory)
         self._params = self._staging.partial / "params"
+        self._disk = disk_bytes(config, self._dtype, self._files)
         self._hashing = ThreadPoolExecutor(1, "sha256")
         self._hashes = arrays.Pipeline(arrays.PIECES_IN_FLIGHT)
         self._writes = arrays.Pipeline(arrays.PIECES_IN_FLIGHT)
@@ -91,10 +94,11 @@ class ModelWriter:
         refuse_to_replace(self.directory, overwrite=overwrite)
 
     def __enter__(self) -> "ModelWriter":
-        refuse_without_room(self.directory, disk_bytes(self.config, self._dtype, self._files))
+        refuse_without_room(self.directory, self._disk)
         self._staging.begin()
         try:
-            with arrays.disk_errors(self.directory.parent):
+            refuse_to_replace(self.directory, overwrite=self._overwrite)  # if another was faster
+            with self._disk_errors():
                 arrays.write_tree(self._params, self._entries)
         except BaseException:
             self._clean_up()
@@ -111,7 +115,7 @@ class ModelWriter:
         """
         entry = self._entries.pop(path)
         cut = arrays.tiling(entry.shape, entry.axes, self._dtype.itemsize)
-        with arrays.disk_errors(self.directory.parent):
+        with self._disk_errors():
             store = arrays.create(self._params, path, entry.shape, self._dtype, cut)
         lead = cut.piece[:1] if entry.stacked else (1,)
         inner = cut.piece[1:] if entry.stacked else cut.piece
@@ -129,16 +133,19 @@ class ModelWriter:
                     qwen3.place(entry, tensor, piece[i], part[0].start)
                 where, value = (blocks + part, piece) if entry.stacked else (part, piece[0])
                 written = store[where].write(value, can_reference_source_data_indefinitely=True)
-                with arrays.disk_errors(self.directory.parent):
+                with self._disk_errors():
                     self._writes.add(written, lambda _, size=piece.nbytes: self._advance(size))
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
-                with arrays.disk_errors(self.directory.parent):
+                with self._disk_errors():
                     self._finish()
         finally:
             self._clean_up()
+
+    def _disk_errors(self) -> AbstractContextManager[None]:
+        return arrays.disk_errors(self.directory.parent, self._disk)
 
     def _clean_up(self) -> None:
         try:
@@ -173,7 +180,8 @@ class ModelWriter:
         if not (partial / "config.json").exists():
             write_json(partial / "config.json", self.config.to_hf())
         files = sorted(file for file in self._params.rglob("*") if file.is_file())
-        self.manifest = {
+        stored_files = {file.relative_to(partial).as_posix(): file.stat().st_size for file in files}
+        content = {
             "format": FORMAT,
             "fingerprint": fingerprint(self.config, self._dtype, self._digests),
             "source": self._source,
@@ -183,14 +191,15 @@ class ModelWriter:
             "bytes": self._bytes,
             "tensors": self._digests,
             "companions": companion_digests(companions(partial)),
-            "stored": {file.relative_to(partial).as_posix(): file.stat().st_size for file in files},
+            "stored": stored_files,
+            "metadata": metadata_digests(partial, list(stored_files)),
             "versions": {name: version(name) for name in _PACKAGES},
         }
+        self.manifest = {**content, "digest": manifest_digest(content)}
         sync_tree(partial)
         write_json(partial / MANIFEST, self.manifest)
         sync(partial)
-        refuse_to_replace(self.directory, overwrite=self._overwrite)  # another process was faster
-        self._staging.publish()
+        self._staging.publish(overwrite=self._overwrite)
 
 
 def save_model(
@@ -236,25 +245,6 @@ def save_model(
             blocks = dict(zip(entry.names, value if entry.stacked else [value], strict=True))
             writer.add(path, lambda name, e=entry, b=blocks: qwen3.take(e, b[name]))
     return writer.manifest
-
-
-def refuse_to_replace(directory: Path, *, overwrite: bool) -> None:
-    """Raise a ``UserError`` if ``directory`` may not become a model directory.
-
-    An empty folder may, and with ``overwrite`` an earlier model too; other files never.
-    """
-    if staging.is_free(directory):
-        return
-    if not (directory / MANIFEST).is_file():
-        raise UserError(
-            f"{directory} exists and is not a jroute model directory; "
-            "choose another --out or remove it"
-        )
-    if not overwrite:
-        raise UserError(
-            f"{directory} already holds another model; "
-            "choose another --out or pass --overwrite to replace it"
-        )
 
 
 def weight_bytes(config: Qwen3Config, dtype: DTypeLike) -> int:

@@ -2,10 +2,77 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, model_validator
 
 from jroute.utils.errors import UserError
-from jroute.utils.keys import Keys, keys, stored, stored_keys
+from jroute.utils.json_files import Record, check, read_json
+from jroute.utils.keys import Keys, keys, stored
+
+TAKE_RELEASED = "take config.json from the model's release"
+
+Width = Annotated[int, Field(ge=1, le=2**20)]
+Count = Annotated[int, Field(ge=1, le=2**12)]
+TokenId = Annotated[int, Field(ge=0, lt=2**24)]
+EndTokens = TokenId | Annotated[list[TokenId], Field(min_length=1)] | None
+"""What ``eos_token_id`` may be in ``config.json`` and ``generation_config.json``."""
+
+
+class Shape(Record):
+    """The fields of ``Qwen3Config``, with the values that each may have.
+
+    The upper bounds are far above any released model; they keep a damaged file from asking for
+    more than a machine has.
+    """
+
+    vocab_size: Annotated[int, Field(ge=1, le=2**24)]
+    hidden_size: Width
+    intermediate_size: Width
+    num_hidden_layers: Count
+    num_attention_heads: Count
+    num_key_value_heads: Count
+    head_dim: Annotated[int, Field(ge=2, le=2**12, multiple_of=2)] = 128  # as in transformers
+    rms_norm_eps: Annotated[float, Field(ge=1e-12, le=1)]
+    rope_theta: Annotated[float, Field(ge=1, le=1e12)]
+    tie_word_embeddings: bool = False
+    max_position_embeddings: Annotated[int, Field(ge=1, lt=2**31)]
+
+    @model_validator(mode="after")
+    def _heads_share_keys(self) -> "Shape":
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
+                f"num_key_value_heads ({self.num_key_value_heads})"
+            )
+        return self
+
+
+class Rope(Record):
+    """``rope_parameters`` of transformers 5, or ``rope_scaling``."""
+
+    rope_type: str | None = None
+    type: str | None = None
+    rope_theta: float | None = None
+
+
+class Family(Record):
+    """What tells whether the other fields are those of a Qwen3."""
+
+    model_type: Any = None
+
+
+class HFConfig(Record):
+    """The fields of ``config.json`` that say what the model computes, beside its ``Shape``."""
+
+    rope_parameters: Rope | None = None
+    rope_scaling: Rope | None = None
+    use_sliding_window: bool | None = None
+    layer_types: list[str] | None = None
+    attention_bias: bool | None = None
+    hidden_act: str = "silu"
+    eos_token_id: EndTokens = None
 
 
 @dataclass(frozen=True)
@@ -42,16 +109,7 @@ class Qwen3Config:
     max_position_embeddings: int
 
     def __post_init__(self) -> None:
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise UserError(
-                f"num_attention_heads ({self.num_attention_heads}) in config.json is not a "
-                f"multiple of num_key_value_heads ({self.num_key_value_heads}); "
-                "the file is damaged or does not describe a Qwen3 model"
-            )
-        if self.head_dim % 2:
-            raise UserError(
-                f"head_dim must be even for rotary embeddings, but config.json says {self.head_dim}"
-            )
+        check(stored(self), Shape, "the model's configuration", "give values that a model can have")
 
     @property
     def axis_sizes(self) -> dict[str, int]:
@@ -67,6 +125,15 @@ class Qwen3Config:
         }
 
     @classmethod
+    def read(cls, file: Path) -> "Qwen3Config":
+        """Read a ``config.json``.
+
+        Raises:
+            UserError: It cannot be read, or as for ``from_hf``.
+        """
+        return cls.from_hf(read_json(file, dict[str, Any], TAKE_RELEASED), where=str(file))
+
+    @classmethod
     def from_hf(cls, config: Mapping[str, Any], *, where: str = "config.json") -> "Qwen3Config":
         """Read the dictionary of a ``config.json``.
 
@@ -80,45 +147,22 @@ class Qwen3Config:
 
         Raises:
             UserError: Another architecture, a feature of Qwen3 that is not implemented, or a size
-                that is missing or not a number.
+                that is missing or impossible.
         """
-        kind = config.get("model_type")
+        content = dict(config)
+        kind = check(content, Family, where, TAKE_RELEASED).model_type
         if kind != "qwen3":
             raise UserError(
-                f"{where}: model_type is {kind!r}, but jroute converts dense Qwen3 models only "
-                "(model_type 'qwen3'); choose another source"
+                f"{where}: model_type is {f'{kind!r:.100}'}, but jroute converts dense Qwen3 "
+                "models only (model_type 'qwen3'); choose another source"
             )
-        rope: Mapping[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        rope_type = rope.get("rope_type", rope.get("type", "default"))
-        layer_types = config.get("layer_types") or ()
-        unsupported = {
-            f"rotary scaling of type {rope_type!r}": rope_type != "default",
-            "sliding-window attention": bool(config.get("use_sliding_window"))
-            or any(t != "full_attention" for t in layer_types),
-            "attention_bias": bool(config.get("attention_bias")),
-            f"hidden_act {config.get('hidden_act')!r}": config.get("hidden_act", "silu") != "silu",
-        }
-        for feature, present in unsupported.items():
-            if present:
-                raise UserError(
-                    f"{where}: {feature} is not implemented in jroute; choose another source"
-                )
-        theta = rope.get("rope_theta", config.get("rope_theta"))
-        values = {**config, "rope_theta": theta}
-        values.setdefault("tie_word_embeddings", False)
-        values.setdefault("head_dim", 128)  # as transformers' Qwen3Config
-        missing = [name for name in stored_keys(cls).values() if values.get(name) is None]
-        if missing:
-            raise UserError(
-                f"{where}: missing {', '.join(missing)}; take config.json from the model's release"
-            )
-        types = get_type_hints(cls)
-        try:
-            return cls(**{name: types[name](values[key]) for name, key in stored_keys(cls).items()})
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"{where}: a size is not a number ({error}); take config.json from the release"
-            ) from None
+        parsed = check(content, HFConfig, where, TAKE_RELEASED)
+        ropes = (parsed.rope_parameters, parsed.rope_scaling)
+        rope = next((rope for rope in ropes if rope and rope.model_fields_set), Rope())
+        _refuse_unsupported(parsed, rope, where)
+        if rope.rope_theta is not None:
+            content["rope_theta"] = rope.rope_theta
+        return cls(**check(content, Shape, where, TAKE_RELEASED).model_dump())
 
     def to_hf(self) -> dict[str, Any]:
         """Return the ``config.json`` of a Hugging Face checkpoint of this shape."""
@@ -135,3 +179,19 @@ class Qwen3Config:
             "use_sliding_window": False,
             **stored(self),
         }
+
+
+def _refuse_unsupported(config: HFConfig, rope: Rope, where: str) -> None:
+    rope_type = rope.rope_type or rope.type or "default"
+    unsupported = {
+        f"rotary scaling of type {rope_type!r:.100}": rope_type != "default",
+        "sliding-window attention": bool(config.use_sliding_window)
+        or any(kind != "full_attention" for kind in config.layer_types or ()),
+        "attention_bias": bool(config.attention_bias),
+        f"hidden_act {config.hidden_act!r:.100}": config.hidden_act != "silu",
+    }
+    for feature, present in unsupported.items():
+        if present:
+            raise UserError(
+                f"{where}: {feature} is not implemented in jroute; choose another source"
+            )

@@ -6,8 +6,10 @@ name are ignored, since formats grow.
 """
 
 import os
+import re
 from functools import cache
 from pathlib import Path
+from types import GenericAlias
 from typing import Any, TypeVar
 
 import pydantic
@@ -29,7 +31,9 @@ class Record(pydantic.BaseModel):
     )
 
 
-def read_json(file: Path, kind: type[T], remedy: str, *, max_bytes: int = MAX_BYTES) -> T:
+def read_json(
+    file: Path, kind: type[T] | GenericAlias, remedy: str, *, max_bytes: int = MAX_BYTES
+) -> T:
     """Read a JSON file of a known format.
 
     Args:
@@ -46,7 +50,7 @@ def read_json(file: Path, kind: type[T], remedy: str, *, max_bytes: int = MAX_BY
     return parse_json(read_bytes(file, remedy, max_bytes=max_bytes), kind, str(file), remedy)
 
 
-def parse_json(text: str | bytes, kind: type[T], where: str, remedy: str) -> T:
+def parse_json(text: str | bytes, kind: type[T] | GenericAlias, where: str, remedy: str) -> T:
     """Parse JSON of a known format.
 
     Args:
@@ -64,7 +68,7 @@ def parse_json(text: str | bytes, kind: type[T], where: str, remedy: str) -> T:
         raise UserError(f"{where}{describe(error)}; {remedy}") from None
 
 
-def check(content: Any, kind: type[T], where: str, remedy: str) -> T:
+def check(content: Any, kind: type[T] | GenericAlias, where: str, remedy: str) -> T:
     """Check a value that is already parsed; arguments and errors as for ``parse_json``.
 
     In strict mode a list is not a tuple here; declare such a field as ``list``.
@@ -107,7 +111,9 @@ def describe(error: pydantic.ValidationError) -> str:
     place = f"{place.lstrip('.'):.100}"
     if details["type"] == "missing":
         return f" has no {place}"
-    message = details["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    message = details["msg"].removeprefix("Value error, ")
+    message = re.sub(r"^(Input|String|List|Dictionary) should", "must", message)
+    message = re.sub(r" after validation, not \d+$", "", message)
     return f"{f': {place}' if place else ''} {message:.200}, not {shown(details['input'])}"
 
 

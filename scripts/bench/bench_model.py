@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from converters.safetensors import read_json
 from jroute.distributed.hlo import collectives, summary
 from jroute.distributed.mesh import MeshConfig, place, replicate
 from jroute.generate import cache as caches
@@ -38,6 +37,7 @@ from jroute.routing.mixing import Routing
 from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_json
+from jroute.utils.json_files import read_json
 from jroute.utils.keys import stored
 from jroute.utils.machine import describe_machine
 from scripts.bench.measurement import (
@@ -320,10 +320,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="JSON to write")
     args = parser.parse_args(argv)
     config = SMALL
-    before = read_json(args.before) if args.before else None
+    before = (
+        read_json(args.before, dict[str, Any], "give a result of this benchmark")
+        if args.before
+        else None
+    )
     if args.like:
         where = args.like / "config.json"
-        config = Qwen3Config.from_hf(read_json(where), where=str(where))
+        config = Qwen3Config.read(where)
     device = jax.devices()[0]
     on_cpu = device.platform == "cpu"
     dtype = args.dtype or ("float32" if on_cpu else "bfloat16")

@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from converters.safetensors import read_json
 from jroute.generate.programs import Rows, decode, prefill
 from jroute.model.config import Qwen3Config
 from jroute.model.params import unstack_blocks
@@ -198,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     widths, config = _widths(args.streams), SMALL
     if args.like:
         where = args.like / "config.json"
-        config = Qwen3Config.from_hf(read_json(where), where=str(where))
+        config = Qwen3Config.read(where)
     device = jax.devices()[0]
     dtype = "float32" if device.platform == "cpu" else "bfloat16"
     params = random_params(config, dtype, None)

@@ -87,7 +87,10 @@ def test_nothing_is_compressed(wide: tuple[Path, dict[str, Any]]) -> None:
     assert len(descriptions) == len(qwen3.layout(WIDE))
     for file in descriptions:
         (sharding,) = json.loads(file.read_text())["codecs"]
-        assert [codec["name"] for codec in sharding["configuration"]["codecs"]] == ["bytes"]
+        assert [codec["name"] for codec in sharding["configuration"]["codecs"]] == [
+            "bytes",
+            "crc32c",
+        ]
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 8), (2, 2, 2), (1, 4, 2), (8, 1, 1)], ids=str)

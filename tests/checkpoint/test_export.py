@@ -59,7 +59,7 @@ def test_the_way_there_and_back_keeps_every_bit(tmp_path: Path, name: str, dtype
     source = write_source(tmp_path / "hf", CONFIGS[name], tensors, shards=2)
     convert(str(source), tmp_path / "model")
     seen: list[tuple[int, int]] = []
-    files = export(tmp_path / "model", tmp_path / "back", lambda *args: seen.append(args))
+    files, _ = export(tmp_path / "model", tmp_path / "back", lambda *args: seen.append(args))
     assert {file.name for file in files} == FILES | {"model.safetensors"}
     assert set(files) == set((tmp_path / "back").iterdir())
     assert_same_bits(tensors_of(tmp_path / "back"), tensors)
@@ -86,7 +86,7 @@ def test_large_weights_are_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(exporting, "write", counted)
     monkeypatch.setattr(exporting, "SHARD_BYTES", limit)
-    files = export(tmp_path / "model", tmp_path / "back")
+    files, _ = export(tmp_path / "model", tmp_path / "back")
     shards = [file for file in files if file.suffix == ".safetensors"]
     assert len(shards) > 5 and most <= limit
     names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]

@@ -120,8 +120,8 @@ def test_verify_finds_a_single_bit(
     assert run("--source", source, "--out", out, "--verify") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error == (
-        f"error: {out}: of 36 tensors model.layers.1.mlp.up_proj.weight differs from {source}; "
-        "convert again with --overwrite"
+        f"error: {out} is damaged: model.layers.0.mlp.up_proj.weight cannot be read "
+        f"(a checksum in {file} does not match); convert again with --overwrite"
     )
 
 

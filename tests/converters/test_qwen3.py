@@ -103,7 +103,7 @@ def test_transformers_own_config_is_read(tmp_path: Path) -> None:
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"rope_theta": None}, "rope_theta"),
         ({"hidden_size": None}, "hidden_size"),
-        ({"hidden_size": "wide"}, "not a number"),
+        ({"hidden_size": "wide"}, "hidden_size must be a valid integer, not 'wide'"),
     ],
     ids=str,
 )

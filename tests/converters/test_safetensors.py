@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from converters.hub import fetch
-from converters.safetensors import INDEX, Checkpoint, read_json, write
+from converters.safetensors import INDEX, Checkpoint, write
 from jroute.utils.errors import UserError
 from jroute.utils.files import atomic_write
 from tests.converters.tiny import CONFIG, random_tensors, write_source
@@ -91,7 +91,7 @@ def test_tensor_in_two_shards(tmp_path: Path) -> None:
 @pytest.mark.parametrize("weight_map", [None, {}, []])
 def test_index_without_a_map(tmp_path: Path, weight_map: object) -> None:
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
-    with pytest.raises(UserError, match="no weight_map"):
+    with pytest.raises(UserError, match=r"weight_map must .*; download it again"):
         Checkpoint(tmp_path)
 
 
@@ -100,19 +100,8 @@ def test_index_may_not_point_outside_the_folder(tmp_path: Path) -> None:
     inside.mkdir()
     save_file({"a": np.zeros(1)}, tmp_path / "outside.safetensors")
     (inside / INDEX).write_text(json.dumps({"weight_map": {"a": "../outside.safetensors"}}))
-    with pytest.raises(UserError, match="missing"):
+    with pytest.raises(UserError, match=r"weight_map\.a must match pattern"):
         Checkpoint(inside)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"), [("{", "not valid JSON"), ("[1]", "should hold a JSON object")]
-)
-def test_damaged_json(tmp_path: Path, content: str, message: str) -> None:
-    (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match=message):
-        read_json(tmp_path / "config.json")
-    with pytest.raises(UserError, match="is missing"):
-        read_json(tmp_path / "other.json")
 
 
 def test_fetch_of_a_local_folder(tmp_path: Path) -> None:
