@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from jroute.experiment.calibration_runs import ModelRuns, sources_of, write_results
     from jroute.experiment.result_cache import ResultCache
     from jroute.report.calibration_text import calibration_text
+    from jroute.utils.together import clean
 
     started = time.perf_counter()
     runs = ModelRuns(args.out, args.config, tuple(overrides))
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         trained = [*args.plain, *(sources if "positive" in args.parts else ())]
         print(runs.estimate([*sources, *args.plain], len(trained), config, args.parts))
         return
+    clean(args.out)
     models, plain = (list(map(runs.tables, folders)) for folders in (sources, args.plain))
     results = calibrate(models, plain, config, args.parts, ResultCache(args.out / "kept.json"))
     seconds = time.perf_counter() - started

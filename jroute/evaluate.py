@@ -56,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from jroute.report.text import results_text
 
     run = load_run(args.run)
+    if not args.plan:
+        run.folder.clean()
     judged = run.experiment.judged
     if args.split and args.split not in judged:
         raise UserError(f"split {args.split!r} is not judged in {args.run}: {', '.join(judged)}")

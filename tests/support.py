@@ -1,6 +1,7 @@
 """What several tests need."""
 
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,17 @@ def in_a_hurry(module: Any, *names: str) -> Iterator[None]:
             )
             patch.setattr(module, name, hurried)
         yield
+
+
+@contextmanager
+def most_bytes_of_a_file(size: int) -> Iterator[None]:
+    """Let the system refuse larger files, as a full disk would."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def data_dir() -> Path:

@@ -22,6 +22,7 @@ from jroute.outcomes.cells import Cell
 from jroute.outcomes.outcome import grade
 from jroute.probe import effects
 from jroute.statistics.intervals import accuracy
+from jroute.utils.disk import make_folder
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_json
 from jroute.utils.fingerprint import semantic_fingerprint
@@ -81,7 +82,8 @@ class AblationRun:
             progress: Called with the number of cells that exist and of all cells.
         """
         total, missing = len(self._cells()), self.missing()
-        (self.folder / "cells").mkdir(parents=True, exist_ok=True)
+        self.run.folder.clean()
+        make_folder(self.folder / "cells")
         for done, (file, (variant, gate)) in enumerate(missing.items()):
             progress(total - len(missing) + done, total)
             write_json(file, self._measure(variant, gate), indent=None)

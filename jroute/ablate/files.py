@@ -10,6 +10,7 @@ from jroute.ablate.plots import plot_ablation
 from jroute.utils.files import write_text
 from jroute.utils.machine import describe_machine
 from jroute.utils.secrets import redacted
+from jroute.utils.together import written_together
 
 
 def write_ablation(
@@ -22,8 +23,6 @@ def write_ablation(
         rows: Its cells, as ``AblationRun.rows`` gives them.
         command: The command line that made them.
     """
-    text, numbers, plot = (ablation.folder / f"ablation.{end}" for end in ("txt", "json", "png"))
-    write_text(text, f"{format_table(rows)}\n")
     content = {
         "command": redacted(command),
         "model": ablation.run.base.fingerprint,
@@ -33,6 +32,10 @@ def write_ablation(
     }
     lines = ",\n  ".join(json.dumps(row) for row in rows)
     head = json.dumps(content, indent=1).removesuffix("\n}")
-    write_text(numbers, f'{head},\n "cells": [\n  {lines}\n ]\n}}\n')
-    plot_ablation(rows, plot)
-    return [text, numbers, plot]
+    names = [f"ablation.{end}" for end in ("txt", "json", "png")]
+    with written_together(ablation.folder, "ablation") as partial:
+        text, numbers, plot = (partial / name for name in names)
+        write_text(text, f"{format_table(rows)}\n")
+        write_text(numbers, f'{head},\n "cells": [\n  {lines}\n ]\n}}\n')
+        plot_ablation(rows, plot)
+    return [ablation.folder / name for name in names]

@@ -22,7 +22,7 @@ from jax.sharding import Sharding
 from jax.tree_util import DictKey, GetAttrKey, keystr, tree_leaves_with_path
 
 from jroute.checkpoint.storage import quiet, restore_args
-from jroute.utils.disk import disk_errors, make_folder
+from jroute.utils.disk import disk_errors, make_folder, shown_as
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_json
 from jroute.utils.json_files import Record, read_json
@@ -102,7 +102,11 @@ def save_state(
     leaves = {name: _plain(leaf) for name, leaf in _leaves(state).items()}
     make_folder(folder)
     needed = sum(leaf.nbytes for leaf in leaves.values())
-    with disk_errors(folder, needed), temporary_folder(folder / str(step)) as hidden:
+    with (
+        disk_errors(folder / str(step), needed),
+        temporary_folder(folder / str(step)) as hidden,
+        shown_as(hidden, folder),
+    ):
         partial = hidden / str(step)
         with quiet(), _checkpointer() as checkpointer:
             checkpointer.save(

@@ -22,6 +22,7 @@ from jroute.experiment.plan import plan_outcomes
 from jroute.experiment.run import Run, load_run
 from jroute.tasks import Split
 from jroute.utils.config import load
+from jroute.utils.disk import make_folder
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_json
 from jroute.utils.keys import stored
@@ -174,7 +175,7 @@ def write_results(
         command: The command line.
         seconds: How long it took.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     content = {
         "command": redacted(command),
         "machine": describe_machine(),

@@ -14,6 +14,7 @@ from jroute.statistics.holm import holm
 from jroute.statistics.intervals import accuracy
 from jroute.utils.errors import UserError
 from jroute.utils.keys import stored
+from jroute.utils.together import settled
 
 GAIN = "gain"
 """Row of RL minus the best fixed gate, beside the arms."""
@@ -53,12 +54,13 @@ def read_judged(directory: Path, split: str | None) -> ComparedSplit:
         raise UserError(
             f"{directory} was not judged: run python -m jroute.evaluate --run {directory} first"
         )
-    results = json.loads(results_file.read_text())
-    split = split or str(results["split"])
-    splits = {results["split"]: results, **results["other_splits"]}
-    if split not in splits:
-        raise UserError(f"{directory} was not judged on {split!r}, only on {', '.join(splits)}")
-    items = read_items(items_file, split, ("arm", "seed", "problem", "value"))
+    with settled(directory):
+        results = json.loads(results_file.read_text())
+        split = split or str(results["split"])
+        splits = {results["split"]: results, **results["other_splits"]}
+        if split not in splits:
+            raise UserError(f"{directory} was not judged on {split!r}, only on {', '.join(splits)}")
+        items = read_items(items_file, split, ("arm", "seed", "problem", "value"))
     arms, seeds, problems, scores = map(np.asarray, items)
     values = {}
     for arm in dict.fromkeys(arms.tolist()):

@@ -1,5 +1,6 @@
 """The features of a run's prompts, kept in the run folder."""
 
+import io
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -16,8 +17,9 @@ from jroute.experiment.task_data import TaskData
 from jroute.lm import LanguageModel
 from jroute.observe.progress import progress_bar
 from jroute.tasks import Split
+from jroute.utils.disk import make_folder
 from jroute.utils.errors import UserError
-from jroute.utils.files import atomic_write
+from jroute.utils.files import write_bytes
 from jroute.utils.fingerprint import semantic_fingerprint
 from jroute.utils.keys import stored, stored_keys
 from jroute.utils.npz_files import read_arrays
@@ -62,9 +64,10 @@ class FeatureStore:
             disable=not is_first_process(),
         ) as bar:
             raw = self.read(prompts, progress=bar.update)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(file) as partial, partial.open("wb") as stream:
-            np.savez(stream, **stored(raw))
+        content = io.BytesIO()
+        np.savez(content, **stored(raw))
+        make_folder(file.parent)
+        write_bytes(file, content.getvalue())
         return raw
 
     def read(

@@ -15,8 +15,9 @@ from jaxtyping import Float, Int
 from jroute.experiment.run_folder import RunFolder
 from jroute.outcomes.grid import GateGrid
 from jroute.tasks import Problem, Split
-from jroute.utils.files import atomic_write
+from jroute.utils.files import write_bytes, write_json
 from jroute.utils.keys import Keys, keys, stored, stored_keys
+from jroute.utils.together import written_together
 
 Values = Mapping[str, Float[np.ndarray, "..."]]
 """Scores by arm, ``[problems]`` or ``[seeds, problems]``."""
@@ -77,10 +78,15 @@ def item_rows(
     return pa.table({**stored(rows), gate: pa.array(rows.gate, kind)})
 
 
-def write_items(folder: RunFolder, tables: Sequence[pa.Table]) -> None:
-    """Write the rows of all splits."""
-    with atomic_write(folder.items) as partial:
-        pq.write_table(pa.concat_tables(tables), partial)
+def write_results(
+    folder: RunFolder, results: Mapping[str, Any], tables: Sequence[pa.Table]
+) -> None:
+    """Write ``results.json`` and the rows of all splits, both at once."""
+    rows = pa.BufferOutputStream()
+    pq.write_table(pa.concat_tables(tables), rows)
+    with written_together(folder.path, "results") as partial:
+        write_json(partial / folder.results.name, results)
+        write_bytes(partial / folder.items.name, rows.getvalue().to_pybytes())
 
 
 def read_items(file: Path, split: str, fields: Sequence[str]) -> tuple[list[Any], ...]:

@@ -21,7 +21,7 @@ from jroute.experiment.items import (
     Values,
     digest_problems,
     item_rows,
-    write_items,
+    write_results,
 )
 from jroute.experiment.run import Run
 from jroute.experiment.run_outcomes import RunOutcomes
@@ -37,7 +37,6 @@ from jroute.statistics.intervals import accuracy
 from jroute.statistics.results import arm_results, as_gain
 from jroute.tasks import Split
 from jroute.utils.errors import UserError
-from jroute.utils.files import write_json
 from jroute.utils.keys import stored
 
 logger = logging.getLogger(__name__)
@@ -98,8 +97,7 @@ def _judge(run: Run) -> dict[str, Any]:
         "other_splits": {name: part for name, part in splits.items() if name != primary},
         **(_describe_live_run(run) if live else _describe_table_run(run)),
     }
-    write_items(run.folder, items)
-    write_json(run.folder.results, results)
+    write_results(run.folder, results, items)
     logger.info("every arm judged on %s", ", ".join(e.judged))
     return results
 

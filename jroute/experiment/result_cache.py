@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jroute.utils.disk import make_folder
 from jroute.utils.files import write_json
 
 
@@ -29,6 +30,6 @@ class ResultCache:
             started = time.perf_counter()
             result = compute()
             self.entries[name] = {"found": result, "seconds": time.perf_counter() - started}
-            self.file.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.file.parent)
             write_json(self.file, self.entries, indent=None)
         return self.entries[name]["found"]

@@ -41,7 +41,7 @@ from jroute.utils.disk import make_folder
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text
 from jroute.utils.locks import owned
-from jroute.utils.together import clean_tree
+from jroute.utils.together import settled
 
 CHANGEABLE = ("allow_inert", "engine")
 """Fields that decide whether and how a run is made, not what it is."""
@@ -108,6 +108,7 @@ class Run:
         Raises:
             UserError: The folder cannot be written.
         """
+        self.folder.clean()
         kept = without_devices(self.experiment)
         if self.stored_experiment() != kept:
             make_folder(self.directory)
@@ -125,7 +126,7 @@ class Run:
         """
         make_folder(self.directory)
         with owned(self.folder.lock, f"the run folder {self.directory}"):
-            clean_tree(self.directory)
+            self.folder.clean(alone=True)
             self._check_stored()
             yield
 
@@ -337,7 +338,8 @@ class Run:
             raise UserError(
                 f"{file} does not exist yet; run python -m jroute.train with its config first"
             )
-        return json.loads(file.read_text())
+        with settled(self.directory):
+            return json.loads(file.read_text())
 
 
 def without_devices(experiment: Experiment) -> Experiment:

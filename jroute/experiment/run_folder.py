@@ -19,6 +19,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from jroute.utils.together import clean, clean_tree
+
 CONTENTS = {
     "config.yaml": "the resolved config",
     "mixing": "learned mixing weights",
@@ -31,6 +33,23 @@ CONTENTS = {
     "lm_eval": "lm-eval's own results",
 }
 """Files and folders to list for users, and what they hold."""
+
+WRITTEN = (
+    "mixing",
+    "outcomes",
+    "memo",
+    "features",
+    "learner",
+    "controller",
+    "controls",
+    "tensorboard",
+    "probe",
+    "figures",
+    "traces",
+    "cells",
+    "lm_eval",
+)
+"""Folders in which commands write."""
 
 BINDING = (
     "mixing",
@@ -56,6 +75,19 @@ class RunFolder:
 
     path: Path
     configured: Path
+
+    def clean(self, *, alone: bool = False) -> None:
+        """Finish or undo what killed processes left; call it before anything is written.
+
+        Args:
+            alone: Whether this process holds the lock of the folder.
+
+        Raises:
+            UserError: Results have to be moved to their names, and the folder cannot be written.
+        """
+        clean(self.path, alone=alone)
+        for name in WRITTEN:
+            clean_tree(self.path / name, alone=alone)
 
     @property
     def config(self) -> Path:

@@ -9,6 +9,7 @@ function, ``lm_eval.tasks._yaml_loader.load_yaml``, to read the YAML file of a t
 
 import argparse
 import contextlib
+import glob
 import json
 import logging
 import os
@@ -30,6 +31,8 @@ from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 
 from jroute.harness.lm_eval_version import check_version
+from jroute.utils.disk import MAKE_ROOM, free_room
+from jroute.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -131,12 +134,35 @@ def save(
     results: dict[str, Any],
     samples: dict[str, Any],
 ) -> None:
-    """Write lm-eval's results and samples; pushes them to the hub where the tracker is set to."""
+    """Write lm-eval's results and samples; pushes them to the hub where the tracker is set to.
+
+    Raises:
+        UserError: A file could not be written, which lm-eval only logs.
+    """
+    path = Path(evaluation_tracker.output_path or ".")
+    folder = path.parent if path.suffix == ".json" else path
     evaluation_tracker.save_results_aggregated(results=results, samples=samples)
+    _check_file(folder, f"*_{evaluation_tracker.date_id}.json", results)
     for task in results["configs"]:
         evaluation_tracker.save_results_samples(task_name=task, samples=samples[task])
+        name = f"samples_{glob.escape(task)}_{evaluation_tracker.date_id}.jsonl"
+        _check_file(folder, name, *samples[task])
     if evaluation_tracker.push_results_to_hub or evaluation_tracker.push_samples_to_hub:
         evaluation_tracker.recreate_metadata_card()
+
+
+def _check_file(folder: Path, pattern: str, *content: Any) -> None:
+    """Refuse a file of lm-eval's that does not hold all its JSON documents."""
+    text = "".join(file.read_text("utf-8", errors="replace") for file in folder.rglob(pattern))
+    with contextlib.suppress(ValueError):
+        lines = filter(None, text.split("\n"))
+        documents = [text] if len(content) == 1 else [*lines]
+        if len([json.loads(document) for document in documents]) == len(content):
+            return
+    size = sum(len(json.dumps(each, default=str)) for each in content)
+    raise UserError(
+        f"lm-eval could not write {pattern} to {folder} ({free_room(folder, size)}); {MAKE_ROOM}"
+    )
 
 
 @contextlib.contextmanager

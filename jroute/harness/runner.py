@@ -23,8 +23,9 @@ from jroute.harness.policy import ArmPolicy
 from jroute.harness.records import Record, totals
 from jroute.harness.subject import Subject
 from jroute.harness.suites import Suite
+from jroute.utils import together
+from jroute.utils.disk import disk_errors
 from jroute.utils.errors import UserError
-from jroute.utils.files import sync
 from jroute.utils.keys import stored
 from jroute.utils.temporary import temporary_folder
 
@@ -198,19 +199,18 @@ def suite_config(suite: Suite, model: JaxLM, source: Path, output_path: Path) ->
 
 
 def publish(scratch: Path, target: Path) -> None:
-    """Move complete files to where they stay, durably.
+    """Move complete files to where they stay, durably and all of them at once.
 
     Raises:
-        UserError: lm-eval could not write its results (it only logs that).
+        UserError: The system refuses to write.
     """
     files = [file for file in scratch.rglob("*") if file.is_file()]
-    if sum(file.suffix == ".json" for file in files) == 0:
-        raise UserError(f"lm-eval could not write its results to {scratch}; is the disk full?")
-    target.mkdir(exist_ok=True)
-    for file in files:
-        sync(file)
-        os.replace(file, target / file.name)
-    sync(target)
+    moved = scratch / ".moved"
+    with disk_errors(target):
+        (moved / target.name).mkdir(parents=True)
+        for file in files:
+            os.replace(file, moved / target.name / file.name)
+    together.publish(moved, target.parent, target.name)
 
 
 def environment() -> str:

@@ -6,8 +6,10 @@
 ==============================  ==========================================================
 """
 
+import io
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +18,9 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
+from jroute.utils.disk import make_folder
 from jroute.utils.errors import UserError
-from jroute.utils.files import atomic_write, write_json
+from jroute.utils.files import write_bytes, write_json
 from jroute.utils.npz_files import read_arrays
 
 LOG = logging.getLogger("jroute")
@@ -69,26 +72,32 @@ class Scalars:
         Raises:
             UserError: The tracker is not installed.
         """
-        from tensorboardX import SummaryWriter
+        from jroute.observe.event_file import EventFile
 
         check_tracker(track)
-        self._tracker = _WandB(folder, config or {}) if track else None
-        self._writer = SummaryWriter(str(folder), purge_step=purge_step, write_to_disk=True)
         self._seeds = folder / "seeds"
-        self._seeds.mkdir(parents=True, exist_ok=True)
+        make_folder(self._seeds)
+        self._tracker = _WandB(folder, config or {}) if track else None
+        self._events = EventFile(folder, purge_step)
         for chunk in self._seeds.glob("*.npz"):
             if int(chunk.stem) >= (purge_step or 0):
                 chunk.unlink()
 
     def write(self, named: Mapping[str, np.ndarray], first_step: int) -> None:
-        """Write ``[seeds, updates]`` arrays; update i is step ``first_step + i``."""
+        """Write ``[seeds, updates]`` arrays; update i is step ``first_step + i``.
+
+        Raises:
+            UserError: The system refuses to write.
+        """
+        from tensorboardX import summary
+        from tensorboardX.proto.event_pb2 import Event  # type: ignore[attr-defined]
+
         by_seed = {name: np.atleast_2d(values) for name, values in named.items()}
-        with (
-            atomic_write(self._seeds / f"{first_step:08d}.npz") as partial,
-            partial.open("wb") as out,
-        ):
-            rounded: dict[str, Any] = {k: v.astype(np.float32) for k, v in by_seed.items()}
-            np.savez_compressed(out, **rounded)
+        rounded: dict[str, Any] = {k: v.astype(np.float32) for k, v in by_seed.items()}
+        content = io.BytesIO()
+        np.savez_compressed(content, **rounded)
+        write_bytes(self._seeds / f"{first_step:08d}.npz", content.getvalue())
+        events: list[Any] = []
         means = {name: np.ma.masked_invalid(v).mean(axis=0) for name, v in by_seed.items()}
         shares = {
             float(name.removeprefix(GATE_SHARE)): values
@@ -102,35 +111,36 @@ class Scalars:
                 for name, values in means.items()
                 if not np.ma.getmaskarray(values)[i]
             }
-            for name, value in logged.items():
-                self._writer.add_scalar(name, value, step)
+            summaries = [summary.scalar(name, value) for name, value in logged.items()]
             bars = _bars({gate: float(values[i]) for gate, values in shares.items()})
             if bars:
-                self._histogram(*bars, step)
+                summaries.append(_histogram(*bars))
+            events += [Event(wall_time=time.time(), step=step, summary=one) for one in summaries]
             if self._tracker is not None:
                 self._tracker(logged, bars, step)
-        self._writer.flush()  # before the state is saved that makes these updates final
-
-    def _histogram(self, limits: list[float], shares: list[float], step: int) -> None:
-        """Write the share of every gate as a histogram with a bar for each gate of the grid."""
-        middles = (np.array(limits[:-1]) + np.array(limits[1:])) / 2
-        self._writer.add_histogram_raw(
-            "charts/gate",
-            min=limits[0],
-            max=limits[-1],
-            num=1.0,
-            sum=float(np.dot(shares, middles)),
-            sum_squares=float(np.dot(shares, middles**2)),
-            bucket_limits=limits[1:],
-            bucket_counts=shares,
-            global_step=step,
-        )
+        self._events.append(events)
 
     def close(self) -> None:
-        """Write everything that is buffered."""
-        self._writer.close()
+        """Finish what a tracker still has to send."""
         if self._tracker is not None:
             self._tracker.close()
+
+
+def _histogram(limits: list[float], shares: list[float]) -> Any:
+    """Return the share of every gate as a histogram with a bar for each gate of the grid."""
+    from tensorboardX import summary
+
+    middles = (np.array(limits[:-1]) + np.array(limits[1:])) / 2
+    return summary.histogram_raw(
+        "charts/gate",
+        min=limits[0],
+        max=limits[-1],
+        num=1.0,
+        sum=float(np.dot(shares, middles)),
+        sum_squares=float(np.dot(shares, middles**2)),
+        bucket_limits=limits[1:],
+        bucket_counts=shares,
+    )
 
 
 def _bars(shares: Mapping[float, float]) -> tuple[list[float], list[float]] | None:

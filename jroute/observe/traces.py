@@ -2,8 +2,8 @@
 
 Off by default. Spans go to a file of the run (Parquet or JSON lines, without further dependencies),
 to an OTLP/HTTP collector, and to Judgment. Names are those of OpenTelemetry's semantic conventions
-for generative AI where these define one, otherwise ``jroute.*``. A failing destination is logged
-once and loses its spans; the run continues.
+for generative AI where these define one, otherwise ``jroute.*``. A failing collector is logged
+once and loses its spans; the run continues. A file that cannot be written is a ``UserError``.
 """
 
 import hashlib
@@ -20,8 +20,9 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jroute.utils.disk import make_folder
 from jroute.utils.errors import UserError
-from jroute.utils.files import atomic_write
+from jroute.utils.files import write_bytes, write_text
 from jroute.utils.secrets import redact_logs, redacted
 
 LOG = logging.getLogger("jroute")
@@ -197,7 +198,7 @@ class Sink(Protocol):
 class Traces:
     """Write spans of episodes to every configured destination; a context manager.
 
-    A destination that fails gets no more spans, and a line in the log says so.
+    A collector that fails gets no more spans, and a line in the log says so.
 
     Attributes:
         lost: Number of spans that did not arrive, by destination; an address without its secrets.
@@ -256,17 +257,26 @@ class Traces:
                 self._flush()
 
     def close(self) -> None:
-        """Send all waiting spans and close the destinations."""
+        """Send all waiting spans and close the destinations.
+
+        Raises:
+            UserError: The system refuses to write a file.
+        """
         self._flush()
+        refused = None
         for destination, sink in list(self._sinks.items()):
             try:
                 sink.close()
+            except UserError as error:
+                refused = error
             except Exception as error:
                 self._drop(destination, error)
         self._sinks.clear()
         for destination, count in self.lost.items():
             if count:
                 LOG.warning("traces: %d episodes did not reach %s", count, destination)
+        if refused is not None:
+            raise refused
 
     def _flush(self) -> None:
         spans, self._waiting = self._waiting, []
@@ -298,7 +308,7 @@ class _File:
     def __init__(self, file: Path):
         self.file = file
         self.rows: list[dict[str, Any]] = []
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent)
 
     def send(self, spans: Sequence[Span]) -> None:
         """Keep spans as rows: one column for every attribute, those of events included."""
@@ -317,14 +327,14 @@ class _File:
 
     def close(self) -> None:
         """Write the file."""
-        with atomic_write(self.file) as partial:
-            if self.file.suffix == ".parquet":
-                columns = dict.fromkeys(name for row in self.rows for name in row)
-                table = pa.table({c: [row.get(c) for row in self.rows] for c in columns})
-                pq.write_table(table, partial)
-                return
-            with partial.open("w", encoding="utf-8") as out:
-                out.writelines(_json(row) + "\n" for row in self.rows)
+        if self.file.suffix == ".parquet":
+            columns = dict.fromkeys(name for row in self.rows for name in row)
+            table = pa.table({c: [row.get(c) for row in self.rows] for c in columns})
+            content = pa.BufferOutputStream()
+            pq.write_table(table, content)
+            write_bytes(self.file, content.getvalue().to_pybytes())
+        else:
+            write_text(self.file, "".join(_json(row) + "\n" for row in self.rows))
 
 
 class _Exporter:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
@@ -16,11 +17,12 @@ from jroute.outcomes.parts import defect_of, part_columns, part_name, read_part
 from jroute.outcomes.regrading import Graded, graded
 from jroute.routing.gate import Gate, gate_text
 from jroute.tasks.answers import ANSWER_PARSER_VERSION
+from jroute.utils.disk import make_folder
 from jroute.utils.errors import UserError
-from jroute.utils.files import atomic_write
+from jroute.utils.files import write_bytes
 from jroute.utils.fingerprint import canonical
 from jroute.utils.locks import serialised
-from jroute.utils.temporary import remove_abandoned
+from jroute.utils.temporary import remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +204,7 @@ class OutcomeTable:
         fresh = self._fresh(outcomes)
         if not fresh:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         with serialised(self.folder / LOCK):
             self.refresh()  # another process may have filed some of them
             fresh = self._fresh(fresh.values())
@@ -313,8 +315,8 @@ class OutcomeTable:
 
     def _remove_leftovers(self) -> None:
         """Remove what killed processes of this machine left."""
-        remove_abandoned(self.folder)
-        remove_abandoned(self.folder / REPLICATES)
+        remove_leftovers(self.folder)
+        remove_leftovers(self.folder / REPLICATES)
         if (self.folder / LOCK).exists():
             with serialised(self.folder / LOCK):
                 pass
@@ -323,13 +325,14 @@ class OutcomeTable:
         return graded(read_part(file, self.fingerprint, self.num_gate_dims), self._answers)
 
     def _write_part(self, folder: Path, outcomes: Sequence[Outcome]) -> str:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         if not os.path.lexists(self.folder / CARD):
             write_card(self.folder, self.fingerprint, self.num_gate_dims, self.description)
         columns = part_columns(outcomes, self.fingerprint, self.num_gate_dims)
         name = part_name(outcomes)
-        with atomic_write(folder / name) as temporary, temporary.open("wb") as file:
-            pq.write_table(columns, file, write_page_checksum=True)
+        content = pa.BufferOutputStream()
+        pq.write_table(columns, content, write_page_checksum=True)
+        write_bytes(folder / name, content.getvalue().to_pybytes())
         return name
 
     def _merge(self, part: Graded, source: str) -> None:

@@ -10,6 +10,7 @@ from jroute.probe.text import probe_numbers
 from jroute.tasks import Split
 from jroute.utils.files import write_json
 from jroute.utils.keys import stored
+from jroute.utils.together import written_together
 
 
 def write_probe(
@@ -24,7 +25,6 @@ def write_probe(
         split: The split of the prompts.
         prompts: Their tokens.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     content = {
         "model": lm.fingerprint,
         "routing": stored(lm.routing.config),
@@ -33,5 +33,7 @@ def write_probe(
         "tokens": sum(map(len, prompts)),
         **probe_numbers(probe, lm.routing),
     }
-    write_json(folder / "probe.json", content, indent=None)
-    return [folder / "probe.json", *plot_probe(probe, lm.routing, folder)]
+    with written_together(folder, "probe") as partial:
+        write_json(partial / "probe.json", content, indent=None)
+        plots = plot_probe(probe, lm.routing, partial)
+    return [folder / "probe.json", *(folder / plot.name for plot in plots)]

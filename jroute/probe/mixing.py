@@ -36,6 +36,7 @@ from jroute.model.config import Qwen3Config
 from jroute.model.decoder import ForwardOptions, forward, unembed
 from jroute.model.params import Params
 from jroute.routing.mixing import Routing
+from jroute.utils.disk import make_folder
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_json
 from jroute.utils.fingerprint import semantic_fingerprint
@@ -322,7 +323,7 @@ def save_progress(
         "state": [] if progress.step == steps else progress.state,
         "raw": progress.raw.tolist(),
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     write_json(file, {**content, "digest": semantic_fingerprint(content)}, indent=None)
 
 

@@ -1,5 +1,6 @@
 """Figures of a probe. matplotlib is imported where it is used, so that commands start fast."""
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from jroute.probe.effects import DESTRUCTIVE_ABOVE, INERT_BELOW, STRONG_ABOVE, P
 from jroute.probe.text import readers
 from jroute.routing.composition import source_names
 from jroute.routing.mixing import Routing
-from jroute.utils.files import atomic_write
+from jroute.utils.files import write_bytes
 
 STYLE = {
     "axes.grid": True,
@@ -47,8 +48,9 @@ def open_figure(
         figure = Figure((width, height), layout="constrained", dpi=140)
         FigureCanvasAgg(figure)
         yield figure.subplots(rows, columns, squeeze=False, **options)
-        with atomic_write(file) as partial:
-            figure.savefig(partial, format=file.suffix.removeprefix("."))
+        image = io.BytesIO()
+        figure.savefig(image, format=file.suffix.removeprefix("."))
+        write_bytes(file, image.getvalue())
 
 
 def shades(count: int) -> list[Any]:

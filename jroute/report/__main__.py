@@ -50,10 +50,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     from jroute.report import page
     from jroute.report.run_reader import read_run
     from jroute.report.text import print_results
+    from jroute.utils.together import settled
 
-    data = read_run(directory)
+    with settled(directory):
+        data = read_run(directory)
     print_results(data.results)
     folder = Path(options.out) if options.out else directory
+    RunFolder(folder, folder).clean()
     if options.traces.on:
         from jroute.report.episodes import export
 

@@ -25,6 +25,7 @@ from jroute.report.result_rows import arm_label
 from jroute.report.sections import run_facts, split_tables
 from jroute.report.svg import Figure
 from jroute.utils.files import write_text
+from jroute.utils.together import written_together
 
 
 def write(
@@ -43,11 +44,12 @@ def write(
         The path of the page, then those of the figures.
     """
     drawn, num_gates = figures(data), len(data.grid)
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    page = folder / "report.html"
-    write_text(page, render(data, drawn))
-    files = [svg.save(figure, num_gates, folder / "figures") for figure in progress(drawn)]
-    return [page, *(file for pair in files for file in pair)]
+    with written_together(folder, "report") as partial:
+        (partial / "figures").mkdir()
+        write_text(partial / "report.html", render(data, drawn))
+        pairs = [svg.save(figure, num_gates, partial / "figures") for figure in progress(drawn)]
+    figure_files = [folder / "figures" / file.name for pair in pairs for file in pair]
+    return [folder / "report.html", *figure_files]
 
 
 def render(data: ReportData, drawn: Sequence[Figure]) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from jroute.utils.files import atomic_write
+from jroute.utils.files import write_bytes
 
 NAMES = ("ink", "muted", "faint", "accent", "paper")
 LIGHT = dict(zip(NAMES, ("#1b1f24", "#5b636d", "#dfe3e8", "#3350c4", "#ffffff"), strict=True))
@@ -157,8 +157,9 @@ def save(figure: Figure, num_gates: int, folder: Path) -> list[Path]:
         for file in files:
             kind = file.suffix.removeprefix(".")
             metadata = {"Date": None} if kind == "svg" else {}
-            with atomic_write(file) as partial:
-                drawing.savefig(partial, format=kind, dpi=200, metadata=metadata)
+            image = io.BytesIO()
+            drawing.savefig(image, format=kind, dpi=200, metadata=metadata)
+            write_bytes(file, image.getvalue())
     return files
 
 

@@ -121,6 +121,16 @@ def disk_errors(path: Path, needed: int | None = None, room: str = MAKE_ROOM) ->
         raise UserError(refused.sentence(path, needed, room)) from error
 
 
+@contextmanager
+def shown_as(temporary: Path, path: Path) -> Iterator[None]:
+    """Let the messages of errors name ``path`` where they name ``temporary``."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error).replace(str(temporary), str(path))
+        raise UserError(message) from error.__cause__
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it, unless they exist.
 

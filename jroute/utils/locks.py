@@ -100,9 +100,13 @@ def serialised(file: Path) -> Iterator[None]:
 
     Args:
         file: The lock file. Its folder exists.
+
+    Raises:
+        UserError: The system refuses to write the file.
     """
     while True:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        with disk_errors(file):
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError as error:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jroute.utils.disk import disk_errors, make_folder
+from jroute.utils.disk import disk_errors, make_folder, shown_as
 from jroute.utils.files import sync, sync_tree
 from jroute.utils.temporary import remove_leftovers, temporary_folder
 
@@ -40,7 +40,8 @@ def written_together(folder: Path, name: str) -> Iterator[Path]:
     make_folder(folder)
     clean(folder)
     with disk_errors(folder), temporary_folder(folder / name) as scratch:
-        yield scratch
+        with shown_as(scratch, folder):
+            yield scratch
         publish(scratch, folder, name)
 
 
@@ -89,23 +90,24 @@ def settled(folder: Path) -> Iterator[None]:
         yield
 
 
-def clean(folder: Path) -> None:
+def clean(folder: Path, *, alone: bool = False) -> None:
     """Finish or undo what killed processes left in a folder; call it before writing there.
 
     Args:
         folder: The folder, without those inside it; it need not exist.
+        alone: Whether no other process writes the folder (a lock says so).
 
     Raises:
         UserError: Results have to be moved, and the folder cannot be written.
     """
     finish(folder)
-    remove_leftovers(folder)
+    remove_leftovers(folder, alone=alone)
 
 
-def clean_tree(folder: Path) -> None:
+def clean_tree(folder: Path, *, alone: bool = False) -> None:
     """Do the same in a folder and in all folders inside it."""
     for path, folders, _ in os.walk(folder):
-        clean(Path(path))
+        clean(Path(path), alone=alone)
         folders[:] = [name for name in folders if (Path(path) / name).is_dir()]
 
 

@@ -39,7 +39,7 @@ from jroute.statistics.config import JudgeConfig
 from jroute.tasks import TaskConfig, benchmarks
 from jroute.tasks.prompts import PromptConfig
 from jroute.utils.errors import UserError
-from tests.support import data_dir
+from tests.support import data_dir, most_bytes_of_a_file
 
 # A run's own splits -------------------------------------------------------------------------------
 
@@ -524,3 +524,16 @@ def test_the_official_gsm8k_is_answered_as_the_reference_answers(
     (gated,) = (tmp_path / "out" / "fixed_1").glob("samples_gsm8k_*.jsonl")
     agreed = compare_samples(file, gated)
     assert [one.same_prompt for one in agreed] == [3, 3]
+
+
+def test_what_lm_eval_could_not_write_is_one_sentence_and_leaves_nothing(run, capsys) -> None:
+    folder = run.directory / "lm_eval" / folder_name("fixed:0.5")
+    before = sorted(folder.rglob("*")) if folder.exists() else []
+    arguments = arguments_for(run, "--arm", "fixed:0.5", "--tasks", "test", "--limit", "3")
+    with most_bytes_of_a_file(4200):
+        assert command.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: lm-eval could not write ") and "it takes " in error
+    assert "make room and give the same command again" in error
+    assert (sorted(folder.rglob("*")) if folder.exists() else []) == before
+    assert not [path for path in folder.parent.iterdir() if path.name.startswith(".")]

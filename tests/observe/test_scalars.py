@@ -13,6 +13,7 @@ from tensorboardX.proto.event_pb2 import Event
 from jroute.observe.scalars import Scalars, read_curves
 from jroute.train import main as train
 from jroute.utils.errors import UserError
+from tests.support import most_bytes_of_a_file
 
 GATES = (0.0, 0.5, 1.0)
 
@@ -103,6 +104,26 @@ def test_what_is_resumed_is_written_anew(tmp_path) -> None:
         "00000000.npz",
         "00000002.npz",
     ]
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_whole_events(tmp_path) -> None:
+    scalars = Scalars(tmp_path)
+    scalars.write(curves(3), 0)
+    before = len(events(tmp_path))
+    (file,) = tmp_path.glob("events.*")
+    size = file.stat().st_size
+    with (
+        most_bytes_of_a_file(size + 50),
+        pytest.raises(UserError, match=r"events\S+ \(File too large; it takes [\d,]+ bytes; "),
+    ):
+        scalars.write(curves(3, start=3), 3)
+    assert file.stat().st_size == size
+    scalars.write(curves(3, start=3), 3)
+    assert len(events(tmp_path)) == 2 * before - 1  # the head is there once
+    (tmp_path / "seeds" / "00000003.npz").unlink()
+    with most_bytes_of_a_file(50), pytest.raises(UserError, match=r"00000003\.npz"):
+        scalars.write(curves(3, start=3), 3)
+    assert [path.name for path in (tmp_path / "seeds").iterdir()] == ["00000000.npz"]
 
 
 def test_an_older_run_has_means_alone(tmp_path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from jroute.observe import traces
 from jroute.observe.traces import Episode, TraceConfig, Traces
 from jroute.utils.errors import UserError
+from tests.support import most_bytes_of_a_file
 
 COMMON = {"gen_ai.request.model": "tiny", "gen_ai.request.max_tokens": 40}
 
@@ -182,11 +183,10 @@ def test_a_failing_collector_stops_nothing(tmp_path, caplog, monkeypatch, failur
     assert len(ours) == 2 and "the run continues" in ours[0] and "600 episodes did not" in ours[1]
 
 
-def test_a_file_that_cannot_be_written_stops_nothing(tmp_path, caplog) -> None:
+def test_a_folder_that_cannot_be_made_is_refused_at_once(tmp_path) -> None:
     (tmp_path / "traces").write_text("a file where a folder should be")
-    with Traces(TraceConfig(format="parquet"), tmp_path / "traces", "test") as sent:
-        sent.write(episodes(2))
-    assert list(sent.lost.values()) == [2] and "the run continues" in caplog.text
+    with pytest.raises(UserError, match=r"cannot write to \S+traces \(File exists\)"):
+        Traces(TraceConfig(format="parquet"), tmp_path / "traces", "test")
 
 
 def test_judgment_gets_them_through_its_own_exporter(tmp_path, monkeypatch) -> None:
@@ -274,3 +274,15 @@ def test_what_is_no_address_is_refused_and_not_quoted(endpoint) -> None:
     with pytest.raises(UserError, match="must be an address of a collector") as caught:
         TraceConfig(endpoint=endpoint)
     assert not [secret for secret in SECRETS if secret in str(caught.value)]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_a_file_that_cannot_be_written_is_one_sentence_and_leaves_nothing(tmp_path, kind) -> None:
+    traces = Traces(TraceConfig(format=kind), tmp_path / "traces", "test")
+    traces.write(episodes(3))
+    with (
+        most_bytes_of_a_file(20),
+        pytest.raises(UserError, match=rf"traces/test\.{kind} \(File too large; it takes "),
+    ):
+        traces.close()
+    assert not list((tmp_path / "traces").iterdir())

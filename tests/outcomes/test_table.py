@@ -393,25 +393,22 @@ def test_only_files_of_the_dead_are_removed(empty):
 
 
 WRITER = """
-import io, json, sys, time
+import json, pathlib, sys, time
 from jroute.outcomes import table as module
 
 root, fingerprint, stall_at, parts = json.load(sys.stdin)
-write, count = module.pq.write_table, 0
+write, count = pathlib.Path.write_bytes, 0
 
-def write_half_then_stall(table, file, **options):
+def write_half_then_stall(path, content):
     global count
-    count += 1
+    count += path.name.startswith(".part-")
     if count < stall_at:
-        return write(table, file, **options)
-    whole = io.BytesIO()
-    write(table, whole, **options)
-    file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
-    file.flush()
+        return write(path, content)
+    write(path, content[: len(content) // 2])
     print("half-way", flush=True)
     time.sleep(600)
 
-module.pq.write_table = write_half_then_stall
+pathlib.Path.write_bytes = write_half_then_stall
 table = module.OutcomeTable(root, fingerprint, {})
 for part in parts:
     table.append(module.Outcome(**row) for row in part)

@@ -2,10 +2,7 @@
 
 import errno
 import os
-import resource
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,18 +10,7 @@ import pytest
 from jroute.utils import disk, files
 from jroute.utils.disk import disk_errors, refusal
 from jroute.utils.errors import UserError
-
-
-@contextmanager
-def most_bytes_of_a_file(size: int) -> Iterator[None]:
-    """Let the system refuse larger files, as a full disk would."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
+from tests.support import most_bytes_of_a_file
 
 TENSORSTORE = (
     "UNKNOWN: Error writing local file \"/x/0.0\": [os_error_code='28'] No space left on device"

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from jroute.utils.disk import make_folder
 from jroute.utils.errors import UserError
 from jroute.utils.files import atomic_write, write_text
 
@@ -56,7 +57,7 @@ def local_data(root: Path | None, folder: Path) -> Iterator[None]:
         UserError: ``root`` lacks a file.
     """
     source = root or Path(os.environ.get("JROUTE_DATA") or folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for name, hub_name in LOCAL_DATA.items():
         _copy(source, name, folder / hub_name, required=root is not None)
     with contextlib.chdir(folder):
@@ -73,8 +74,8 @@ def _copy(root: Path, name: str, target: Path, *, required: bool) -> None:
     if missing:
         shutil.rmtree(target, ignore_errors=True)
         return
-    target.mkdir(parents=True, exist_ok=True)
+    make_folder(target)
     for file in files:
-        with atomic_write(target / file.name) as temporary:
+        with atomic_write(target / file.name, file.stat().st_size) as temporary:
             shutil.copy2(file, temporary)  # with its time, by which datasets caches
     write_text(target / "README.md", _README)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jroute.tasks import Problem
+from jroute.utils.disk import make_folder
 from jroute.utils.files import write_text
 from jroute.utils.yaml_files import read_yaml, yaml_text
 
@@ -29,7 +30,7 @@ def write_split(
         generation_kwargs: The decoding as lm-eval's generation arguments.
         folder: Where both files go.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     rows = [
         {"id": p.id, "question": p.question, "message": message, "answer": p.answer}
         for p, message in zip(problems, messages, strict=True)
