@@ -40,6 +40,7 @@ text                                        answer   rule
 ``#### 10-12``                              none     a range is not one number
 ``#### 20-2``                               18       the larger number first: a difference
 ``The answer is 3:30``                      none     a time or a ratio is not one number
+``She can start at 2:00 pm``                2        unless it is a full hour
 ``#### 3/4/2020``                           none     nor is a date
 ``The answer is (18) 3``                    18       brackets are not a minus
 ``Answer: - 18``                            18       a dash before a space is a bullet
@@ -72,8 +73,8 @@ from jroute.tasks.tokens import tokenise
 ANSWER_PARSER_VERSION = 2
 """Version of the rules by which answers are read; stored with every part of a table.
 
-Raise it with every change after which any text may give another answer: here, in
-``jroute.tasks.numbers``, or in ``is_correct``. Stored completions are then graded anew.
+Raise it with every change after which any text may give another answer: here, or in ``notation``,
+``tokens``, ``arithmetic``, ``exact`` or ``numbers`` of this package. Stored completions are then graded anew.
 Version 1 is that of all parts without a version.
 """
 
@@ -96,8 +97,8 @@ class ParsedAnswer(NamedTuple):
 
 _HASHES = re.compile(r"(?<!#)####(?!#)")
 _PHRASE = re.compile(
-    r"(?:\banswers?(?:\s{0,3}(?:is\b|was\b|equals\b|(?:would|should|must|will)\sbe\b|:|=))+"
-    r"|(?:答案|答え|解答|正解|정답|답)\s?(?:应该|应|應|就)?(?:\s?(?:是|为|為|は|은|는|:|=))+"
+    r"(?:\banswers?(?:\s{0,3}(?:is\b|equals\b|(?:would|should|must|will)\sbe\b|:|=))+"
+    r"|(?:答案|答え|解答|正解|정답|답)\s?(?:应该|应|應|就)?(?:\s?(?:[是为為は은는:=]))+"
     r"|\b(?:respuesta|réponse|antwort|resposta|risposta|ответ)"
     r"(?:\s{0,3}(?:es\b|est\b|ist\b|lautet\b|é\b|è\b|:|=))+)",
     re.IGNORECASE,

@@ -11,12 +11,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
+from jroute.tasks.exact import NotANumber, bounded, literal, power, power_of_ten
 from jroute.tasks.tokens import Token
 
-MAX_BITS = 1000
-"""Largest size of a numerator or a denominator; larger values are noise."""
-MAX_CHARACTERS = 700
-"""Length of the longest number that is read or written."""
 MAX_DEPTH = 30
 """Deepest nesting of brackets and signs."""
 
@@ -34,47 +31,6 @@ class Term(NamedTuple):
 
     value: Fraction
     bare: bool
-
-
-class NotANumber(Exception):
-    """What is being read cannot be evaluated exactly, or is no number at all."""
-
-
-def bounded(value: Fraction) -> Fraction:
-    """Return a value; raise ``NotANumber`` if it is absurdly large or precise."""
-    if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
-        raise NotANumber
-    return value
-
-
-def power(base: Fraction, exponent: Fraction) -> Fraction:
-    """Return ``base ** exponent`` for a whole exponent, without ever computing a huge number.
-
-    Raises:
-        NotANumber: The exponent is not whole, the result is too large, or zero has a negative
-            exponent.
-    """
-    size = max(base.numerator.bit_length(), base.denominator.bit_length()) - 1
-    if exponent.denominator != 1 or (not base and exponent < 0):
-        raise NotANumber
-    if abs(exponent) * size > MAX_BITS:
-        raise NotANumber
-    if not size:  # 0, 1 or -1: only whether the exponent is zero, even or odd matters
-        exponent = Fraction(0 if not exponent else 2 - exponent.numerator % 2)
-    return bounded(base**exponent.numerator)
-
-
-def literal(text: str) -> Fraction:
-    """Return the value of a number such as ``18``, ``.5`` or ``3e5``.
-
-    Raises:
-        NotANumber: It is too long or too large.
-    """
-    digits, _, exponent = text.lower().partition("e")
-    if len(digits) > MAX_CHARACTERS or len(exponent) > 9:
-        raise NotANumber
-    value = bounded(Fraction(digits))
-    return bounded(value * power(Fraction(10), Fraction(exponent))) if exponent else value
 
 
 @dataclass
@@ -192,6 +148,8 @@ class Reader:
         token, second = self.coming(), self.coming(1)
         variable = token.text in _VARIABLES and self.style != "prose"
         ratio = token.kind == "colon" and second.kind == "number" and token.spaced == second.spaced
+        if ratio and self._skip_full_hour():
+            return
         base = token.text == "_" and not token.spaced and second.kind in ("number", "open")
         factorial = token.text == "!" and self.style == "box"
         bound = token.kind == "comparison" and self.style == "box"
@@ -201,6 +159,14 @@ class Reader:
             raise NotANumber
         if self.style == "box" and self._box_holds_more():
             raise NotANumber
+
+    def _skip_full_hour(self) -> bool:
+        """Return whether the colon is no ratio: in ``2:00`` pm, and in ``Week 3:210 pages``."""
+        hour, minutes = self.coming(-1), self.coming(1)
+        if minutes.text == "00" and hour.text.isdigit() and len(hour.text) <= 2:
+            self.at += 2
+            return self.coming().kind != "colon"
+        return self.style == "prose" and len(minutes.text) > 2 and not minutes.spaced
 
     def _list_follows(self) -> bool:
         """Return whether another number follows as an equal: ``3 and 4``, ``3, 4``, ``1 to 2``."""
@@ -294,7 +260,7 @@ class Reader:
             if sign == "/" and not right.value:
                 raise NotANumber
             tight = all(not self.coming(ahead).spaced for ahead in (-1, -2))
-            ten = right.bare and sign == "*" and _power_of_ten(right.value)
+            ten = right.bare and sign == "*" and power_of_ten(right.value)
             bare = total.bare and right.bare and (ten or (sign == "/" and tight))
             value = total.value / right.value if sign == "/" else total.value * right.value
             total = Term(bounded(value), bare)
@@ -432,8 +398,3 @@ class Reader:
         term = read()
         self._depth -= 1
         return term
-
-
-def _power_of_ten(value: Fraction) -> bool:
-    digits = str(max(value.numerator, value.denominator))
-    return value > 0 and digits.rstrip("0") == "1" and min(value.numerator, value.denominator) == 1

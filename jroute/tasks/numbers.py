@@ -10,7 +10,8 @@ import re
 from decimal import Decimal, localcontext
 from fractions import Fraction
 
-from jroute.tasks.arithmetic import MAX_BITS, MAX_CHARACTERS, Reader
+from jroute.tasks.arithmetic import Reader
+from jroute.tasks.exact import MAX_BITS, MAX_CHARACTERS
 from jroute.tasks.notation import normalise
 from jroute.tasks.tokens import tokenise
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import pydantic
 
-from jroute.tasks.arithmetic import MAX_BITS
+from jroute.tasks.exact import MAX_BITS
 from jroute.tasks.numbers import meant, parse_number
 from jroute.utils.errors import UserError
 from jroute.utils.json_files import parse_json, read_bytes
