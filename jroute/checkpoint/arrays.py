@@ -12,12 +12,11 @@ reads.
 import itertools
 import json
 import math
-import os
 import re
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
@@ -29,7 +28,7 @@ from jax.sharding import Sharding
 
 from jroute.checkpoint.storage import quiet
 from jroute.distributed.mesh import RULES
-from jroute.utils.errors import UserError
+from jroute.utils.disk import system_message
 from jroute.utils.trees import unflatten
 
 PIECE_BYTES = 64 * 2**20
@@ -256,38 +255,12 @@ def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-@contextmanager
-def disk_errors(folder: Path, needed: int) -> Iterator[None]:
-    """Turn a write that the system refuses into a ``UserError``.
-
-    Args:
-        folder: A folder on the disk that is written to.
-        needed: Bytes that all of it takes, for the message.
-    """
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        if isinstance(error, ValueError) and not _OS_ERROR.search(str(error)):
-            raise
-        free = shutil.disk_usage(folder).free
-        raise UserError(
-            f"cannot write to {folder} ({reason(error)}; {free:,} bytes are free there now, and "
-            f"{needed:,} are needed in all); make room or choose another --out"
-        ) from error
-
-
-_OS_ERROR = re.compile(r"\[os_error_code='(\d+)'\]")  # in the messages of tensorstore
-
-
 _DIGEST = re.compile(r'in local file "([^"]+)".*Digest mismatch', re.DOTALL)
 
 
 def reason(error: Exception) -> str:
-    """Return the system's message, from its own error or from within one of tensorstore."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    """Return why an array cannot be read, from the error of tensorstore or of the system."""
     damaged = _DIGEST.search(str(error))
     if damaged:
         return f"a checksum in {damaged[1]} does not match"
-    number = _OS_ERROR.search(str(error))
-    return os.strerror(int(number[1])) if number else str(error).splitlines()[0]
+    return system_message(error) or str(error).splitlines()[0]

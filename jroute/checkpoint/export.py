@@ -10,13 +10,13 @@ import numpy as np
 from safetensors import SafetensorError
 
 from converters.safetensors import DTYPES, INDEX, WEIGHTS, Checkpoint, write
-from jroute.checkpoint.arrays import disk_errors
 from jroute.checkpoint.companions import check_companions
 from jroute.checkpoint.digests import digest
 from jroute.checkpoint.replacing import convert_again, is_free
-from jroute.checkpoint.staging import Staging, destination, recover
+from jroute.checkpoint.staging import ROOM, Staging, destination, recover
 from jroute.checkpoint.stored_tensors import StoredTensors
 from jroute.checkpoint.writer import refuse_without_room
+from jroute.utils.disk import disk_errors
 from jroute.utils.errors import UserError
 from jroute.utils.files import sync_tree
 from jroute.utils.json_files import read_bytes, read_json
@@ -149,7 +149,7 @@ def new_folder(out: Path, needed: int) -> Iterator[Path]:
     staging.begin()
     try:
         _refuse_taken(out)  # another process was faster
-        with disk_errors(out.parent, needed):
+        with disk_errors(out.parent, needed, ROOM):
             try:
                 yield staging.partial
             except SafetensorError as error:  # a full disk, while writing

@@ -17,6 +17,9 @@ from jroute.utils.files import sync
 from jroute.utils.locks import owned
 from jroute.utils.temporary import PARTIAL, REPLACED, abandoned, temporary_path
 
+ROOM = "make room or choose another --out"
+"""What helps where the disk is full."""
+
 _NAME_BYTES = 255
 """Longest name that common file systems allow."""
 

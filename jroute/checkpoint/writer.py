@@ -19,6 +19,7 @@ from jroute.checkpoint.digests import digest, fingerprint
 from jroute.checkpoint.manifest import FORMAT, manifest_digest, metadata_digests
 from jroute.checkpoint.replacing import MANIFEST, refuse_to_replace
 from jroute.model.config import Qwen3Config
+from jroute.utils.disk import disk_errors
 from jroute.utils.errors import UserError
 from jroute.utils.files import sync, sync_tree, write_json
 from jroute.utils.keys import stored
@@ -145,7 +146,7 @@ class ModelWriter:
             self._clean_up()
 
     def _disk_errors(self) -> AbstractContextManager[None]:
-        return arrays.disk_errors(self.directory.parent, self._disk)
+        return disk_errors(self.directory.parent, self._disk, staging.ROOM)
 
     def _clean_up(self) -> None:
         try:

@@ -87,16 +87,25 @@ def refusal(error: BaseException) -> Refusal | None:
         return next(filter(None, map(refusal, error.exceptions)), None)
     name = getattr(error, "filename2", None) or getattr(error, "filename", None)
     path = os.fsdecode(name) if isinstance(name, str | bytes) else None
-    text = str(error)
-    match = _NUMBER.search(text)
-    number = error.errno if isinstance(error, OSError) else None
-    if number is None and match is not None:
-        number = int(next(filter(None, match.groups())))
-    if number is None:
-        number = next((n for words, n in _TEXTS.items() if words in text.lower()), None)
+    number = _number_of(error)
     if number is not None and number in _REMEDIES:
         return Refusal(os.strerror(number), number, path)
     return refusal(error.__cause__) if error.__cause__ is not None else None
+
+
+def system_message(error: BaseException) -> str | None:
+    """Return the system's message that is the reason of an error of it or of a library."""
+    number = _number_of(error)
+    return None if number is None else os.strerror(number)
+
+
+def _number_of(error: BaseException) -> int | None:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    text = str(error)
+    if match := _NUMBER.search(text):
+        return int(next(filter(None, match.groups())))
+    return next((number for words, number in _TEXTS.items() if words in text.lower()), None)
 
 
 @contextmanager

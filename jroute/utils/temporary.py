@@ -167,15 +167,15 @@ def remove_leftovers(folder: Path, name: str | None = None, *, alone: bool = Fal
 
 
 def _put_back(earlier: Path) -> None:
-    """Give a folder that was set aside its name again, or delete it if a newer one has it."""
+    """Give a folder that was set aside its name again, or delete it if a newer model has it."""
     match = _pattern(REPLACED).fullmatch(earlier.name)
     assert match is not None
     folder = earlier.with_name(match["name"])
     with suppress(OSError):
-        if folder.is_dir() and any(folder.iterdir()):
+        if (folder / "manifest.json").is_file():
             remove(earlier)
-        else:
-            os.rename(earlier, folder)  # an empty folder may be in the way
+        elif not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
+            os.rename(earlier, folder)
 
 
 def abandoned(

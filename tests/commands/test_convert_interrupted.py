@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from jroute import convert
-from jroute.checkpoint import arrays, conversion, load_model, model_fingerprint, writer
+from jroute.checkpoint import conversion, load_model, model_fingerprint, writer
+from jroute.utils.disk import disk_errors
 from jroute.utils.errors import UserError
 from tests.converters.tiny import COMPANIONS, CONFIG, random_tensors, write_source
 
@@ -258,8 +259,8 @@ def test_a_write_that_fails_half_way(tmp_path: Path, limit: int, begun: bool) ->
     assert done.returncode == 2
     *before, last = done.stderr.strip().splitlines()
     assert re.fullmatch(
-        rf"error: cannot write to {out.parent} \(File too large; [\d,]+ bytes are free there now, "
-        r"and [\d,]+ are needed in all\); make room or choose another --out",
+        rf"error: cannot write to {out.parent} \(File too large; it takes [\d,]+ bytes; "
+        r"[\d,]+ bytes and [\d,]+ files are free there\); make room or choose another --out",
         last,
     )
     assert bool(before) == begun
@@ -301,5 +302,5 @@ def test_too_little_room_is_seen_before_anything_is_written(
 
 
 def test_errors_that_are_no_disk_s_pass_through(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="a bug"), arrays.disk_errors(tmp_path, 1):
+    with pytest.raises(ValueError, match="a bug"), disk_errors(tmp_path, 1):
         raise ValueError("a bug")

@@ -154,17 +154,18 @@ def test_orbax_folders_go_when_nobody_else_writes_there(tmp_path: Path) -> None:
     assert temporary.leftovers(tmp_path) == paths[:1]
 
 
-@pytest.mark.parametrize("newer", [True, False])
+@pytest.mark.parametrize("newer", ["", "manifest.json", "notes.txt"])
 def test_a_folder_that_was_set_aside_gets_its_name_back(
-    tmp_path: Path, dead: int, newer: bool
+    tmp_path: Path, dead: int, newer: str
 ) -> None:
-    make(tmp_path, [named(REPLACED, "model", dead), named(PARTIAL, "model", dead)])
+    (earlier, _) = make(tmp_path, [named(REPLACED, "model", dead), named(PARTIAL, "model", dead)])
     if newer:
         (tmp_path / "model").mkdir()
-        (tmp_path / "model" / "new.json").write_text("{}")
+        (tmp_path / "model" / newer).write_text("{}")
     temporary.remove_leftovers(tmp_path, "model")
-    assert names_in(tmp_path) == {"model"}
-    assert names_in(tmp_path / "model") == {"new.json" if newer else "old.json"}
+    kept = {"model", earlier.name} if newer == "notes.txt" else {"model"}
+    assert names_in(tmp_path) == kept, "only a newer model replaces it"
+    assert names_in(tmp_path / "model") == {newer or "old.json"}
 
 
 def test_a_temporary_folder_is_deleted_in_the_end(tmp_path: Path, dead: int) -> None:
