@@ -33,9 +33,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     args, overrides = parser.parse_known_args(words)
     from jroute.experiment.calibration import calibrate
-    from jroute.experiment.calibration_runs import ModelRuns, sources_of, write_results
+    from jroute.experiment.calibration_runs import (
+        ModelRuns,
+        require_folders,
+        sources_of,
+        write_results,
+    )
     from jroute.experiment.result_cache import ResultCache
     from jroute.report.calibration_text import calibration_text
+    from jroute.utils.disk import make_folder
+    from jroute.utils.locks import owned
     from jroute.utils.together import clean
 
     started = time.perf_counter()
@@ -47,9 +54,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         trained = [*args.plain, *(sources if "positive" in args.parts else ())]
         print(runs.estimate([*sources, *args.plain], len(trained), config, args.parts))
         return
-    clean(args.out)
-    models, plain = (list(map(runs.tables, folders)) for folders in (sources, args.plain))
-    results = calibrate(models, plain, config, args.parts, ResultCache(args.out / "kept.json"))
+    require_folders([*sources, *args.plain])
+    make_folder(args.out)
+    with owned(args.out / ".lock", f"the calibration in {args.out}"):
+        clean(args.out)
+        models, plain = (list(map(runs.tables, folders)) for folders in (sources, args.plain))
+        results = calibrate(models, plain, config, args.parts, ResultCache(args.out / "kept.json"))
     seconds = time.perf_counter() - started
     print(calibration_text(results))
     path = args.report or args.out / "calibration.json"

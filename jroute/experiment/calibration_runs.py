@@ -86,10 +86,7 @@ class ModelRuns:
         Raises:
             UserError: The source is not a folder.
         """
-        if not source.is_dir():
-            raise UserError(
-                f"{source} is not a folder; give a run, a model directory or a model to convert"
-            )
+        require_folders([source])
         if (source / "config.yaml").is_file():
             return load_run(source)
         name, model = _name(source), source
@@ -149,6 +146,15 @@ class ModelRuns:
                 problems = len(run.data.problems("train"))
         lines += _estimate_trainings(models, problems, config, parts)
         return "\n".join([*lines, "supervised networks and resampling come on top"])
+
+
+def require_folders(sources: Sequence[Path]) -> None:
+    """Raise a ``UserError`` if a source of tables is not a folder."""
+    for source in sources:
+        if not source.is_dir():
+            raise UserError(
+                f"{source} is not a folder; give a run, a model directory or a model to convert"
+            )
 
 
 def sources_of(models: Sequence[Path], parts: Sequence[str]) -> Sequence[Path]:

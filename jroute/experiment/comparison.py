@@ -1,11 +1,11 @@
 """Judged runs side by side: the same arms on the same problems, paired."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pydantic
 
 from jroute.arms import registry
 from jroute.experiment.items import read_items
@@ -13,6 +13,7 @@ from jroute.statistics.contrasts import linear_contrast
 from jroute.statistics.holm import holm
 from jroute.statistics.intervals import accuracy
 from jroute.utils.errors import UserError
+from jroute.utils.json_files import Record, read_json
 from jroute.utils.keys import stored
 from jroute.utils.together import settled
 
@@ -39,6 +40,20 @@ class ComparedSplit(NamedTuple):
     values: ArmValues
 
 
+class _JudgedSplit(Record):
+    """What is compared of a judged split in ``results.json``; see ``ComparedSplit``."""
+
+    n: pydantic.PositiveInt
+    items: str
+
+
+class _Results(_JudgedSplit):
+    """What is compared in ``results.json``: the primary split, and the others by name."""
+
+    split: str
+    other_splits: dict[str, _JudgedSplit]
+
+
 def read_judged(directory: Path, split: str | None) -> ComparedSplit:
     """Read a split of a judged run.
 
@@ -54,10 +69,11 @@ def read_judged(directory: Path, split: str | None) -> ComparedSplit:
         raise UserError(
             f"{directory} was not judged: run python -m jroute.evaluate --run {directory} first"
         )
+    remedy = f"judge the run again with python -m jroute.evaluate --run {directory}"
     with settled(directory):
-        results = json.loads(results_file.read_text())
-        split = split or str(results["split"])
-        splits = {results["split"]: results, **results["other_splits"]}
+        results = read_json(results_file, _Results, remedy)
+        split = split or results.split
+        splits = {results.split: results, **results.other_splits}
         if split not in splits:
             raise UserError(f"{directory} was not judged on {split!r}, only on {', '.join(splits)}")
         items = read_items(items_file, split, ("arm", "seed", "problem", "value"))
@@ -66,8 +82,13 @@ def read_judged(directory: Path, split: str | None) -> ComparedSplit:
     for arm in dict.fromkeys(arms.tolist()):
         own = arms == arm
         order = np.lexsort((problems[own], seeds[own]))
-        values[arm] = scores[own][order].reshape(int(seeds[own].max()) + 1, -1)
-    return ComparedSplit(split, splits[split]["n"], splits[split]["items"], values)
+        scored = int(seeds[own].max()) + 1, splits[split].n
+        if own.sum() != scored[0] * scored[1] or not np.isfinite(scores[own]).all():
+            raise UserError(f"{items_file} lacks scores of {arm} on {split!r}; {remedy}")
+        values[arm] = scores[own][order].reshape(scored)
+    if not values:
+        raise UserError(f"{items_file} has no scores on {split!r}; {remedy}")
+    return ComparedSplit(split, splits[split].n, splits[split].items, values)
 
 
 def read_runs(directories: Sequence[Path], split: str | None) -> dict[str, ComparedSplit]:

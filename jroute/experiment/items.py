@@ -9,12 +9,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
 from jroute.experiment.run_folder import RunFolder
 from jroute.outcomes.grid import GateGrid
 from jroute.tasks import Problem, Split
+from jroute.utils.errors import UserError
 from jroute.utils.files import write_bytes, write_json
 from jroute.utils.keys import Keys, keys, stored, stored_keys
 from jroute.utils.together import written_together
@@ -83,7 +85,7 @@ def write_results(
 ) -> None:
     """Write ``results.json`` and the rows of all splits, both at once."""
     rows = pa.BufferOutputStream()
-    pq.write_table(pa.concat_tables(tables), rows)
+    pq.write_table(pa.concat_tables(tables), rows, write_page_checksum=True)
     with written_together(folder.path, "results") as partial:
         write_json(partial / folder.results.name, results)
         write_bytes(partial / folder.items.name, rows.getvalue().to_pybytes())
@@ -96,14 +98,23 @@ def read_items(file: Path, split: str, fields: Sequence[str]) -> tuple[list[Any]
         file: The file.
         split: The split.
         fields: Fields of ``Items``, each a column.
+
+    Raises:
+        UserError: The file is damaged or cannot be read, or holds something else.
     """
-    columns = stored_keys(Items)
-    rows = pq.read_table(
-        file,
-        columns=[columns[field] for field in fields],
-        filters=[(columns["split"], "==", split)],
-    )
-    return tuple(rows[columns[field]].to_pylist() for field in fields)
+    keys_of_fields = stored_keys(Items)
+    columns = [keys_of_fields[field] for field in fields]
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as opened:
+            rows = opened.read(columns=[keys_of_fields["split"], *columns], use_threads=False)
+        rows = rows.filter(pc.field(keys_of_fields["split"]) == split)
+        return tuple(rows[column].to_pylist() for column in columns)
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise UserError(
+            f"{file} is damaged or cannot be read ({reason:.200}); judge the run again with "
+            f"python -m jroute.evaluate --run {file.parent}"
+        ) from error
 
 
 def digest_problems(problems: Sequence[Problem]) -> str:

@@ -6,7 +6,6 @@ what was trained. A part is made when it is first needed, and functions take the
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from jroute.utils.config import load as load_config
 from jroute.utils.disk import make_folder
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text
+from jroute.utils.json_files import read_json
 from jroute.utils.locks import owned
 from jroute.utils.together import settled
 
@@ -331,15 +331,16 @@ class Run:
         """The content of ``results.json``.
 
         Raises:
-            UserError: The run was not judged yet.
+            UserError: The run was not judged yet, or the file is damaged.
         """
         file = self.folder.results
         if not file.is_file():
             raise UserError(
                 f"{file} does not exist yet; run python -m jroute.train with its config first"
             )
+        remedy = f"judge the run again with python -m jroute.evaluate --run {self.directory}"
         with settled(self.directory):
-            return json.loads(file.read_text())
+            return read_json(file, dict, remedy)
 
 
 def without_devices(experiment: Experiment) -> Experiment:

@@ -1,0 +1,85 @@
+"""Results of a run, and kept parts of a calibration, that were damaged on the disk."""
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from jroute.experiment.comparison import read_judged
+from jroute.experiment.items import write_results
+from jroute.experiment.result_cache import ResultCache
+from jroute.experiment.run_folder import RunFolder
+from jroute.utils.errors import UserError
+from tests.checkpoint.test_damaged_state import flip
+
+RESULTS = {"split": "test", "n": 40, "items": "digest", "other_splits": {}}
+
+
+@pytest.fixture
+def judged(tmp_path) -> Path:
+    rng, arms = random.Random(1), ("baseline", "rl")
+    rows = [(arm, f"p{i}", rng.random()) for arm in arms for i in range(40)]
+    columns = {"split": ["test"] * 80, "seed": [0] * 80, "gate": [0.5] * 80}
+    columns |= {"arm": [r[0] for r in rows], "problem": [r[1] for r in rows]}
+    items = pa.table({**columns, "value": [row[2] for row in rows]})
+    write_results(RunFolder(tmp_path, tmp_path), RESULTS, [items])
+    return tmp_path
+
+
+def values(folder: Path) -> dict[str, list[list[float]]]:
+    return {arm: scores.tolist() for arm, scores in read_judged(folder, None).values.items()}
+
+
+def test_flips_in_items_are_a_sentence_or_have_no_effect(judged):
+    file, rng, outcomes = judged / "items.parquet", random.Random(2), Counter()
+    expected, original = values(judged), (judged / "items.parquet").read_bytes()
+    assert sorted(expected) == ["baseline", "rl"] and len(expected["rl"][0]) == 40
+    for _ in range(100):
+        flip(file, rng.randrange(len(original) * 8))
+        try:
+            assert values(judged) == expected
+            outcomes["no effect"] += 1
+        except UserError as error:
+            assert str(error).startswith(str(file)) and "judge the run again" in str(error)
+            outcomes["a sentence"] += 1
+        file.write_bytes(original)
+    assert outcomes["a sentence"] > 40
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("", "is not valid JSON"),
+        ("[]", "must be an object, not []"),
+        ("{}", "has no n"),
+        (json.dumps({**RESULTS, "n": 0}), "n must be greater than 0"),
+        (json.dumps({**RESULTS, "n": 39}), "lacks scores of baseline on 'test'"),
+        (json.dumps({**RESULTS, "split": "ood"}), "has no scores on 'ood'"),
+        (json.dumps({**RESULTS, "other_splits": {"ood": 3}}), "other_splits.ood"),
+    ],
+)
+def test_damaged_results_are_a_sentence(judged, change, message):
+    (judged / "results.json").write_text(change)
+    with pytest.raises(UserError) as refusal:
+        read_judged(judged, None)
+    assert message in str(refusal.value)
+    assert f"python -m jroute.evaluate --run {judged}" in str(refusal.value)
+
+
+def test_kept_parts_that_are_damaged_are_computed_again(tmp_path, caplog):
+    file = tmp_path / "kept.json"
+    cache = ResultCache(file)
+    cache.get("a", lambda: {10: 0.25, 9: [1.5]})
+    cache.get("b", lambda: 2.5)
+    assert ResultCache(file).get("b", lambda: 7.0) == 2.5
+    file.write_text(file.read_text().replace("0.25", "0.35"))
+    damaged = ResultCache(file)
+    assert "is damaged; it is computed again" in caplog.text
+    assert damaged.get("a", lambda: 1) == 1 and damaged.get("b", lambda: 7.0) == 2.5
+    file.write_text(file.read_text()[:-10])
+    assert ResultCache(file).get("b", lambda: 7.0) == 7.0
+    file.write_text('{"1": {"found": 3, "seconds": 1.0}}')  # as earlier versions wrote it
+    assert ResultCache(file).entries["1"]["found"] == 3
