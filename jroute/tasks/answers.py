@@ -74,8 +74,8 @@ ANSWER_PARSER_VERSION = 2
 """Version of the rules by which answers are read; stored with every part of a table.
 
 Raise it with every change after which any text may give another answer: here, or in ``notation``,
-``tokens``, ``arithmetic``, ``exact`` or ``numbers`` of this package. Stored completions are then graded anew.
-Version 1 is that of all parts without a version.
+``tokens``, ``arithmetic``, ``exact`` or ``numbers`` of this package. Stored completions are then
+graded anew. Version 1 is that of all parts without a version.
 """
 
 
@@ -283,7 +283,7 @@ def parse_answer(completion: str, *, truncated: bool = False) -> ParsedAnswer:
     if truncated and box_stays_open:
         return cut_off
     for start, end in reversed(boxes):
-        if _NUMERIC.search(text, start, end):
+        if end - start <= _WINDOW and _NUMERIC.search(text, start, end):
             parsed = _answered(_box_value(text, start, end))
             return cut_off if truncated and parsed.status != "ok" else parsed
     for marker in (_HASHES, _PHRASE):

@@ -1,6 +1,8 @@
 """The parser's table of rules, and the ways in which numbers are written."""
 
 import re
+import time
+import tracemalloc
 from fractions import Fraction
 
 import pytest
@@ -118,3 +120,15 @@ def test_limits_of_what_is_a_number():
     assert parse_answer("2^{-999}").value == parse_number("1/" + str(2**999)) == Fraction(1, 2**999)
     for text in ("1e400", "9" * 101, "1e999999999", "10^" + "9" * 5000, "1" * 5000):
         assert parse_number(text) is None and parse_answer(text).status == "no_answer"
+
+
+def test_nested_boxes_take_linear_time_and_memory():
+    nested = "\\boxed{" * 20_000 + "}" * 20_000
+    tracemalloc.start()
+    start = time.process_time()
+    assert parse_answer(nested).status == "no_answer"
+    assert parse_answer(nested.replace("{}", "{18}")).text == "18"
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert time.process_time() - start < 10  # quadratic: a minute
+    assert peak < 30 * 2**20
