@@ -82,13 +82,7 @@ def owned(file: Path, what: str) -> Iterator[None]:
         yield
     finally:
         _held.discard(file)
-        try:
-            if _is_at(descriptor, file):
-                file.unlink(missing_ok=True)
-        except OSError:  # the next owner takes it over
-            pass
-        finally:
-            os.close(descriptor)
+        _release(descriptor, file)
 
 
 @contextmanager
@@ -120,8 +114,17 @@ def serialised(file: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        _release(descriptor, file)
+
+
+def _release(descriptor: int, file: Path) -> None:
+    """Give a lock back; a file that cannot be deleted is taken over by the next owner."""
+    try:
         if _is_at(descriptor, file):
             file.unlink(missing_ok=True)
+    except OSError:
+        pass
+    finally:
         os.close(descriptor)
 
 
