@@ -43,7 +43,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     from jroute.report.calibration_text import calibration_text
     from jroute.utils.disk import make_folder
     from jroute.utils.locks import owned
-    from jroute.utils.together import clean
 
     started = time.perf_counter()
     runs = ModelRuns(args.out, args.config, tuple(overrides))
@@ -57,7 +56,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     require_folders([*sources, *args.plain])
     make_folder(args.out)
     with owned(args.out / ".lock", f"the calibration in {args.out}"):
-        clean(args.out)
         models, plain = (list(map(runs.tables, folders)) for folders in (sources, args.plain))
         results = calibrate(models, plain, config, args.parts, ResultCache(args.out / "kept.json"))
     seconds = time.perf_counter() - started

@@ -15,7 +15,7 @@ from jroute.checkpoint.replacing import foreign, is_free, looks_like_a_model, re
 from jroute.utils.errors import UserError
 from jroute.utils.files import sync
 from jroute.utils.locks import owned
-from jroute.utils.temporary import PARTIAL, REPLACED, abandoned, temporary_path
+from jroute.utils.temporary import PARTIAL, REPLACED, leftovers, temporary_path
 
 ROOM = "make room or choose another --out"
 """What helps where the disk is full."""
@@ -123,10 +123,10 @@ def recover(directory: Path) -> None:
         with owned(_lock(directory), str(directory)):  # its end deletes what a dead process left
             pass
     folder, name = directory.parent, directory.name
-    for partial in abandoned(folder, name, PARTIAL, reused=True):
+    for partial in leftovers(folder, name, PARTIAL):
         if partial.is_dir() and foreign(partial, unfinished=True) is None:
             shutil.rmtree(partial, ignore_errors=True)
-    for earlier in abandoned(folder, name, REPLACED, reused=True):
+    for earlier in leftovers(folder, name, REPLACED):
         if is_free(directory) and looks_like_a_model(earlier):
             os.rename(earlier, directory)
         elif looks_like_a_model(directory) and foreign(earlier) is None:

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         data = read_run(directory)
     print_results(data.results)
     folder = Path(options.out) if options.out else directory
-    RunFolder(folder, folder).clean()
+    RunFolder(directory, directory).clean()
     if options.traces.on:
         from jroute.report.episodes import export
 

@@ -42,10 +42,9 @@ QUIET_SECONDS = 24 * 3600
 
 _OWNER = r"(?P<process>\d+)(?:-(?P<start>\d+)-(?P<space>\d+))?"
 _HOST = r"(?P<host>[^/]+?)"
-_EARLIER = (
-    re.compile(r"\.(?P<name>.+)\.partial-(?P<process>\d+)"),  # a file
-    re.compile(r"\.(?P<name>[\w.=,+-]+)-[a-z0-9_]{8}"),  # a folder of lm-eval's files
-)
+_EARLIER = re.compile(r"\.(?P<name>.+)\.partial-(?P<process>\d+)")  # a file
+_LM_EVAL = re.compile(r"\.(?P<name>[\w.=,+-]+)-[a-z0-9_]{8}")  # in a run's folder of that name
+_LM_EVAL_FILE = re.compile(r"(results|samples|gates)_.+\.jsonl?")
 _ORBAX = re.compile(r"(?P<name>.+)\.orbax-checkpoint-tmp.*")
 _CLOCK_STEP = 60  # seconds that the clock may have been set forward
 _FILE_SYSTEM_LIMIT = 255
@@ -57,7 +56,7 @@ class Owner(NamedTuple):
 
     Attributes:
         host: Its machine; this one if ``None``.
-        process: Its number; unknown if ``None``.
+        process: Its number.
         start: When it was started, in clock ticks since the machine started; unknown if ``None``.
         space: Its namespace of process numbers, which differs between containers.
     """
@@ -73,7 +72,7 @@ class Owner(NamedTuple):
         if elsewhere or self.host not in (None, platform.node()):
             return _changed_lately(path)
         if self.process is None:
-            return _an_lm_eval_may_write(path)
+            return True
         start = start_of(self.process)
         if start is None:
             return False
@@ -108,7 +107,8 @@ def leftovers(
     """Return temporary paths whose processes have ended, in order.
 
     Args:
-        folder: Folder to look in; it need not exist.
+        folder: Folder to look in; it need not exist. Without a name it must be jroute's own: in
+            any other only what is for a certain name may be touched.
         name: Final name of what they are for; any if ``None``.
         *forms: ``HIDDEN``, ``PARTIAL`` or ``REPLACED``; by default all, and those of earlier
             versions and of Orbax.
@@ -119,7 +119,9 @@ def leftovers(
     except OSError:
         return []
     patterns = [_pattern(form) for form in forms or (REPLACED, PARTIAL, HIDDEN)]
-    patterns += [] if forms else [*_EARLIER, _ORBAX]
+    patterns += [] if forms else [_EARLIER]
+    if name is None and not forms:  # the folder is jroute's own
+        patterns += [_ORBAX, *([_LM_EVAL] if _is_lm_eval_of_a_run(folder) else [])]
     paths = []
     for entry in entries:
         match = next(filter(None, (pattern.fullmatch(entry) for pattern in patterns)), None)
@@ -128,6 +130,8 @@ def leftovers(
         path = folder / entry
         if match.re is _ORBAX:
             lives = not alone and _changed_lately(path)
+        elif match.re is _LM_EVAL:
+            lives = not _holds_lm_eval_files(path) or _an_lm_eval_may_write(path)
         else:
             lives = _owner(match).lives(path)
         if not lives:
@@ -154,7 +158,7 @@ def remove_leftovers(folder: Path, name: str | None = None, *, alone: bool = Fal
     An earlier folder that was set aside and not yet replaced gets its name back.
 
     Args:
-        folder: The folder; it need not exist.
+        folder: The folder; it need not exist. Without a name it must be jroute's own.
         name: Only what was for this final name.
         alone: Whether no other process writes the folder (a lock says so).
     """
@@ -176,21 +180,6 @@ def _put_back(earlier: Path) -> None:
             remove(earlier)
         elif not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
             os.rename(earlier, folder)
-
-
-def abandoned(
-    folder: Path, name: str | None = None, form: str = HIDDEN, *, reused: bool = False
-) -> list[Path]:
-    """Return ``leftovers`` of one form; ``reused`` changes nothing any more."""
-    return leftovers(folder, name, form)
-
-
-def remove_abandoned(
-    folder: Path, name: str | None = None, form: str = HIDDEN, *, reused: bool = False
-) -> None:
-    """Delete what ``abandoned`` returns."""
-    for path in leftovers(folder, name, form):
-        remove(path)
 
 
 def remove(path: Path) -> None:
@@ -272,6 +261,16 @@ def _newest_change(path: Path) -> float:
 
 def _changed_lately(path: Path) -> bool:
     return time.time() - _newest_change(path) < QUIET_SECONDS
+
+
+def _is_lm_eval_of_a_run(folder: Path) -> bool:
+    return folder.name == "lm_eval" and (folder.parent / "config.yaml").is_file()
+
+
+def _holds_lm_eval_files(path: Path) -> bool:
+    """Return whether a folder holds nothing but files that lm-eval and jroute write there."""
+    files = [each for each in path.rglob("*") if not each.is_dir()]
+    return path.is_dir() and all(_LM_EVAL_FILE.fullmatch(file.name) for file in files)
 
 
 def _an_lm_eval_may_write(path: Path) -> bool:

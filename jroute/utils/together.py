@@ -1,8 +1,9 @@
 """Results of several files: all of them have their names, or those of before do.
 
-They are written into a hidden folder, and one rename (``.<name>.complete``) decides: from then on
-they count. Moving them to their names can be repeated, so whoever comes after a killed process, to
-write or to read, finishes it. A lock of the folder keeps a reader from files of two results.
+They are written into a hidden folder, and one rename (``.<name>.jroute-complete``) decides: from
+then on they count. Moving them to their names can be repeated, so whoever comes after a killed
+process, to write or to read, finishes it. A lock of the folder keeps a reader from files of two
+results.
 """
 
 import fcntl
@@ -17,7 +18,7 @@ from jroute.utils.disk import disk_errors, make_folder, shown_as
 from jroute.utils.files import sync, sync_tree
 from jroute.utils.temporary import remove_leftovers, temporary_folder
 
-COMPLETE = ".{name}.complete"
+COMPLETE = ".{name}.jroute-complete"
 """Name of a folder whose files are complete and only have to be moved."""
 
 PATIENCE = 10.0
@@ -38,7 +39,7 @@ def written_together(folder: Path, name: str) -> Iterator[Path]:
         UserError: The system refuses to write.
     """
     make_folder(folder)
-    clean(folder)
+    finish(folder)
     with disk_errors(folder), temporary_folder(folder / name) as scratch:
         with shown_as(scratch, folder):
             yield scratch
@@ -91,7 +92,7 @@ def settled(folder: Path) -> Iterator[None]:
 
 
 def clean(folder: Path, *, alone: bool = False) -> None:
-    """Finish or undo what killed processes left in a folder; call it before writing there.
+    """Finish or undo what killed processes left in a folder of jroute's own, before writing there.
 
     Args:
         folder: The folder, without those inside it; it need not exist.

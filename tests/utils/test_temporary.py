@@ -134,14 +134,31 @@ def test_an_earlier_folder_of_lm_eval_waits_for_a_command_that_may_have_made_it(
         [sys.executable, "-c", "input()", "scripts/lm_eval_jax.py"], stdin=subprocess.PIPE
     )
     monkeypatch.setattr(temporary, "_CLOCK_STEP", 0)
-    name = ".fixed_0.5-k3_x9abc"
+    name, folder = ".fixed_0.5-k3_x9abc", tmp_path / "lm_eval"
+    path = folder / name
+    path.mkdir(parents=True)
+    os.utime(path, (0, 0))  # older than every such command of this test run
     try:
-        make(tmp_path, [name], age=3600)  # older than every such command of this test run
-        (path,) = temporary.leftovers(tmp_path)
+        assert temporary.leftovers(folder) == [], "this is not the folder of a run"
+        (tmp_path / "config.yaml").write_text("")
+        assert temporary.leftovers(folder) == [path]
         os.utime(path)
-        assert temporary.leftovers(tmp_path) == []
+        assert temporary.leftovers(folder) == []
+        (path / "notes.txt").write_text("")
+        os.utime(path, (0, 0))
+        assert temporary.leftovers(folder) == [], "somebody else's"
     finally:
         process.communicate(b"\n")
+
+
+def test_folders_of_users_beside_results_survive(tmp_path: Path, dead: int) -> None:
+    users = [".vscode-insiders", ".config-obsolete", ".venv-backup01", "5.orbax-checkpoint-tmp"]
+    others = [named(form, "other", dead) for form in (HIDDEN, PARTIAL, REPLACED)]
+    make(tmp_path, [*users, *others, named(PARTIAL, "model", dead), f".model.partial-{dead}"])
+    temporary.remove_leftovers(tmp_path, "model")
+    assert names_in(tmp_path) == {*users, *others}
+    for name in users[:3]:
+        assert tmp_path / name not in temporary.leftovers(tmp_path)
 
 
 def test_orbax_folders_go_when_nobody_else_writes_there(tmp_path: Path) -> None:

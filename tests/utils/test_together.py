@@ -95,7 +95,7 @@ def test_a_stopped_reader_does_not_block_for_ever(
 
 def test_a_whole_tree_is_cleaned(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "learner" / "abc"):
-        complete = folder / ".results.complete" / "below"
+        complete = folder / ".results.jroute-complete" / "below"
         complete.mkdir(parents=True)
         (complete / "a.json").write_text("new")
     (tmp_path / "learner" / "abc" / ".a.json.partial-999999999").write_text("")
