@@ -27,14 +27,21 @@ def fetch(source: str, revision: str | None = None) -> SourceFolder:
     Raises:
         UserError: No such folder, no such repository or revision, or the hub cannot be reached.
     """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
+    try:
+        folder = Path(source).expanduser()
+        is_folder, exists = folder.is_dir(), folder.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # NUL, too long, an unknown ~user
+        raise UserError(
+            f"there is no folder {source!r:.300} ({getattr(error, 'strerror', None) or error}); "
+            "give a folder in Hugging Face layout or a hub id"
+        ) from None
+    if is_folder:
         if revision is not None:
             raise UserError(
                 f"{source} is a local folder, which has no revisions; leave out --revision"
             )
         return SourceFolder(folder, None)
-    if folder.exists() or not _HUB_ID.fullmatch(source):
+    if exists or not _HUB_ID.fullmatch(source):
         raise UserError(
             f"there is no folder {source}; give a folder in Hugging Face layout or a hub id"
         )

@@ -1,7 +1,6 @@
 """A model, its tokenizer and its routing behind one interface, for notebooks and commands."""
 
 import copy
-import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -25,7 +24,7 @@ from jroute.generate.requests import FrozenModel, Progress, Request
 from jroute.generate.sampling import Logprobs
 from jroute.generate.scoring import score_pairs
 from jroute.generate.shapes import check_context, check_divisible
-from jroute.model.config import Qwen3Config
+from jroute.model.config import GenerationConfig, Qwen3Config
 from jroute.model.decoder import ForwardOptions, forward, unembed
 from jroute.model.params import Params, abstract_params, logical_axes
 from jroute.routing.config import RoutingConfig
@@ -36,6 +35,7 @@ from jroute.routing.presets import routing_file
 from jroute.tasks.tokenizer import load_tokenizer
 from jroute.utils.config import load as load_config
 from jroute.utils.errors import UserError
+from jroute.utils.json_files import read_json
 
 
 @partial(jax.jit, static_argnames=("config", "metrics"))
@@ -360,22 +360,30 @@ def load(
         config,
         tokenizer,
         resolve_routing(directory, routing),
-        end_token_ids=_end_tokens(directory, tokenizer),
+        end_token_ids=_end_tokens(directory, tokenizer, config.vocab_size),
         directory=directory,
         fingerprint=model_fingerprint(directory),
         mesh=devices,
     )
 
 
-def _end_tokens(directory: Path, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+def _end_tokens(directory: Path, tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> list[int]:
     """Read the end tokens: ``generation_config.json``, else ``config.json``, else the tokenizer."""
     for name in ("generation_config.json", "config.json"):
-        path = directory / name
-        ends = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+        file = directory / name
+        remedy = f"correct {name} in the model's source and convert again"
+        ends = read_json(file, GenerationConfig, remedy).eos_token_id if file.is_file() else None
+        ends = [ends] if isinstance(ends, int) else ends
+        if ends is not None and max(ends) >= vocab_size:
+            raise UserError(
+                f"{file}: eos_token_id is {max(ends)}, but the model has {vocab_size:,} tokens; "
+                f"{remedy}"
+            )
         if ends is not None:
-            return [ends] if isinstance(ends, int) else list(ends)
+            return ends
     if tokenizer.eos_token_id is None:
         raise UserError(
-            f"{directory} names no end token; add eos_token_id to its generation_config.json"
+            f"{directory} names no end token; add eos_token_id to generation_config.json in the "
+            "model's source and convert again"
         )
     return [int(str(tokenizer.eos_token_id))]

@@ -31,6 +31,7 @@ from tqdm import trange
 from transformers import PreTrainedTokenizerFast
 
 from converters.qwen3 import from_hf, write_hf
+from jroute.checkpoint.export import new_folder
 from jroute.controller.features import FeatureConfig, Featurizer, raw_features
 from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Decoding
@@ -163,7 +164,12 @@ def pretrain(
 
 
 def export(directory: Path, params, config: Qwen3Config, tokenizer) -> None:
-    """Write the model in Hugging Face layout, with its routing."""
+    """Write the model in Hugging Face layout, with its routing; nothing else is replaced."""
+    with new_folder(directory, sum(p.nbytes for p in jax.tree.leaves(params)) + 2**24) as partial:
+        _write(partial, params, config, tokenizer)
+
+
+def _write(directory: Path, params, config: Qwen3Config, tokenizer) -> None:
     ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>")]
     write_hf(directory, params, config, {"eos_token_id": ends[0], "pad_token_id": ends[1]})
     tokenizer.save_pretrained(directory)

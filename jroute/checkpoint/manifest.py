@@ -132,13 +132,21 @@ def read_manifest(directory: Path, *, earlier: bool = False) -> dict[str, Any]:
 
 def _refuse_other_folders(directory: Path) -> None:
     convert = "python -m jroute.convert --source … --out …"
-    if not directory.is_dir():
+    try:
+        missing = not directory.is_dir()
+    except OSError as error:  # a name that is too long
+        raise UserError(
+            f"{str(directory)!r:.300} cannot be read ({error.strerror}); make a model directory "
+            f"with {convert}"
+        ) from None
+    if missing and "\0" not in str(directory):
         aside = staging.set_aside(directory)
         if aside is not None:
             raise UserError(
                 f"{directory} was being replaced when its conversion was killed; the model that "
                 f"stood there is now {aside}, and converting again puts it back first"
             )
+    if missing:
         raise UserError(f"there is no model directory {directory}; make one with {convert}")
     if looks_like_a_model(directory):
         return

@@ -16,8 +16,6 @@ TAKE_RELEASED = "take config.json from the model's release"
 Width = Annotated[int, Field(ge=1, le=2**20)]
 Count = Annotated[int, Field(ge=1, le=2**12)]
 TokenId = Annotated[int, Field(ge=0, lt=2**24)]
-EndTokens = TokenId | Annotated[list[TokenId], Field(min_length=1)] | None
-"""What ``eos_token_id`` may be in ``config.json`` and ``generation_config.json``."""
 
 
 class Shape(Record):
@@ -72,7 +70,12 @@ class HFConfig(Record):
     layer_types: list[str] | None = None
     attention_bias: bool | None = None
     hidden_act: str = "silu"
-    eos_token_id: EndTokens = None
+
+
+class GenerationConfig(Record):
+    """What ``generation_config.json`` and ``config.json`` say about the end of a text."""
+
+    eos_token_id: TokenId | Annotated[list[TokenId], Field(min_length=1)] | None = None
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ import pytest
 
 from jroute.ablate.grid import Ablation
 from jroute.arms.supervised import SupervisedConfig
-from jroute.checkpoint import load_state, save_state
-from jroute.checkpoint.model import model_fingerprint
+from jroute.checkpoint import load_state, model_fingerprint, save_state
 from jroute.controller.features import FeatureConfig
 from jroute.experiment.calibration import CalibrationConfig
 from jroute.experiment.config import Experiment
