@@ -136,7 +136,7 @@ def check(checkpoint: Checkpoint, config: Qwen3Config) -> None:
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
         raise UserError(
-            f"{checkpoint.tensors[extra[0]].file}: {extra[0]}{more} is in no Qwen3 model "
+            f"{checkpoint.tensors[extra[0]].file}: {extra[0]:.200}{more} is in no Qwen3 model "
             "of this config.json; take weights and config.json from the same release"
         )
 

@@ -100,14 +100,14 @@ class Checkpoint:
             for name, tensor in _open(file).items():
                 if name in self.tensors:
                     raise UserError(
-                        f"tensor {name} is stored twice, in {self.tensors[name].file} "
+                        f"tensor {name:.200} is stored twice, in {self.tensors[name].file} "
                         f"and in {file}; remove the file that does not belong to this checkpoint"
                     )
                 self.tensors[name] = tensor
         for name, shard in index.items():
             if name not in self.tensors or self.tensors[name].file.name != shard:
                 raise UserError(
-                    f"{directory / INDEX} says that {shard} holds {name}, but it does not; "
+                    f"{directory / INDEX} says that {shard} holds {name:.200}, but it does not; "
                     "the files are of different releases, download them again"
                 )
 
@@ -155,7 +155,7 @@ def _open(file: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         size = f"{file.stat().st_size:,} bytes"
         raise UserError(
-            f"{file} ({size}) is truncated or damaged ({error}); download it again"
+            f"{file} ({size}) is truncated or damaged ({str(error):.300}); download it again"
         ) from None
     header = parse_json(content, Header, f"the header of {file}", "download it again")
     return {
