@@ -155,7 +155,7 @@ def _open(file: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         size = f"{file.stat().st_size:,} bytes"
         raise UserError(
-            f"{file} ({size}) is truncated or damaged ({str(error):.300}); download it again"
+            f"{file} ({size}) is truncated or damaged ({error!s:.300}); download it again"
         ) from None
     header = parse_json(content, Header, f"the header of {file}", "download it again")
     return {
