@@ -22,6 +22,7 @@ from jroute.outcomes.cells import Cell
 from jroute.outcomes.outcome import grade
 from jroute.probe import effects
 from jroute.statistics.intervals import accuracy
+from jroute.tasks.answers import ANSWER_PARSER_VERSION
 from jroute.utils.disk import make_folder
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_json
@@ -55,6 +56,7 @@ class AblationRun:
             "probed": grid.probed,
             "decoding": grid.decoding,
             "seed": grid.seed,
+            "answer_parser": ANSWER_PARSER_VERSION,  # a cell holds no text to grade anew
         }
 
     @property

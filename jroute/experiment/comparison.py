@@ -8,10 +8,14 @@ import numpy as np
 import pydantic
 
 from jroute.arms import registry
+from jroute.experiment.config import Experiment
 from jroute.experiment.items import read_items
+from jroute.experiment.judged_grades import check_grades
+from jroute.experiment.run_folder import RunFolder
 from jroute.statistics.contrasts import linear_contrast
 from jroute.statistics.holm import holm
 from jroute.statistics.intervals import accuracy
+from jroute.utils.config import load as load_config
 from jroute.utils.errors import UserError
 from jroute.utils.json_files import Record, read_json
 from jroute.utils.keys import stored
@@ -51,6 +55,7 @@ class _Results(_JudgedSplit):
     """What is compared in ``results.json``: the primary split, and the others by name."""
 
     split: str
+    outcomes: str = ""
     other_splits: dict[str, _JudgedSplit]
 
 
@@ -72,6 +77,10 @@ def read_judged(directory: Path, split: str | None) -> ComparedSplit:
     remedy = f"judge the run again with python -m jroute.evaluate --run {directory}"
     with settled(directory):
         results = read_json(results_file, _Results, remedy)
+        if (directory / "config.yaml").is_file():
+            experiment = load_config(Experiment, directory / "config.yaml")
+            folder = RunFolder(directory, Path(experiment.run))
+            check_grades(folder, experiment, results.outcomes)
         split = split or results.split
         splits = {results.split: results, **results.other_splits}
         if split not in splits:

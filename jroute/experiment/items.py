@@ -15,7 +15,9 @@ from jaxtyping import Float, Int
 
 from jroute.experiment.run_folder import RunFolder
 from jroute.outcomes.grid import GateGrid
+from jroute.outcomes.parts import PARSER_KEY
 from jroute.tasks import Problem, Split
+from jroute.tasks.answers import ANSWER_PARSER_VERSION
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_bytes, write_json
 from jroute.utils.keys import Keys, keys, stored, stored_keys
@@ -85,7 +87,10 @@ def write_results(
 ) -> None:
     """Write ``results.json`` and the rows of all splits, both at once."""
     rows = pa.BufferOutputStream()
-    pq.write_table(pa.concat_tables(tables), rows, write_page_checksum=True)
+    items = pa.concat_tables(tables).replace_schema_metadata(
+        {PARSER_KEY: str(ANSWER_PARSER_VERSION)}
+    )
+    pq.write_table(items, rows, write_page_checksum=True)
     with written_together(folder.path, "results") as partial:
         write_json(partial / folder.results.name, results)
         write_bytes(partial / folder.items.name, rows.getvalue().to_pybytes())

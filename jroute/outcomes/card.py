@@ -62,7 +62,7 @@ def check_card(folder: Path, fingerprint: str, num_gate_dims: int) -> Card:
     card = read_card(folder)
     if card.fingerprint != fingerprint:
         raise UserError(
-            f"{folder / CARD} is the outcome table of fingerprint {card.fingerprint}, not of "
+            f"{folder / CARD} is the outcome table of fingerprint {card.fingerprint:.80}, not of "
             f"{fingerprint}: move that folder back to its own name, outcomes of two experiments "
             "never mix"
         )

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +17,10 @@ from jroute.utils.errors import UserError
 from jroute.utils.keys import restored, stored
 
 _FINGERPRINT_KEY = b"jroute_fingerprint"
-_PARSER_KEY = b"jroute_answer_parser"
-"""Keys of a file's metadata: its table, and the version of the rules its cells were graded by."""
+PARSER_KEY = b"jroute_answer_parser"
+_DIGEST_KEY = b"jroute_digest"
+"""Keys of a file's metadata: its table, the version of the answer parser that graded its cells, and
+a digest of that and of all rows, which covers what the checksums of Parquet's pages do not."""
 
 _STATUSES = ("ok", "no_answer", "truncated")
 _REMEDY = "delete that file and generate again, only its cells are generated again"
@@ -71,12 +73,15 @@ def part_columns(outcomes: Sequence[Outcome], fingerprint: str, num_gate_dims: i
         fingerprint: The fingerprint of their table.
         num_gate_dims: Numbers in one gate.
     """
+    rows = [_row(outcome) for outcome in outcomes]
+    schema = part_schema(num_gate_dims)
+    columns = pa.Table.from_pylist(rows, schema=schema)
     metadata = {
         _FINGERPRINT_KEY: fingerprint.encode(),
-        _PARSER_KEY: str(ANSWER_PARSER_VERSION).encode(),
+        PARSER_KEY: str(ANSWER_PARSER_VERSION).encode(),
+        _DIGEST_KEY: _digest(ANSWER_PARSER_VERSION, columns.to_pylist()),
     }
-    schema = part_schema(num_gate_dims).with_metadata(metadata)
-    return pa.Table.from_pylist([_row(outcome) for outcome in outcomes], schema=schema)
+    return columns.replace_schema_metadata(metadata)
 
 
 def part_name(outcomes: Sequence[Outcome]) -> str:
@@ -84,6 +89,15 @@ def part_name(outcomes: Sequence[Outcome]) -> str:
     meaning = [[getattr(outcome, name) for name in MEANING] for outcome in outcomes]
     digest = hashlib.sha256(json.dumps(meaning).encode()).hexdigest()[:16]
     return f"part-{digest}.parquet"
+
+
+def parser_version(schema: pa.Schema) -> int:
+    """Return the version of the answer parser that a file's metadata names; 1 if it names none.
+
+    Raises:
+        ValueError: It is not a number.
+    """
+    return int((schema.metadata or {}).get(PARSER_KEY, b"1"))
 
 
 def read_part(file: Path, fingerprint: str, num_gate_dims: int) -> Part:
@@ -103,7 +117,7 @@ def read_part(file: Path, fingerprint: str, num_gate_dims: int) -> Part:
         rows = columns.to_pylist()
         metadata = columns.schema.metadata or {}
         owner = metadata.get(_FINGERPRINT_KEY, b"").decode()
-        parser = int(metadata.get(_PARSER_KEY, b"1"))
+        parser = parser_version(columns.schema)
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UserError(
@@ -113,8 +127,12 @@ def read_part(file: Path, fingerprint: str, num_gate_dims: int) -> Part:
         raise UserError(f"outcome part {file} has other columns than an outcome table: {_REMEDY}")
     if owner != fingerprint:
         raise UserError(
-            f"outcome part {file} was made under fingerprint {owner or 'unknown'}, not "
+            f"outcome part {file} was made under fingerprint {owner or 'unknown':.80}, not "
             f"{fingerprint}: move it out, outcomes of two experiments never mix"
+        )
+    if metadata.get(_DIGEST_KEY, digest := _digest(parser, rows)) != digest:
+        raise UserError(
+            f"outcome part {file} is damaged (its content has another digest): {_REMEDY}"
         )
     outcomes = [_outcome(row) for row in rows]
     for outcome in outcomes:
@@ -133,6 +151,10 @@ def defect_of(outcome: Outcome, num_gate_dims: int) -> str:
     if outcome.sample < 0 or outcome.tokens < 0:
         return f"sample {outcome.sample} and {outcome.tokens} tokens"
     return "" if outcome.status in _STATUSES else f"status {outcome.status!r}"
+
+
+def _digest(parser: int, rows: Sequence[Mapping[str, Any]]) -> bytes:
+    return hashlib.sha256(json.dumps([parser, rows]).encode()).hexdigest().encode()
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:

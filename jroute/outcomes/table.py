@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from jroute.outcomes.parts import defect_of, part_columns, part_name, read_part
 from jroute.outcomes.regrading import Graded, graded
 from jroute.routing.gate import Gate, gate_text
 from jroute.tasks.answers import ANSWER_PARSER_VERSION
-from jroute.utils.disk import make_folder
+from jroute.utils.disk import disk_errors, make_folder
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_bytes
 from jroute.utils.fingerprint import canonical
@@ -167,20 +168,20 @@ class OutcomeTable:
                 f", {unknown} left out since their gold answers are not known" * bool(unknown),
             )
 
-    def changed_grades(self, problem_ids: Iterable[str]) -> list[list[Any]]:
+    def changed_grades(self, problem_ids: Iterable[str] | None = None) -> list[list[Any]]:
         """Return the cells whose files hold another status or correctness than is right now.
 
         Args:
-            problem_ids: The problems to look at.
+            problem_ids: The problems to look at; by default all.
 
         Returns:
             Problem id, gate, sample, status and correctness of each, in order.
         """
-        ids = set(problem_ids)
+        ids = None if problem_ids is None else set(problem_ids)
         return sorted(
             [name, list(np.ravel(gate)), sample, outcome.status, outcome.correct]
             for (name, gate, sample), outcome in self._changed.items()
-            if name in ids
+            if ids is None or name in ids
         )
 
     def missing(
@@ -204,8 +205,7 @@ class OutcomeTable:
         fresh = self._fresh(outcomes)
         if not fresh:
             return
-        make_folder(self.folder)
-        with serialised(self.folder / LOCK):
+        with self._locked():
             self.refresh()  # another process may have filed some of them
             fresh = self._fresh(fresh.values())
             if fresh:
@@ -231,8 +231,8 @@ class OutcomeTable:
             self.outcome(outcome.problem_id, outcome.gate, sample=outcome.sample)
         if not outcomes:
             return
-        with serialised(self.folder / LOCK):
-            existing = {_cell_of(replicate) for _, replicate in self.replicates()}
+        with self._locked():
+            existing = self._replicates()
             fresh = {_cell_of(o): o for o in outcomes if _cell_of(o) not in existing}
             if fresh:
                 self._write_part(self.folder / REPLICATES, list(fresh.values()))
@@ -244,10 +244,8 @@ class OutcomeTable:
             UserError: If a part cannot be read.
             MissingOutcome: If a replicated cell is not in the table.
         """
-        again: dict[_Cell, Outcome] = {}
-        for file in _parts(self.folder / REPLICATES):
-            for outcome in self._graded(file).outcomes:
-                again.setdefault(_cell_of(outcome), outcome)
+        again = self._replicates()
+        self.refresh()  # another process may have filed cells and their replicates
         return [
             (self.outcome(o.problem_id, o.gate, sample=o.sample), o)
             for cell, o in again.items()
@@ -296,6 +294,14 @@ class OutcomeTable:
         ]
         return np.array(values, dtype=np.float64).reshape(len(problem_ids), len(gates))
 
+    def _replicates(self) -> dict[_Cell, Outcome]:
+        """Return the replicates, the first one of every cell."""
+        again: dict[_Cell, Outcome] = {}
+        for file in _parts(self.folder / REPLICATES):
+            for outcome in self._graded(file).outcomes:
+                again.setdefault(_cell_of(outcome), outcome)
+        return again
+
     def _check(self, outcome: Outcome) -> None:
         if defect := defect_of(outcome, self.num_gate_dims):
             raise ValueError(f"an outcome of this table has {defect}: {outcome}")
@@ -313,8 +319,16 @@ class OutcomeTable:
                 raise _conflict(cell, existing, outcome, f"outcomes given to {self.folder}")
         return fresh
 
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Make the folder and be the only process that adds to it during the block."""
+        with disk_errors(self.folder):
+            make_folder(self.folder)
+            with serialised(self.folder / LOCK):
+                yield
+
     def _remove_leftovers(self) -> None:
-        """Remove what killed processes of this machine left."""
+        """Remove what killed processes left."""
         remove_leftovers(self.folder)
         remove_leftovers(self.folder / REPLICATES)
         if (self.folder / LOCK).exists():

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from jroute.arms.registry import BASELINE, SELECTED, SUBJECT
@@ -15,15 +13,16 @@ from jroute.controller.features import RawFeatures
 from jroute.experiment.config import Experiment
 from jroute.experiment.feature_store import read_features
 from jroute.experiment.items import read_items
+from jroute.experiment.judged_grades import check_grades, find_table
 from jroute.experiment.run_folder import RunFolder
 from jroute.observe.scalars import read_curves
-from jroute.outcomes.outcome import MEANING, Outcome
+from jroute.outcomes.outcome import Outcome
+from jroute.outcomes.table import OutcomeTable
 from jroute.report.report_data import ProblemRow, ReportData, SplitReport
 from jroute.routing.gate import Gate, as_gate, gate_text
-from jroute.tasks import Problem, Split, load_problems
+from jroute.tasks import Problem, Split, TaskConfig, gold_answers, load_problems
 from jroute.utils.config import load as load_config
 from jroute.utils.errors import UserError
-from jroute.utils.keys import restored, stored_keys
 
 ArmGates = dict[str, Float[np.ndarray, "seeds problems gate_dims"]]
 """Gates by arm; an arm without seeds counts as one seed."""
@@ -48,6 +47,7 @@ def read_run(directory: str | Path) -> ReportData:
     experiment = load_config(Experiment, folder.config)
     folder = RunFolder(directory, Path(experiment.run))
     results = json.loads(folder.results.read_text())
+    check_grades(folder, experiment, str(results.get("outcomes", "")))
     by_split = {results["split"]: results, **results.get("other_splits", {})}
     curves, curves_by_seed = read_curves(folder.curves)
     probe = directory / "probe" / "probe.json"
@@ -77,8 +77,8 @@ def _read_split(
     """Return one split; if its problems cannot be read, the reason instead of them."""
     try:
         problems = load_problems(experiment.task, split)
-        table = _find_table(folder, experiment, str(results.get("outcomes", "")))
-        cells = _read_cells(table)
+        table = find_table(folder, experiment, str(results.get("outcomes", "")))
+        cells = _read_cells(table, experiment.task)
         features, raw = _read_features(folder, split, len(problems))
         arm_gates = _read_gates(folder, split, problems)
         if not arm_gates:
@@ -135,35 +135,12 @@ def _gate(numbers: Float[np.ndarray, " gate_dims"]) -> Gate:
 # Outcomes and features --------------------------------------------------------------------------
 
 
-def _find_table(folder: RunFolder, experiment: Experiment, fingerprint: str) -> Path:
-    """Return the folder of the outcome table: in the run, or where several runs share tables.
-
-    Raises:
-        UserError: No table has this fingerprint.
-    """
-    candidates = [folder.outcomes, folder.memo]
-    if experiment.outcomes:
-        candidates.append(folder.locate(experiment.outcomes))
-    for tables in candidates:
-        if fingerprint and (tables / fingerprint).is_dir():
-            return tables / fingerprint
-    raise UserError(f"no outcome table {fingerprint[:16]} is in {candidates[0]}; train again")
-
-
-def _read_cells(folder: Path) -> dict[str, dict[Gate, Outcome]]:
+def _read_cells(folder: Path, task: TaskConfig) -> dict[str, dict[Gate, Outcome]]:
     """Return the first sample of every cell, by problem and gate."""
     cells: dict[str, dict[Gate, Outcome]] = {}
-    columns = [stored_keys(Outcome)[name] for name in MEANING]
-    for part in sorted(folder.glob("part-*.parquet")):
-        try:
-            rows = pq.read_table(part, columns=columns).to_pylist()
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{part} cannot be read ({error})") from error
-        for row in rows:
-            values = restored(Outcome, row)
-            outcome = Outcome(**{**values, "gate": as_gate(values["gate"])})
-            if outcome.sample == 0:
-                cells.setdefault(outcome.problem_id, {})[outcome.gate] = outcome
+    for outcome in OutcomeTable.open(folder, lambda: gold_answers(task)).cells():
+        if outcome.sample == 0:
+            cells.setdefault(outcome.problem_id, {})[outcome.gate] = outcome
     return cells
 
 

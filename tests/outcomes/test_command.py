@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -109,6 +110,14 @@ def test_devices_are_no_part_of_a_run(config: Path, capsys: pytest.CaptureFixtur
         (["--gates=0,0.3"], "--gates names 0.3"),
         (["--share", "4/4"], "share is '4/4'; the shares of 4 are 0/4"),
         (["--share", "half"], "share is 'half'; give i/n"),
+        (["--share", "0/" + "9" * 5000], "share is '0/9+; give i/n"),
+        (["--share", "0/0"], "share is '0/0'; the shares of 4 are"),
+        (["--share", "3/2"], "share is '3/2'; the shares of 4 are"),
+        (["--share", "-1/4"], "share is '-1/4'; give i/n"),
+        (["--share", "½"], "share is '½'; give i/n"),
+        (["--share", "\u0661/\u0664"], "share is '\u0661/\u0664'; give i/n"),
+        (["--share", "0 / 4"], "share is '0 / 4'; give i/n"),
+        (["--replicate", "nan"], "replicate"),
         (["--samples", "2"], "samples is 2, but greedy decoding makes them identical"),
         (["--replicate", "-3"], "replicate is -3"),
     ],
@@ -303,6 +312,28 @@ def test_a_killed_command_ends_with_the_table_of_a_whole_one(config: Path, tmp_p
     assert main([*here, "--run", str(killed)]) == 0
     assert cells_of(killed) == everything
     assert not [p for p in killed.rglob(".*") if p.name.endswith(f".{os.getpid()}.tmp")]
+
+
+def test_two_commands_at_once_write_no_cell_twice(config: Path, tmp_path: Path, capsys) -> None:
+    """Both start on a new folder with the same share; one is killed, and given once more."""
+    run = tmp_path / "run"
+    options = ["--config", str(config), "--run", str(run), "--split", "test", "--problems", "24"]
+    options += ["--engine.slots", "8", "--allow_inert", "true"]
+    command = [sys.executable, "-m", "jroute.outcomes", *options]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    first, second = (subprocess.Popen(command, **quiet) for _ in range(2))
+    while not list(run.glob("outcomes/*/part-*.parquet")):
+        assert first.poll() is None and second.poll() is None
+        time.sleep(0.01)
+    second.kill()
+    assert first.wait() == 0 and second.wait() == -signal.SIGKILL
+    assert main(options) == 0
+    assert "0 cells made now" in capsys.readouterr().out
+    (folder,) = run.glob("outcomes/*")
+    rows = pq.read_table(folder).select(["problem_id", "gate", "sample"]).to_pylist()
+    assert len(rows) == len({tuple(row.values()) for row in rows}) == 72
+    names = {path.name for path in folder.iterdir()}
+    assert {name for name in names if not name.startswith("part-")} == {"_table.json"}
 
 
 def test_gates_that_do_nothing_are_warned_of(config: Path, tmp_path: Path, capsys) -> None:

@@ -11,11 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import jroute
+from jroute.evaluate import main as evaluate
+from jroute.experiment.comparison import read_judged
 from jroute.outcomes import parts as module
 from jroute.outcomes.outcome import Outcome
 from jroute.outcomes.regrading import regrade
 from jroute.outcomes.replicates import NoiseFloor
 from jroute.outcomes.table import MissingOutcome, OutcomeTable
+from jroute.report.__main__ import main as report
 from jroute.tasks.answers import ANSWER_PARSER_VERSION
 from jroute.utils.errors import UserError
 from jroute.utils.fingerprint import semantic_fingerprint
@@ -64,7 +67,8 @@ GRADES = {
 def write_old(table: OutcomeTable, outcomes: list[Outcome], *, replicates: bool = False) -> None:
     """Write a part as version 1 did: it does not say by which rules it was graded."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_PARSER_KEY", b"unknown")
+        patch.setattr(module, "PARSER_KEY", b"unknown")
+        patch.setattr(module, "_DIGEST_KEY", b"unknown too")
         table.add_replicates(outcomes) if replicates else table.append(outcomes)
 
 
@@ -131,9 +135,11 @@ def test_merged_parts_of_two_versions_agree(tmp_path):
 @pytest.mark.parametrize("version", ["", "two", "1" * 5000])
 def test_a_version_that_is_no_number_is_damage(tmp_path, version):
     table = OutcomeTable(tmp_path, FINGERPRINT, DESCRIPTION)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "ANSWER_PARSER_VERSION", version)
-        table.append([cell("a", 0.0, "#### 18")])
+    table.append([cell("a", 0.0, "#### 18")])
+    [part] = table.folder.glob("part-*")
+    columns = pq.read_table(part)
+    metadata = columns.schema.metadata | {b"jroute_answer_parser": version.encode()}
+    pq.write_table(columns.replace_schema_metadata(metadata), part)
     with pytest.raises(UserError, match=r"part-\w+\.parquet is damaged .*delete that file"):
         OutcomeTable.open(table.folder)
 
@@ -191,3 +197,17 @@ def test_a_run_sees_the_new_grades(old_run, caplog):
     with pytest.raises(UserError, match=f"{training}, which it has, differs in grades"):
         _ = other.trained
     assert json.loads((old_run / "results.json").read_text())["training"] == training
+
+
+def test_results_of_other_grades_are_refused_until_they_are_judged_again(old_run, capsys):
+    """The report and the comparison read what judging wrote; the cells are graded on loading."""
+    before = read_judged(old_run, None)  # no grade has changed
+    assert grade_wrongly(old_run, "test") > 0
+    with pytest.raises(UserError, match=r"results\.json was judged by version 1 of the answer"):
+        read_judged(old_run, None)
+    assert report(["--run", str(old_run)]) == 2
+    assert "another grade; run python -m jroute.train --config" in capsys.readouterr().err
+    assert evaluate(["--run", str(old_run)]) == 0
+    assert report(["--run", str(old_run)]) == 0
+    after = read_judged(old_run, None)
+    np.testing.assert_array_equal(after.values["baseline"], before.values["baseline"])
