@@ -1,7 +1,7 @@
 """A model, its tokenizer and its routing behind one interface, for notebooks and commands."""
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,8 @@ from jroute.routing.presets import routing_file
 from jroute.tasks.tokenizer import load_tokenizer
 from jroute.utils.config import load as load_config
 from jroute.utils.errors import UserError
+from jroute.utils.inputs import check_kind, check_path, check_text, list_of, whole_numbers
+from jroute.utils.inputs import token_ids as token_ids_of
 from jroute.utils.json_files import read_json
 
 
@@ -100,6 +102,7 @@ class LanguageModel:
         self, routing: RoutingConfig, raw: Float[np.ndarray, "layers hooks *raw"] | None = None
     ) -> "LanguageModel":
         """Return the same model under another routing, or with learned mixing weights ``raw``."""
+        check_kind(routing, RoutingConfig, "routing")
         other = copy.copy(self)
         other.routing = Routing.create(routing, self.config.num_hidden_layers, raw)
         return other
@@ -122,7 +125,7 @@ class LanguageModel:
 
     def check_slots(self, slots: int | Literal["auto"]) -> None:
         """Raise a ``UserError`` if the replicas cannot share this many slots evenly."""
-        check_divisible(slots, self.replicas)
+        check_divisible(EngineConfig(slots).slots, self.replicas)
 
     @property
     def context(self) -> int:
@@ -131,6 +134,7 @@ class LanguageModel:
 
     def encode(self, text: str) -> list[int]:
         """Encode a text verbatim; special tokens in it are recognized, none is added."""
+        check_text(text, "the text to encode")
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
 
     def layer_gates(
@@ -139,13 +143,14 @@ class LanguageModel:
         """Spread a gate over the batch and the layers; ``None`` stays ``None``."""
         return None if gate is None else self.routing.layer_gates(gate, batch)
 
-    def _check_ids(self, rows: Iterable[Sequence[int] | np.ndarray]) -> None:
-        for row in rows:
-            for token in (min(row, default=0), max(row, default=0)):
-                if not 0 <= token < self.config.vocab_size:
-                    raise UserError(
-                        f"token id {token} is outside the vocabulary of {self.config.vocab_size}"
-                    )
+    def _pair(self, pair: Any, what: str) -> tuple[list[int], list[int]]:
+        """Return the token ids of a context and its continuation."""
+        sides = list_of(pair, what)
+        if len(sides) != 2:
+            raise UserError(f"{what} has {len(sides)} parts; give (context ids, continuation ids)")
+        vocab = self.config.vocab_size
+        context, continuation = (token_ids_of(side, what, vocab) for side in sides)
+        return context, continuation
 
     def logits(
         self, token_ids: Any, gate: GateLike | None = None, *, metrics: bool = False
@@ -162,16 +167,17 @@ class LanguageModel:
             UserError: An id is outside the vocabulary, a row is longer than the context, or the
                 gate is invalid.
         """
-        rows = [np.asarray(row, np.int32) for row in token_ids]
-        if not rows or not all(row.ndim == 1 and row.size for row in rows):
+        rows = list_of(token_ids, "token_ids")
+        if not rows or not all(np.ndim(row) == 1 and len(row) for row in rows):
             raise UserError(
                 "token_ids holds no tokens; give [batch, seq] or a list of non-empty rows"
             )
-        width = max(row.size for row in rows)
+        vocab = self.config.vocab_size
+        rows = [token_ids_of(row, f"row {i}", vocab, padding=True) for i, row in enumerate(rows)]
+        width = max(map(len, rows))
         tokens = np.full((len(rows), width), -1, np.int32)
         for padded, row in zip(tokens, rows, strict=True):
-            padded[: row.size] = row
-        self._check_ids([np.maximum(tokens, 0).ravel()])
+            padded[: len(row)] = np.maximum(row, -1)
         check_context(int((tokens >= 0).sum(axis=1).max()), 0, self.context)
         gates = self.layer_gates(gate, len(rows))
         if metrics and gates is None:
@@ -238,15 +244,26 @@ class LanguageModel:
             One completion per prompt, in order.
 
         Raises:
-            UserError: A prompt is empty or does not fit the context; a gate or option is invalid.
-            TypeError: An option is not a field of either configuration.
+            UserError: A prompt is empty or does not fit the context; a gate or option is invalid;
+                the logits of a prompt are not finite.
         """
-        decoding, engine = with_options(decoding or Decoding(), engine or EngineConfig(), **options)
-        rows = [prompts] if isinstance(prompts, str) else list(prompts)
-        tokens = [self.encode(row) if isinstance(row, str) else list(row) for row in rows]
-        self._check_ids(tokens)
-        seeds = _seeds(seed, len(rows))
-        shared_tokens = _shared_tokens(shared, len(rows))
+        decoding = Decoding() if decoding is None else decoding
+        engine = EngineConfig() if engine is None else engine
+        decoding, engine = with_options(decoding, engine, **options)
+        for name, call in (("finished", finished), ("progress", progress)):
+            if call is not None and not callable(call):
+                raise UserError(f"{name} is {call!r:.60}; give a function")
+        if logprobs not in (None, "raw", "truncated"):
+            raise UserError(f"logprobs is {logprobs!r:.60}; give 'raw', 'truncated' or nothing")
+        rows = [prompts] if isinstance(prompts, str) else list_of(prompts, "prompts")
+        tokens = [
+            self.encode(row)
+            if isinstance(row, str)
+            else token_ids_of(row, f"prompt {i}", self.config.vocab_size)
+            for i, row in enumerate(rows)
+        ]
+        seeds = whole_numbers(seed, len(rows), "seed", counts_up=True)
+        shared_tokens = whole_numbers(shared, len(rows), "shared")
         gates = self.layer_gates(gate, len(rows))
         requests = [
             Request(
@@ -277,11 +294,12 @@ class LanguageModel:
             context, and whether greedy decoding would have produced it.
 
         Raises:
-            UserError: A side is empty, or both have more tokens than the context holds.
+            UserError: A side is empty, both have more tokens than the context holds, or the logits
+                are not finite.
         """
         slots = EngineConfig(slots).batch
         self.check_slots(slots)
-        self._check_ids([ids for pair in pairs for ids in pair])
+        pairs = [self._pair(pair, f"pair {i}") for i, pair in enumerate(list_of(pairs, "pairs"))]
         for context, continuation in pairs:
             if not context or not continuation:
                 raise UserError(
@@ -293,31 +311,12 @@ class LanguageModel:
             return score_pairs(self.frozen, pairs, gates, slots=slots)
 
 
-def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    """Return one seed per prompt; a single seed counts up."""
-    seeds = [seed + i for i in range(count)] if isinstance(seed, int) else list(seed)
-    if len(seeds) != count or not all(0 <= s < 2**31 for s in seeds):
-        raise UserError(
-            f"seed must be one number or one for each of the {count} prompts, "
-            "each from 0 to 2**31 - 1"
-        )
-    return seeds
-
-
-def _shared_tokens(shared: int | Sequence[int], count: int) -> list[int]:
-    """Return the number of shared leading tokens of each prompt."""
-    numbers = [shared] * count if isinstance(shared, int) else list(shared)
-    if len(numbers) != count or any(number < 0 for number in numbers):
-        raise UserError(
-            f"shared must be a number of tokens, or one for each of the {count} prompts"
-        )
-    return numbers
-
-
 def resolve_routing(directory: Path, routing: str | RoutingConfig | None) -> RoutingConfig:
     """Read a routing configuration by preset name or YAML path; empty reads the model's own."""
     if isinstance(routing, RoutingConfig):
         return routing
+    if routing is not None:
+        check_text(routing, "routing")
     stored = directory / "routing.yaml"
     if not routing:
         return load_config(RoutingConfig, stored if stored.is_file() else routing_file("histories"))
@@ -344,7 +343,9 @@ def load(
         UserError: The model or the routing does not exist, the model is damaged, or the mesh does
             not fit.
     """
-    directory = Path(directory)
+    directory = check_path(directory, "the model directory")
+    if mesh is not None:
+        check_kind(mesh, MeshConfig, "mesh")
     if dtype not in ("", "float32", "bfloat16"):
         raise UserError(f"dtype is {dtype!r}; give float32, bfloat16, or nothing to keep it")
     config = Qwen3Config(**read_manifest(directory)["config"])

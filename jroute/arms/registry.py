@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+from jroute.routing.gate import check_gates
 from jroute.statistics.roles import ArmRoles
 from jroute.utils.errors import UserError
 
@@ -291,6 +292,8 @@ def parse_arm(name: str) -> Arm:
     Raises:
         UserError: No arm has this name, or ``fixed:`` has no number behind it.
     """
+    if not isinstance(name, str):
+        raise UserError(f"an arm is named {name!r:.60}; give a text such as fixed:0.5")
     if name in ARMS:
         return ARMS[name]
     if not name.startswith(FIXED):
@@ -301,6 +304,7 @@ def parse_arm(name: str) -> Arm:
         raise UserError(
             f"arm {name!r} has no number after 'fixed:'; write e.g. fixed:0.5"
         ) from None
+    check_gates(gate, f"arm {name!r}")
     return fixed(gate, name)
 
 

@@ -18,9 +18,20 @@ from jaxtyping import Array, Float, Int, Key
 from jroute.controller import networks
 from jroute.utils.errors import UserError
 from jroute.utils.keys import Keys, keys
+from jroute.utils.ranges import Range, check_ranges, whole
 
 LENGTH = slice(0, 1)
 """Columns of the features that the length-only arm sees."""
+
+
+RANGES = {
+    "hidden": whole(1, 2**16),
+    "networks": whole(1, 2**16),
+    "steps": whole(1),
+    "learning_rates": Range(0.0, 1.0, above=True),
+    "weight_decays": Range(0.0),
+    "check_every": whole(1),
+}
 
 
 @dataclass(frozen=True)
@@ -52,9 +63,7 @@ class SupervisedConfig:
         for name in ("learning_rates", "weight_decays"):
             if not getattr(self, name):
                 raise UserError(f"supervised.{name} is empty; give at least one number")
-        for name in ("networks", "steps", "check_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"supervised.{name} is {getattr(self, name)}; it must be positive")
+        check_ranges("supervised", self, RANGES)
 
 
 Cells = tuple[Float[np.ndarray, "_ features"], Float[np.ndarray, "_ gates"]]

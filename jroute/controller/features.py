@@ -27,6 +27,7 @@ from jroute.model.params import Params
 from jroute.routing.mixing import Routing
 from jroute.utils.errors import UserError
 from jroute.utils.keys import Keys, keys, restored, stored
+from jroute.utils.ranges import check_ranges, whole
 
 SCALARS = ("prompt_length", "length_bucket", "first_token_entropy", "first_token_margin")
 """Scalars that every configuration of features has."""
@@ -67,9 +68,8 @@ class FeatureConfig:
     def __post_init__(self) -> None:
         """Refuse depths outside the model and numbers of components below 1."""
         if not self.depths or not all(0 < depth <= 1 for depth in self.depths):
-            raise UserError(f"features.depths must be fractions in (0, 1], got {self.depths}")
-        if self.components < 1:
-            raise UserError(f"features.components is {self.components}; it must be at least 1")
+            raise UserError(f"features.depths is {self.depths}; give fractions above 0, up to 1")
+        check_ranges("features", self, {"components": whole(1)})
 
 
 class RawFeatures(NamedTuple):

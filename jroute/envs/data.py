@@ -11,12 +11,18 @@ from jaxtyping import Float
 
 from jroute.outcomes.backends import OutcomeBackend
 from jroute.outcomes.outcome import Outcome
-from jroute.routing.gate import Gate
+from jroute.routing.gate import Gate, check_gates
 from jroute.tasks.problem import Problem
 from jroute.utils.errors import UserError
+from jroute.utils.inputs import list_of
+from jroute.utils.ranges import whole
 
 # Every observation begins with these two; features of one prefill of the base model follow.
 LEADING_FEATURES = ("prompt_length", "length_bucket")
+
+
+class InvalidActionError(UserError, InvalidAction):
+    """Gymnasium's exception for an action outside the action space, with one sentence."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +54,15 @@ class EnvData:
 
     def __post_init__(self) -> None:
         """Check that the fields fit together and freeze them."""
-        observations = np.array(self.observations, dtype=np.float32)
-        problems, features = observations.shape
+        for name in ("problems", "prompts", "feature_names", "gates"):
+            list_of(getattr(self, name), name)
+        try:
+            observations = np.array(self.observations, dtype=np.float32)
+            problems, features = observations.shape
+        except (TypeError, ValueError):
+            raise UserError(
+                "observations of an environment must be numbers [problems, features]"
+            ) from None
         if not len(self.problems) == len(self.prompts) == problems > 0:
             raise UserError(
                 f"an environment needs one prompt and one row of features per problem, got "
@@ -68,8 +81,11 @@ class EnvData:
             )
         if not self.gates or len(set(self.gates)) != len(self.gates):
             raise UserError(f"an environment needs distinct gates, got {tuple(self.gates)}")
-        if self.num_gate_dims < 1:
-            raise UserError(f"num_gate_dims must be at least 1, got {self.num_gate_dims}")
+        check_gates(tuple(self.gates), "gates")
+        if not whole(1).holds(self.num_gate_dims):
+            raise UserError(f"num_gate_dims must be at least 1, got {self.num_gate_dims!r:.60}")
+        if not isinstance(self.backend, OutcomeBackend):
+            raise UserError(f"{self.backend!r:.60} is no backend; give one of jroute.outcomes")
         rows = {problem.id: row for row, problem in enumerate(self.problems)}
         if len(rows) != problems:
             raise UserError("two problems of an environment have the same id: make ids unique")
@@ -89,7 +105,7 @@ class EnvData:
         Raises:
             UserError: The environment does not have the problem.
         """
-        if problem_id not in self.rows:
+        if not isinstance(problem_id, str) or problem_id not in self.rows:
             raise UserError(
                 f"no problem {problem_id!r} among the {len(self.problems)} of this environment: "
                 f"ids look like {self.problems[0].id!r}"
@@ -119,12 +135,14 @@ class EnvData:
         actions = np.asarray(actions)
         shape = (count,) if self.num_gate_dims == 1 else (count, self.num_gate_dims)
         if actions.shape != shape or actions.dtype.kind not in "iu":
-            raise InvalidAction(
+            raise InvalidActionError(
                 f"actions must be integers of shape {shape}, got an array of shape {actions.shape} "
                 f"and type {actions.dtype}"
             )
         if np.any((actions < 0) | (actions >= len(self.gates))):
-            raise InvalidAction(f"{actions} are not all indices of the {len(self.gates)} gates")
+            raise InvalidActionError(
+                f"{actions} are not all indices of the {len(self.gates)} gates"
+            )
         if self.num_gate_dims == 1:
             return [self.gates[i] for i in actions]
         return [tuple(self.gates[i] for i in row) for row in actions]

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jroute.envs.data import EnvData
 from jroute.utils.errors import UserError
+from jroute.utils.inputs import check_kind
 
 
 class TableState(NamedTuple):
@@ -66,7 +67,18 @@ class TableEnv(NamedTuple):
         Raises:
             UserError: There are no problems or gates, or a number is not finite.
         """
+        if np.ndim(rewards) != 2 or np.ndim(observations) != 2:
+            raise UserError(
+                "an environment needs observations [problems, features] and rewards "
+                "[problems, gates]"
+            )
+        observations, rewards = np.asarray(observations), np.asarray(rewards)
         problems, gates = rewards.shape
+        if len(observations) != problems:
+            raise UserError(
+                f"an environment has observations of {len(observations)} problems and rewards of "
+                f"{problems}; give both for each"
+            )
         if problems == 0 or gates == 0:
             raise UserError(
                 f"an environment needs problems and gates, but this one has {problems} and "
@@ -142,6 +154,7 @@ class LiveEnv:
 
     def __init__(self, data: EnvData) -> None:
         """Make the environment of a split."""
+        check_kind(data, EnvData, "data")
         self.data = data
         self.prompts = UniformPrompts(jnp.asarray(data.observations))
 

@@ -19,10 +19,26 @@ from jaxtyping import Bool, Float32, Float64, Int
 from jroute.envs.data import EnvData
 from jroute.outcomes.outcome import Outcome
 from jroute.routing.gate import Gate
-from jroute.utils.errors import UserError
+from jroute.utils.errors import UserError, UserTypeError, UserValueError
+from jroute.utils.inputs import check_kind, check_text, list_of
+from jroute.utils.ranges import whole
 
 SplitData = EnvData | Mapping[str, EnvData] | Callable[[str], EnvData]
 """The data of one split, of several splits by name, or a loader from a split's name to its data."""
+
+
+class ResetNeededError(UserError, ResetNeeded):
+    """Gymnasium's exception for a step outside an episode, with a ``UserError``'s sentence."""
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse what Gymnasium cannot seed a random stream with.
+
+    Raises:
+        UserError: It is neither ``None`` nor a whole number from 0.
+    """
+    if seed is not None and not whole(0, 2**63 - 1).holds(seed):
+        raise UserError(f"seed is {seed!r:.60}; give None or a whole number from 0")
 
 
 class _Splits:
@@ -33,14 +49,17 @@ class _Splits:
     """
 
     def __init__(self, data: SplitData, split: str) -> None:
+        check_text(split, "split")
         self._load: Callable[[str], EnvData] | None = None
         self._data: dict[str, EnvData] = {}
         if isinstance(data, EnvData):
             self._data[split] = data
         elif isinstance(data, Mapping):
             self._data.update(data)
-        else:
+        elif callable(data):
             self._load = data
+        else:
+            raise UserError(f"data is {data!r:.60}; give an EnvData, one by split, or a loader")
         self.first = split
         self.data(split)
 
@@ -50,12 +69,14 @@ class _Splits:
         Raises:
             UserError: There is no such split, or its features or gates differ from the first's.
         """
+        check_text(split, "split")
         if split not in self._data:
             if self._load is None:
                 raise UserError(
                     f"no split {split!r} in this environment; it has {', '.join(self._data)}"
                 )
             self._data[split] = self._load(split)
+        check_kind(self._data[split], EnvData, f"the data of split {split!r}")
         data, first = self._data[split], self._data.get(self.first, self._data[split])
         if (data.feature_names, data.gates, data.num_gate_dims) != (
             first.feature_names,
@@ -70,7 +91,8 @@ class _Splits:
 
 
 def _check_options(options: Mapping[str, Any] | None, allowed: Sequence[str]) -> Mapping[str, Any]:
-    options = options or {}
+    options = {} if options is None else options
+    check_kind(options, Mapping, "options")
     for name in options:
         if name not in allowed:
             raise UserError(
@@ -83,7 +105,7 @@ def _problem_rows(data: EnvData, options: Mapping[str, Any], count: int) -> list
     if "problem_ids" not in options:
         return None
     problem_ids = options["problem_ids"]
-    if isinstance(problem_ids, str) or len(problem_ids) != count:
+    if isinstance(problem_ids, str) or len(list_of(problem_ids, "problem_ids")) != count:
         raise UserError(
             f"options['problem_ids'] must be a list of {count}, one problem id for each prompt of "
             f"the environment; got {problem_ids!r}"
@@ -141,6 +163,7 @@ class RoutingEnv(Env[np.ndarray, Any]):
         checked = _check_options(options, ("problem_ids", "split"))
         data = self._splits.data(checked.get("split", self._splits.first))
         rows = _problem_rows(data, checked, 1)
+        check_seed(seed)
         super().reset(seed=seed)
         self.data = data
         self._row = rows[0] if rows else int(self.np_random.integers(len(data.problems)))
@@ -154,7 +177,7 @@ class RoutingEnv(Env[np.ndarray, Any]):
             InvalidAction: The action is not the index of a gate, or one for each dimension.
         """
         if self._row is None:
-            raise ResetNeeded("an episode is one step: call reset() before each step()")
+            raise ResetNeededError("an episode is one step: call reset() before each step()")
         data, row = self.data, self._row
         gates = data.gates_of(np.asarray(action)[None], 1)
         [outcome] = data.backend.outcomes([data.problems[row]], gates)
@@ -198,6 +221,8 @@ class RoutingVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """
         self._splits = _Splits(data, split)
         first = self._splits.data(split)
+        if not whole(1).holds(num_envs):
+            raise UserError(f"num_envs is {num_envs!r:.60}; give {whole(1)}")
         self.num_envs = num_envs
         self.single_observation_space = first.observation_space()
         self.single_action_space = first.action_space()
@@ -245,7 +270,7 @@ class RoutingVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         mask = self._reset_mask(checked)
         seeds = self._row_seeds(seed)
         if self._rows is None and not mask.all():
-            raise ResetNeeded("call reset() for all rows before resetting a part of them")
+            raise ResetNeededError("call reset() for all rows before resetting a part of them")
         for i in np.flatnonzero(mask):
             if (row_seed := seeds[i]) is not None:
                 self._streams[i] = seeding.np_random(row_seed)
@@ -267,7 +292,7 @@ class RoutingVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             InvalidAction: The actions are not one index of a gate for each row.
         """
         if self._rows is None:
-            raise ResetNeeded("call reset() before the first step()")
+            raise ResetNeededError("call reset() before the first step()")
         first, answered, answered_data = (
             self._splits.data(self._splits.first),
             self._rows,
@@ -332,20 +357,25 @@ class RoutingVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         mask = options["reset_mask"]
         if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
             kind = f"an array of {mask.dtype}" if isinstance(mask, np.ndarray) else type(mask)
-            raise TypeError(f"options['reset_mask'] must be a numpy array of bool, got {kind}")
+            raise UserTypeError(f"options['reset_mask'] must be a numpy array of bool, got {kind}")
         if mask.shape != (self.num_envs,):
-            raise ValueError(
+            raise UserValueError(
                 f"options['reset_mask'] must have shape ({self.num_envs},), got {mask.shape}"
             )
         if not mask.any():
-            raise ValueError("options['reset_mask'] must choose at least one row")
+            raise UserValueError("options['reset_mask'] must choose at least one row")
         return mask
 
     def _row_seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
         if seed is None:
             return [None] * self.num_envs
         if isinstance(seed, int):
+            check_seed(seed)
             return [seed + i for i in range(self.num_envs)]
-        if len(seed) != self.num_envs:
-            raise ValueError(f"seed must be a number or {self.num_envs} of them, got {len(seed)}")
+        if len(list_of(seed, "seed")) != self.num_envs:
+            raise UserValueError(
+                f"seed must be a number or {self.num_envs} of them, got {len(seed)}"
+            )
+        for row_seed in seed:
+            check_seed(row_seed)
         return list(seed)

@@ -14,6 +14,7 @@ from jroute.generate.decoding import Decoding
 from jroute.observe.scalars import Track
 from jroute.ppo.config import PPOConfig
 from jroute.probe.mixing import MixingConfig
+from jroute.routing.gate import check_gates
 from jroute.statistics.config import JudgeConfig
 from jroute.tasks import Split, TaskConfig
 from jroute.tasks.prompts import PromptConfig
@@ -109,6 +110,7 @@ class Experiment:
     def __post_init__(self) -> None:
         if len(self.gates) < 2 or len(set(self.gates)) != len(self.gates):
             raise UserError(f"gates must be at least two different numbers, got {self.gates}")
+        check_gates(self.gates, "gates")
         if 0.0 not in self.gates or 0.5 not in self.gates:
             raise UserError("gates must hold 0 (the baseline) and 0.5 (a control arm)")
         if self.gate_per != "prompt" and self.rollouts == "table":

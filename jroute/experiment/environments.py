@@ -16,6 +16,7 @@ from jroute.outcomes.backends import OutcomeBackend
 from jroute.outcomes.grid import GateGrid
 from jroute.tasks import Split
 from jroute.utils.errors import UserError
+from jroute.utils.inputs import check_kind
 
 Data = EnvData | Mapping[str, EnvData]
 
@@ -113,4 +114,5 @@ def _source(
             "give exactly one"
         )
     opened = load_run(run)
+    check_kind(live, bool, "live")
     return lambda split: environment_data(opened, cast(Split, split), live=live)

@@ -39,6 +39,7 @@ from jroute.utils.config import load as load_config
 from jroute.utils.disk import make_folder
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text
+from jroute.utils.inputs import check_kind, check_path, check_text, texts
 from jroute.utils.json_files import read_json
 from jroute.utils.locks import owned
 from jroute.utils.together import settled
@@ -278,6 +279,7 @@ class Run:
         Raises:
             UserError: No such arm, or not yet.
         """
+        prompts = texts(prompts, "prompts")
         return self.grid.array(resolve(parse_arm(arm), prompts, self.arm_inputs()))
 
     def generate(
@@ -290,7 +292,7 @@ class Run:
             arm: As in ``gates``.
             **decoding: Fields of the experiment's decoding to change.
         """
-        rows = [prompts] if isinstance(prompts, str) else list(prompts)
+        rows = [prompts] if isinstance(prompts, str) else texts(prompts, "prompts")
         return self.lm.generate(
             rows,
             self.gates(arm, rows),
@@ -309,6 +311,7 @@ class Run:
         """
         if not isinstance(prompt, str):
             raise UserError("explain takes one prompt, a text; call it once for each of several")
+        check_text(prompt, "the prompt")
         featurizer, grid = self.controllers.featurizer, self.grid
         observations = featurizer(self.features.read([prompt]))
         logits, value = jax.device_get(
@@ -369,7 +372,9 @@ def load_run(directory: str | Path, *, mesh: MeshConfig | None = None) -> Run:
     Raises:
         UserError: There is no run in the folder.
     """
-    directory = Path(directory)
+    directory = check_path(directory, "the run folder")
+    if mesh is not None:
+        check_kind(mesh, MeshConfig, "mesh")
     file = directory / "config.yaml"
     if not file.is_file():
         raise UserError(

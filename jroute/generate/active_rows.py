@@ -6,8 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from jroute.generate.decoding import Completion, Decoding, StopReason
-from jroute.generate.programs import NOT_FINITE, Chunk
+from jroute.generate.programs import Chunk
 from jroute.generate.requests import FrozenModel
+from jroute.generate.sampling import NOT_FINITE
 from jroute.generate.stopping import Stops, Watch
 
 

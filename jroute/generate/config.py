@@ -3,8 +3,15 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from jroute.utils.errors import UserError
 from jroute.utils.keys import Keys, keys
+from jroute.utils.ranges import check_ranges, whole
+
+RANGES = {
+    "slots": whole(1, 2**20, words=("auto",)),
+    "chunk": whole(1, 2**20),
+    "prefill_tokens": whole(1),
+    "ahead": whole(0, 2**20),
+}
 
 
 @dataclass(frozen=True)
@@ -31,12 +38,7 @@ class EngineConfig:
     ahead: int = 2
 
     def __post_init__(self) -> None:
-        if (self.slots != "auto" and self.slots < 1) or self.chunk < 1:
-            raise UserError("engine.slots and engine.chunk must be at least 1")
-        if self.prefill_tokens < 1 or self.ahead < 0:
-            raise UserError(
-                "engine.prefill_tokens must be at least 1, and engine.ahead must not be negative"
-            )
+        check_ranges("engine", self, RANGES)
 
     @property
     def batch(self) -> int:

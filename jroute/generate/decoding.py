@@ -5,9 +5,22 @@ from typing import ClassVar, Literal
 
 from jroute.generate.sampling import Greedy, MinP, Strategy, Temperature, TopK, TopP
 from jroute.utils.errors import UserError
+from jroute.utils.inputs import check_text
 from jroute.utils.keys import Keys, keys
+from jroute.utils.ranges import Range, check_ranges, whole
 
 StopReason = Literal["end_token", "stop_string", "length"]
+
+
+RANGES = {
+    "temperature": Range(1e-5, 1000.0, zero=True),
+    "top_k": whole(0),
+    "top_p": Range(0.0, 1.0, above=True),
+    "max_new_tokens": whole(1),
+    "min_p": Range(0.0, 1.0),
+    "min_new_tokens": whole(0),
+}
+"""The numbers of a decoding. Below the least temperature, logits could overflow."""
 
 
 @dataclass(frozen=True)
@@ -38,23 +51,16 @@ class Decoding:
     min_new_tokens: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise UserError(
-                f"decoding.temperature is {self.temperature}; it must be 0 (greedy) or positive"
-            )
-        if self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise UserError("decoding.top_k must be 0 or positive and decoding.top_p in (0, 1]")
-        if not 0 <= self.min_p <= 1:
-            raise UserError(f"decoding.min_p is {self.min_p}; it must be from 0 (keep all) to 1")
-        if self.max_new_tokens < 1:
-            raise UserError(
-                f"decoding.max_new_tokens is {self.max_new_tokens}; it must be at least 1"
-            )
-        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+        check_ranges("decoding", self, RANGES)
+        if self.min_new_tokens > self.max_new_tokens:
             raise UserError(
                 f"decoding.min_new_tokens is {self.min_new_tokens}; it must be from 0 to "
                 f"max_new_tokens, {self.max_new_tokens}"
             )
+        if not isinstance(self.stop, (tuple, list)):
+            raise UserError(f"decoding.stop is {self.stop!r:.60}; give a list of texts")
+        for text in self.stop:
+            check_text(text, "decoding.stop")
         if "" in self.stop:
             raise UserError(
                 "decoding.stop holds an empty string, which would end every completion; remove it"

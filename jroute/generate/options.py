@@ -6,6 +6,7 @@ from typing import Any, Literal, TypedDict, Unpack
 
 from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Decoding
+from jroute.utils.errors import UserError, UserTypeError
 
 
 class DecodingOptions(TypedDict, total=False):
@@ -40,19 +41,22 @@ def with_options(
     """Return both configurations with the fields replaced that ``options`` name.
 
     Raises:
-        TypeError: An option is a field of neither.
-        UserError: A value is out of range.
+        UserError: An option is a field of neither (also a ``TypeError``), a value is out of range,
+            or ``decoding`` or ``engine`` is no such configuration.
     """
+    for name, value, kind in (("decoding", decoding, Decoding), ("engine", engine, EngineConfig)):
+        if not isinstance(value, kind):
+            raise UserError(f"{name} is {value!r:.60}; give a {kind.__name__}")
     unknown = sorted(options.keys() - GenerationOptions.__annotations__.keys())
     if unknown:
-        raise TypeError(
+        raise UserTypeError(
             f"generation has no option {', '.join(unknown)}; its options are "
             f"{', '.join(GenerationOptions.__annotations__)}"
         )
     fields: dict[str, Any] = {**options}
     if isinstance(fields.get("stop"), str):
         fields["stop"] = (fields["stop"],)
-    elif "stop" in fields:
+    elif isinstance(fields.get("stop"), (list, tuple)):
         fields["stop"] = tuple(fields["stop"])
     engine_fields = {
         name: fields.pop(name) for name in EngineOptions.__annotations__ if name in fields

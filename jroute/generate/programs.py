@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jroute.distributed.mesh import constrain
 from jroute.generate import cache as caches
 from jroute.generate.cache import Cache
-from jroute.generate.sampling import Choice, Chosen, choose
+from jroute.generate.sampling import NOT_FINITE, Choice, Chosen, choose
 from jroute.model.attention import KeyValue
 from jroute.model.config import Qwen3Config
 from jroute.model.decoder import forward, unembed
@@ -80,10 +80,6 @@ class DecodeState(NamedTuple):
     gate: Float[Array, "slots layers"] | None
 
 
-NOT_FINITE = -2
-"""Stands for a token where the logits are not finite."""
-
-
 class Columns(NamedTuple):
     """The fields of ``Chunk`` that have one column per step; or one such column."""
 
@@ -96,8 +92,8 @@ class Chunk(NamedTuple):
     """The results of one program, for the host.
 
     Attributes:
-        tokens: Chosen tokens, column by column; -1 where a row was finished, and ``NOT_FINITE``
-            where its logits were not finite, which ends it.
+        tokens: Chosen tokens, column by column; -1 where a row was finished, ``NOT_FINITE`` where
+            its logits were not finite, which ends it.
         done: Whether each row is finished now.
         logprobs: Log-probabilities of the tokens, if requested.
         margins: Margins by which the tokens were chosen, if requested.
@@ -146,8 +142,8 @@ def _for_host(x: Array) -> Array:
     return constrain(x, ("slots", "seq")[: x.ndim])
 
 
-def _is_end(tokens: Int[Array, " slots"], ends: Int[Array, " ends"]) -> Bool[Array, " slots"]:
-    return jnp.any(tokens[:, None] == ends[None], axis=1)
+def _ends_row(chosen: Chosen, ends: Int[Array, " ends"]) -> Bool[Array, " slots"]:
+    return ~chosen.finite | jnp.any(chosen.token[:, None] == ends[None], axis=1)
 
 
 @partial(jax.jit, static_argnames=("config", "choice", "room", "unroll"))
@@ -201,13 +197,12 @@ def prefill(
         cache = caches.from_prefill(out.kv, seq + room, stacked=not unroll)
     else:
         cache = caches.from_prefill(out.kv, caches.capacity(out.kv), stacked=not unroll)
-    done = dummy | ~chosen.finite | _is_end(chosen.token, ends) | (rows.limits <= 1)
+    done = dummy | _ends_row(chosen, ends) | (rows.limits <= 1)
     state = DecodeState(
         cache, chosen.token, lengths, zeros + 1, done, rows.seeds, rows.limits, rows.gate
     )
     columns = jax.tree.map(lambda x: x[:, None], _column(chosen, dummy))
-    active = jnp.sum(~dummy, dtype=jnp.int32)
-    return _on_mesh(state), _chunk(columns, done, jnp.int32(1), active)
+    return _on_mesh(state), _chunk(columns, done, jnp.int32(1), jnp.sum(~dummy, dtype=jnp.int32))
 
 
 def _chunk(columns: Columns, done: Array, steps: Array, active_steps: Array) -> Chunk:
@@ -382,7 +377,7 @@ def _decode_step(
         last=jnp.where(done, state.last, chosen.token),
         lengths=jnp.where(done, state.lengths, lengths),
         generated=generated,
-        done=done | ~chosen.finite | _is_end(chosen.token, ends) | (generated >= state.limits),
+        done=done | _ends_row(chosen, ends) | (generated >= state.limits),
     )
     return _on_mesh(new), _column(chosen, done)
 

@@ -115,6 +115,10 @@ class Choice:
     margins: bool = False
 
 
+NOT_FINITE = -2
+"""Stands for a token where the logits are not finite."""
+
+
 class Chosen(NamedTuple):
     """One token for every row.
 

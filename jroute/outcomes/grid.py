@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Int
 
-from jroute.routing.gate import Gate, GateArray, as_gate
+from jroute.routing.gate import Gate, GateArray, as_gate, check_gates
 from jroute.routing.mixing import Routing
 from jroute.utils.errors import UserError
 
@@ -35,6 +35,7 @@ class GateGrid:
         Raises:
             UserError: A gate per band was requested of a routing without bands.
         """
+        check_gates(values, "gates")
         check_gate_per(gate_per, routing)
         if gate_per == "layer":
             sites = np.asarray(routing.sites, bool)

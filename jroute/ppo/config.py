@@ -10,6 +10,17 @@ from jaxtyping import Array, Float
 
 from jroute.utils.errors import UserError
 from jroute.utils.keys import Keys, keys
+from jroute.utils.ranges import Range, check_ranges, whole
+
+RANGES = {
+    **dict.fromkeys(("updates", "batch_size", "epochs", "minibatches", "seeds"), whole(1)),
+    "learning_rate": Range(0.0, 1.0, above=True),
+    "adam_eps": Range(0.0, 1.0, above=True),
+    **dict.fromkeys(("max_grad_norm", "clip_coef", "adv_std_floor"), Range(0.0, above=True)),
+    **dict.fromkeys(("vf_coef", "ent_coef"), Range(0.0)),
+    **dict.fromkeys(("gamma", "gae_lambda"), Range(0.0, 1.0)),
+    "hidden": whole(1, 2**16),
+}
 
 
 @dataclass(frozen=True)
@@ -81,14 +92,7 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers that training cannot use."""
-        counts = ("updates", "batch_size", "epochs", "minibatches", "seeds")
-        positive = (*counts, "learning_rate", "adam_eps", "max_grad_norm", "clip_coef")
-        for name in (*positive, "adv_std_floor"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"ppo.{name} is {getattr(self, name)}; give a number above 0")
-        for name in ("vf_coef", "ent_coef", "gamma", "gae_lambda"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(f"ppo.{name} is {getattr(self, name)}; give 0 or a number above it")
+        check_ranges("ppo", self, RANGES)
         if self.batch_size % self.minibatches:
             raise UserError(
                 f"ppo.batch_size {self.batch_size} cannot be cut into {self.minibatches} equal "

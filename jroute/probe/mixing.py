@@ -35,6 +35,7 @@ from jroute.generate.shapes import bucket, check_context, pad_rows, positions_of
 from jroute.model.config import Qwen3Config
 from jroute.model.decoder import ForwardOptions, forward, unembed
 from jroute.model.params import Params
+from jroute.routing.gate import MAX_GATE
 from jroute.routing.mixing import Routing
 from jroute.utils.disk import make_folder
 from jroute.utils.errors import UserError
@@ -42,9 +43,18 @@ from jroute.utils.files import write_json
 from jroute.utils.fingerprint import semantic_fingerprint
 from jroute.utils.json_files import Record, read_json
 from jroute.utils.keys import Keys, keys
+from jroute.utils.ranges import Range, check_ranges, whole
 
 LARGEST_SEARCH = 500
 """Numbers that a coordinate search may have; each costs two evaluations a round."""
+
+
+RANGES = {
+    "gate": Range(-MAX_GATE, MAX_GATE),
+    **dict.fromkeys(("problems", "steps", "batch_size"), whole(1)),
+    "learning_rate": Range(0.0, 1e3, above=True),
+    "change": Range(0.0, 1e3, above=True),
+}
 
 
 @dataclass(frozen=True)
@@ -75,8 +85,7 @@ class MixingConfig:
     change: float = 0.5
 
     def __post_init__(self) -> None:
-        if min(self.problems, self.steps, self.batch_size) < 1:
-            raise UserError("mixing.problems, mixing.steps and mixing.batch_size start at 1")
+        check_ranges("mixing", self, RANGES)
         if not self.gate:
             raise UserError("mixing.gate is 0, where mixing does nothing; give another gate")
 

@@ -1,9 +1,10 @@
 """The configuration of a routing: streams, mixing operator, hooks, sites, and guards."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jroute.routing import operators, streams
 from jroute.routing.operators import Operator
 from jroute.utils.errors import UserError
 from jroute.utils.keys import Keys, keys
+from jroute.utils.ranges import MAX_NUMBER, Range, check_ranges, whole
 
 Hook = Literal["attention", "mlp", "block"]
 
@@ -23,7 +25,8 @@ MAX_STREAMS = 8
 DEFAULT_STRENGTH = 0.5
 """Composite strength of a configuration without strength, diagonal, and rows."""
 
-_MAX_FLOAT32 = float(np.finfo(np.float32).max)
+_ANY_NUMBER = Range(-MAX_NUMBER, MAX_NUMBER)
+_ANY_NORM = Range(0.0, float(np.finfo(np.float32).max))
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class RoutingConfig:
             if not streams.is_known(stream):
                 raise UserError(
                     f"routing.streams: unknown stream {stream!r}; known are "
-                    f"{', '.join(streams.KINDS)} (k from 1, rate above 0 and at most 1)"
+                    f"{', '.join(streams.KINDS)} (k from 1 to 999, rate above 0 and at most 1)"
                 )
         self._check_operator(n)
         if self.scale != 1 and n > 1:
@@ -120,18 +123,19 @@ class RoutingConfig:
         object.__setattr__(self, "hooks", tuple(h for h in get_args(Hook) if h in self.hooks))
         if self.cap < 0 or self.bands < 0:
             raise UserError("routing.cap and routing.bands must not be negative; 0 turns them off")
+        check_ranges("routing", self, {"bands": whole(0)})
         for site in self.sites:
             _site_range(site, layers=1, check=False)
 
     def _check_finite(self) -> None:
-        """Raise unless every number is finite in float32."""
+        """Raise unless every number is one, finite and of a sensible size."""
         for name in ("strength", "stationary", "diagonal", "rows", "scale", "sink_norms", "cap"):
             value = getattr(self, name)
-            numbers = np.hstack(value if isinstance(value, tuple) else [value]) if value else 0.0
-            if not (np.abs(numbers) <= _MAX_FLOAT32).all():
+            allowed = _ANY_NORM if name == "sink_norms" else _ANY_NUMBER
+            if not all(map(allowed.holds, _flat(value))):
                 raise UserError(
-                    f"routing.{name} holds a number that is not finite in float32: {value}; "
-                    "give finite numbers"
+                    f"routing.{name} holds a number that is not finite, or too large: "
+                    f"{value!r:.60}; give {allowed} each"
                 )
 
     def _check_operator(self, n: int) -> None:
@@ -230,6 +234,15 @@ class RoutingConfig:
             change = change.at[..., 0, :].set(change.mean(axis=-2))
         acts = [True, *(kind in streams.OWN_ROWS for kind in self.streams)]
         return jnp.where(np.broadcast_to(np.array(acts)[:, None], change.shape), change, 0.0)
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    """Yield the numbers of a number, of nested tuples or lists, or of ``None``, which has none."""
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _flat(item)
+    elif value is not None:
+        yield value
 
 
 def _site_range(site: int | str, *, layers: int, check: bool = True) -> range:

@@ -18,6 +18,12 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
+from jroute.utils.errors import UserError
+
+MAX_GATE = 1000.0
+"""Largest size of a gate. Gate 1 is the mixing of the configuration; far beyond, states
+overflow."""
+
 Gate = float | tuple[float, ...]
 """The gate of one prompt: a number for the whole depth, or one number per band or site."""
 
@@ -33,6 +39,29 @@ GateArray = Float[np.ndarray, " prompts"] | Float[np.ndarray, "prompts gate_dims
 def as_gate(value: Any) -> Gate:
     """Return a number, a sequence of numbers, or a row of ``GateArray`` as a ``Gate``."""
     return tuple(map(float, value)) if np.ndim(value) else float(value)
+
+
+def check_gates(gates: Any, where: str) -> None:
+    """Refuse gates that are not finite, or larger than ``MAX_GATE``.
+
+    Args:
+        gates: Numbers, in any shape.
+        where: What has them, for the message.
+
+    Raises:
+        UserError: A gate is NaN, infinite or too large.
+    """
+    try:
+        numbers = np.asarray(gates, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{where} holds {gates!r:.60}; gates are numbers") from None
+    wrong = numbers[~(np.abs(numbers) <= MAX_GATE)]
+    if wrong.size and not np.isfinite(wrong[0]):
+        raise UserError(f"{where} holds a value that is not finite; gates are real numbers")
+    if wrong.size:
+        raise UserError(
+            f"{where} holds {wrong[0]:g}; give gates from {-MAX_GATE:g} to {MAX_GATE:g}"
+        )
 
 
 def gate_numbers(gate: Gate | None) -> tuple[float, ...]:

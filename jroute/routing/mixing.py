@@ -30,7 +30,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jroute.routing import guards, streams
 from jroute.routing.config import Hook, RoutingConfig
 from jroute.routing.diagnostics import StreamMetrics, stream_metrics
-from jroute.routing.gate import GateLike
+from jroute.routing.gate import GateLike, check_gates
 from jroute.utils.errors import UserError
 
 
@@ -94,11 +94,14 @@ class Routing:
                 "give at most one band per block"
             )
         initial = config.initial_raw(layers)
+        raw = None if raw is None else np.asarray(raw)
         if raw is not None and raw.shape != initial.shape:
             raise UserError(
                 f"the mixing weights have shape {raw.shape}, but this routing of {layers} blocks "
                 f"takes {initial.shape}; learn them with this configuration"
             )
+        if raw is not None and not np.isfinite(raw).all():
+            raise UserError("the mixing weights hold a number that is not finite; learn them again")
         mixing = config.matrices(jnp.asarray(initial if raw is None else raw))
         norms = config.sink_norms or (np.inf,) * layers
         return cls(mixing, jnp.asarray(sites), jnp.asarray(norms, jnp.float32), config)
@@ -116,9 +119,11 @@ class Routing:
         """
         layers, bands = self.sites.shape[0], self.config.bands
         try:
+            if np.asarray(gate).dtype.kind in "bcOSUMm":
+                raise TypeError  # not Booleans, texts, or complex numbers
             values = np.asarray(gate, np.float32)
-        except (TypeError, ValueError):
-            raise UserError(f"gate is {gate!r}; gates are numbers") from None
+        except (TypeError, ValueError, OverflowError):
+            raise UserError(f"gate is {gate!r:.100}; gates are numbers") from None
         shapes = [(), (batch,), (batch, layers), *([(batch, bands)] if bands else [])]
         if values.shape not in shapes:
             per_band = f", one per prompt and band ({batch}, {bands})" if bands else ""
@@ -126,8 +131,7 @@ class Routing:
                 f"gate has shape {values.shape}; give a number, one per prompt ({batch},)"
                 f"{per_band}, or one per prompt and layer ({batch}, {layers})"
             )
-        if not np.isfinite(values).all():
-            raise UserError("gate holds a value that is not finite; gates are real numbers")
+        check_gates(values, "gate")
         if bands and values.shape == (batch, bands):
             values = values[:, np.arange(layers) * bands // layers]
         values = values.reshape(values.shape + (1,) * (2 - values.ndim))

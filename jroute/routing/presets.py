@@ -18,18 +18,27 @@ def routing_file(name_or_path: str) -> Path:
     """
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
-        if path.is_file():
+        if _is_file(path):
             return path
         raise UserError(
-            f"routing file {path} does not exist; "
+            f"routing file {path!s:.300} does not exist; "
             f"give a path to a YAML file or one of {preset_names()}"
         )
     path = _preset_folder() / f"{name_or_path}.yaml"
-    if not path.is_file():
+    if not _is_file(path):
         raise UserError(
-            f"no routing preset is named {name_or_path!r}; presets are {', '.join(preset_names())}"
+            f"no routing preset is named {name_or_path!r:.100}; presets are "
+            f"{', '.join(preset_names())}"
         )
     return path
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a file exists; names that no file can have belong to none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _preset_folder() -> Path:

@@ -44,8 +44,8 @@ State = Float[Array, "batch seq embed"]
 
 
 def delay(kind: str) -> int:
-    """Return k of ``delay(k)``, or 0 for another kind."""
-    match = re.fullmatch(r"delay\((\d+)\)", kind)
+    """Return k of ``delay(k)``, at most 999, or 0 for another kind."""
+    match = re.fullmatch(r"delay\(([0-9]{1,3})\)", kind)
     return int(match.group(1)) if match else 0
 
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from jroute.tasks.answers import ParsedAnswer, is_correct
-from jroute.utils.errors import UserError
 from jroute.utils.keys import Keys, keys
+from jroute.utils.ranges import Range, check_ranges
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,7 @@ class RewardConfig:
 
     def __post_init__(self) -> None:
         """Refuse negative amounts: the signs are part of the definition."""
-        for name in ("parseable_bonus", "length_penalty", "stability_penalty"):
-            if not getattr(self, name) >= 0:
-                raise UserError(
-                    f"reward.{name} is {getattr(self, name)}; give zero or a positive number"
-                )
+        check_ranges("reward", self, dict.fromkeys(self.stored_keys, Range(0.0)))
 
 
 def reward(

@@ -15,6 +15,14 @@ class UserError(Exception):
     """
 
 
+class UserTypeError(UserError, TypeError):
+    """A ``UserError`` where Python's convention, or Gymnasium's, is a ``TypeError``."""
+
+
+class UserValueError(UserError, ValueError):
+    """A ``UserError`` where Python's convention, or Gymnasium's, is a ``ValueError``."""
+
+
 class _Shown(reprlib.Repr):
     """Show at most some items of some levels, and never a number of thousands of digits."""
 

@@ -195,7 +195,7 @@ def test_likelihoods_name_the_pair(tiny_lm, params) -> None:
     scores = score_pairs(model, pairs, None, slots=2)
     assert all(np.isfinite(score) for score, _ in scores)
     with pytest.raises(
-        NotFiniteError, match="pair 1 .* gate 0: .* the embedding at position 2"
+        NotFiniteError, match=r"pair 1 .* gate 0: .* the embedding at position 2"
     ) as error:
         score_pairs(model._replace(params=broken), pairs, None, slots=2)
     assert error.value.row == 1
