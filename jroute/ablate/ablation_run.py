@@ -6,13 +6,13 @@ gate 0, where the routing does not matter.
 """
 
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
+import pydantic
 
 from jroute.ablate.grid import Ablation, Variant, variants
 from jroute.experiment.estimate import Estimate
@@ -27,6 +27,21 @@ from jroute.utils.disk import make_folder
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_json
 from jroute.utils.fingerprint import semantic_fingerprint
+from jroute.utils.json_files import Record, read_json
+
+Divergence = Annotated[float, pydantic.Field(allow_inf_nan=True)]
+"""In nats; not finite where a gate destroys the model."""
+
+
+class StoredCell(Record):
+    """A cell's file: whether each problem was solved, and what the gate did to the prompts."""
+
+    gate: float
+    correct: list[Literal[0, 1]]
+    truncated: int
+    kl: Divergence
+    kl_largest: Divergence
+    agreement: float
 
 
 class AblationRun:
@@ -124,28 +139,28 @@ class AblationRun:
 
     def _row(self, variant: Variant, gate: float) -> dict[str, Any]:
         file = self.file(variant, gate)
-        try:
-            cell = json.loads(file.read_text())
-            interval = accuracy(np.array(cell["correct"]))
-            return {
-                "preset": variant.preset,
-                "streams": variant.streams,
-                "sites": variant.sites,
-                "guards": variant.guards,
-                "gate": gate,
-                "n": interval.n,
-                "accuracy": round(interval.accuracy, 6),
-                "ci95": [round(end, 4) for end in interval.ci95],
-                "truncated": round(cell["truncated"] / interval.n, 6),
-                "kl": float(f"{cell['kl']:.4g}"),
-                "kl_largest": float(f"{cell['kl_largest']:.4g}"),
-                "agreement": round(cell["agreement"], 4),
-                "verdict": effects.verdict(cell["kl"]),
-            }
-        except (OSError, ValueError, KeyError) as error:
+        cell = read_json(file, StoredCell, "remove it to regenerate only that cell")
+        if len(cell.correct) != len(self._problems):
             raise UserError(
-                f"{file} is not a complete cell ({error!r}); remove it to regenerate only that cell"
-            ) from error
+                f"{file} has {len(cell.correct)} problems and not {len(self._problems)}; "
+                "remove it to regenerate only that cell"
+            )
+        interval = accuracy(np.array(cell.correct))
+        return {
+            "preset": variant.preset,
+            "streams": variant.streams,
+            "sites": variant.sites,
+            "guards": variant.guards,
+            "gate": gate,
+            "n": interval.n,
+            "accuracy": round(interval.accuracy, 6),
+            "ci95": [round(end, 4) for end in interval.ci95],
+            "truncated": round(cell.truncated / interval.n, 6),
+            "kl": float(f"{cell.kl:.4g}"),
+            "kl_largest": float(f"{cell.kl_largest:.4g}"),
+            "agreement": round(cell.agreement, 4),
+            "verdict": effects.verdict(cell.kl),
+        }
 
     def plan(self) -> Estimate:
         """Estimate the cost of the missing cells: each of them solves all problems."""

@@ -5,13 +5,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Union
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from annotated_types import Len
 from jaxtyping import Float, Int
+from pydantic import Field
 
 from jroute.experiment.run_folder import RunFolder
 from jroute.outcomes.grid import GateGrid
@@ -20,6 +22,7 @@ from jroute.tasks import Problem, Split
 from jroute.tasks.answers import ANSWER_PARSER_VERSION
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_bytes, write_json
+from jroute.utils.json_files import Number, check
 from jroute.utils.keys import Keys, keys, stored, stored_keys
 from jroute.utils.together import written_together
 
@@ -108,18 +111,29 @@ def read_items(file: Path, split: str, fields: Sequence[str]) -> tuple[list[Any]
         UserError: The file is damaged or cannot be read, or holds something else.
     """
     keys_of_fields = stored_keys(Items)
+    remedy = f"judge the run again with python -m jroute.evaluate --run {file.parent}"
     columns = [keys_of_fields[field] for field in fields]
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as opened:
             rows = opened.read(columns=[keys_of_fields["split"], *columns], use_threads=False)
         rows = rows.filter(pc.field(keys_of_fields["split"]) == split)
-        return tuple(rows[column].to_pylist() for column in columns)
+        values = [rows[column].to_pylist() for column in columns]
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise UserError(
-            f"{file} is damaged or cannot be read ({reason:.200}); judge the run again with "
-            f"python -m jroute.evaluate --run {file.parent}"
-        ) from error
+        raise UserError(f"{file} is damaged or cannot be read ({reason:.200}); {remedy}") from error
+    for field, key, column in zip(fields, columns, values, strict=True):
+        check(column, list[_COLUMNS[field]], f"{file}, column {key}", remedy)
+    return tuple(values)
+
+
+_COLUMNS: dict[str, Any] = {
+    "arm": str,
+    "problem": str,
+    "seed": Annotated[int, Field(ge=0, lt=10_000)],
+    "gate": Union[Number, Annotated[list[Number], Len(1)], None],  # noqa: UP007
+    "value": Number,
+}
+"""Type of every column that is read."""
 
 
 def digest_problems(problems: Sequence[Problem]) -> str:

@@ -76,6 +76,8 @@ class Run:
         Raises:
             UserError: The folder belongs to another experiment; see also ``check``.
         """
+        if not experiment.run or Path(experiment.run) == Path("/"):
+            raise UserError(f"run is {experiment.run!r}; give a folder of its own, e.g. runs/demo")
         run = cls(Path(experiment.run), experiment)
         run._check_stored()
         run.check()

@@ -30,6 +30,12 @@ Track = Literal["", "wandb"]
 GATE_SHARE = "charts/gate_frac_"
 """Prefix of the curves, one for each gate, that also become the histogram ``charts/gate``."""
 
+MAX_GATE = 1e6
+"""Largest gate in the name of a curve."""
+
+MAX_UPDATES = 100_000
+"""Updates of the longest training; a step beyond is damage."""
+
 
 def check_tracker(track: Track) -> None:
     """Refuse a tracker that is not installed, before the training starts.
@@ -215,26 +221,61 @@ def read_curves(folder: Path) -> tuple[dict[str, Float[np.ndarray, "seeds update
 
     A folder without ``seeds`` (of an older run) has only TensorBoard's means, which become one
     row; an empty folder has no curves.
+
+    Raises:
+        UserError: A file is damaged.
     """
     chunks = sorted((folder / "seeds").glob("*.npz"))
     if not chunks:
         means = {name: np.array([row]) for name, row in _read_events(folder).items()}
         return means, False
-    pieces: list[dict[str, np.ndarray]] = []
-    for chunk in chunks:
-        arrays = read_arrays(chunk, "remove it, or train again to write it again")
-        pieces.append({name: values.astype(np.float64) for name, values in arrays.items()})
+    pieces = list(map(_read_chunk, chunks))
     names = set(pieces[0]).intersection(*pieces[1:])
     joined = {}
     for name in sorted(names):
-        seeds = max(len(piece[name]) for piece in pieces)
-        spread = [np.broadcast_to(p[name], (seeds, p[name].shape[1])) for p in pieces]
+        rows = {len(piece[name]) for piece in pieces}
+        if not rows <= {1, max(rows)}:
+            raise _damaged(folder / "seeds", f"its files have {sorted(rows)} seeds of {name:.60}")
+        spread = [np.broadcast_to(p[name], (max(rows), p[name].shape[1])) for p in pieces]
         joined[name] = np.concatenate(spread, axis=1)
-    return joined, max(len(values) for values in joined.values()) > 1
+    return joined, max(map(len, joined.values()), default=0) > 1
+
+
+def _read_chunk(file: Path) -> dict[str, Float[np.ndarray, "seeds updates"]]:
+    """Return the curves of one file.
+
+    Raises:
+        UserError: It is not what ``Scalars`` writes.
+    """
+    curves = read_arrays(file, "remove it, or train again to write it again")
+    for name, values in curves.items():
+        if values.ndim != 2 or values.dtype != np.float32 or not values.size:
+            raise _damaged(file, f"{name:.60} is not float32 by seeds and updates")
+        if name.startswith(GATE_SHARE):
+            _gate_of(file, name)
+    return {name: values.astype(np.float64) for name, values in curves.items()}
+
+
+def _gate_of(file: Path, name: str) -> float:
+    """Return the gate that a curve of shares is of."""
+    try:
+        gate = float(name.removeprefix(GATE_SHARE))
+    except ValueError:
+        gate = float("nan")
+    if not abs(gate) <= MAX_GATE:
+        raise _damaged(file, f"{name:.60} names no gate")
+    return gate
+
+
+def _damaged(path: Path, reason: str) -> UserError:
+    return UserError(
+        f"{path} is damaged ({reason:.200}); remove {path} to go on without these training curves"
+    )
 
 
 def _read_events(folder: Path) -> dict[str, list[float]]:
     """Read scalars from TensorBoard's files: the last value of every step, NaN if it has none."""
+    from google.protobuf.message import DecodeError
     from tensorboardX.proto.event_pb2 import Event  # type: ignore[attr-defined]
 
     curves: dict[str, dict[int, float]] = {}
@@ -244,10 +285,17 @@ def _read_events(folder: Path) -> dict[str, list[float]]:
             size = int.from_bytes(data[at : at + 8], "little")
             if at + 16 + size > len(data):
                 break  # a killed run's last event
-            event = Event.FromString(bytes(data[at + 12 : at + 12 + size]))
+            try:
+                event = Event.FromString(bytes(data[at + 12 : at + 12 + size]))
+            except DecodeError as error:
+                raise _damaged(path, f"{error} at byte {at}") from None
             at += 16 + size
             for value in event.summary.value:
                 if value.HasField("simple_value"):
+                    if not 0 <= event.step < MAX_UPDATES:
+                        raise _damaged(path, f"an event has the step {event.step}")
+                    if value.tag.startswith(GATE_SHARE):
+                        _gate_of(path, value.tag)
                     curves.setdefault(value.tag, {})[event.step] = value.simple_value
     length = 1 + max((max(steps) for steps in curves.values()), default=-1)
     return {

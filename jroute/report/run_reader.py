@@ -1,6 +1,5 @@
 """Read a run folder into the content of a report; it loads no model."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,8 @@ from jroute.controller.features import RawFeatures
 from jroute.experiment.config import Experiment
 from jroute.experiment.feature_store import read_features
 from jroute.experiment.items import read_items
-from jroute.experiment.judged_grades import check_grades, find_table
-from jroute.experiment.run_folder import RunFolder
-from jroute.observe.scalars import read_curves
-from jroute.outcomes.outcome import Outcome
-from jroute.outcomes.table import OutcomeTable
+    results = read_results(folder.results)
+    check_grades(folder, experiment, str(results.get("outcomes", "")))
 from jroute.report.report_data import ProblemRow, ReportData, SplitReport
 from jroute.routing.gate import Gate, as_gate, gate_text
 from jroute.tasks import Problem, Split, TaskConfig, gold_answers, load_problems
@@ -46,7 +42,7 @@ def read_run(directory: str | Path) -> ReportData:
             )
     experiment = load_config(Experiment, folder.config)
     folder = RunFolder(directory, Path(experiment.run))
-    results = json.loads(folder.results.read_text())
+    results = read_results(folder.results)
     check_grades(folder, experiment, str(results.get("outcomes", "")))
     by_split = {results["split"]: results, **results.get("other_splits", {})}
     curves, curves_by_seed = read_curves(folder.curves)
@@ -61,8 +57,8 @@ def read_run(directory: str | Path) -> ReportData:
         curves=curves,
         curves_by_seed=curves_by_seed,
         batch=experiment.ppo.batch_size,
-        probe=json.loads(probe.read_text()) if probe.is_file() else None,
-        config=folder.config.read_text(),
+        probe=read_probe(probe) if probe.exists() else None,
+        config=folder.config.read_text("utf-8-sig"),
         decoding=experiment.decoding,
     )
 
@@ -83,6 +79,8 @@ def _read_split(
         arm_gates = _read_gates(folder, split, problems)
         if not arm_gates:
             arm_gates = _decide(folder, results, raw, experiment.gates)
+        if missing := {SUBJECT, SELECTED} - arm_gates.keys():
+            raise UserError(f"{folder.items} lacks {min(missing)}; judge the run again")
         prompts = _render_prompts(folder, experiment, problems)
         rows = _problem_rows(problems, prompts, features, cells, arm_gates)
     except UserError as error:
@@ -183,14 +181,19 @@ def _read_gates(folder: RunFolder, split: str, problems: Sequence[Problem]) -> A
     columns = np.array([places[problem_id] for problem_id in ids], int)
     arms = np.array(arm_names)
     seeds = np.array(seed_indices, int)
-    gates = [np.nan if gate is None else gate for gate in item_gates]
-    values = np.array([np.ravel(gate) for gate in gates], float)  # [rows, gate_dims]
+    gates = [np.ravel(np.nan if gate is None else gate) for gate in item_gates]
+    dims = max(map(len, gates), default=1)
+    if not {len(gate) for gate in gates} <= {1, dims}:
+        raise UserError(f"{path} has gates of different lengths; judge the run again")
+    values = np.array([np.broadcast_to(gate, dims) for gate in gates], float)
     arm_gates: ArmGates = {}
     for arm in sorted(set(arms.tolist())):
         rows = arms == arm
         if np.isnan(values[rows]).any():
             continue  # an arm that is judged by its expectation has no gates
-        shape = int(seeds[rows].max()) + 1, len(problems), values.shape[1]
+        shape = int(seeds[rows].max()) + 1, len(problems), dims
+        if shape[0] * shape[1] != rows.sum():
+            raise UserError(f"{path} lacks problems; judge the run again")
         chosen = np.full(shape, np.nan)
         chosen[seeds[rows], columns[rows]] = values[rows]
         if np.isnan(chosen).any():

@@ -105,9 +105,14 @@ def _gate_shares(
             _draw_gate_shares,
             gates=gates,
             shares=shares,
-            colours=[data.grid.index(gate) for gate in gates],
+            colours=[_nearest(data.grid, gate) for gate in gates],
         ),
     )
+
+
+def _nearest(grid: Sequence[float], gate: float) -> int:
+    """Return the place of a gate in the grid; a curve's name rounds it."""
+    return int(np.argmin(np.abs(np.asarray(grid) - gate)))
 
 
 def _draw_gate_shares(

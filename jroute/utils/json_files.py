@@ -10,7 +10,7 @@ import re
 from functools import cache
 from pathlib import Path
 from types import GenericAlias
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import pydantic
 from pydantic_core import ErrorDetails
@@ -29,6 +29,16 @@ class Record(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(
         strict=True, frozen=True, extra="ignore", allow_inf_nan=False, protected_namespaces=()
     )
+
+
+class OpenRecord(Record):
+    """A record that keeps the keys it does not name, for formats that are passed on."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
+
+
+Number = Annotated[float, pydantic.Field(ge=-1e6, le=1e6)]
+"""An accuracy, a difference, a gate, a norm: far from where arithmetic overflows."""
 
 
 def read_json(

@@ -198,7 +198,7 @@ def test_a_damaged_cell_is_told(config: Path, capsys) -> None:
     text = file.read_text()
     file.write_text(text[:20])
     assert main(["--config", str(config)]) == 2
-    assert f"{file} is not a complete cell" in capsys.readouterr().err
+    assert f"{file} is not valid JSON" in capsys.readouterr().err
     file.write_text(text)
 
 
