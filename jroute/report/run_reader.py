@@ -12,8 +12,13 @@ from jroute.controller.features import RawFeatures
 from jroute.experiment.config import Experiment
 from jroute.experiment.feature_store import read_features
 from jroute.experiment.items import read_items
-    results = read_results(folder.results)
-    check_grades(folder, experiment, str(results.get("outcomes", "")))
+from jroute.experiment.judged_grades import check_grades, find_table
+from jroute.experiment.results_file import read_results
+from jroute.experiment.run_folder import RunFolder
+from jroute.observe.scalars import read_curves
+from jroute.outcomes.outcome import Outcome
+from jroute.outcomes.table import OutcomeTable
+from jroute.probe.files import read_probe
 from jroute.report.report_data import ProblemRow, ReportData, SplitReport
 from jroute.routing.gate import Gate, as_gate, gate_text
 from jroute.tasks import Problem, Split, TaskConfig, gold_answers, load_problems
