@@ -1,5 +1,6 @@
 """Mutated inputs for each reader: what valid input becomes when bytes, keys or values change."""
 
+import copy
 import json
 import random
 import resource
@@ -71,13 +72,13 @@ def json_like(draw: st.DrawFn, valid: Any) -> bytes:
         parent, key = draw(st.sampled_from(places))
         match draw(st.sampled_from(("replace", "replace", "remove", "nest", "add"))):
             case "replace":
-                parent[key] = draw(ODD_VALUES)
+                parent[key] = copy.deepcopy(draw(ODD_VALUES))
             case "remove":
                 del parent[key]
             case "nest":
                 parent[key] = [parent[key]]
             case "add" if isinstance(parent, dict):
-                parent[draw(st.text(max_size=8))] = draw(ODD_VALUES)
+                parent[draw(st.text(max_size=8))] = copy.deepcopy(draw(ODD_VALUES))
     return json.dumps(tree).encode("utf-8", "surrogatepass")
 
 
