@@ -253,10 +253,16 @@ def _namespace() -> int:
 def _newest_change(path: Path) -> float:
     """Return when a file, or anything in a folder, last changed."""
     newest = 0.0
-    for each in (path, *(path.rglob("*") if path.is_dir() else ())):
+    for each in (path, *_contents(path)):
         with suppress(OSError):
             newest = max(newest, each.lstat().st_mtime)
     return newest
+
+
+def _contents(folder: Path) -> Iterator[Path]:
+    """Yield all files and folders in a folder, as far as its process lets them stand meanwhile."""
+    for place, folders, files in os.walk(folder):  # ``rglob`` raises where one has gone
+        yield from (Path(place) / name for name in (*folders, *files))
 
 
 def _changed_lately(path: Path) -> bool:
@@ -269,7 +275,7 @@ def _is_lm_eval_of_a_run(folder: Path) -> bool:
 
 def _holds_lm_eval_files(path: Path) -> bool:
     """Return whether a folder holds nothing but files that lm-eval and jroute write there."""
-    files = [each for each in path.rglob("*") if not each.is_dir()]
+    files = [each for each in _contents(path) if not each.is_dir()]
     return path.is_dir() and all(_LM_EVAL_FILE.fullmatch(file.name) for file in files)
 
 

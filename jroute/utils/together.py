@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
 from jroute.utils.disk import disk_errors, make_folder, shown_as
@@ -113,7 +114,11 @@ def clean_tree(folder: Path, *, alone: bool = False) -> None:
 
 
 def _complete(folder: Path) -> list[Path]:
-    return sorted(folder.glob(COMPLETE.format(name="*")))
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:  # it is not there, or not any more
+        return []
+    return [folder / name for name in names if fnmatch(name, COMPLETE.format(name="*"))]
 
 
 def _move_all(folder: Path) -> None:

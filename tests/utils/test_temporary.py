@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -169,6 +170,24 @@ def test_orbax_folders_go_when_nobody_else_writes_there(tmp_path: Path) -> None:
     for path in (paths[0] / "old.json", paths[0]):
         os.utime(path, (0, 0))
     assert temporary.leftovers(tmp_path) == paths[:1]
+
+
+def test_what_another_process_moves_meanwhile_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Orbax renames its folders while another command looks for leftovers."""
+    state = tmp_path / "50.orbax-checkpoint-tmp-0" / "state"
+    (state / "d").mkdir(parents=True)
+    scan = os.scandir
+
+    def gone_before_it_is_read(path="."):
+        if str(path) == str(state):
+            shutil.rmtree(state, ignore_errors=True)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", gone_before_it_is_read)
+    assert temporary.leftovers(tmp_path) == []
+    assert not state.exists()
 
 
 @pytest.mark.parametrize("newer", ["", "manifest.json", "notes.txt"])
