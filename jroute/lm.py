@@ -32,6 +32,7 @@ from jroute.routing.diagnostics import StreamMetrics
 from jroute.routing.gate import GateLike
 from jroute.routing.mixing import Routing
 from jroute.routing.presets import routing_file
+from jroute.tasks.special_tokens import encode
 from jroute.tasks.tokenizer import load_tokenizer
 from jroute.utils.config import load as load_config
 from jroute.utils.errors import UserError
@@ -133,9 +134,12 @@ class LanguageModel:
         return self.config.max_position_embeddings
 
     def encode(self, text: str) -> list[int]:
-        """Encode a text verbatim; special tokens in it are recognized, none is added."""
+        """Encode a prompt; special tokens in it are recognized, none is added.
+
+        Those that ``jroute.tasks.special_tokens.as_text`` has marked are text.
+        """
         check_text(text, "the text to encode")
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
+        return encode(text, self.tokenizer)
 
     def layer_gates(
         self, gate: GateLike | None, batch: int

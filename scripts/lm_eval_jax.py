@@ -21,4 +21,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_command(main, "the interrupted arm wrote no results")
+    run_command(main, "the answers so far are kept; the same command goes on from them")

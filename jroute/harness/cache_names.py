@@ -5,7 +5,7 @@ both would be served to the wrong caller. The names here hash all inputs.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -52,14 +52,16 @@ def answer_cache_path(prefix: str, arm: str, name: str) -> str:
     return f"{prefix}-{folder_name(arm)}-{name}"
 
 
-def prompt_cache_name(tasks: Iterable[Any], options: Mapping[str, Any], tokenizer_name: str) -> str:
+def prompt_cache_name(
+    tasks: Mapping[str, Any], options: Mapping[str, Any], tokenizer_name: str
+) -> str:
     """Return the name of a cache of prompts: 16 hexadecimal digits of a SHA-256.
 
     lm-eval's own names leave out the template of raw prompts, generation arguments, seeds, and the
     data.
 
     Args:
-        tasks: Loaded tasks, without groups.
+        tasks: Loaded tasks by name, without groups.
         options: lm-eval's options.
         tokenizer_name: The adapter's, which identifies the chat template and the limits.
     """
@@ -68,11 +70,11 @@ def prompt_cache_name(tasks: Iterable[Any], options: Mapping[str, Any], tokenize
         "tokenizer": tokenizer_name,
         "options": [(name, options.get(name)) for name in _DECIDING_PROMPTS],
         "tasks": {
-            task.config.task: [
+            name: [
                 repr(task.dump_config()),
                 {split: getattr(docs, "_fingerprint", "") for split, docs in task.dataset.items()},
             ]
-            for task in tasks
+            for name, task in tasks.items()
         },
     }
     return hashlib.sha256(repr(identity).encode()).hexdigest()[:16]

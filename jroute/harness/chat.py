@@ -6,6 +6,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from jroute.tasks.prompts import render_chat
+from jroute.tasks.special_tokens import Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +17,7 @@ def render_conversation(
     *,
     enable_thinking: bool,
     add_generation_prompt: bool,
-) -> str:
+) -> Prompt:
     """Render a conversation; a template that refuses the system role gets it without that role.
 
     Args:
@@ -30,7 +31,7 @@ def render_conversation(
         TemplateError: The template refuses the conversation for another reason.
     """
 
-    def render(turns: list[dict[str, str]]) -> str:
+    def render(turns: list[dict[str, str]]) -> Prompt:
         return render_chat(
             turns,
             tokenizer,

@@ -16,6 +16,9 @@ from jroute.statistics.holm import holm
 from jroute.statistics.mcnemar import mcnemar_exact
 from jroute.utils.errors import UserError
 
+Metrics = dict[str, tuple[Any, float | None]]
+"""Value and standard error (``None`` if lm-eval gives none) by ``metric,filter``."""
+
 Results = Mapping[str, Mapping[str, "TaskResult"]]
 """Arm -> task -> result."""
 
@@ -40,7 +43,7 @@ class TaskResult:
         not_compared_because: Why items were not compared with training.
     """
 
-    metrics: dict[str, tuple[Any, float | None]]
+    metrics: Metrics
     values: dict[str, dict[int, float]] = field(repr=False)
     n: int
     truncation_rate: float | None
@@ -71,13 +74,7 @@ class TaskResult:
             records: What the model did for each request.
             conditions: Everything that must be equal for all arms.
         """
-        columns = results["results"][task]
-        metrics: dict[str, tuple[Any, float | None]] = {}
-        for name, value in columns.items():
-            if "," in name and "_stderr," not in name:
-                metric, filter_name = name.split(",", 1)
-                error = columns.get(f"{metric}_stderr,{filter_name}")
-                metrics[name] = (value, error if isinstance(error, float) else None)
+        metrics = _metrics(results["results"][task])
         by_name = {f"{m},{f}": per_doc for (m, f), per_doc in metric_values(rows).items()}
         counts = totals(records)
         return cls(
@@ -92,6 +89,22 @@ class TaskResult:
             generated_tokens=counts["generated_tokens"],
             conditions=dict(conditions),
         )
+
+
+def group_metrics(results: Mapping[str, Any]) -> dict[str, Metrics]:
+    """Return the aggregates of lm-eval's results, of each group that has any."""
+    metrics = {group: _metrics(results["results"][group]) for group in results["group_subtasks"]}
+    return {group: values for group, values in metrics.items() if values}
+
+
+def _metrics(columns: Mapping[str, Any]) -> Metrics:
+    metrics: Metrics = {}
+    for name, value in columns.items():
+        if "," in name and "_stderr," not in name:
+            metric, filter_name = name.split(",", 1)
+            error = columns.get(f"{metric}_stderr,{filter_name}")
+            metrics[name] = (value, error if isinstance(error, float) else None)
+    return metrics
 
 
 # Equal conditions ---------------------------------------------------------------------------------
@@ -212,8 +225,13 @@ def _contrast(metric: str, a: str, b: str, arms: Mapping[str, TaskResult]) -> di
 # The summary as JSON and as text ------------------------------------------------------------------
 
 
-def summary(results: Results) -> dict[str, Any]:
-    """Return all arms together, for the summary file."""
+def summary(results: Results, groups: Mapping[str, Mapping[str, Metrics]]) -> dict[str, Any]:
+    """Return all arms together, for the summary file.
+
+    Args:
+        results: The tasks.
+        groups: Arm -> group -> what lm-eval aggregates over its tasks.
+    """
     first = next(iter(results.values()))
     return {
         "tasks": {task: {"n": result.n, **result.conditions} for task, result in first.items()},
@@ -221,16 +239,25 @@ def summary(results: Results) -> dict[str, Any]:
             arm: {task: _summary_of_task(result) for task, result in tasks.items()}
             for arm, tasks in results.items()
         },
+        **({"groups": _groups_as_json(groups)} if any(groups.values()) else {}),
         "paired": {task: contrasts(_by_arm(results, task)) for task in first},
     }
 
 
+def _groups_as_json(groups: Mapping[str, Mapping[str, Metrics]]) -> dict[str, Any]:
+    return {
+        arm: {group: _as_json(metrics) for group, metrics in of_arm.items()}
+        for arm, of_arm in groups.items()
+    }
+
+
+def _as_json(metrics: Metrics) -> dict[str, Any]:
+    return {name: {"value": value, "stderr": error} for name, (value, error) in metrics.items()}
+
+
 def _summary_of_task(result: TaskResult) -> dict[str, Any]:
     return {
-        "metrics": {
-            name: {"value": value, "stderr": error}
-            for name, (value, error) in result.metrics.items()
-        },
+        "metrics": _as_json(result.metrics),
         "n": result.n,
         "truncated": result.truncation_rate,
         "prompts_cut": result.prompts_cut,
@@ -242,15 +269,29 @@ def _summary_of_task(result: TaskResult) -> dict[str, Any]:
     }
 
 
-def results_table(results: Results) -> str:
-    """Return one table for all tasks: arms down, then their paired differences."""
+def results_table(results: Results, groups: Mapping[str, Mapping[str, Metrics]]) -> str:
+    """Return one table for all tasks: arms down, then their paired differences; then groups."""
     lines: list[str] = []
     for task in next(iter(results.values())):
         arms = _by_arm(results, task)
         lines += ["", *_scores(task, arms), *_remarks(arms)]
+    for group in dict.fromkeys(group for of_arm in groups.values() for group in of_arm):
+        lines += ["", *_group_scores(group, {arm: groups[arm][group] for arm in groups})]
     lines += [f"{RANDOM} is one draw per prompt"] if RANDOM in results else []
     lines += [f"{SUBJECT} is the seed that was best on validation"] if SUBJECT in results else []
     return "\n".join(lines)
+
+
+def _group_scores(group: str, arms: Mapping[str, Metrics]) -> list[str]:
+    names = list(next(iter(arms.values())))
+    widths = [max(len(name), 15) for name in names]
+    wide = max(14, *(len(arm) + 2 for arm in arms))
+    head = "  ".join(f"{name:>{w}}" for name, w in zip(names, widths, strict=True))
+    lines = [f"group {group} (value ± standard error)", f"{'arm':<{wide}}{head}"]
+    for arm, metrics in arms.items():
+        cells = [f"{_value(*metrics[name]):>{w}}" for name, w in zip(names, widths, strict=True)]
+        lines.append(f"{arm:<{wide}}{'  '.join(cells)}")
+    return lines
 
 
 def _scores(task: str, arms: Mapping[str, TaskResult]) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 
+from jroute.tasks.special_tokens import without_marks
 from jroute.utils.errors import UserError
 
 _PLACEHOLDER = "\u27e6question\u27e7"
@@ -70,9 +71,14 @@ def is_foreign(context: str, doc: Any, render: Callable[[str], str]) -> bool:
         doc: Its document, as lm-eval has it.
         render: The prompt of a question.
     """
+    context = without_marks(context)
     fields = doc.values() if isinstance(doc, Mapping) else [doc]
     texts = [field for field in fields if isinstance(field, str)]
-    if any(render(text) == context for text in texts if text.strip() and text.strip() in context):
+    if any(
+        without_marks(render(text)) == context
+        for text in texts
+        if text.strip() and text.strip() in context
+    ):
         return False
     around = render(_PLACEHOLDER).split(_PLACEHOLDER)
     places = len(around) - 1

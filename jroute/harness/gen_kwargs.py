@@ -4,12 +4,29 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
+from pydantic import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
 from jroute.generate.decoding import Completion, Decoding
 from jroute.utils.errors import UserError
+from jroute.utils.json_files import Record, check
 
-_IMPLEMENTED = {"until", "do_sample", "temperature", "top_k", "top_p", "min_p", "max_gen_toks"}
+
+class _Arguments(Record):
+    """lm-eval's generation arguments that are implemented; numbers may be written as text."""
+
+    model_config = ConfigDict(strict=False)
+
+    until: list[str | None]
+    max_gen_toks: int
+    do_sample: bool = False
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+
+
+_REMEDY = "correct it in the task's generation_kwargs or in --gen_kwargs"
 
 
 class ResponseText(str):
@@ -64,19 +81,25 @@ class GenerationArguments(NamedTuple):
         Raises:
             UserError: Arguments that are not implemented, or a limit that leaves no room.
         """
-        options: dict[str, Any] = dict(normalize_gen_kwargs(dict(gen_kwargs), default_limit))
-        if unknown := sorted(options.keys() - _IMPLEMENTED):
+        try:
+            normal: dict[str, Any] = dict(normalize_gen_kwargs(dict(gen_kwargs), default_limit))
+        except Exception as error:  # it computes with the values before it checks them
+            raise UserError(
+                f"generation arguments {gen_kwargs!r:.200} are wrong ({error}); {_REMEDY}"
+            ) from error
+        if unknown := sorted(normal.keys() - _Arguments.model_fields.keys()):
             raise UserError(
                 f"generation argument {unknown[0]!r} is not implemented in jroute; "
-                f"known are {', '.join(sorted(_IMPLEMENTED))}"
+                f"known are {', '.join(sorted(_Arguments.model_fields))}"
             )
-        limit = options["max_gen_toks"]
+        options = check(normal, _Arguments, "the generation arguments", _REMEDY)
+        limit = options.max_gen_toks
         if not 0 < limit < context:
             raise UserError(
                 f"max_gen_toks is {limit}, which leaves no room for a prompt in a context of "
                 f"{context} tokens; set it, as with --gen_kwargs max_gen_toks={context // 2}"
             )
-        stop = [text for text in options["until"] if text]
+        stop = [text for text in options.until if text]
         special_tokens = set(tokenizer.all_special_tokens)
         ends = [text for text in stop if text in special_tokens]
         special = [
@@ -85,10 +108,10 @@ class GenerationArguments(NamedTuple):
             if text not in special_tokens and any(token in text for token in special_tokens)
         ]
         decoding = Decoding(
-            temperature=float(options.get("temperature", 0.0)) if options["do_sample"] else 0.0,
-            top_k=int(options.get("top_k", 0)),
-            top_p=float(options.get("top_p", 1.0)),
-            min_p=float(options.get("min_p", 0.0)),
+            temperature=(options.temperature or 0.0) if options.do_sample else 0.0,
+            top_k=options.top_k or 0,
+            top_p=1.0 if options.top_p is None else options.top_p,
+            min_p=options.min_p or 0.0,
             max_new_tokens=limit,
             stop=tuple(text for text in stop if text not in (*ends, *special)),
         )

@@ -1,8 +1,10 @@
 """Generation requests of lm-eval: the repeat and the seed of each, and calls of the engine."""
 
 import copy
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -80,3 +82,13 @@ def ending_at(lm: LanguageModel, token_ids: Sequence[int]) -> LanguageModel:
     other = copy.copy(lm)
     other.end_token_ids = tuple(dict.fromkeys((*lm.end_token_ids, *token_ids)))
     return other
+
+
+@contextmanager
+def timed(model: Any) -> Iterator[None]:
+    """Add the time that the block takes to a model's ``seconds``."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        model.seconds += time.perf_counter() - started

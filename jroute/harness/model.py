@@ -1,18 +1,17 @@
 """lm-evaluation-harness on a gated model: an adapter in which an arm chooses each prompt's gate.
 
 The adapter answers lm-eval's three kinds of requests as lm-eval's own Hugging Face model does at
-batch size 1, and gets a gate for each from an arm. The gate comes from the context alone, so all
-continuations of a question share it; text without a context (rolling log-likelihoods, an empty
-context) is scored at gate 0. Rows run in a fixed number of slots and sampling is seeded by the
-prompt, so neither order nor neighbours matter.
+batch size 1, but for one thing: special tokens in the texts of tasks are text, unless
+``special_tokens`` is ``control``. The gate comes from the context alone, so all continuations of a
+question share it; text without a context (rolling log-likelihoods, an empty context) is scored at
+gate 0. Rows run in a fixed number of slots and sampling is seeded by the prompt, so neither order
+nor neighbours matter.
 
 Importing this module registers the model ``jroute`` with lm-eval, for example for
 ``simple_evaluate(model="jroute", model_args="run=runs/demo,arm=rl", ...)``.
 """
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -24,26 +23,29 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import simple_parse_args_string
 
 from jroute.generate.decoding import Completion
+from jroute.harness.answer_store import Answer, AnswerStore
 from jroute.harness.cache_names import answer_cache_name
 from jroute.harness.foreign_prompts import ForeignPrompts
-from jroute.harness.gen_kwargs import GenerationArguments
+from jroute.harness.gen_kwargs import GenerationArguments, ResponseText
 from jroute.harness.generation import (
     GenerationRequest,
     ending_at,
     group_by_arguments,
     number_repeats,
+    timed,
 )
 from jroute.harness.model_args import constructor_arguments, constructor_names
 from jroute.harness.policy import ArmPolicy, ContextGates, GatePolicy, constant
 from jroute.harness.records import Record, totals
-from jroute.harness.request_log import RequestLog
+from jroute.harness.request_log import RequestLog, request_key
 from jroute.harness.scoring import (
     ScoringRequest,
     batches_by_length,
+    check_choices,
     fit_to_context,
     rolling_batches,
 )
-from jroute.harness.tokenization import TokenizedLM
+from jroute.harness.tokenization import SpecialTokens, TokenizedLM
 from jroute.lm import LanguageModel
 from jroute.observe.progress import GenerationBar, progress_bar
 from jroute.routing.gate import Gate
@@ -66,7 +68,7 @@ class JaxLM(TokenizedLM):
         seconds: Time spent on requests so far.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         lm: LanguageModel,
         gate: GatePolicy | float | None = None,
@@ -77,6 +79,7 @@ class JaxLM(TokenizedLM):
         max_length: int | None = None,
         enable_thinking: bool = False,
         force_template: bool = False,
+        special_tokens: SpecialTokens = "text",
     ):
         """Wrap a model.
 
@@ -91,12 +94,19 @@ class JaxLM(TokenizedLM):
             enable_thinking: Value for chat templates that can switch thinking, as in
                 ``PromptConfig``.
             force_template: Let an arm choose for prompts of another form than it learned from.
+            special_tokens: What special tokens such as ``<|im_end|>`` in the texts of tasks are:
+                ``text``; ``control`` tokens, as in lm-eval's Hugging Face model, whose ids are
+                then the same; or ``marked``, where ``special_tokens.as_text`` says which are text.
 
         Raises:
             UserError: ``max_length`` is more than the model's context.
         """
         super().__init__(
-            lm, max_gen_toks=max_gen_toks, max_length=max_length, enable_thinking=enable_thinking
+            lm,
+            max_gen_toks=max_gen_toks,
+            max_length=max_length,
+            enable_thinking=enable_thinking,
+            special_tokens=special_tokens,
         )
         self.records: list[Record] = []
         self.seconds = 0.0
@@ -112,6 +122,7 @@ class JaxLM(TokenizedLM):
         self._slots = slots
         self._seed = seed
         self._log = RequestLog()
+        self._store: AnswerStore | None = None
 
     @classmethod
     def create_from_arg_string(
@@ -143,8 +154,10 @@ class JaxLM(TokenizedLM):
     def namespace(self) -> str:
         """Name of this model's cache of answers: model, routing, arm, seed and limits."""
         limits = (self.max_length, self.max_gen_toks)
-        identity = self._policy_identity
-        return answer_cache_name(self.lm, arm=identity, seed=self._seed, limits=limits)
+        config = {"arm": self._policy_identity, "seed": self._seed, "limits": limits}
+        if self.special_tokens == "control":
+            config["special_tokens"] = self.special_tokens
+        return answer_cache_name(self.lm, **config)
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Take lm-eval's cache of answers, if they are this model's under this arm.
@@ -156,6 +169,10 @@ class JaxLM(TokenizedLM):
         """
         super().set_cache_hook(cache_hook)
         self._log.attach(cache_hook.dbdict, self.namespace)
+
+    def keep_answers(self, store: AnswerStore) -> None:
+        """Store answers from now on, and give those that are stored already without the model."""
+        self._store = store
 
     def get_model_info(self) -> dict[str, Any]:
         """Describe the model for lm-eval's results file; called after the run, with all counts.
@@ -171,6 +188,7 @@ class JaxLM(TokenizedLM):
             "routing": stored(self.lm.routing.config),
             "namespace": self.namespace,
             "enable_thinking": self.enable_thinking,
+            "special_tokens": self.special_tokens,
             "slots": self._slots,
             "sampling_seed": self._seed,
             "seconds": round(self.seconds, 3),
@@ -191,9 +209,17 @@ class JaxLM(TokenizedLM):
         """
         self._foreign.check(requests, known=self._gates)
         rows = number_repeats(requests, self._seed)
-        groups = group_by_arguments(rows, self._parse)
+        for row in rows:
+            if stored_answer := self._stored(row.instance, row.sample):
+                row.text, row.record = cast(tuple[ResponseText, Record], stored_answer)
+        groups = group_by_arguments([row for row in rows if row.text is None], self._parse)
         title = self._label("generate")
-        with self._timed(), GenerationBar(len(rows), title, quiet=disable_tqdm) as progress:
+        with (
+            timed(self),
+            GenerationBar(
+                sum(row.text is None for row in rows), title, quiet=disable_tqdm
+            ) as progress,
+        ):
             for arguments, members in groups.items():
                 self._generate(members, arguments, progress)
         self.records += [cast(Record, row.record) for row in rows]
@@ -213,7 +239,7 @@ class JaxLM(TokenizedLM):
     ) -> None:
         """Complete requests that share their generation arguments."""
         room = self.max_length - arguments.decoding.max_new_tokens
-        contexts = [row.context for row in rows]
+        contexts = [self.prompt_of(row.context) for row in rows]
         prompts = [self.tok_encode(context) for context in contexts]
         self._gates.choose(contexts, partial(self.tail, room=room))
 
@@ -224,7 +250,7 @@ class JaxLM(TokenizedLM):
                 row.record = self._record(
                     row.instance,
                     row.sample,
-                    self._gates[row.context],
+                    self._gates[contexts[index]],
                     len(completion.tokens),
                     prompt_tokens=min(length, room),
                     prompt_cut=length > room,
@@ -261,8 +287,12 @@ class JaxLM(TokenizedLM):
                 "thought; turn it off, or choose a task that generates"
             )
         self._foreign.check(requests, known=self._gates)
-        with self._timed():
-            results = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        check_choices(requests)
+        answers = [self._stored(request) for request in requests]
+        new = [request for request, answer in zip(requests, answers, strict=True) if not answer]
+        with timed(self):
+            scores = iter(super().loglikelihood(new, disable_tqdm=disable_tqdm) if new else [])
+        results = [cast(Any, answer[0]) if answer else next(scores) for answer in answers]
         for request in requests:
             self.records += self._log.records_of([request], repeats=1)
         return results
@@ -275,7 +305,7 @@ class JaxLM(TokenizedLM):
     ) -> list[tuple[float, bool]]:
         """Score pairs of token ids; contexts lose their beginning where they are too long."""
         pairs = fit_to_context(requests, self.max_length)
-        contexts = [texts[0] if texts else "" for texts, _, _ in requests]
+        contexts = [self.prompt_of(texts[0] if texts else "") for texts, _, _ in requests]
         self._gates.choose(contexts, partial(self.tail, room=self.max_length))
         results: dict[int, tuple[float, bool]] = {}
         with progress_bar(
@@ -300,25 +330,33 @@ class JaxLM(TokenizedLM):
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
         """Score whole texts, every token once, in windows as long as the context, at gate 0."""
-        totals: list[float] = []
-        batches = rolling_batches(requests, self.tok_encode, self.prefix_token_id, self.max_length)
+        totals: dict[int, float] = {}
+        for i, request in enumerate(requests):
+            if answer := self._stored(request):
+                totals[i] = cast(float, answer[0])
+                self.records.append(answer[1])
+        new = [i for i in range(len(requests)) if i not in totals]
+        batches = rolling_batches(
+            [requests[i] for i in new], self.tok_encode, self.prefix_token_id, self.max_length
+        )
+        left = iter(new)
         with (
-            self._timed(),
+            timed(self),
             progress_bar(
-                total=len(requests), desc=self._label("roll"), unit="text", disable=disable_tqdm
+                total=len(new), desc=self._label("roll"), unit="text", disable=disable_tqdm
             ) as bar,
         ):
             for batch in batches:
                 flat = [window for _, windows in batch for window in windows]
                 scores = iter(self._loglikelihood_tokens(flat, disable_tqdm=True))
                 for request, windows in batch:
-                    totals.append(sum(next(scores)[0] for _ in windows))
+                    total = totals[next(left)] = sum(next(scores)[0] for _ in windows)
                     count = sum(len(scored) for _, _, scored in windows)
                     record = self._record(request, 0, self._gates[""], count)
-                    self._store_answer("loglikelihood_rolling", request.args, totals[-1], record)
+                    self._store_answer("loglikelihood_rolling", request.args, total, record)
                     self.records.append(record)
                 bar.update(len(batch))
-        return totals
+        return [totals[i] for i in range(len(requests))]
 
     # Records
 
@@ -333,18 +371,27 @@ class JaxLM(TokenizedLM):
         foreign = request.args[0] in self._foreign
         return Record(*identity, gate=gate, tokens=tokens, foreign=foreign, **details)
 
+    def _stored(self, request: Instance, sample: int = 0) -> tuple[Answer, Record] | None:
+        """Return the stored answer to a request and its record, if there is one."""
+        if self._store is None:
+            return None
+        kind = request.request_type
+        stored_answer = self._store.get(request_key(kind, request.args, sample))
+        if stored_answer is None:
+            return None
+        answer = stored_answer[0]
+        identity = (request.task_name, request.doc_id, request.idx)
+        record = stored_answer[1].for_request(*identity)
+        self._log.add(request.args, record)
+        self.cache_hook.add_partial(kind, request.args, answer)
+        return answer, record
+
     def _store_answer(self, kind: str, args: Any, answer: Any, record: Record) -> None:
-        """Store an answer in lm-eval's cache, and before it its record."""
+        """Store an answer here and in lm-eval's cache, and before it its record."""
+        if self._store is not None:
+            self._store.add(request_key(kind, args, record.sample), answer, record)
         self._log.add(args, record)
         self.cache_hook.add_partial(kind, args, answer)
-
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds += time.perf_counter() - started
 
     def _label(self, action: str) -> str:
         return f"{self.arm}: {action}" if self.arm else action

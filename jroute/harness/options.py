@@ -3,16 +3,22 @@
 import argparse
 import contextlib
 import io
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from lm_eval.config.evaluate_config import EvaluatorConfig
+from pydantic import Field
 
 from jroute.arms.registry import selectable
 from jroute.harness import lm_eval_adapter
+from jroute.harness.slots import slots_of
 from jroute.utils.errors import UserError
+from jroute.utils.json_files import Record, check
+from jroute.utils.yaml_files import read_yaml
 
 DESCRIPTION = """Judges arms with lm-evaluation-harness.
 
@@ -80,15 +86,33 @@ class EvaluationOptions:
         """Rows that run at a time as ``--batch_size`` gives them; ``None`` if it does not.
 
         Raises:
-            UserError: ``--batch_size`` is 0.
+            UserError: ``--batch_size`` is neither a positive number nor ``auto``.
         """
         batch_size = str(self.lm_eval.batch_size)
         by_default = "batch_size" not in self.given and batch_size == "1"  # lm-eval's default
-        if by_default or not batch_size.isdigit():
-            return None
-        if int(batch_size) < 1:
-            raise UserError(f"--batch_size is {batch_size}; give a positive number or auto")
-        return int(batch_size)
+        slots = slots_of(batch_size)
+        return None if by_default else slots
+
+
+class _Options(Record):
+    """What jroute and lm-eval do with lm-eval's options, which lm-eval itself does not check."""
+
+    tasks: str | list[Any] | None = None
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    samples: dict[str, list[Annotated[int, Field(ge=0)]]] | None = None
+    gen_kwargs: dict[str, Any] | None = None
+    model_args: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
+    include_path: str | None = None
+    output_path: str | None = None
+    use_cache: str | None = None
+    cache_requests: dict[str, bool] | None = None
+    system_instruction: str | None = None
+    apply_chat_template: bool | str = False
+    fewshot_as_multiturn: bool | None = None
+    batch_size: int | str = 1
+    wandb_args: dict[str, Any] | None = None
+    hf_hub_log_args: dict[str, Any] | None = None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -184,13 +208,20 @@ def _lm_eval_config(args: argparse.Namespace) -> EvaluatorConfig:
     options = {name: value for name, value in vars(args).items() if name not in OWN_OPTIONS}
     if args.config is None:  # lm-eval wants an output_path beside --log_samples; jroute has its own
         options["output_path"] = args.output_path or "."
+    else:
+        read_yaml(args.config)  # refuses what lm-eval would read in its own way, or not at all
     try:
         with contextlib.redirect_stdout(io.StringIO()), lm_eval_adapter.quiet():
             config = lm_eval_adapter.configuration(options)  # prints the file it read
-    except (ValueError, TypeError, OSError) as error:
-        raise UserError(" ".join(str(error).split())) from error
-    if config.limit is not None and config.limit <= 0:
-        raise UserError(f"--limit is {config.limit:g}; give a positive number or leave it out")
+    except Exception as error:  # whatever lm-eval raises here, it is the options that are wrong
+        raise UserError(" ".join(str(error).split()) or "lm-eval refuses the options") from error
+    limit: Any = config.limit  # anything that a YAML file holds
+    if limit is not None and not (isinstance(limit, int | float) and 0 < limit < math.inf):
+        raise UserError(f"--limit is {limit!r:.60}; give a positive number or leave it out")
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    check(values, _Options, "the options of lm-eval", "correct it; see --help")
+    if config.include_path is not None:
+        config.include_path = os.path.abspath(config.include_path)
     return config
 
 

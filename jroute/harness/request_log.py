@@ -2,11 +2,18 @@
 
 A request that is answered from the cache never reaches the model; what gate it ran under and how
 many tokens it took is read from here.
+
+lm-eval's caches are pickles. From one that somebody else wrote, only text, numbers and their
+collections are read: no class and no function but ``ResponseText``.
 """
 
+import contextlib
 import io
 import pickle
+import sqlite3
 from collections.abc import MutableMapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -21,8 +28,11 @@ _OWNER = "jroute: whose answers these are"
 """Key of the cache that stores the name of its owner."""
 
 
-_PICKLED_AS = {("jroute.evaluation.until", "Generated"): ResponseText}
-"""Classes by the names under which caches of earlier versions hold them."""
+_PICKLED_AS = {
+    ("jroute.harness.gen_kwargs", "ResponseText"): ResponseText,
+    ("jroute.evaluation.until", "Generated"): ResponseText,
+}
+"""The classes that a cache may hold, by the names under which this and earlier versions do."""
 
 
 class RequestLog:
@@ -43,12 +53,12 @@ class RequestLog:
             UserError: It holds the answers of another owner.
         """
         if database is not None:
+            database.decode = partial(_decode, file=database.filename)
             if len(database) and database.get(_OWNER) != owner:
                 raise UserError(
                     f"the cache {database.filename} holds answers of another model, routing or "
                     "arm; give each its own with use_cache, as scripts/lm_eval_jax.py does"
                 )
-            database.decode = _decode
             database[_OWNER] = owner
         self._database = database
 
@@ -59,7 +69,7 @@ class RequestLog:
             args: The request's arguments.
             record: What the model did.
         """
-        key = _key(record.kind, args, record.sample)
+        key = request_key(record.kind, args, record.sample)
         self._records[key] = record
         if self._database is not None:
             self._database[key] = stored(record)
@@ -74,7 +84,7 @@ class RequestLog:
         records = []
         for request in instances:
             for sample in range(repeats or request.repeats or 1):
-                key = _key(request.request_type, request.args, sample)
+                key = request_key(request.request_type, request.args, sample)
                 record = self._records.get(key)
                 if record is None and self._database is not None and key in self._database:
                     record = Record.from_json(self._database[key])
@@ -84,16 +94,46 @@ class RequestLog:
         return records
 
 
-def _key(kind: str, args: Any, sample: int) -> str:
+def request_key(kind: str, args: Any, sample: int) -> str:
+    """Return what names a request, and how many equal ones came before it."""
     return f"jroute: {sample} {hash_args(kind, args)}"
 
 
 class _Unpickler(pickle.Unpickler):
-    """Read what ``sqlitedict`` wrote, by earlier versions as well."""
+    """Read what ``sqlitedict`` wrote for this package, by earlier versions as well."""
 
     def find_class(self, module: str, name: str, /) -> Any:
-        return _PICKLED_AS.get((module, name)) or super().find_class(module, name)
+        if (module, name) not in _PICKLED_AS:
+            raise pickle.UnpicklingError(f"it holds {module}.{name}")
+        return _PICKLED_AS[module, name]
 
 
-def _decode(value: Any) -> Any:
-    return _Unpickler(io.BytesIO(bytes(value))).load()
+def _decode(value: Any, *, file: str) -> Any:
+    try:
+        return _Unpickler(io.BytesIO(bytes(value))).load()
+    except Exception as error:  # damaged pickles raise anything
+        raise UserError(
+            f"the cache {file} holds something that is not an answer of jroute's ({error}); "
+            "delete it, or name another with --use_cache"
+        ) from error
+
+
+def check_database(file: Path) -> None:
+    """Refuse a file that is not a sound SQLite database; lm-eval would open it all the same.
+
+    Raises:
+        UserError: It is not one.
+    """
+    if not file.exists():
+        return
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
+        ) as db:
+            sound = db.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+    except sqlite3.Error:
+        sound = False
+    if not sound:
+        raise UserError(
+            f"the cache {file} is not a sound database; delete it, or name another with --use_cache"
+        )

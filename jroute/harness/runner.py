@@ -5,7 +5,10 @@ import io
 import json
 import os
 import platform
-from collections.abc import Sequence
+import shutil
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,21 +16,27 @@ from typing import Any, NamedTuple
 import jax
 from lm_eval.config.evaluate_config import EvaluatorConfig
 
+import jroute
 from jroute.harness import lm_eval_adapter
 from jroute.harness.agreement_with_training import check_against_training
+from jroute.harness.answer_store import AnswerStores
 from jroute.harness.cache_names import answer_cache_path, folder_name, prompt_cache_name
-from jroute.harness.comparison import TaskResult, conditions
+from jroute.harness.comparison import Metrics, TaskResult, conditions, group_metrics
 from jroute.harness.model import JaxLM
+from jroute.harness.model_args import check_arguments, constructor_names
 from jroute.harness.options import EvaluationOptions
 from jroute.harness.policy import ArmPolicy
 from jroute.harness.records import Record, totals
+from jroute.harness.request_log import check_database
 from jroute.harness.subject import Subject
 from jroute.harness.suites import Suite
 from jroute.utils import together
-from jroute.utils.disk import disk_errors
+from jroute.utils.disk import disk_errors, make_folder
 from jroute.utils.errors import UserError
 from jroute.utils.keys import stored
 from jroute.utils.temporary import temporary_folder
+
+_PACKAGE = Path(jroute.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -43,13 +52,41 @@ class Output:
     folder: Path
     prefix: str
 
+    @property
+    def tasks(self) -> Path:
+        """Where the tasks of a run and local data are laid out for lm-eval."""
+        return self.folder / "tasks"
+
+    @property
+    def answers(self) -> Path:
+        """Where answers are until they are scored."""
+        return self.folder / "answers"
+
     @classmethod
-    def create(cls, path: Path) -> "Output":
-        """Make the folder that an output path names: itself, or the parent of a JSON file."""
+    @contextmanager
+    def opened(cls, path: Path) -> Iterator["Output"]:
+        """Make the folder that an output path names: itself, or the parent of a JSON file.
+
+        If the block raises, what was made and holds no answers and no results is deleted.
+
+        Raises:
+            UserError: The folder cannot be made.
+        """
         prefix = path.name if path.suffix == ".json" else ""
-        folder = (path.parent if prefix else path).absolute()
-        folder.mkdir(parents=True, exist_ok=True)
-        return cls(folder, prefix)
+        output = cls((path.parent if prefix else path).absolute(), prefix)
+        folders = [output.folder, *output.folder.parents]
+        missing = [folder for folder in folders if not os.path.lexists(folder)]
+        has_tasks = output.tasks.exists()
+        make_folder(output.folder)
+        try:
+            yield output
+        except BaseException:
+            if not has_tasks:
+                shutil.rmtree(output.tasks, ignore_errors=True)
+            with contextlib.suppress(OSError):  # a folder that is not empty stays
+                for folder in missing:
+                    folder.rmdir()
+            raise
 
 
 class Evaluation(NamedTuple):
@@ -68,13 +105,26 @@ class Evaluation(NamedTuple):
     date: str
 
 
+class ArmResult(NamedTuple):
+    """What one arm reached.
+
+    Attributes:
+        tasks: The result of each task.
+        groups: Value and standard error by ``metric,filter``, of each group that has any.
+    """
+
+    tasks: dict[str, TaskResult]
+    groups: dict[str, Metrics]
+
+
 def evaluate_arm(
     subject: Subject,
     policy: ArmPolicy,
     suites: Sequence[Suite],
     options: EvaluationOptions,
     output: Output,
-) -> dict[str, TaskResult]:
+    stores: AnswerStores,
+) -> ArmResult:
     """Evaluate every suite under one arm and write its folder.
 
     Args:
@@ -83,23 +133,24 @@ def evaluate_arm(
         suites: Tasks, evaluated one suite after the other.
         options: The command line.
         output: Where results go.
-
-    Returns:
-        The result of each task.
+        stores: Where answers go as they come, and from where they are taken if they are there.
 
     Raises:
         UserError: An item of a run's own split differs from what training recorded; the arm
-            refuses prompts of another form than it learned from; results cannot be written.
+            refuses prompts of another form than it learned from; a task cannot be scored; results
+            cannot be written.
     """
-    results: dict[str, TaskResult] = {}
+    result = ArmResult({}, {})
     folder = folder_name(policy.name)
     with temporary_folder(output.folder / folder) as scratch:
         for suite in suites:
             model = make_model(subject, policy, suite, options)
+            model.keep_answers(stores.open(f"{folder}-{model.namespace}"))
             evaluation = evaluate_suite(suite, model, subject.folder, scratch / output.prefix)
+            result.groups.update(group_metrics(evaluation.results))
             for task, rows in evaluation.samples.items():
                 records = evaluation.records[task]
-                result = TaskResult.create(
+                task_result = TaskResult.create(
                     task,
                     rows,
                     evaluation.results,
@@ -107,12 +158,14 @@ def evaluate_arm(
                     conditions(task, rows, evaluation.results, model),
                 )
                 if suite.run is not None:
-                    result = check_against_training(result, suite.run, task, rows, records)
-                results[task] = result
+                    task_result = check_against_training(
+                        task_result, suite.run, task, rows, records
+                    )
+                result.tasks[task] = task_result
                 gates = scratch / f"gates_{task}_{evaluation.date}.jsonl"
                 gates.write_text("".join(json.dumps(stored(record)) + "\n" for record in records))
         publish(scratch, output.folder / folder)
-    return results
+    return result
 
 
 def make_model(
@@ -124,19 +177,16 @@ def make_model(
         UserError: ``--model_args`` name an argument that ``JaxLM`` does not take.
     """
     arguments = dict(options.lm_eval.model_args or {})
+    arguments.pop("trust_remote_code", None)  # lm-eval's option; no model here has code
     if subject.run is not None:
-        thinking = subject.run.experiment.prompt.enable_thinking
-        arguments.setdefault("enable_thinking", thinking)
-    try:
-        return JaxLM(
-            subject.lm,
-            policy,
-            slots=suite.slots,
-            force_template=options.force_template,
-            **arguments,
-        )
-    except TypeError as error:
-        raise UserError(f"--model_args: {error}".replace("JaxLM.__init__() ", "")) from error
+        prompt = subject.run.experiment.prompt
+        arguments.setdefault("enable_thinking", prompt.enable_thinking)
+        arguments.setdefault("special_tokens", prompt.special_tokens)
+    if suite.run is not None:
+        arguments["special_tokens"] = "marked"  # by the run, in its messages
+    own = {"slots": suite.slots, "force_template": options.force_template}
+    check_arguments(arguments, constructor_names(JaxLM) - own.keys(), "--model_args")
+    return JaxLM(subject.lm, policy, **own, **arguments)
 
 
 def evaluate_suite(suite: Suite, model: JaxLM, source: Path, output_path: Path) -> Evaluation:
@@ -151,7 +201,7 @@ def evaluate_suite(suite: Suite, model: JaxLM, source: Path, output_path: Path) 
     config = suite_config(suite, model, source, output_path)
     cache = ""
     if suite.options.get("cache_requests"):
-        name = prompt_cache_name(suite.leaves(), suite.options, model.tokenizer_name)
+        name = prompt_cache_name(suite.leaves, suite.options, model.tokenizer_name)
         cache = f"jroute-{name}"
     printed = io.StringIO()
     with (
@@ -161,13 +211,11 @@ def evaluate_suite(suite: Suite, model: JaxLM, source: Path, output_path: Path) 
     ):
         tracker = lm_eval_adapter.tracker(config)
         execution = {"device": jax.default_backend(), "batch_size": suite.slots}
-        results = lm_eval_adapter.evaluate(
-            config, model, suite.tasks, suite.manager, tracker, **execution
-        )
-        records = {
-            leaf.config.task: model.records_of(suite.instances(leaf.config.task))
-            for leaf in suite.leaves()
-        }
+        with task_errors(suite, model):
+            results = lm_eval_adapter.evaluate(
+                config, model, suite.tasks, suite.manager, tracker, **execution
+            )
+        records = {task: model.records_of(suite.instances(task)) for task in suite.leaves}
         # lm-eval already has the model's totals, which lack the requests that a cache answered.
         results["config"] |= totals([record for each in records.values() for record in each])
         results["pretty_env_info"] = environment()
@@ -182,6 +230,29 @@ def evaluate_suite(suite: Suite, model: JaxLM, source: Path, output_path: Path) 
     return Evaluation(results, copies, records, str(tracker.date_id))
 
 
+@contextmanager
+def task_errors(suite: Suite, model: JaxLM) -> Iterator[None]:
+    """Turn what the code, templates and data of tasks raise into a ``UserError``.
+
+    An exception that jroute itself raised is a defect of it and stays as it is.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if Path(frames[-1].filename).is_relative_to(_PACKAGE):
+            raise
+        doing = "scored" if model.records else "asked"
+        place = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(
+            f"{', '.join(suite.leaves):.200} cannot be {doing}: {reason} ({place}); mend the task, "
+            "or leave it out"
+        ) from error
+
+
 def suite_config(suite: Suite, model: JaxLM, source: Path, output_path: Path) -> EvaluatorConfig:
     """Return lm-eval's configuration for one suite under one arm."""
     options = {
@@ -192,9 +263,9 @@ def suite_config(suite: Suite, model: JaxLM, source: Path, output_path: Path) ->
         "output_path": str(output_path),
     }
     if suite.options.get("use_cache"):
-        options["use_cache"] = answer_cache_path(
-            suite.options["use_cache"], model.arm, model.namespace
-        )
+        path = answer_cache_path(suite.options["use_cache"], model.arm, model.namespace)
+        check_database(Path(f"{path}_rank0.db"))  # as lm-eval names it
+        options["use_cache"] = path
     return lm_eval_adapter.configuration(options)
 
 

@@ -1,6 +1,7 @@
 """Pairs of context and continuation for scoring: their truncation, batches, and rolling windows."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 from lm_eval.api.instance import Instance
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -17,6 +18,22 @@ ScoringRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 """Texts of a pair (``None`` for a rolling window), and its token ids."""
 
 
+def check_choices(requests: Sequence[Instance]) -> None:
+    """Refuse continuations without any text, which have no likelihood.
+
+    Raises:
+        UserError: Naming the first.
+    """
+    for request in requests:
+        _, continuation = cast(tuple[str, str], request.args)
+        if not continuation:
+            raise UserError(
+                f"task {request.task_name}, document {request.doc_id}: choice {request.idx} is "
+                "empty, and only a text can be scored; mend the task's doc_to_choice, or its "
+                "doc_to_target"
+            )
+
+
 def fit_to_context(requests: Sequence[ScoringRequest], max_length: int) -> list[Pair]:
     """Return pairs with contexts that are too long truncated from the left.
 
@@ -28,11 +45,16 @@ def fit_to_context(requests: Sequence[ScoringRequest], max_length: int) -> list[
         max_length: The context in tokens.
 
     Raises:
-        UserError: A continuation alone is longer than the context.
+        UserError: A continuation has no token, or alone is longer than the context.
     """
     pairs = []
-    for _, context, continuation in requests:
-        if not 1 <= len(continuation) <= max_length:
+    for texts, context, continuation in requests:
+        if not continuation:
+            raise UserError(
+                f"the continuation {(texts or ('', ''))[1]!r:.80} adds no token of its own to its "
+                "context, so it cannot be scored; let the context or the continuation end otherwise"
+            )
+        if len(continuation) > max_length:
             raise UserError(
                 f"a continuation of {len(continuation)} tokens cannot be scored in a context "
                 f"of {max_length}; choose another task or a model with a longer context"

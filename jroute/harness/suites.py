@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from datasets.exceptions import DatasetNotFoundError
+from lm_eval.api.group import Group
 from lm_eval.filters import build_filter_ensemble
 from lm_eval.tasks import TaskManager
 
@@ -16,7 +19,7 @@ from jroute.harness.options import EvaluationOptions
 from jroute.harness.subject import Subject
 from jroute.tasks import Split, benchmarks
 from jroute.tasks.benchmarks.splits import write_split
-from jroute.tasks.prompts import user_message
+from jroute.tasks.prompts import given_text, user_message
 from jroute.utils.errors import UserError
 
 OWN_SPLITS: tuple[Split, ...] = ("validation", "test", "ood")
@@ -24,6 +27,9 @@ OWN_SPLITS: tuple[Split, ...] = ("validation", "test", "ood")
 
 BOXED = "boxed (not lm-eval's)"
 """Name of the filter that ``--boxed`` adds."""
+
+_LONGEST_NAME = 150
+"""Characters of a task's name; the longest name of a file has 255, some of them for the date."""
 
 
 @dataclass(frozen=True)
@@ -44,21 +50,14 @@ class Suite:
     slots: int
     run: Run | None = None
 
-    def leaves(self) -> list[Any]:
-        """Return the tasks, and the tasks of groups."""
-        return _leaves(self.tasks)
+    @cached_property
+    def leaves(self) -> dict[str, Any]:
+        """The tasks that lm-eval evaluates by name: those given, and those inside of groups."""
+        return dict(self.manager.load(self.tasks)["tasks"])
 
     def instances(self, task: str) -> list[Any]:
         """Return the requests of a task."""
-        leaves = [leaf for leaf in self.leaves() if leaf.config.task == task]
-        return [instance for leaf in leaves for instance in leaf.instances]
-
-
-def _leaves(tasks: Sequence[Any]) -> list[Any]:
-    leaves: list[Any] = []
-    for task in tasks:
-        leaves += [task] if hasattr(task, "eval_docs") else _leaves(task.children)
-    return leaves
+        return list(self.leaves[task].instances)
 
 
 def make_suites(subject: Subject, options: EvaluationOptions, folder: Path) -> list[Suite]:
@@ -79,7 +78,7 @@ def make_suites(subject: Subject, options: EvaluationOptions, folder: Path) -> l
         suites.append(own_suite(subject.run, splits, options.lm_eval_options(), folder))
     if official:
         engine_slots = subject.run.experiment.engine.batch if subject.run else DEFAULT_SLOTS
-        suites.append(official_suite(official, options, options.slots or engine_slots, folder))
+        suites += official_suites(official, options, options.slots or engine_slots, folder)
     return suites
 
 
@@ -106,18 +105,22 @@ def own_suite(run: Run, splits: Sequence[Split], options: Mapping[str, Any], fol
         options: lm-eval's options, of which those that change prompts are ignored.
         folder: Where the splits are written as tasks of lm-eval.
     """
-    prompt = run.experiment.prompt
+    prompt, tokenizer = run.experiment.prompt, run.lm.tokenizer
     files = []
     for split in splits:
         problems = run.data.problems(split)
-        messages = [user_message(problem.question, prompt) for problem in problems]
+        messages = [
+            user_message(given_text(problem.question, prompt, tokenizer), prompt)
+            for problem in problems
+        ]
         if prompt.benchmark:  # examples are separate turns: lm-eval gets the whole prompt
             messages = run.data.prompts(split)
         gen_kwargs = gen_kwargs_of(run.experiment.decoding)
         files.append(str(write_split(split, problems, messages, gen_kwargs, folder)))
     options = {name: value for name, value in options.items() if name not in PROMPT_OPTIONS}
     if prompt.chat and not prompt.benchmark:
-        options |= {"apply_chat_template": True, "system_instruction": prompt.system or None}
+        system = given_text(prompt.system, prompt, tokenizer)
+        options |= {"apply_chat_template": True, "system_instruction": system or None}
     manager = TaskManager(include_defaults=False)
     tasks = benchmarks.load_tasks(manager, files)
     return Suite(tasks, manager, options, run.experiment.engine.batch, run)
@@ -136,36 +139,101 @@ def gen_kwargs_of(decoding: Decoding) -> dict[str, Any]:
     }
 
 
-def official_suite(
+def official_suites(
     names: Sequence[str], options: EvaluationOptions, slots: int, folder: Path
-) -> Suite:
+) -> list[Suite]:
     """Return tasks of lm-eval unchanged, with local data where available.
 
+    lm-eval refuses a task that is in two of the groups which it evaluates together, so such groups
+    are in separate suites.
+
     Args:
-        names: Names of tasks and groups, or paths of YAML files.
+        names: Names of tasks, groups and tags, or paths of YAML files.
         options: The command line.
         slots: Rows that run at a time.
         folder: Where local data are laid out for lm-eval.
 
     Raises:
-        UserError: There is no such task, or its data cannot be loaded.
+        UserError: There is no such task, or it or its data cannot be loaded.
     """
     config = options.lm_eval
     specs, manager = benchmarks.find_tasks(names, config.include_path, config.metadata)
     with benchmarks.local_data(options.data, folder):
-        try:
-            tasks = benchmarks.load_tasks(manager, specs)
-        except UserError:
-            raise
-        except Exception as error:  # the hub, the network and files raise exceptions of their own
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+        loaded = [task for spec in specs for task in _load(manager, spec)]
+    parts: list[dict[str, Any]] = []  # the tasks and groups of each suite, by name
+    for task in loaded:
+        own = manager.load([task])["tasks"].keys()
+        free = (part for part in parts if own.isdisjoint(manager.load([*part.values()])["tasks"]))
+        part = next(free, None)
+        if part is None:
+            parts.append(part := {})
+        part[task.name if isinstance(task, Group) else task.task_name] = task
+    values = options.lm_eval_options()
+    suites = [Suite(list(part.values()), manager, values, slots) for part in parts]
+    for suite in suites:
+        _check_tasks(suite)
+        if options.boxed:
+            _add_boxed_filter(suite)
+    return suites
+
+
+def _load(manager: TaskManager, spec: str) -> list[Any]:
+    """Load the tasks of a name or a file."""
+    try:
+        return benchmarks.load_tasks(manager, [spec])
+    except UserError:
+        raise
+    except Exception as error:  # the hub, files, and the code of tasks raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        entry = manager.task_index.get(spec)
+        file = getattr(entry, "yaml_path", None) or spec
+        if _of_the_hub(error):
             raise UserError(
-                f"the data of {', '.join(names)} cannot be loaded ({reason[:200]}); connect to the "
-                "hub, or give local files with --data"
+                f"the data of {spec} cannot be loaded ({reason}); connect to the hub, or give "
+                "local files with --data"
             ) from error
-    if options.boxed:
-        for task in tasks:
-            if hasattr(task, "_filters"):
-                steps: Any = [["jroute_boxed", None], ["take_first", None]]
-                task._filters.append(build_filter_ensemble(BOXED, steps))
-    return Suite(tasks, manager, options.lm_eval_options(), slots)
+        raise UserError(
+            f"{file}: this task cannot be loaded ({reason}); mend its definition or the data that "
+            "it names"
+        ) from error
+
+
+def _of_the_hub(error: BaseException) -> bool:
+    """Return whether an error comes from the hub or the network."""
+    hub = ("huggingface_hub", "requests", "httpx", "urllib3")
+    known = (ConnectionError, DatasetNotFoundError)
+    return isinstance(error, known) or type(error).__module__.partition(".")[0] in hub
+
+
+def _check_tasks(suite: Suite) -> None:
+    """Refuse tasks that lm-eval would answer and then could not file.
+
+    Raises:
+        UserError: A task or group has no documents, no task, or a name that no file can have.
+    """
+    for task in suite.tasks:
+        if isinstance(task, Group) and not task.get_all_tasks():
+            raise UserError(f"group {task.name} has no tasks; list them in its field task")
+    for name, leaf in suite.leaves.items():
+        if "/" in name or "\0" in name or len(name) > _LONGEST_NAME:
+            raise UserError(
+                f"task {name[:60]!r} cannot be evaluated: its name is part of the names of files; "
+                f"rename it, without slashes and with at most {_LONGEST_NAME} characters"
+            )
+        try:
+            count = len(leaf.eval_docs)
+        except Exception as error:  # process_docs is anybody's code
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise UserError(
+                f"the documents of task {name} cannot be read ({reason}); mend its test_split, "
+                "validation_split or process_docs"
+            ) from error
+        if not count:
+            raise UserError(f"task {name} has no documents; check its data and its splits")
+
+
+def _add_boxed_filter(suite: Suite) -> None:
+    for task in suite.leaves.values():
+        if hasattr(task, "_filters"):
+            steps: Any = [["jroute_boxed", None], ["take_first", None]]
+            task._filters.append(build_filter_ensemble(BOXED, steps))

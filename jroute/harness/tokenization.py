@@ -1,14 +1,18 @@
 """The tokenizer of a model as lm-eval uses it: special tokens, limits, chat templates."""
 
 import hashlib
-from typing import Any
+from typing import Any, Literal
 
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import has_bos_prefix
 
 from jroute.harness.chat import render_conversation
 from jroute.lm import LanguageModel
+from jroute.tasks.special_tokens import MARK, Prompt, as_text, encode
 from jroute.utils.errors import UserError
+
+SpecialTokens = Literal["text", "control", "marked"]
+"""What special tokens in requests are; those of the chat template always are tokens."""
 
 
 class TokenizedLM(TemplateLM):
@@ -18,6 +22,7 @@ class TokenizedLM(TemplateLM):
         lm: The model.
         tokenizer: Its tokenizer.
         enable_thinking: Value for chat templates that can switch thinking.
+        special_tokens: What special tokens in requests are; see ``JaxLM``.
     """
 
     def __init__(
@@ -27,6 +32,7 @@ class TokenizedLM(TemplateLM):
         max_gen_toks: int,
         max_length: int | None,
         enable_thinking: bool,
+        special_tokens: SpecialTokens = "text",
     ):
         """Wrap a model; see ``JaxLM`` for the arguments.
 
@@ -42,6 +48,7 @@ class TokenizedLM(TemplateLM):
         self.lm = lm
         self.tokenizer: Any = lm.tokenizer
         self.enable_thinking = enable_thinking
+        self.special_tokens: SpecialTokens = special_tokens
         self._max_gen_toks = max_gen_toks
         self._max_length = max_length or lm.context
 
@@ -73,41 +80,72 @@ class TokenizedLM(TemplateLM):
         identity = (
             self.tokenizer.chat_template,
             self.enable_thinking,
+            self.special_tokens,
             self.max_length,
             self.max_gen_toks,
         )
         digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
         return f"{self.tokenizer.name_or_path.replace('/', '__')}-{digest}"
 
+    def prompt_of(self, context: str) -> Prompt:
+        """Return the context of a request as a prompt: a raw one has no special tokens."""
+        if isinstance(context, Prompt):  # rendered by the chat template
+            return context
+        marked = as_text(context, self.tokenizer) if self.special_tokens == "text" else context
+        return Prompt(marked)
+
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
         """Return token ids of a text, by default with the special tokens that the tokenizer adds.
 
-        A text that begins with the prefix token already gets no second one.
+        A prompt that begins with the prefix token already gets no second one.
         """
+        prompt = self.prompt_of(string)
         if add_special_tokens is None:
             prefix = self.tokenizer.decode([self.prefix_token_id])
-            add_special_tokens = not has_bos_prefix(string, prefix)
-        return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+            add_special_tokens = not has_bos_prefix(prompt, prefix)
+        return encode(prompt, self.tokenizer, add_special_tokens=add_special_tokens)
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Encode a context and its continuation together, as ``TemplateLM`` does.
+
+        Spaces at the end of the context belong to the continuation.
+        """
+        prompt = self.prompt_of(context)
+        start = prompt.rstrip()
+        whole = start + prompt[len(start) :] + self.prompt_of(continuation)
+        ids = self.tok_encode(Prompt(start))
+        return ids, self.tok_encode(Prompt(whole))[len(ids) :]
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
-    ) -> str:
+    ) -> Prompt:
         """Render a conversation; without a generation prompt the last message is left open."""
+        turns = chat_history
+        if self.special_tokens == "text":
+            turns = [
+                {**turn, "content": as_text(turn["content"], self.tokenizer)} for turn in turns
+            ]
         return render_conversation(
-            chat_history,
+            turns,
             self.tokenizer,
             enable_thinking=self.enable_thinking,
             add_generation_prompt=add_generation_prompt,
         )
 
     def tail(self, context: str, room: int) -> str:
-        """Return the end of a context that fits into ``room`` tokens: what the model sees of it."""
-        ids = self.tok_encode(context)
+        """Return the end of a prompt that fits into ``room`` tokens: what the model sees of it."""
+        ids = self.tok_encode(Prompt(context))
         if len(ids) <= room:
             return context
         text = self.tokenizer.decode(ids[-room:]).lstrip("\ufffd")
-        while len(self.tok_encode(text)) > room:  # the tail may tokenize differently on its own
+        if MARK in context:  # the same part of it, with its marks
+            start, shown = len(context), len(text)
+            while start and shown > 0:
+                start -= 1
+                shown -= context[start] != MARK
+            text = context[start:]
+        while len(self.tok_encode(Prompt(text))) > room:  # it may tokenize differently on its own
             text = text[1:]
-        return text
+        return Prompt(text)

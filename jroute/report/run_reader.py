@@ -243,6 +243,7 @@ def _render_prompts(
 ) -> Sequence[str]:
     """Return the prompts as the model reads them; empty texts without its tokenizer."""
     from jroute.tasks.prompts import render
+    from jroute.tasks.special_tokens import without_marks
     from jroute.tasks.tokenizer import load_tokenizer
 
     model = Path(experiment.model)
@@ -251,5 +252,8 @@ def _render_prompts(
             tokenizer = load_tokenizer(path)
         except UserError:
             continue
-        return [render(problem.question, experiment.prompt, tokenizer) for problem in problems]
+        return [
+            without_marks(render(problem.question, experiment.prompt, tokenizer))
+            for problem in problems
+        ]
     return [""] * len(problems)

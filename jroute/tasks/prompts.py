@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
+from jroute.tasks.special_tokens import Prompt, as_text
+from jroute.tasks.templates import TemplateTokenizer, render_template, template_file
 from jroute.utils.errors import UserError
-from jroute.utils.keys import Keys, keys
+from jroute.utils.keys import Keys, keys, stored
 
 PLACEHOLDER = "{question}"
 
@@ -37,10 +39,14 @@ class PromptConfig:
             benchmark's prompts.
         num_fewshot: Number of examples in the benchmark's prompt; ``-1`` for the task's own.
         multiturn: Whether each example of a chat is a separate turn.
+        special_tokens: What special tokens in questions, system messages and examples are:
+            ``text``, or ``control`` tokens as in lm-eval's own models. Those of the chat template
+            and of ``template`` are always control tokens.
     """
 
     stored_keys: ClassVar[Keys] = keys(
-        "template", "system", "chat", "enable_thinking", "benchmark", "num_fewshot", "multiturn"
+        *("template", "system", "chat", "enable_thinking", "benchmark", "num_fewshot"),
+        *("multiturn", "special_tokens"),
     )
 
     template: str = PLACEHOLDER
@@ -50,6 +56,7 @@ class PromptConfig:
     benchmark: str = ""
     num_fewshot: int = -1
     multiturn: bool = True
+    special_tokens: Literal["text", "control"] = "text"
 
     def __post_init__(self) -> None:
         """Refuse combinations that contradict each other."""
@@ -85,6 +92,11 @@ class PromptConfig:
             )
 
 
+def given_text(text: str, config: PromptConfig, tokenizer: Any) -> str:
+    """Return a text that is not of a template, with its special tokens marked if they are text."""
+    return as_text(text, tokenizer) if config.special_tokens == "text" else text
+
+
 def user_message(question: str, config: PromptConfig) -> str:
     """Put a question into the template.
 
@@ -104,7 +116,7 @@ def render_chat(
     *,
     enable_thinking: bool,
     add_generation_prompt: bool = True,
-) -> str:
+) -> Prompt:
     """Render a conversation with the tokenizer's chat template.
 
     Args:
@@ -123,13 +135,23 @@ def render_chat(
             "enable_thinking is true, but the tokenizer's chat template does not support "
             "enable_thinking; set it to false or use a tokenizer with a hybrid template."
         )
-    return tokenizer.apply_chat_template(
+    if not isinstance(tokenizer, TemplateTokenizer):  # not of transformers: it renders itself
+        return Prompt(
+            tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+                enable_thinking=enable_thinking,
+            )
+        )
+    text = render_template(
+        tokenizer,
         messages,
-        tokenize=False,
         add_generation_prompt=add_generation_prompt,
-        continue_final_message=not add_generation_prompt,
         enable_thinking=enable_thinking,
     )
+    return Prompt(text)
 
 
 def render(question: str, config: PromptConfig, tokenizer: ChatTokenizer) -> str:
@@ -141,8 +163,8 @@ def render(question: str, config: PromptConfig, tokenizer: ChatTokenizer) -> str
         tokenizer: A Hugging Face tokenizer, whose chat template is used for a chat.
 
     Returns:
-        The prompt as text. A chat already holds the special tokens, so encode it with
-        ``add_special_tokens=False``.
+        The prompt as text, to be encoded with ``special_tokens.encode``. A chat already holds the
+        special tokens, so none are to be added.
 
     Raises:
         UserError: The tokenizer has no chat template, or its template refuses the messages or
@@ -161,7 +183,8 @@ def render(question: str, config: PromptConfig, tokenizer: ChatTokenizer) -> str
             raise
         except Exception as error:  # a template is a program and may raise anything
             raise UserError(
-                f"the tokenizer's chat template cannot render this prompt ({error}); "
+                f"the tokenizer's chat template cannot render this prompt ({error}), see "
+                f"{template_file(tokenizer)}; "
                 "set prompt.chat to false or use a tokenizer with a chat template."
             ) from error
 
@@ -170,16 +193,26 @@ def render(question: str, config: PromptConfig, tokenizer: ChatTokenizer) -> str
         from jroute.tasks.benchmarks.prompting import benchmark_prompt
 
         shots = None if config.num_fewshot < 0 else config.num_fewshot
-        return benchmark_prompt(config.benchmark, shots)(
+
+        def benchmark_chat(messages: Any, add_generation_prompt: bool = True) -> str:
+            turns = [
+                {**turn, "content": given_text(turn["content"], config, tokenizer)}
+                for turn in messages
+            ]
+            return chat(turns, add_generation_prompt)
+
+        prompt = benchmark_prompt(config.benchmark, shots)(
             question,
             system=config.system,
-            chat=chat if config.chat else None,
+            chat=benchmark_chat if config.chat else None,
             multiturn=config.multiturn,
         )
-    message = user_message(question, config)
+        return prompt if config.chat else given_text(prompt, config, tokenizer)
+    message = user_message(given_text(question, config, tokenizer), config)
     if not config.chat:
         return message
-    system = [{"role": "system", "content": config.system}] if config.system else []
+    content = given_text(config.system, config, tokenizer)
+    system = [{"role": "system", "content": content}] if content else []
     return chat([*system, {"role": "user", "content": message}])
 
 
@@ -189,11 +222,14 @@ def meaning(config: PromptConfig, tokenizer: ChatTokenizer) -> Any:
     The config only names a benchmark, whose wording may differ in another version of lm-eval, so
     the wording is part of the result.
     """
+    changed = {} if config.special_tokens == "text" else {"special_tokens": config.special_tokens}
     if config.benchmark:
-        return [config, render(PLACEHOLDER, config, tokenizer)]
+        fields = {key: value for key, value in stored(config).items() if key != "special_tokens"}
+        return [{**fields, **changed}, render(PLACEHOLDER, config, tokenizer)]
     return {  # the other fields concern benchmarks only
         "template": config.template,
         "system": config.system,
         "chat": config.chat,
         "enable_thinking": config.enable_thinking,
+        **changed,
     }

@@ -131,7 +131,7 @@ def test_arms_that_were_asked_something_else_are_not_compared(run, capsys, monke
 
     def tampered(subject, arm_policy, *inputs) -> Any:
         results = evaluate(subject, arm_policy, *inputs)
-        results["test"].conditions["generation_kwargs"] = arm_policy.name
+        results.tasks["test"].conditions["generation_kwargs"] = arm_policy.name
         return results
 
     monkeypatch.setattr(command, "evaluate_arm", tampered)

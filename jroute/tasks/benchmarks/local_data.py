@@ -5,6 +5,9 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import datasets
 
 from jroute.utils.disk import make_folder
 from jroute.utils.errors import UserError
@@ -46,7 +49,9 @@ def data_folder(root: Path | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def local_data(root: Path | None, folder: Path) -> Iterator[None]:
-    """Copy local data to ``<folder>/<owner>/<name>`` and work in ``folder`` meanwhile.
+    """Copy local data to ``<folder>/<owner>/<name>``, and load them in place of the hub's.
+
+    Every other data set loads as ever: relative paths are relative to the working directory.
 
     Args:
         root: Folder with ``gsm8k/train.jsonl`` and ``gsm8k/test.jsonl``; ``None`` takes
@@ -58,14 +63,28 @@ def local_data(root: Path | None, folder: Path) -> Iterator[None]:
     """
     source = root or Path(os.environ.get("JROUTE_DATA") or folder)
     make_folder(folder)
+    copies: dict[str, str] = {}
     for name, hub_name in LOCAL_DATA.items():
-        _copy(source, name, folder / hub_name, required=root is not None)
-    with contextlib.chdir(folder):
+        copy = folder.absolute() / hub_name
+        if _copy(source, name, copy, required=root is not None):
+            copies[hub_name] = str(copy)
+    load = datasets.load_dataset  # lm-eval looks it up in the module at every call
+
+    def load_local(path: str, *args: Any, **kwargs: Any) -> Any:
+        return load(copies.get(path, path), *args, **kwargs)
+
+    datasets.load_dataset = load_local
+    try:
         yield
+    finally:
+        datasets.load_dataset = load
 
 
-def _copy(root: Path, name: str, target: Path, *, required: bool) -> None:
-    """Copy the files of a data set; without them, remove what an earlier copy left."""
+def _copy(root: Path, name: str, target: Path, *, required: bool) -> bool:
+    """Copy the files of a data set, and return whether there are any.
+
+    Without them, what an earlier copy left is removed.
+    """
     files = [root / name / f"{split}.jsonl" for split in _SPLITS]
     missing = [file for file in files if not file.is_file()]
     incomplete = len(missing) < len(files) or not (root / "svamp").is_dir()
@@ -73,9 +92,10 @@ def _copy(root: Path, name: str, target: Path, *, required: bool) -> None:
         raise UserError(f"{missing[0]} is missing; give a folder that holds it with --data")
     if missing:
         shutil.rmtree(target, ignore_errors=True)
-        return
+        return False
     make_folder(target)
     for file in files:
         with atomic_write(target / file.name, file.stat().st_size) as temporary:
             shutil.copy2(file, temporary)  # with its time, by which datasets caches
     write_text(target / "README.md", _README)
+    return True

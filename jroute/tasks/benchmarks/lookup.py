@@ -6,6 +6,7 @@ task is found by its name in their text; only groups, tags and patterns need lm-
 
 import difflib
 import functools
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -49,23 +50,28 @@ def find_tasks(
     """
     if include is not None and not Path(include).is_dir():
         raise UserError(f"--include_path: there is no folder {include}")
-    folders = [SHIPPED, *([Path(include)] if include is not None else [])]
+    folders = [SHIPPED, *([Path(include).absolute()] if include is not None else [])]
     definitions = _Definitions.read([OFFICIAL, *folders])
     specs = [definitions.locate(name) for name in names]
-    if all(map(_is_file, specs)):
+    if all(map(_is_file, specs)) and not any(map(_is_group, specs)):
         return specs, TaskManager(include_defaults=False, metadata=metadata)
     manager = TaskManager(include_path=list(map(str, folders)), metadata=metadata)
     return _match(specs, manager), manager
 
 
 def load_tasks(manager: TaskManager, specs: Sequence[Any]) -> list[Any]:
-    """Return the tasks and groups of these names, files or definitions, with their data."""
-    tasks: list[Any] = []
+    """Return the tasks and groups of these names, files or definitions, with their data.
+
+    A group holds its tasks and groups; a tag is just the tasks that have it.
+    """
+    loaded: list[Any] = []
     for spec in specs:
-        loaded = manager.load([spec])
-        group = loaded.get("groups", {}).get(spec) if isinstance(spec, str) else None
-        tasks += loaded["tasks"].values() if group is None else [group]
-    return tasks
+        content = manager.load([spec])
+        groups = content.get("groups", {})
+        inner = {name for children in content.get("group_map", {}).values() for name in children}
+        loaded += [group for name, group in groups.items() if name not in inner]
+        loaded += [task for name, task in content["tasks"].items() if name not in inner]
+    return loaded
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ class _Definitions:
             UserError: There is no such task.
         """
         if _is_file(name):
-            if not Path(name).is_file():
+            if not os.path.isfile(name):  # unlike Path.is_file, no path makes it raise
                 raise UserError(f"there is no task file {name}; check the path")
             return str(Path(name).absolute())
         files = self.files.get(name, [])
@@ -133,9 +139,19 @@ def _is_file(spec: str) -> bool:
     return Path(spec).suffix == ".yaml"
 
 
+def _is_group(file: str) -> bool:
+    """Return whether a file defines a group, whose members are found in lm-eval's index."""
+    text = Path(file).read_text(encoding="utf-8", errors="replace")
+    return bool(re.search("^group:", text, re.MULTILINE))
+
+
 def _texts(root: Path) -> dict[Path, str]:
-    """Read the YAML files below a folder."""
-    return {file: file.read_text(encoding="utf-8") for file in sorted(root.rglob("*.yaml"))}
+    """Read the YAML files below a folder; their names are searched for, whatever else they hold."""
+    return {
+        file: file.read_text(encoding="utf-8", errors="replace")
+        for file in sorted(root.rglob("*.yaml"))
+        if os.access(file, os.R_OK) and file.is_file()
+    }
 
 
 @functools.cache
