@@ -24,6 +24,10 @@ MARK = "\ufdd0"
 class Prompt(str):
     """A whole prompt: its special tokens are tokens, but for those that are marked."""
 
+    def __add__(self, text: str) -> "Prompt":
+        """Return a longer prompt."""
+        return Prompt(str(self) + text)
+
 
 def as_text(text: str, tokenizer: Any) -> str:
     """Return a text in which all special tokens are marked, to be encoded as text."""

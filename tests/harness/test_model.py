@@ -77,7 +77,7 @@ def assert_scores_equal(ours: list, theirs: list) -> None:
 
 
 def test_loglikelihoods_are_those_of_the_reference(lm, reference) -> None:
-    hf, ours = reference(), JaxLM(lm, slots=SLOTS)
+    hf, ours = reference(), JaxLM(lm, special_tokens="control", slots=SLOTS)
     prompts = [chat(hf, question) for question in QUESTIONS[:3]]
     greedy = generate(hf, *((prompt, {"max_gen_toks": 12}) for prompt in prompts))
     pairs = [
@@ -97,7 +97,7 @@ def test_loglikelihoods_are_those_of_the_reference(lm, reference) -> None:
 
 
 def test_what_is_too_long_loses_its_beginning_like_the_reference(lm, reference) -> None:
-    hf, ours = reference(SHORT), JaxLM(lm, slots=SLOTS, max_length=SHORT)
+    hf, ours = reference(SHORT), JaxLM(lm, special_tokens="control", slots=SLOTS, max_length=SHORT)
     ids = hf.tok_encode(TEXTS[2])[: 3 * SHORT]
     pairs = [
         (("", ""), ids[:size], ids[size : size + scored])
@@ -118,7 +118,7 @@ def test_what_is_too_long_loses_its_beginning_like_the_reference(lm, reference) 
 
 
 def test_rolling_loglikelihoods_are_those_of_the_reference(lm, reference) -> None:
-    hf, ours = reference(SHORT), JaxLM(lm, slots=SLOTS, max_length=SHORT)
+    hf, ours = reference(SHORT), JaxLM(lm, special_tokens="control", slots=SLOTS, max_length=SHORT)
     ids = hf.tok_encode(TEXTS[2])
     texts = ["", "5", *(hf.tok_decode(ids[:n]) for n in (SHORT - 1, SHORT, SHORT + 1)), *TEXTS]
     windows = [-(-len(hf.tok_encode(text)) // SHORT) for text in texts]
@@ -137,11 +137,15 @@ def test_rolling_loglikelihoods_are_those_of_the_reference(lm, reference) -> Non
 @pytest.fixture(scope="module")
 def prompts(lm) -> list[str]:
     """Of different lengths: chats, which the model answers, and texts as it has never seen."""
-    return [*(chat(JaxLM(lm), question) for question in QUESTIONS[:2]), TEXTS[1] * 2, "5" * 40]
+    return [
+        *(chat(JaxLM(lm, special_tokens="control"), question) for question in QUESTIONS[:2]),
+        TEXTS[1] * 2,
+        "5" * 40,
+    ]
 
 
 def test_generations_are_those_of_the_reference(lm, reference, prompts) -> None:
-    hf, ours = reference(), JaxLM(lm, slots=SLOTS)
+    hf, ours = reference(), JaxLM(lm, special_tokens="control", slots=SLOTS)
     everything: dict[str, Any] = {"until": [], "max_gen_toks": 40}
     whole = generate(hf, *((prompt, everything) for prompt in prompts))
     assert any("\n#### " in text for text in whole) and len({*whole}) == len(prompts)
@@ -170,7 +174,7 @@ def test_an_empty_stop_means_nothing(lm, prompts) -> None:
 
 
 def test_long_prompts_lose_their_beginning_like_the_reference(lm, reference) -> None:
-    hf, ours = reference(SHORT), JaxLM(lm, slots=SLOTS, max_length=SHORT)
+    hf, ours = reference(SHORT), JaxLM(lm, special_tokens="control", slots=SLOTS, max_length=SHORT)
     long = chat(hf, TEXTS[2])
     cases = [(long, {"max_gen_toks": n}) for n in (8, 20)]
     assert generate(ours, *cases) == generate(hf, *cases)
@@ -379,7 +383,7 @@ def test_prompts_that_an_arm_has_not_learnt_from_are_told(lm) -> None:
 
 
 def test_prompts_of_chats_are_those_of_the_reference(lm, reference) -> None:
-    hf, ours = reference(), JaxLM(lm)
+    hf, ours = reference(), JaxLM(lm, special_tokens="control")
     user = {"role": "user", "content": "Tom has {{5}} pens — 🙂."}
     turns = [{"role": "system", "content": "Be brief."}, user]
     begun = [*turns, {"role": "assistant", "content": "The answer"}]

@@ -15,6 +15,7 @@ from jroute.tasks.benchmarks.prompting import benchmark_prompt
 from jroute.tasks.prompts import PLACEHOLDER, PromptConfig, meaning, render, render_chat
 from jroute.tasks.tokenizer import load_tokenizer
 from jroute.utils.errors import UserError
+from jroute.utils.keys import stored
 from tests.model.tiny import ASSET
 from tests.support import data_dir
 
@@ -177,7 +178,9 @@ def test_another_wording_is_another_meaning(monkeypatch) -> None:
     assert meaning(plain, TOKENIZER) == said
     data_dir()
     before = meaning(config, TOKENIZER)
-    assert before[0] == config and PLACEHOLDER in before[1]
+    # Nor does a field at its default that tables made before it was there do not know.
+    fields = {key: value for key, value in stored(config).items() if key != "special_tokens"}
+    assert before[0] == fields and PLACEHOLDER in before[1]
     benchmark_prompt.cache_clear()
     benchmark = benchmark_prompt("gsm8k_cot_llama", 0)
     monkeypatch.setattr(benchmark.task.config, "doc_to_text", "Now: {{question}}")
