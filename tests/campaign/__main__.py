@@ -22,7 +22,7 @@ from jroute.utils.machine import describe_machine
 from tests.campaign import broken, disks, flips, kills, races, readers
 from tests.campaign.lab import Lab, live_through
 from tests.campaign.mutations import mutations
-from tests.campaign.trials import FAULTS, Trial, counts, lines
+from tests.campaign.trials import FAULTS, Trial, counts, lines, table
 from tests.campaign.worker import ROOT, Worker
 
 SOURCE = ROOT / "jroute" / "assets" / "tiny-gated"
@@ -87,7 +87,7 @@ def main() -> int:
             content["parts"] = {p: content["parts"][p] for p in PARTS if p in content["parts"]}
             content["total"] = _total(content["parts"])
             write_json(options.out, content)
-    print(json.dumps(content["total"]))
+    print(table(content["parts"]))
     return int(any(content["total"][fault] for fault in FAULTS))
 
 

@@ -1,8 +1,9 @@
 """What one disturbance did, and the counts of many."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 FAULTS = ("lost", "wrong", "traceback", "leftover", "slow", "large", "status")
 """What must never happen.
@@ -48,3 +49,17 @@ def lines(trials: Iterable[Trial], most: int = 200) -> list[str]:
         for kind, detail in trial.faults
     ]
     return every[:most]
+
+
+def table(parts: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the counts of all parts as the documentation shows them."""
+    head = ("part", "trials", "took effect", *FAULTS)
+    rows = [
+        (name, part["trials"], part["took_effect"], *(part[fault] for fault in FAULTS))
+        for name, part in parts.items()
+    ]
+    cells = [head, ("---", *["---:"] * (len(head) - 1)), *rows]
+    return "\n".join(
+        "| " + " | ".join(f"{c:,}" if isinstance(c, int) else c for c in row) + " |"
+        for row in cells
+    )
