@@ -4,15 +4,40 @@ Backends can reach the same score by answering differently. Agreement of the two
 counted per document: the prompt, the text, the answer that each filter read, and the score.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from jroute.utils.errors import UserError
+from jroute.utils.json_files import Record, check, parse_json, read_bytes
 
 _SHOWN = 60
+_MAX_BYTES = 4 * 2**30
+
+
+class Sample(Record):
+    """What is read of a row that lm-eval writes; its metrics stand beside these fields.
+
+    Attributes:
+        doc_id: Number of the document.
+        filter: lm-eval's filter.
+        doc_hash: Digest of the document.
+        prompt_hash: Digest of the prompt.
+        resps: Responses to each request of the document.
+        filtered_resps: What the filter read.
+        metrics: Names of the metrics.
+    """
+
+    doc_id: int
+    filter: str
+    doc_hash: str
+    prompt_hash: str
+    resps: Annotated[list[Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
+    filtered_resps: Any
+    metrics: list[str] = Field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -92,16 +117,15 @@ def read_samples(file: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: The file is not a samples file.
     """
+    remedy = "give files that lm-eval wrote with --log_samples"
     rows = []
-    try:
-        for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
-            if line.strip():
-                row = json.loads(line)
-                if not {"doc_id", "filter", "resps", "doc_hash", "prompt_hash"} <= row.keys():
-                    raise UserError(f"{file}, line {number} is not a sample of lm-eval")
-                rows.append(row)
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{file} cannot be read as samples of lm-eval ({error})") from error
+    content = read_bytes(file, remedy, max_bytes=_MAX_BYTES)
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if line.strip():
+            where = f"{file}, line {number}"
+            row = parse_json(line, dict[str, Any], where, remedy)
+            check(row, Sample, f"{where}: this sample of lm-eval", remedy)
+            rows.append(row)
     if not rows:
         raise UserError(f"{file} holds no samples")
     return rows
@@ -113,7 +137,7 @@ def metric_values(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], di
     for row in rows:
         for metric in row.get("metrics", ()):
             value = row.get(metric)
-            if isinstance(value, bool | int | float):
+            if isinstance(value, bool | int | float) and abs(value) < 1e300:
                 values.setdefault((metric, row["filter"]), {})[row["doc_id"]] = float(value)
     return values
 
