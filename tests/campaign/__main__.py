@@ -1,4 +1,4 @@
-"""The whole campaign: ``python -m tests.campaign --out scripts/results/campaign.json``.
+"""The whole campaign: ``python -m tests.campaign --out campaign.json``.
 
 It disturbs the commands of a small experiment, one fault at a time, and counts what was lost,
 wrong, left behind, or ended in a traceback. It takes hours on two cores; ``--parts`` and
