@@ -91,7 +91,7 @@ class Running:
     def __init__(self, notes: Path):
         """Wait until the command has a process."""
         self.notes = notes
-        self.process = int(_wait_for(notes / "process", 60))
+        self.process = int(_wait_for(notes / "process", 600))  # imports come first
 
     def kill(self) -> None:
         """Kill it as the kernel kills: at once."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jroute.checkpoint import load_state, save_state
+from jroute.checkpoint.arrays import write_tree
 from jroute.observe.scalars import Scalars, read_curves
 from jroute.outcomes.table import OutcomeTable
 from jroute.utils.errors import UserError
@@ -64,6 +65,13 @@ def write_results(folder: Path) -> Any:
         for i in range(6):
             write_json(partial / f"{i}.json", "x" * 4_000)
     return [(folder / f"{i}.json").stat().st_size for i in range(6)]
+
+
+def test_only_the_first_of_many_refused_writes_is_reported(disk: Path, capfd: Any) -> None:
+    """Orbax closes its event loop at the first error, and the others end after it."""
+    with pytest.raises(Exception, match=r"RESOURCE_EXHAUSTED|No space left"):
+        write_tree(disk / "params", [f"blocks.{i}" for i in range(12)])
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("write", [write_state, write_table, write_curves, write_results])
