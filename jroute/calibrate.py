@@ -21,7 +21,9 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+from jroute.utils.arguments import Parser, path, whole_number
 from jroute.utils.cli import command, run_command
+from jroute.utils.paths import output_file, output_folder
 
 PARTS = ("positive", "null", "dose")
 
@@ -54,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(runs.estimate([*sources, *args.plain], len(trained), config, args.parts))
         return
     require_folders([*sources, *args.plain])
+    output_folder(args.out, "--out")
+    if args.report:
+        output_file(args.report, "--report")
     make_folder(args.out)
     with owned(args.out / ".lock", f"the calibration in {args.out}"):
         models, plain = (list(map(runs.tables, folders)) for folders in (sources, args.plain))
@@ -66,23 +71,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"\n{path}: all results, after {seconds:.0f} s")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m jroute.calibrate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     bundled = Path(str(resources.files("jroute") / "assets" / "tiny-gated"))
-    add("--models", nargs="+", type=Path, default=[bundled], metavar="DIR")
-    add("--plain", nargs="+", type=Path, default=[], metavar="DIR", help="trained without gates")
+    add("--models", nargs="+", type=path, default=[bundled], metavar="DIR")
+    plain = "trained without gates"
+    add("--plain", nargs="+", type=path, default=[], metavar="DIR", help=plain)
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    add("--permutations", type=int, default=200)
-    add("--tables", type=int, default=8, help="simulated tables for each gain")
+    add("--permutations", type=whole_number(1, 10**6), default=200)
+    add("--tables", type=whole_number(1, 10**4), default=8, help="simulated tables for each gain")
     experiment = "experiment of the models"
-    add("--config", type=Path, default=Path("configs/tiny.yaml"), help=experiment)
-    add("--out", type=Path, default=Path("runs/calibration"))
-    add("--report", type=Path, help="JSON; by default calibration.json in --out")
+    add("--config", type=path, default=Path("configs/tiny.yaml"), help=experiment)
+    add("--out", type=path, default=Path("runs/calibration"))
+    add("--report", type=path, help="JSON; by default calibration.json in --out")
     add("--plan", action="store_true", help="print what it would take, and stop")
     return parser
 

@@ -16,8 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jroute.arms import registry
+from jroute.utils.arguments import Parser, path, text, whole_number
 from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
+from jroute.utils.paths import output_file
+
+MAX_REPLICATES = 10**7
+"""Most bootstrap resamples; they are held in memory."""
 
 
 @command
@@ -27,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     folders: list[Path] = args.runs
     if len(set(folders)) < 2 or len(set(folders)) != len(folders):
         raise UserError("give at least two different runs to compare")
-    if args.replicates < 100:
-        raise UserError(f"--replicates is {args.replicates}; an interval needs at least 100")
+    if args.report:
+        output_file(args.report, "--report")
     if len(folders) == 2 and all(map(_holds_samples, folders)):
         from jroute.harness import agreement
 
@@ -55,20 +60,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_json(args.report, report)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m jroute.compare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add, rows = parser.add_argument, ", ".join([*registry.headline(), "gain"])
-    add("runs", nargs="+", type=Path, metavar="RUN")
-    add("--task", help="of lm-eval's samples, only those of this task")
-    add("--split", help="by default the first run's primary split")
-    add("--arms", nargs="+", help=f"by default those of {rows} that all runs have")
-    add("--replicates", type=int, default=10_000)
-    add("--seed", type=int, default=0)
-    add("--report", type=Path, help="also write this JSON")
+    add("runs", nargs="+", type=path, metavar="RUN")
+    add("--task", type=text, help="of lm-eval's samples, only those of this task")
+    add("--split", type=text, help="by default the first run's primary split")
+    add("--arms", nargs="+", type=text, help=f"by default those of {rows} that all runs have")
+    add("--replicates", type=whole_number(100, MAX_REPLICATES), default=10_000)
+    add("--seed", type=whole_number(0), default=0)
+    add("--report", type=path, help="also write this JSON")
     return parser
 
 

@@ -1,8 +1,6 @@
 """Hugging Face weights in, a jroute model directory out, and back: ``python -m jroute.convert``."""
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 import jax
@@ -11,6 +9,7 @@ from jroute.checkpoint.conversion import Dtype, convert, summary
 from jroute.checkpoint.conversion_plan import describe, plan_conversion
 from jroute.checkpoint.export import export, listing
 from jroute.observe.progress import ByteBar
+from jroute.utils.arguments import Parser, path, text
 from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
 
@@ -19,10 +18,10 @@ from jroute.utils.errors import UserError
 def main(argv: Sequence[str] | None = None) -> None:
     """Convert a checkpoint, plan or verify that, or export a model directory."""
     options = _parse(argv)
-    out, model = Path(options["out"]), options.pop("to_hf")
+    out, model = options["out"], options.pop("to_hf")
     if model is not None:
         with ByteBar("export") as progress:
-            result = export(Path(model), out, progress)
+            result = export(model, out, progress)
         print(listing(out, result))
         return
     prompts, verify = options.pop("prompts"), options.pop("verify")
@@ -59,20 +58,20 @@ def _parse(argv: Sequence[str] | None) -> dict[str, Any]:
             raise UserError("--prompts is for --verify; add it")
         from jroute.checkpoint.verification import read_prompts
 
-        options["prompts"] = read_prompts(Path(options["prompts"]))
+        options["prompts"] = read_prompts(options["prompts"])
     return options
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jroute.convert", description=__doc__)
+def _parser() -> Parser:
+    parser = Parser(prog="python -m jroute.convert", description=__doc__)
     add = parser.add_argument
     direction = parser.add_mutually_exclusive_group(required=True)
-    direction.add_argument("--source", help="folder in Hugging Face layout, or a hub id to convert")
-    direction.add_argument(
-        "--to-hf", metavar="MODEL_DIR", help="a model directory to export to Hugging Face layout"
-    )
-    add("--out", required=True, help="the directory to write")
-    add("--revision", help="branch, tag or commit on the hub")
+    source = "folder in Hugging Face layout, or a hub id to convert"
+    direction.add_argument("--source", type=text, help=source)
+    model = "a model directory to export to Hugging Face layout"
+    direction.add_argument("--to-hf", type=path, metavar="MODEL_DIR", help=model)
+    add("--out", type=path, required=True, help="the directory to write")
+    add("--revision", type=text, help="branch, tag or commit on the hub")
     add("--dtype", choices=get_args(Dtype), help="type to store (default: as in the source)")
     add("--overwrite", action="store_true", help="replace another model at --out")
     dry_run = "print what would be done and write nothing (a model of the hub is still downloaded)"
@@ -82,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         "logits with transformers'"
     )
     add("--verify", action="store_true", help=verify)
-    add("--prompts", metavar="FILE", help="for --verify: one prompt per line")
+    add("--prompts", type=path, metavar="FILE", help="for --verify: one prompt per line")
     return parser
 
 

@@ -12,9 +12,9 @@ what it would take, and stops.
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jroute.utils.arguments import Parser, path, text, whole_number
 from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
 
@@ -28,22 +28,21 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     Raises:
         UserError: Options that do not belong together.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m jroute.evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--run", required=True, type=Path, help="run folder")
-    parser.add_argument("--split", help="a judged split; by default all of them")
+    parser.add_argument("--run", required=True, type=path, help="run folder")
+    parser.add_argument("--split", type=text, help="a judged split; by default all of them")
     parser.add_argument("--live", action="store_true", help="generate the arms again")
-    parser.add_argument("--problems", type=int, metavar="N", help="with --live: only the first N")
-    parser.add_argument("--arms", nargs="+", default=(), help="with --live: which arms")
+    first = "with --live: only the first N, at least 2 for an interval"
+    parser.add_argument("--problems", type=whole_number(2), metavar="N", help=first)
+    parser.add_argument("--arms", nargs="+", type=text, default=(), help="with --live: which arms")
     parser.add_argument("--plan", action="store_true", help="print what it would take, and stop")
     args = parser.parse_args(argv)
     if not args.live and (args.problems or args.arms):
         raise UserError("--problems and --arms belong to --live; the table judges all of them")
-    if args.problems is not None and args.problems < 2:
-        raise UserError(f"--problems is {args.problems}; an interval needs at least 2")
     return args
 
 

@@ -36,9 +36,10 @@ from jroute.tasks.special_tokens import encode
 from jroute.tasks.tokenizer import load_tokenizer
 from jroute.utils.config import load as load_config
 from jroute.utils.errors import UserError
-from jroute.utils.inputs import check_kind, check_path, check_text, list_of, whole_numbers
+from jroute.utils.inputs import check_kind, check_text, list_of, whole_numbers
 from jroute.utils.inputs import token_ids as token_ids_of
 from jroute.utils.json_files import read_json
+from jroute.utils.paths import check_path
 
 
 @partial(jax.jit, static_argnames=("config", "metrics"))

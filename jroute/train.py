@@ -17,6 +17,7 @@ from jroute.observe.scalars import check_tracker
 from jroute.utils.cli import PlanOption, command, run_command
 from jroute.utils.config import parse
 from jroute.utils.errors import UserError
+from jroute.utils.paths import output_folder
 
 
 @command
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "training runs in one process, but several were started; fill the table with "
             "python -m jroute.outcomes in several, then train in one process"
         )
+    if not options.plan:
+        output_folder(experiment.run, "run")
     from jroute.experiment.run import Run
 
     run = Run.start(experiment, keep=False)

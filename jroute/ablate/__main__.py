@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from jroute.ablate.grid import Ablation
 from jroute.utils.cli import PlanOption, command, run_command
 from jroute.utils.config import parse
+from jroute.utils.paths import folder_path, output_folder
 
 
 @command
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__ or "",
         extra=PlanOption,
     )
+    (folder_path if options.plan else output_folder)(grid.run, "run")
     from jroute.ablate.ablation_run import AblationRun, format_table
     from jroute.ablate.files import write_ablation
     from jroute.observe.progress import progress_bar

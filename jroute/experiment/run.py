@@ -39,9 +39,10 @@ from jroute.utils.config import load as load_config
 from jroute.utils.disk import make_folder
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text
-from jroute.utils.inputs import check_kind, check_path, check_text, texts
+from jroute.utils.inputs import check_kind, check_text, texts
 from jroute.utils.json_files import read_json
 from jroute.utils.locks import owned
+from jroute.utils.paths import check_path, folder_path, output_folder
 from jroute.utils.together import settled
 
 CHANGEABLE = ("allow_inert", "engine")
@@ -76,9 +77,10 @@ class Run:
         Raises:
             UserError: The folder belongs to another experiment; see also ``check``.
         """
-        if not experiment.run or Path(experiment.run) == Path("/"):
-            raise UserError(f"run is {experiment.run!r}; give a folder of its own, e.g. runs/demo")
-        run = cls(Path(experiment.run), experiment)
+        run = cls((output_folder if keep else folder_path)(experiment.run, "run"), experiment)
+        if experiment.outcomes:
+            outcomes = check_path(experiment.outcomes, "outcomes")
+            folder_path(run.folder.locate(str(outcomes)), "outcomes")
         run._check_stored()
         run.check()
         if keep:

@@ -9,13 +9,13 @@ Nothing has to be trained or generated first. Numbers and figures are written to
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from jroute.experiment.config import Experiment
 from jroute.tasks import Split
 from jroute.utils.cli import command, run_command
 from jroute.utils.config import parse
 from jroute.utils.errors import UserError
+from jroute.utils.paths import check_path, output_folder
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if options.prompts < 1:
         raise UserError(f"prompts is {options.prompts}; give at least 1")
+    directory = check_path(experiment.run, "run")
+    folder = output_folder(options.out or directory, "out" if options.out else "run")
     from jroute.experiment.run import Run
     from jroute.probe import effects
     from jroute.probe.files import write_probe
     from jroute.probe.text import probe_text
 
-    run = Run(Path(experiment.run), experiment)
+    run = Run(directory, experiment)
     lm, prompts = run.base, run.data.tokens(options.split, options.prompts)
     if run.mixing.enabled and run.mixing.file.is_file():
         lm = run.lm
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"sink_norms: [{', '.join(f'{norm:.4g}' for norm in norms)}]")
             return
         probe = effects.probe(lm.params, lm.config, lm.routing, prompts, experiment.gates)
-    folder = Path(options.out) if options.out else run.folder.probe
+    folder = folder if options.out else run.folder.probe
     files = write_probe(folder, probe, lm, options.split, prompts)
     print(f"{len(prompts)} prompts of {options.split}, {sum(map(len, prompts))} tokens")
     print(f"{probe_text(probe, lm.routing)}\n\nverdict: {probe.verdict}\n")

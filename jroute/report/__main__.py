@@ -10,13 +10,13 @@ judged episode: see ``jroute.observe.traces``.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from jroute.observe.progress import progress_bar
 from jroute.observe.traces import TraceConfig
 from jroute.utils.cli import command, run_command
 from jroute.utils.config import parse
 from jroute.utils.errors import UserError
+from jroute.utils.paths import check_path, output_folder
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(
         Report, argv, prog="python -m jroute.report", description=__doc__ or "", files=False
     )
-    directory = Path(options.run)
+    directory = check_path(options.run, "run")
+    folder = output_folder(options.out or directory, "out" if options.out else "run")
     if not (directory / "config.yaml").is_file():
         raise UserError(
             f"{directory} is not a run folder, it has no config.yaml; "
@@ -55,7 +56,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     with settled(directory):
         data = read_run(directory)
     print_results(data.results)
-    folder = Path(options.out) if options.out else directory
     RunFolder(directory, directory).clean()
     if options.traces.on:
         from jroute.report.episodes import export

@@ -1,17 +1,13 @@
-"""Arguments of the Python interface, checked where they enter: texts, numbers, token ids, paths."""
+"""Arguments of the Python interface, checked where they enter: texts, numbers, token ids."""
 
 import numbers
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jroute.utils.errors import UserError
 from jroute.utils.ranges import MAX_WHOLE, whole
-
-MAX_PATH = 4095
-"""Bytes of the longest path on Linux; a name in it has at most 255."""
 
 
 def check_text(text: Any, where: str) -> str:
@@ -100,20 +96,6 @@ def whole_numbers(value: Any, count: int, what: str, *, counts_up: bool = False)
             f"each from 0 to {MAX_WHOLE}"
         )
     return [int(number) for number in values[:count]]
-
-
-def check_path(path: Any, what: str) -> Path:
-    """Return a path.
-
-    Raises:
-        UserError: It is neither a text nor a path, is empty, or holds a NUL character.
-    """
-    if not isinstance(path, (str, Path)) or not str(path) or "\0" in str(path):
-        raise UserError(f"{what} is {path!r:.60}; give the path of a directory")
-    name = check_text(str(path), what)
-    if len(name.encode()) > MAX_PATH or any(len(part.encode()) > 255 for part in name.split("/")):
-        raise UserError(f"{what} {name!r:.60} is longer than a file system allows; shorten it")
-    return Path(name)
 
 
 def check_kind(value: Any, kind: type[Any], what: str) -> None:

@@ -89,21 +89,35 @@ def check(content: Any, kind: type[T] | GenericAlias, where: str, remedy: str) -
         raise UserError(f"{where}{describe(error)}; {remedy}") from None
 
 
-def read_bytes(file: Path, remedy: str, *, max_bytes: int = MAX_BYTES) -> bytes:
+def read_bytes(
+    file: Path, remedy: str, *, max_bytes: int = MAX_BYTES, pipes: bool = False
+) -> bytes:
     """Read a file of at most ``max_bytes``.
 
+    Args:
+        file: The file.
+        remedy: As for ``read_json``.
+        max_bytes: Refuse a larger file.
+        pipes: Also read a pipe or a character device (``/dev/stdin``, ``<(...)``), to its end or to
+            ``max_bytes``; one that nobody writes to keeps the reader waiting.
+
     Raises:
-        UserError: The file is missing, is not a regular file, cannot be read, or is too large.
+        UserError: The file is missing, is not a regular file, cannot be read, or is too
+            large.
     """
     try:
-        if os.path.lexists(file) and not file.is_file():
+        readable = file.is_file() or (pipes and (file.is_fifo() or file.is_char_device()))
+        if os.path.lexists(file) and not readable:
             raise UserError(f"{file} is not a regular file; {remedy}")
-        size = file.stat().st_size
-        if size > max_bytes:
+        if (size := file.stat().st_size) > max_bytes:
             raise UserError(
                 f"{file} has {size:,} bytes, and at most {max_bytes:,} are read; {remedy}"
             )
-        return file.read_bytes()
+        with file.open("rb") as stream:
+            content = stream.read(max_bytes + 1)  # a pipe has no size
+        if len(content) > max_bytes:
+            raise UserError(f"{file} has more than {max_bytes:,} bytes; {remedy}")
+        return content
     except FileNotFoundError:
         raise UserError(f"{file} is missing; {remedy}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path

@@ -33,14 +33,15 @@ _TAG = "tag:yaml.org,2002:"
 
 
 def read_yaml(path: str | Path) -> Mapping[str, Any]:
-    """Read a file; an empty one is an empty mapping.
+    """Read a file or a pipe; an empty one is an empty mapping.
 
     Raises:
         UserError: The file cannot be read, is not valid YAML, holds a duplicate key, or is not a
             mapping.
     """
     path = Path(path)
-    content = read_bytes(path, "give an existing configuration file", max_bytes=MAX_BYTES)
+    remedy = "give an existing configuration file"
+    content = read_bytes(path, remedy, max_bytes=MAX_BYTES, pipes=True)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

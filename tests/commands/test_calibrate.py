@@ -110,7 +110,7 @@ def test_an_estimate_counts_trainings(tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--permutations", "0"], "must be at least 1"),
+        (["--permutations", "0"], "--permutations: '0' is not a whole number at least 1"),
         (["--models", "no/such/model"], "no/such/model is not a folder"),
         (["--parts", "dose", "--permutatons", "9"], "of this command itself: --permutations"),
         (["--parts", "dose", "--ppo.update", "9"], "the nearest known option is --ppo.updates"),

@@ -214,7 +214,7 @@ def test_plans_write_nothing(judged, capsys) -> None:
     [
         (["--split", "train"], "'train' is not judged"),
         (["--problems", "5"], "belong to --live"),
-        (["--live", "--problems", "1"], "needs at least 2"),
+        (["--live", "--problems", "1"], "--problems: '1' is not a whole number at least 2"),
         (["--live", "--arms", "oracle"], "'oracle' cannot be generated"),
     ],
     ids=["split", "table", "problems", "arm"],

@@ -1,12 +1,14 @@
 """The JSON reader: every broken input is one sentence that names the file and the field."""
 
+import os
+import threading
 from pathlib import Path
 
 import pydantic
 import pytest
 
 from jroute.utils.errors import UserError
-from jroute.utils.json_files import Record, check, parse_json, read_json
+from jroute.utils.json_files import Record, check, parse_json, read_bytes, read_json
 
 
 class Layout(Record):
@@ -78,3 +80,16 @@ def test_a_file_beyond_the_limit_is_not_read(tmp_path):
     file.write_text(" " * 1000)
     with pytest.raises(UserError, match="has 1,000 bytes, and at most 999 are read; shorten"):
         read_json(file, Layout, "shorten it", max_bytes=999)
+
+
+def test_pipes_are_read_where_they_are_wanted_and_never_without_end(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match="pipe is not a regular file; fix it"):
+        read_bytes(pipe, "fix it")
+    writer = threading.Thread(target=pipe.write_bytes, args=(b"seed: 3",))
+    writer.start()
+    assert read_bytes(pipe, "fix it", pipes=True) == b"seed: 3"
+    writer.join()
+    with pytest.raises(UserError, match="/dev/zero has more than 1,000 bytes; fix it"):
+        read_bytes(Path("/dev/zero"), "fix it", max_bytes=1000, pipes=True)
