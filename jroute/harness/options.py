@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 from lm_eval.config.evaluate_config import EvaluatorConfig
 from pydantic import Field
@@ -16,8 +16,10 @@ from pydantic import Field
 from jroute.arms.registry import selectable
 from jroute.harness import lm_eval_adapter
 from jroute.harness.slots import slots_of
+from jroute.utils.arguments import Parser, path
 from jroute.utils.errors import UserError
 from jroute.utils.json_files import Record, check
+from jroute.utils.paths import check_path, output_folder
 from jroute.utils.yaml_files import read_yaml
 
 DESCRIPTION = """Judges arms with lm-evaluation-harness.
@@ -115,21 +117,14 @@ class _Options(Record):
     hf_hub_log_args: dict[str, Any] | None = None
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises a ``UserError`` for a mistake, as every command here does."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
-
-
 def parser() -> argparse.ArgumentParser:
     """Return lm-eval's own parser of ``lm-eval run`` with a group of jroute's options in front."""
-    result = lm_eval_adapter.run_parser(_Parser())
+    result = lm_eval_adapter.run_parser(Parser())
     result.prog, result.usage = "python scripts/lm_eval_jax.py", None
     result.description, result.epilog, result.allow_abbrev = DESCRIPTION, None, False
     group = result.add_argument_group("what is evaluated (all other options are lm-eval's own)")
-    group.add_argument("--run", type=Path, help="run folder")
-    group.add_argument("--model-dir", type=Path, help="converted model, without a run")
+    group.add_argument("--run", type=path, help="run folder")
+    group.add_argument("--model-dir", type=path, help="converted model, without a run")
     group.add_argument(
         "--arm",
         "--arms",
@@ -141,7 +136,7 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--mesh", default="1,1,1", help="devices: data,fsdp,tensor (default: one)")
     group.add_argument(
         "--data",
-        type=Path,
+        type=path,
         help="folder with gsm8k/{train,test}.jsonl, svamp/SVAMP.json; default: $JROUTE_DATA if it "
         "has them, else the hub",
     )
@@ -172,6 +167,7 @@ def parse_args(argv: Sequence[str] | None) -> EvaluationOptions:
     output_path = args.output_path if args.config is None else config.output_path
     if args.model_dir is not None and output_path is None:
         raise UserError("--output_path is missing; with --model-dir it says where results go")
+    _check_output(output_path, args.run)
     return EvaluationOptions(
         run=args.run,
         model_dir=args.model_dir,
@@ -190,6 +186,9 @@ def parse_args(argv: Sequence[str] | None) -> EvaluationOptions:
 
 
 def _check_own(args: argparse.Namespace) -> None:
+    for name in ("config", "include_path", "output_path"):
+        if getattr(args, name) is not None:
+            check_path(getattr(args, name), f"--{name}")
     if (args.run is None) == (args.model_dir is None):
         raise UserError("give either --run or --model-dir: what is to be evaluated")
     if args.arm is None:
@@ -201,6 +200,13 @@ def _check_own(args: argparse.Namespace) -> None:
         )
     if args.run is not None and (args.routing or args.dtype):
         raise UserError("--routing and --dtype go with --model-dir; a run has its own")
+
+
+def _check_output(output_path: str | None, run: Path | None) -> None:
+    """Refuse a place for results that cannot be written, before a model is read."""
+    option = "--run" if output_path is None else "--output_path"
+    folder = check_path(run if output_path is None else output_path, option)
+    output_folder(folder.parent if folder.suffix == ".json" else folder, option)
 
 
 def _lm_eval_config(args: argparse.Namespace) -> EvaluatorConfig:

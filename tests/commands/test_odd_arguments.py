@@ -46,6 +46,24 @@ def test_an_odd_value_is_one_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_odd_paths_of_the_harness_are_refused_before_a_model_is_read(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    from jroute.harness.command import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    for model in ("--run", "--model-dir"):
+        others = [model, "absent", "--arm", "rl", "--tasks", "test"]
+        for option in ("--output_path", "--include_path", model):
+            wrong = PATHS if option != "--output_path" else [*PATHS, "/", "file", "file/x.json"]
+            for value in wrong:
+                assert main([*others, "--output_path", "new", f"{option}={value}"]) == 2
+                line = capsys.readouterr().err.splitlines()[-1]
+                assert line.startswith(f"error: {option}"), line
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_command_without_its_options_says_which(capsys) -> None:
     main = importlib.import_module("jroute.convert").main
     assert main([]) == 2
