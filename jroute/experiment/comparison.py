@@ -16,8 +16,9 @@ from jroute.statistics.contrasts import linear_contrast
 from jroute.statistics.holm import holm
 from jroute.statistics.intervals import accuracy
 from jroute.utils.config import load as load_config
+from jroute.utils.digested import read_digested
 from jroute.utils.errors import UserError
-from jroute.utils.json_files import Record, read_json
+from jroute.utils.json_files import Record
 from jroute.utils.keys import stored
 from jroute.utils.together import settled
 
@@ -76,7 +77,7 @@ def read_judged(directory: Path, split: str | None) -> ComparedSplit:
         )
     remedy = f"judge the run again with python -m jroute.evaluate --run {directory}"
     with settled(directory):
-        results = read_json(results_file, _Results, remedy)
+        results = read_digested(results_file, _Results, remedy)
         if (directory / "config.yaml").is_file():
             experiment = load_config(Experiment, directory / "config.yaml")
             folder = RunFolder(directory, Path(experiment.run))

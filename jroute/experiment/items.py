@@ -20,8 +20,9 @@ from jroute.outcomes.grid import GateGrid
 from jroute.outcomes.parts import PARSER_KEY
 from jroute.tasks import Problem, Split
 from jroute.tasks.answers import ANSWER_PARSER_VERSION
+from jroute.utils.digested import write_digested
 from jroute.utils.errors import UserError
-from jroute.utils.files import write_bytes, write_json
+from jroute.utils.files import write_bytes
 from jroute.utils.json_files import Number, check
 from jroute.utils.keys import Keys, keys, stored, stored_keys
 from jroute.utils.together import written_together
@@ -88,14 +89,18 @@ def item_rows(
 def write_results(
     folder: RunFolder, results: Mapping[str, Any], tables: Sequence[pa.Table]
 ) -> None:
-    """Write ``results.json`` and the rows of all splits, both at once."""
+    """Write ``results.json`` and the rows of all splits, both at once.
+
+    Raises:
+        UserError: A number of the results is not finite, or the system refuses to write.
+    """
     rows = pa.BufferOutputStream()
     items = pa.concat_tables(tables).replace_schema_metadata(
         {PARSER_KEY: str(ANSWER_PARSER_VERSION)}
     )
     pq.write_table(items, rows, write_page_checksum=True)
     with written_together(folder.path, "results") as partial:
-        write_json(partial / folder.results.name, results)
+        write_digested(partial / folder.results.name, results)
         write_bytes(partial / folder.items.name, rows.getvalue().to_pybytes())
 
 

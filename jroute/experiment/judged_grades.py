@@ -48,9 +48,9 @@ def check_grades(folder: RunFolder, experiment: Experiment, outcomes: str) -> No
         return
     try:
         place = find_table(folder, experiment, outcomes)
+        table = OutcomeTable.open(place, lambda: gold_answers(experiment.task))
     except UserError:
-        return  # nothing can be graded anew
-    table = OutcomeTable.open(place, lambda: gold_answers(experiment.task))
+        return  # nothing can be graded anew; who shows the cells says why they cannot be read
     if changed := table.changed_grades():
         raise UserError(
             f"{folder.results} was judged by version {version} of the answer parser, and by "

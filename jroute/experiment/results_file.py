@@ -10,7 +10,8 @@ from typing import Annotated, Any
 from annotated_types import Len
 from pydantic import Field, model_validator
 
-from jroute.utils.json_files import Number, OpenRecord, Record, read_json
+from jroute.utils.digested import read_digested
+from jroute.utils.json_files import Number, OpenRecord, Record
 
 Count = Annotated[int, Field(ge=0, le=10**15)]
 Amount = Annotated[float, Field(ge=0, le=1e15)]
@@ -185,10 +186,10 @@ class Results(SplitResults):
 
 
 def read_results(file: Path) -> dict[str, Any]:
-    """Return the content of a run's ``results.json``, as it was written.
+    """Return the content of a run's ``results.json`` as it was written, but for its digest.
 
     Raises:
         UserError: It is missing or damaged.
     """
     remedy = f"judge the run again with python -m jroute.evaluate --run {file.parent}"
-    return read_json(file, Results, remedy).model_dump(exclude_unset=True)
+    return read_digested(file, Results, remedy).model_dump(exclude_unset=True)

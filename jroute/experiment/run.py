@@ -26,6 +26,7 @@ from jroute.experiment.config import Experiment
 from jroute.experiment.controllers import Controllers, describe_training
 from jroute.experiment.feature_store import FeatureStore
 from jroute.experiment.learned_mixing import LearnedMixing
+from jroute.experiment.results_file import read_results
 from jroute.experiment.run_folder import RunFolder
 from jroute.experiment.run_outcomes import RunOutcomes, describe_cells
 from jroute.experiment.task_data import TaskData
@@ -40,7 +41,6 @@ from jroute.utils.disk import make_folder
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text
 from jroute.utils.inputs import check_kind, check_text, texts
-from jroute.utils.json_files import read_json
 from jroute.utils.locks import owned
 from jroute.utils.paths import check_path, folder_path, output_folder
 from jroute.utils.together import settled
@@ -345,9 +345,8 @@ class Run:
             raise UserError(
                 f"{file} does not exist yet; run python -m jroute.train with its config first"
             )
-        remedy = f"judge the run again with python -m jroute.evaluate --run {self.directory}"
         with settled(self.directory):
-            return read_json(file, dict, remedy)
+            return read_results(file)
 
 
 def without_devices(experiment: Experiment) -> Experiment:

@@ -11,8 +11,8 @@ from jroute.probe.effects import Probe
 from jroute.probe.plots import plot_probe
 from jroute.probe.text import probe_numbers
 from jroute.tasks import Split
-from jroute.utils.files import write_json
-from jroute.utils.json_files import Number, OpenRecord, read_json
+from jroute.utils.digested import read_digested, write_digested
+from jroute.utils.json_files import Number, OpenRecord
 from jroute.utils.keys import stored
 from jroute.utils.together import written_together
 
@@ -38,7 +38,7 @@ def write_probe(
         **probe_numbers(probe, lm.routing),
     }
     with written_together(folder, "probe") as partial:
-        write_json(partial / "probe.json", content, indent=None)
+        write_digested(partial / "probe.json", content, indent=None)
         plots = plot_probe(probe, lm.routing, partial)
     return [folder / "probe.json", *(folder / plot.name for plot in plots)]
 
@@ -88,4 +88,4 @@ def read_probe(file: Path) -> Mapping[str, Any]:
         UserError: It is missing or damaged.
     """
     remedy = "remove it, or run python -m jroute.probe again"
-    return read_json(file, StoredProbe, remedy).model_dump(exclude_unset=True)
+    return read_digested(file, StoredProbe, remedy).model_dump(exclude_unset=True)

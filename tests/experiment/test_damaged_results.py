@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -11,10 +12,15 @@ import pytest
 from jroute.experiment.comparison import read_judged
 from jroute.experiment.items import write_results
 from jroute.experiment.result_cache import ResultCache
+from jroute.experiment.results_file import read_results
+from jroute.experiment.run import load_run
 from jroute.experiment.run_folder import RunFolder
+from jroute.report.run_reader import read_run
+from jroute.utils.digested import write_digested
 from jroute.utils.errors import UserError
 from tests.checkpoint.test_damaged_state import flip
 
+RUNS = Path(__file__).parents[1] / "fixtures" / "runs"
 RESULTS = {"split": "test", "n": 40, "items": "digest", "other_splits": {}}
 
 
@@ -47,6 +53,40 @@ def test_flips_in_items_are_a_sentence_or_have_no_effect(judged):
             outcomes["a sentence"] += 1
         file.write_bytes(original)
     assert outcomes["a sentence"] > 40
+
+
+def test_flips_in_results_are_a_sentence_for_every_reader(judged):
+    file, rng, outcomes = judged / "results.json", random.Random(4), Counter()
+    shutil.copy(RUNS / "table" / "results.json", file)
+    content = read_results(file)
+    write_digested(file, content)
+    (judged / "config.yaml").write_bytes((RUNS / "table" / "config.yaml").read_bytes())
+    run, original = load_run(judged), file.read_bytes()
+    assert run.results == content
+    readers = (lambda: read_judged(judged, None), lambda: read_run(judged), lambda: run.results)
+    for _ in range(100):
+        flip(file, rng.randrange(len(original) * 8))
+        for read in readers:
+            try:
+                read()
+                assert read_results(file) == content  # 1E-05 is 1e-05
+                outcomes["no effect"] += 1
+            except UserError as error:
+                assert str(error).startswith(f"{file} is ")
+                assert f"python -m jroute.evaluate --run {judged}" in str(error)
+                outcomes["a sentence"] += 1
+        file.write_bytes(original)
+    assert run.results == content and outcomes["a sentence"] > 280
+
+
+def test_results_that_are_not_finite_are_not_written(judged):
+    before = {file.name: file.read_bytes() for file in judged.iterdir()}
+    items = pa.table({"split": ["test"]})
+    with pytest.raises(
+        UserError, match=r"results\.json is not written, since arms\.rl is not a fi"
+    ):
+        write_results(RunFolder(judged, judged), {**RESULTS, "arms": {"rl": float("nan")}}, [items])
+    assert {file.name: file.read_bytes() for file in judged.iterdir()} == before
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ weights, as the code before the packages were rearranged left them. Nothing in t
 again.
 """
 
-import json
 import shutil
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pytest
 import jroute
 from jroute.checkpoint import load_state
 from jroute.evaluate import main as evaluate
+from jroute.experiment.results_file import read_results
 from jroute.outcomes.generation import CellGenerator
 from jroute.report.__main__ import main as report
 from jroute.train import main as train
@@ -43,17 +43,17 @@ def cells_and_features(run: Path) -> dict[str, int]:
 def test_an_old_run_trains_is_judged_and_reported(old_run, monkeypatch, capsys) -> None:
     made = cells_and_features(old_run)
     assert len(made) >= 4
-    results = json.loads((old_run / "results.json").read_text())
+    results = read_results(old_run / "results.json")
     items = pq.read_table(old_run / "items.parquet")
     monkeypatch.setattr(
         CellGenerator, "generate", lambda *_, **__: pytest.fail("a cell was generated again")
     )
     command = ["--config", str(old_run / "config.yaml")]
     assert train(command) == 0
-    assert json.loads((old_run / "results.json").read_text()) == results
+    assert read_results(old_run / "results.json") == results
     assert pq.read_table(old_run / "items.parquet").equals(items)
     assert evaluate(["--run", str(old_run)]) == 0
-    assert json.loads((old_run / "results.json").read_text()) == results
+    assert read_results(old_run / "results.json") == results
     assert report(["--run", str(old_run)]) == 0
     assert f"n = {results['n']} problems" in capsys.readouterr().out
     assert "cannot be shown" not in (old_run / "report.html").read_text()

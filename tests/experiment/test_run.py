@@ -1,7 +1,6 @@
 """The whole road on the bundled model, small: interrupted, resumed, and asked questions."""
 
 import dataclasses
-import json
 import os
 import re
 import signal
@@ -24,6 +23,7 @@ from jroute.envs.gymnasium import RoutingVectorEnv
 from jroute.experiment.config import Experiment
 from jroute.experiment.environments import environment_data, make_vector_env
 from jroute.experiment.feature_store import FeatureStore
+from jroute.experiment.results_file import read_results
 from jroute.experiment.run import Run
 from jroute.outcomes.backends import LiveBackend
 from jroute.report.__main__ import main as report
@@ -139,7 +139,7 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(interrupted, whole):
     assert flat_a.keys() == flat_b.keys() and len(flat_a) > 30
     for name, value in flat_a.items():
         np.testing.assert_array_equal(value, flat_b[name], err_msg=name)
-    results = [json.loads((folder / "results.json").read_text()) for folder in (run, whole)]
+    results = [read_results(folder / "results.json") for folder in (run, whole)]
     # But for how long it took; the cells are as many.
     made = [list(result.pop("generation").values()) for result in results]
     assert [one["cells"] for (one,) in made] == [1200, 1200] and results[0] == results[1]
@@ -169,7 +169,7 @@ def test_a_finished_run_has_nothing_left_to_do(whole):
     items = (whole / "items.parquet").read_bytes()
     experiment = jroute.load_run(whole).experiment
     Run.start(experiment)
-    results = json.loads((whole / "results.json").read_text())
+    results = jroute.load_run(whole).results
     from jroute.experiment.pipeline import train as stages
 
     assert stages(Run.start(experiment)) == results

@@ -16,6 +16,8 @@ from jroute.arms.rl import decisions_of_policy
 from jroute.checkpoint import save_state
 from jroute.controller import networks
 from jroute.controller.features import SCALARS, FeatureConfig, Featurizer, RawFeatures
+from jroute.outcomes.outcome import Outcome
+from jroute.outcomes.table import OutcomeTable
 from jroute.report.__main__ import main as report
 from jroute.report.episodes import episodes, run_attributes
 from jroute.report.problem_table import pack
@@ -30,26 +32,27 @@ GATES = (0.0, 0.5, 1.0)
 
 def write_cells(folder, toy_problems, gates) -> None:
     """A table as experiments leave it; cell k of problem i is right if i + k is odd."""
-    folder.mkdir(parents=True)
-    cells = [(i, p, k, gate) for i, p in enumerate(toy_problems) for k, gate in enumerate(gates)]
-    count = len(cells)
-    columns = {
-        "problem_id": [p.id for _, p, _, _ in cells],
-        "gate": [gate for *_, gate in cells],
-        "sample": [0] * count,
-        "completion": [f"#### {p.answer}" for _, p, _, _ in cells],
-        "tokens": [5 + i for i, *_ in cells],
-        "parsed": [p.answer for _, p, _, _ in cells],
-        "status": ["ok"] * count,
-        "correct": [bool((i + k) % 2) for i, _, k, _ in cells],
-        "reward": [0.5] * count,
-        "stop_reason": ["length" if k else "end_token" for *_, k, _ in cells],
-    }
-    half = count // 2
-    pq.write_table(pa.table(columns).slice(0, half), folder / "part-a.parquet")
-    pq.write_table(pa.table(columns).slice(half), folder / "part-b.parquet")
-    again = {**columns, "sample": [1] * count, "completion": ["another sample"] * count}
-    pq.write_table(pa.table(again), folder / "part-c.parquet")
+    table = OutcomeTable(folder.parent, folder.name, {}, num_gate_dims=np.size(gates[0]))
+    cells = [
+        Outcome(
+            problem_id=problem.id,
+            gate=gate,
+            sample=0,
+            completion=f"#### {problem.answer}",
+            tokens=5 + i,
+            parsed=problem.answer,
+            status="ok",
+            correct=bool((i + k) % 2),
+            reward=0.5,
+            stop_reason="length" if k else "end_token",
+        )
+        for i, problem in enumerate(toy_problems)
+        for k, gate in enumerate(gates)
+    ]
+    half = len(cells) // 2
+    table.append(cells[:half])
+    table.append(cells[half:])
+    table.append(dataclasses.replace(cell, sample=1, completion="another sample") for cell in cells)
 
 
 @pytest.fixture(scope="module")
@@ -205,9 +208,7 @@ def test_gates_of_several_parts_are_read_from_the_memo(run, tmp_path) -> None:
     decided = np.asarray(networks.act(params, jnp.asarray(observations)))
     expected = [tuple(GATES[part] for part in row) for row in decided]
     assert len(set(expected)) > 1
-    write_cells(
-        copy / "memo" / "ab12", toy_problems, [[0.0, 0.0], *map(list, dict.fromkeys(expected))]
-    )
+    write_cells(copy / "memo" / "ab12", toy_problems, [(0.0, 0.0), *dict.fromkeys(expected)])
     (split,) = read_run(copy).splits
     assert not split.missing and split.gates.shape == (1, COUNT, 2)
     assert [row.cells[row.rl].gate for row in split.rows] == expected
