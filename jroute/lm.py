@@ -15,10 +15,11 @@ from jaxtyping import Array, Float, Int
 from transformers import PreTrainedTokenizerFast
 
 from jroute.checkpoint import load_model, model_fingerprint, read_manifest
-from jroute.distributed.mesh import MeshConfig, num_replicas, place, replicate, shardings
+from jroute.distributed.mesh import MeshConfig, fetch, num_replicas, place, replicate, shardings
 from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Completion, Decoding
 from jroute.generate.engine import Engine
+from jroute.generate.finite import check_tokens, finite_tokens
 from jroute.generate.options import GenerationOptions, with_options
 from jroute.generate.requests import FrozenModel, Progress, Request
 from jroute.generate.sampling import Logprobs
@@ -169,8 +170,8 @@ class LanguageModel:
             metrics: Also return stream metrics, which need a gate.
 
         Raises:
-            UserError: An id is outside the vocabulary, a row is longer than the context, or the
-                gate is invalid.
+            UserError: An id is outside the vocabulary, a row is longer than the context, the gate
+                is invalid, or the logits of a token are not finite.
         """
         rows = list_of(token_ids, "token_ids")
         if not rows or not all(np.ndim(row) == 1 and len(row) for row in rows):
@@ -204,6 +205,15 @@ class LanguageModel:
                 placed,
                 config=self.config,
                 metrics=metrics,
+            )
+            check_tokens(
+                "the logits of row",
+                fetch(finite_tokens(logits)),
+                tokens,
+                self.params,
+                self.config,
+                routing=self.routing,
+                gates=gates,
             )
             if padding:
                 logits = logits[: len(rows)]

@@ -18,16 +18,17 @@ from jroute.ablate.grid import Ablation, Variant, variants
 from jroute.experiment.estimate import Estimate
 from jroute.experiment.plan import devices_of, measure_rate, memory_use
 from jroute.experiment.run import Run
+from jroute.generate.finite import rows_named
 from jroute.outcomes.cells import Cell
 from jroute.outcomes.outcome import grade
 from jroute.probe import effects
 from jroute.statistics.intervals import accuracy
 from jroute.tasks.answers import ANSWER_PARSER_VERSION
+from jroute.utils.digested import read_digested, write_digested
 from jroute.utils.disk import make_folder
 from jroute.utils.errors import UserError
-from jroute.utils.files import write_json
 from jroute.utils.fingerprint import semantic_fingerprint
-from jroute.utils.json_files import Record, read_json
+from jroute.utils.json_files import Record
 
 Divergence = Annotated[float, pydantic.Field(allow_inf_nan=True)]
 """In nats; not finite where a gate destroys the model."""
@@ -103,20 +104,21 @@ class AblationRun:
         make_folder(self.folder / "cells")
         for done, (file, (variant, gate)) in enumerate(missing.items()):
             progress(total - len(missing) + done, total)
-            write_json(file, self._measure(variant, gate), indent=None)
+            write_digested(file, self._measure(variant, gate), indent=None)
         progress(total, total)
         return len(missing)
 
     def _measure(self, variant: Variant, gate: float) -> dict[str, Any]:
         grid, lm = self.grid, self.run.base.routed(variant.routing)
-        completions = lm.generate(
-            self._prompts, gate, decoding=grid.decoding, engine=grid.engine, seed=grid.seed
-        )
+        with rows_named(lambda row: f"problem {self._problems[row].id}"):
+            completions = lm.generate(
+                self._prompts, gate, decoding=grid.decoding, engine=grid.engine, seed=grid.seed
+            )
         outcomes = [
             grade(problem, gate, completion, max_tokens=grid.decoding.max_new_tokens)
             for problem, completion in zip(self._problems, completions, strict=True)
         ]
-        with lm.devices():
+        with lm.devices(), rows_named(lambda row: f"problem {self._problems[row].id}"):
             probed = self._prompts[: grid.probed]
             (divergence,) = effects.divergence(lm.params, lm.config, lm.routing, probed, [gate])
         return {
@@ -139,7 +141,7 @@ class AblationRun:
 
     def _row(self, variant: Variant, gate: float) -> dict[str, Any]:
         file = self.file(variant, gate)
-        cell = read_json(file, StoredCell, "remove it to regenerate only that cell")
+        cell = read_digested(file, StoredCell, "remove it to regenerate only that cell")
         if len(cell.correct) != len(self._problems):
             raise UserError(
                 f"{file} has {len(cell.correct)} problems and not {len(self._problems)}; "

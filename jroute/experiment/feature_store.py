@@ -14,6 +14,7 @@ from jroute.controller.features import SCALARS, FeatureConfig, RawFeatures, raw_
 from jroute.distributed.processes import is_first_process
 from jroute.experiment.run_folder import RunFolder
 from jroute.experiment.task_data import TaskData
+from jroute.generate.finite import rows_named
 from jroute.lm import LanguageModel
 from jroute.observe.progress import progress_bar
 from jroute.tasks import Split
@@ -48,7 +49,11 @@ class FeatureStore:
     slots: int
 
     def raw(self, split: Split) -> RawFeatures:
-        """Return the raw features of a split, computing them if they are not stored."""
+        """Return the raw features of a split, computing them if they are not stored.
+
+        Raises:
+            NotFiniteError: The features of a problem are not finite.
+        """
         prompts = self.data.prompts(split)
         description = {"cells": self.cells, "features": self.config, "prompts": prompts}
         file = self.folder.features(split, semantic_fingerprint(description))
@@ -57,12 +62,16 @@ class FeatureStore:
                 return read_features(file, "its features are computed again")
             except UserError as error:
                 logger.warning("%s", error)
-        with progress_bar(
-            total=len(prompts),
-            desc=f"features {split}",
-            unit="prompt",
-            disable=not is_first_process(),
-        ) as bar:
+        problems = self.data.problems(split)
+        with (
+            rows_named(lambda row: f"problem {problems[row].id} of {split}"),
+            progress_bar(
+                total=len(prompts),
+                desc=f"features {split}",
+                unit="prompt",
+                disable=not is_first_process(),
+            ) as bar,
+        ):
             raw = self.read(prompts, progress=bar.update)
         content = io.BytesIO()
         np.savez(content, **stored(raw))

@@ -13,6 +13,7 @@ from jroute.experiment.run_folder import RunFolder
 from jroute.experiment.task_data import TaskData
 from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Decoding
+from jroute.generate.finite import rows_named
 from jroute.generate.sampling import hash_text
 from jroute.lm import LanguageModel
 from jroute.observe.progress import progress_bar
@@ -166,12 +167,16 @@ class LearnedMixing:
     def _run_steps(
         self, progress: mixing.MixingProgress, save: Callable[[mixing.MixingProgress], None]
     ) -> None:
-        """Run the remaining steps of the experiment's method."""
+        """Run the remaining steps of the experiment's method.
+
+        Raises:
+            NotFiniteError: The model's numbers for a problem are not finite.
+        """
         config, base = self.config, self.base
         seed = hash_text(f"mixing/{self.seed}")
         if config.method == "gradient":
             examples = mixing.pad_examples(self.examples, base.context)
-            with base.devices():
+            with base.devices(), rows_named(self._problem):
                 mixing.learn_by_gradient(
                     base.params,
                     base.config,
@@ -188,17 +193,22 @@ class LearnedMixing:
                 self._solved_share, sites, config, seed=seed, progress=progress, save=save
             )
 
+    def _problem(self, row: int) -> str:
+        """Return what messages call an example."""
+        return f"problem {self.data.problems('train')[row].id}"
+
     def _solved_share(self, raw: np.ndarray) -> float:
         """Return the share of the problems to learn from that these mixing weights solve."""
         gate, base = self.config.gate, self.base
         problems = self.data.problems("train")[: self.config.problems]
-        completions = base.routed(base.routing.config, raw).generate(
-            [prompt for prompt, _ in self.examples],
-            gate,
-            decoding=self.decoding,
-            engine=self.engine,
-            seed=[cell_seed(problem.id, self.seed) for problem in problems],
-        )
+        with rows_named(self._problem):
+            completions = base.routed(base.routing.config, raw).generate(
+                [prompt for prompt, _ in self.examples],
+                gate,
+                decoding=self.decoding,
+                engine=self.engine,
+                seed=[cell_seed(problem.id, self.seed) for problem in problems],
+            )
         limit = self.decoding.max_new_tokens
         outcomes = [
             grade(problem, gate, completion, max_tokens=limit, rewards=self.reward)

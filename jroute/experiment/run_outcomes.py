@@ -15,6 +15,7 @@ from jroute.experiment.learned_mixing import LearnedMixing
 from jroute.experiment.run_folder import RunFolder
 from jroute.experiment.task_data import TaskData
 from jroute.generate.decoding import Decoding
+from jroute.generate.finite import rows_named
 from jroute.lm import LanguageModel
 from jroute.outcomes.backends import LiveBackend, OutcomeBackend, Shaping, TableBackend
 from jroute.outcomes.cells import Cell, select_cells
@@ -154,7 +155,8 @@ class RunOutcomes:
             tokens = [lm.encode(self.data.render(problems[i].question)) for i in new.values()]
             layers = lm.routing.layer_gates(self.grid.array([gate for _, gate in new]), len(new))
             slots = self.generator.engine.batch
-            with lm.devices():
+            named = list(new.values())
+            with lm.devices(), rows_named(lambda row: f"problem {problems[named[row]].id}"):
                 changes = trunk_change(
                     lm.params, lm.config, tokens, lm.routing, layers, slots=slots
                 )

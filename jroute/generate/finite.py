@@ -4,7 +4,8 @@ Programs only mark a row whose logits are not finite. The row is then read once 
 block, to name the place.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -30,12 +31,29 @@ class NotFiniteError(UserError):
 
     Attributes:
         row: Index of the prompt, pair or text among those that were given.
+        label: How the message calls it, such as ``prompt 3``.
     """
 
-    def __init__(self, message: str, row: int):
+    def __init__(self, message: str, row: int, label: str):
         """Keep the row, so that a caller can name what it stands for."""
         super().__init__(message)
         self.row = row
+        self.label = label
+
+
+@contextmanager
+def rows_named(name: Callable[[int], str]) -> Iterator[None]:
+    """Let a ``NotFiniteError`` of the block call its row by what the row stands for.
+
+    Args:
+        name: Returns the name of a row by its index.
+    """
+    try:
+        yield
+    except NotFiniteError as error:
+        label = name(error.row)
+        message = str(error).replace(error.label, label, 1)
+        raise NotFiniteError(message, error.row, label) from None
 
 
 class Origin(NamedTuple):
@@ -84,7 +102,49 @@ def not_finite(
         at = f"at gate {gates[-1]:g}" if len(set(gates) - {0.0}) == 1 else f"at gates {gates}"
         remedy = "give a gate nearer to 0, or check the weights of the model and its dtype"
     where = at if position is None else f"at position {position}, {at}"
-    return NotFiniteError(f"{what} {row} are not finite {where}: {begins}; {remedy}", row)
+    label = f"{what.split()[-1]} {row}"
+    return NotFiniteError(f"{what} {row} are not finite {where}: {begins}; {remedy}", row, label)
+
+
+def check_tokens(
+    what: str,
+    finite: Bool[np.ndarray, "batch seq"],
+    tokens: Int[np.ndarray, "batch seq"],
+    params: Params,
+    config: Qwen3Config,
+    *,
+    routing: Routing | None = None,
+    gates: Float[np.ndarray, "batch layers"] | None = None,
+) -> None:
+    """Refuse a batch for the first of its tokens whose numbers are not finite.
+
+    Args:
+        what: As for ``not_finite``.
+        finite: Whether they are.
+        tokens: The tokens; a negative one is padding, which does not count.
+        params: Parameters of the model.
+        config: Its shape.
+        routing: The streams that the gates act on.
+        gates: The gates of every row; ``None`` for the plain model.
+
+    Raises:
+        NotFiniteError: A token's numbers are not finite.
+    """
+    broken = np.argwhere(~finite & (tokens >= 0))
+    if not len(broken):
+        return
+    row, column = map(int, broken[0])
+    real = tokens[row] >= 0
+    raise not_finite(
+        what,
+        row,
+        params,
+        config,
+        tokens[row][real].tolist(),
+        position=int(real[:column].sum()),
+        routing=routing,
+        gate=None if gates is None else gates[row],
+    )
 
 
 def first_not_finite(
@@ -130,6 +190,12 @@ def first_not_finite(
     return None
 
 
+@jax.jit
+def finite_tokens(logits: Float[Array, "*tokens vocab"]) -> Bool[Array, "*tokens"]:
+    """Return where logits make a distribution: none is NaN or infinite, but for impossible ones."""
+    return jnp.isfinite(jnp.max(logits, axis=-1))
+
+
 @partial(jax.jit, static_argnames=("config",))
 def _finite_parts(
     params: Params,
@@ -148,7 +214,7 @@ def _finite_parts(
     embedded = _finite(params["embed_tokens"][tokens])
     # One token at a time, so that the logits of all are never held.
     logits = jax.lax.map(
-        lambda states: jnp.isfinite(jnp.max(unembed(params, config, states)[0])),
+        lambda states: finite_tokens(unembed(params, config, states)[0]),
         out.hidden.swapaxes(0, 1),
     )
     blocks = out.taps.reshape(-1, tokens.shape[1])

@@ -12,6 +12,7 @@ from jroute.distributed.processes import is_first_process
 from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Completion, Decoding
 from jroute.generate.engine import Progress
+from jroute.generate.finite import rows_named
 from jroute.generate.sampling import hash_text
 from jroute.lm import LanguageModel
 from jroute.observe.progress import GenerationBar
@@ -77,6 +78,9 @@ class CellGenerator:
 
         Returns:
             One outcome per cell, in order.
+
+        Raises:
+            NotFiniteError: The logits of a cell are not finite.
         """
         if not cells:
             return []
@@ -85,20 +89,21 @@ class CellGenerator:
         tokens = {name: self.lm.encode(self.render(text)) for name, text in questions.items()}
         samples = self.decoding.temperature > 0
         try:
-            self.lm.generate(
-                [tokens[cell.problem.id] for cell in cells],
-                self.grid.array([cell.gate for cell in cells]),
-                decoding=self.decoding,
-                engine=self.engine,
-                seed=[
-                    cell_seed(cell.problem.id, self.seed, cell.sample) if samples else 0
-                    for cell in cells
-                ],
-                shared=self.shared_tokens,
-                logprobs="raw",
-                finished=batch.grade,
-                progress=progress,
-            )
+            with rows_named(lambda row: f"problem {cells[row].problem.id}"):
+                self.lm.generate(
+                    [tokens[cell.problem.id] for cell in cells],
+                    self.grid.array([cell.gate for cell in cells]),
+                    decoding=self.decoding,
+                    engine=self.engine,
+                    seed=[
+                        cell_seed(cell.problem.id, self.seed, cell.sample) if samples else 0
+                        for cell in cells
+                    ],
+                    shared=self.shared_tokens,
+                    logprobs="raw",
+                    finished=batch.grade,
+                    progress=progress,
+                )
         finally:
             batch.flush()
         return batch.outcomes()

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jroute.distributed.mesh import fetch, place, replicate
+from jroute.generate.finite import check_tokens, finite_tokens, not_finite
 from jroute.generate.shapes import bucket, check_context, pad_rows, positions_of
 from jroute.model.config import Qwen3Config
 from jroute.model.decoder import BlockTrace, ForwardOptions, forward, unembed
@@ -185,6 +186,15 @@ def _compare(
 
 
 @partial(jax.jit, static_argnames=("config",))
+def _finite_logits(
+    params: Params, hidden: Float[Array, "batch seq embed"], *, config: Qwen3Config
+) -> Bool[Array, "batch seq"]:
+    """Return which tokens have finite logits, holding those of one column at a time."""
+    columns = hidden.swapaxes(0, 1)
+    return jax.lax.map(lambda h: finite_tokens(unembed(params, config, h)), columns).T
+
+
+@partial(jax.jit, static_argnames=("config",))
 def _diverge(
     params: Params,
     tokens: Int[Array, "batch seq"],
@@ -244,10 +254,13 @@ def divergence(
 ) -> list[Divergence]:
     """Return the part of ``probe`` that verdicts rest on, in a fraction of its time.
 
-    The arguments are those of ``probe``.
+    Arguments and errors are those of ``probe``.
     """
     tokens, positions, valid = _batch(prompts, config)
     plain = _hidden(params, tokens, positions, config=config)
+    finite = fetch(_finite_logits(params, plain, config=config))
+    ids = np.where(valid, fetch(tokens), -1)
+    check_tokens("the logits of prompt", finite, ids, params, config)
     divergences, placed = [], replicate(routing)
     for gate in gates:
         spread = place(routing.layer_gates(gate, len(valid)), ("batch", "layers"))
@@ -280,6 +293,8 @@ def probe(
 
     Raises:
         UserError: There are no prompts, or one is empty or longer than the context.
+        NotFiniteError: The plain model's logits are not finite. A gate that makes them so is no
+            error: it is destructive.
     """
     # What is measured inside makes a program round differently, so divergences have their own.
     divergences = divergence(params, config, routing, prompts, gates)
@@ -332,9 +347,16 @@ def sink_norms(
 
     Returns:
         The norms, and the share of the prompts' tokens that exceed them.
+
+    Raises:
+        NotFiniteError: The trunk of a prompt is not finite.
     """
     tokens, positions, valid = _batch(prompts, config)
-    rms = fetch(_trunk_rms(params, tokens, positions, config=config))[:, valid]
+    of_tokens = fetch(_trunk_rms(params, tokens, positions, config=config))
+    if (broken := (~np.isfinite(of_tokens) & valid).any(axis=(0, 2))).any():
+        row = int(np.argmax(broken))
+        raise not_finite("the norms of prompt", row, params, config, prompts[row])
+    rms = of_tokens[:, valid]
     norms = SINK_RATIO * np.median(rms, axis=1)
     return norms, (rms > norms[:, None]).mean(axis=1)
 

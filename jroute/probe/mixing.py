@@ -31,6 +31,7 @@ import pydantic
 from jaxtyping import Array, Bool, Float, Int
 
 from jroute.distributed.mesh import fetch, place, replicate
+from jroute.generate.finite import first_not_finite, not_finite
 from jroute.generate.shapes import bucket, check_context, pad_rows, positions_of
 from jroute.model.config import Qwen3Config
 from jroute.model.decoder import ForwardOptions, forward, unembed
@@ -222,6 +223,10 @@ def learn_by_gradient(
         seed: Of the batches, which depend on it and on the step alone.
         progress: Where to continue from.
         save: Called after every step.
+
+    Raises:
+        NotFiniteError: The states of an example are not finite.
+        UserError: The gradient or the weights are not finite.
     """
     optimizer = optax.adam(mixing.learning_rate)
     raw = jnp.asarray(progress.raw)
@@ -242,24 +247,37 @@ def learn_by_gradient(
 
     values = list(progress.values)
     for step in range(progress.step, mixing.steps):
-        chosen = np.random.default_rng([seed, step]).choice(
-            len(examples.tokens), rows, replace=False
-        )
-        batch = (place(part[np.sort(chosen)], ("batch", "seq")) for part in examples)
+        rng = np.random.default_rng([seed, step])
+        chosen = np.sort(rng.choice(len(examples.tokens), rows, replace=False))
+        batch = Examples(*(part[chosen] for part in examples))
+        placed_batch = (place(part, ("batch", "seq")) for part in batch)
         value, gradient = fetch(
-            _value_and_gradient(replicate(raw), params, placed, *batch, gate, config=config)
+            _value_and_gradient(replicate(raw), params, placed, *placed_batch, gate, config=config)
         )
-        if not (np.isfinite(value) and np.isfinite(gradient).all()):
+        before, (raw, state) = raw, update(raw, state, gradient)
+        if not all(np.isfinite(x).all() for x in jax.tree.leaves((value, gradient, raw, state))):
+            _check_examples(params, config, rebuilt(routing, before), batch, chosen, mixing.gate)
             raise UserError(
                 f"the gradient of the mixing weights is not finite at step {step}; lower "
                 "mixing.gate or routing.strength, or use mixing.method search"
             )
-        raw, state = update(raw, state, gradient)
         values.append(float(value))
         leaves = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(state)]
         progress = MixingProgress(step + 1, np.asarray(raw), [*values], leaves)
         save(progress)
     return progress
+
+
+def _check_examples(
+    params: Params, config: Qwen3Config, routing: Routing, batch: Examples, rows: Any, gate: float
+) -> None:
+    """Raise a ``NotFiniteError`` for the first example of a batch whose states are not finite."""
+    (gates,) = routing.layer_gates(gate, 1)
+    for row, tokens, positions in zip(rows.tolist(), batch.tokens, batch.positions, strict=True):
+        ids = tokens[positions >= 0].tolist()
+        if first_not_finite(params, config, ids, routing=routing, gate=gates):
+            what = "the states of example"
+            raise not_finite(what, row, params, config, ids, routing=routing, gate=gates)
 
 
 _value_and_gradient = jax.jit(jax.value_and_grad(loss), static_argnames=("config",))
@@ -364,13 +382,9 @@ def load_progress(
             raise ValueError("weights that are not finite")
     except (ValueError, TypeError) as error:
         raise UserError(f"{file} is not a file of mixing weights ({error}); {remedy}") from error
-    progress = MixingProgress(stored.step, raw, stored.values, stored.state)
-    stored_description, finished = stored.about, stored.finished
     expected = json.loads(json.dumps(description))
     different = sorted(
-        name
-        for name in {*stored_description, *expected}
-        if stored_description.get(name) != expected.get(name)
+        name for name in {*stored.about, *expected} if stored.about.get(name) != expected.get(name)
     )
     if different:
         raise UserError(
@@ -382,4 +396,4 @@ def load_progress(
             f"{file} holds mixing weights of shape {raw.shape}, this routing takes {shape}; "
             "remove it to learn them again"
         )
-    return progress, finished
+    return MixingProgress(stored.step, raw, stored.values, stored.state), stored.finished

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jroute.generate.finite import NotFiniteError
 from jroute.lm import LanguageModel
 from jroute.model.config import Qwen3Config
 from jroute.probe import effects, plots, text
@@ -209,6 +210,25 @@ def test_what_is_not_finite_is_destructive_wherever_it_is(at) -> None:
     kls = [0.0, 1e-6, 2e-6]
     kls[at] = float("nan")
     assert effects.furthest([Divergence(0.0, kl, kl, 1.0) for kl in kls]).kl is kls[at]
+
+
+def test_a_plain_model_that_is_not_finite_is_not_measured() -> None:
+    """A gate that breaks a model is told; of a broken model there is nothing to tell."""
+    config = dataclasses.replace(small.CONFIG, tie_word_embeddings=False)
+    params = dict(small.drawn_params(config, 3))
+    params["embed_tokens"] = jnp.asarray(params["embed_tokens"]).at[9].set(np.nan)
+    routing = Routing.create(RoutingConfig(), config.num_hidden_layers)
+    sound, rows = [[1, 2, 3], [4, 5]], [[1, 2, 3], [4, 5, 9]]
+    (measured,) = effects.divergence(params, config, routing, sound, [0.5])
+    assert np.isfinite(measured.kl)
+    message = r"of prompt 1 are not finite .*at gate 0: they begin in the embedding at position 2"
+    for measure in (
+        lambda: effects.divergence(params, config, routing, rows, [0.5]),
+        lambda: probe(params, config, routing, rows, [0.0, 1.0]),
+        lambda: effects.sink_norms(params, config, rows),
+    ):
+        with pytest.raises(NotFiniteError, match=message):
+            measure()
 
 
 def test_at_gate_zero_there_is_no_divergence_at_all(tiny_lm, prompts, monkeypatch) -> None:

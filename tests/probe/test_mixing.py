@@ -16,6 +16,7 @@ from jroute import load_run
 from jroute.experiment.config import Experiment
 from jroute.experiment.plan import without_mixing
 from jroute.experiment.run import Run
+from jroute.generate.finite import NotFiniteError
 from jroute.lm import LanguageModel
 from jroute.model.config import Qwen3Config
 from jroute.model.params import abstract_params
@@ -167,6 +168,25 @@ def test_adam_lowers_the_loss_and_leaves_the_base_alone(small) -> None:
     half = MixingProgress(12, np.asarray(read[1], np.float32), kept[11].values, read[0])
     again = mixing.learn_by_gradient(*arguments, seed=1, progress=half, save=lambda _: None)
     assert again.raw.tobytes() == end.raw.tobytes() and again.values == end.values
+
+
+def test_what_is_not_finite_ends_learning_and_is_not_saved(small, monkeypatch) -> None:
+    routing, examples = guarded(), mixing.pad_examples(PAIRS, 64)
+    config = MixingConfig("gradient", 1.0, steps=3, batch_size=3, learning_rate=0.1)
+    broken = {**small, "embed_tokens": jnp.asarray(small["embed_tokens"]).at[8].set(jnp.nan)}
+    kept: list[MixingProgress] = []
+    options = {"seed": 1, "progress": start(routing), "save": kept.append}
+    with pytest.raises(NotFiniteError) as error:
+        mixing.learn_by_gradient(broken, SMALL, routing, examples, config, **options)
+    assert str(error.value).startswith(
+        "the states of example 1 are not finite at gate 1: they begin in the embedding at position "
+    )
+    # Adam squares a gradient, so that one that is finite may be too large all the same.
+    huge = np.full_like(start(routing).raw, 1e30)
+    monkeypatch.setattr(mixing, "_value_and_gradient", lambda *_, **__: (np.float32(1), huge))
+    with pytest.raises(UserError, match="the gradient of the mixing weights is not finite at st"):
+        mixing.learn_by_gradient(small, SMALL, routing, examples, config, **options)
+    assert not kept
 
 
 def test_the_search_climbs_and_goes_on(small) -> None:
