@@ -242,7 +242,7 @@ def test_at_gate_zero_there_is_no_divergence_at_all(tiny_lm, prompts, monkeypatc
     assert other.kl > 0.01
 
 
-@pytest.mark.parametrize("large", [2.0**26, 2e7])
+@pytest.mark.parametrize("large", [2.0**19, 9e5])
 def test_a_model_that_breaks_is_told_in_json_and_figures(tiny_lm, prompts, large, tmp_path) -> None:
     config = RoutingConfig(
         ("persistent",),
