@@ -64,7 +64,7 @@ def test_flips_in_results_are_a_sentence_for_every_reader(judged):
     run, original = load_run(judged), file.read_bytes()
     assert run.results == content
     readers = (lambda: read_judged(judged, None), lambda: read_run(judged), lambda: run.results)
-    for _ in range(100):
+    for _ in range(30):
         flip(file, rng.randrange(len(original) * 8))
         for read in readers:
             try:
@@ -76,7 +76,7 @@ def test_flips_in_results_are_a_sentence_for_every_reader(judged):
                 assert f"python -m jroute.evaluate --run {judged}" in str(error)
                 outcomes["a sentence"] += 1
         file.write_bytes(original)
-    assert run.results == content and outcomes["a sentence"] > 280
+    assert run.results == content and outcomes["a sentence"] > 80
 
 
 def test_results_that_are_not_finite_are_not_written(judged):
