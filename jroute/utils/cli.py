@@ -41,16 +41,16 @@ def command(main: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
         try:
             main(argv)
             sys.stdout.flush()
+            return 0
         except UserError as error:
-            _print_error(str(error))
-            return 2
+            sentence = str(error)
         except Exception as error:
             refused = refusal(error)
             if refused is None:
                 raise
-            _print_error(refused.sentence())
-            return 2
-        return 0
+            sentence = refused.sentence()
+        _print_error(sentence)  # the bars that the error interrupted have ended their lines by now
+        return 2
 
     return main_with_status
 

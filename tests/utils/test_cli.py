@@ -4,10 +4,12 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from jroute.observe.progress import progress_bar
 from jroute.utils.cli import command
 from jroute.utils.errors import UserError
 
@@ -73,6 +75,7 @@ def test_an_interrupted_command_cleans_up(kind):
 
 PRINTER = """
 import sys
+from collections.abc import Sequence
 from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
 @command
@@ -135,3 +138,15 @@ def test_closed_and_full_outputs(tmp_path, streams, how, status, stderr):
     ended = shell(f"$run {streams}", 3, how, tmp_path / "note")
     assert (ended.returncode, ended.stderr) == (status, stderr)
     assert (tmp_path / "note").read_text() == "cleaned up"
+
+
+def test_a_sentence_has_a_line_of_its_own_after_a_progress_bar(capfd) -> None:
+    @command
+    def interrupted(_: Sequence[str] | None) -> None:
+        def save(figure: int) -> None:
+            raise UserError(f"no room for figure {figure}")
+
+        [save(figure) for figure in progress_bar(range(3), "figures")]
+
+    assert interrupted() == 2
+    assert capfd.readouterr().err.endswith("\nerror: no room for figure 0\n")
