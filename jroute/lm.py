@@ -25,7 +25,8 @@ from jroute.generate.requests import FrozenModel, Progress, Request
 from jroute.generate.sampling import Logprobs
 from jroute.generate.scoring import score_pairs
 from jroute.generate.shapes import check_context, check_divisible
-from jroute.model.config import GenerationConfig, Qwen3Config
+from jroute.generate.stopping import end_tokens
+from jroute.model.config import Qwen3Config
 from jroute.model.decoder import ForwardOptions, forward, unembed
 from jroute.model.params import Params, abstract_params, logical_axes
 from jroute.routing.config import RoutingConfig
@@ -39,7 +40,6 @@ from jroute.utils.config import load as load_config
 from jroute.utils.errors import UserError
 from jroute.utils.inputs import check_kind, check_text, list_of, whole_numbers
 from jroute.utils.inputs import token_ids as token_ids_of
-from jroute.utils.json_files import read_json
 from jroute.utils.paths import check_path
 
 
@@ -376,30 +376,8 @@ def load(
         config,
         tokenizer,
         resolve_routing(directory, routing),
-        end_token_ids=_end_tokens(directory, tokenizer, config.vocab_size),
+        end_token_ids=end_tokens(directory, tokenizer, config.vocab_size),
         directory=directory,
         fingerprint=model_fingerprint(directory),
         mesh=devices,
     )
-
-
-def _end_tokens(directory: Path, tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> list[int]:
-    """Read the end tokens: ``generation_config.json``, else ``config.json``, else the tokenizer."""
-    for name in ("generation_config.json", "config.json"):
-        file = directory / name
-        remedy = f"correct {name} in the model's source and convert again"
-        ends = read_json(file, GenerationConfig, remedy).eos_token_id if file.is_file() else None
-        ends = [ends] if isinstance(ends, int) else ends
-        if ends is not None and max(ends) >= vocab_size:
-            raise UserError(
-                f"{file}: eos_token_id is {max(ends)}, but the model has {vocab_size:,} tokens; "
-                f"{remedy}"
-            )
-        if ends is not None:
-            return ends
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"{directory} names no end token; add eos_token_id to generation_config.json in the "
-            "model's source and convert again"
-        )
-    return [int(str(tokenizer.eos_token_id))]

@@ -1,9 +1,14 @@
-"""Stop strings: detected in text that grows token by token, and cut from it."""
+"""What ends a completion: end tokens, and stop strings in text that grows token by token."""
 
 import bisect
 from collections.abc import Sequence
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
+
+from jroute.model.config import GenerationConfig
+from jroute.utils.errors import UserError
+from jroute.utils.json_files import read_json
 
 
 class Watch:
@@ -85,3 +90,29 @@ class Stops:
         counts = range(1, len(ids) + 1)
         count = counts[bisect.bisect_left(counts, True, key=lambda n: begins(n) >= 0)]
         return list(ids[:count]), text(count)[: begins(count)]
+
+
+def end_tokens(directory: Path, tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> list[int]:
+    """Read the end tokens: ``generation_config.json``, else ``config.json``, else the tokenizer.
+
+    Raises:
+        UserError: There is none, or the vocabulary has no such token.
+    """
+    for name in ("generation_config.json", "config.json"):
+        file = directory / name
+        remedy = f"correct {name} in the model's source and convert again"
+        ends = read_json(file, GenerationConfig, remedy).eos_token_id if file.is_file() else None
+        ends = [ends] if isinstance(ends, int) else ends
+        if ends is not None and max(ends) >= vocab_size:
+            raise UserError(
+                f"{file}: eos_token_id is {max(ends)}, but the model has {vocab_size:,} tokens; "
+                f"{remedy}"
+            )
+        if ends is not None:
+            return ends
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"{directory} names no end token; add eos_token_id to generation_config.json in the "
+            "model's source and convert again"
+        )
+    return [int(str(tokenizer.eos_token_id))]
