@@ -24,7 +24,7 @@ Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 _ARRAYS = {rule.path.replace("/", ".") for rule in TABLE}
 _OF_A_MODEL = re.compile(
-    rf"(?:{'|'.join(map(re.escape, (MANIFEST, *COMPANIONS)))})|\..+\.\d+\.tmp|params"
+    rf"(?:{'|'.join(map(re.escape, (MANIFEST, *COMPANIONS)))})|\..+\.\d+(-\d+-\d+)?\.tmp|params"
 )
 _OF_AN_EXPORT = re.compile(
     rf"{_OF_A_MODEL.pattern}|model(-\d+-of-\d+)?\.safetensors|{re.escape(INDEX)}"

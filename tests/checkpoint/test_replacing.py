@@ -170,3 +170,15 @@ def test_sources_and_models_with_impossible_names(
     for option in ("--source", "--to-hf"):
         assert convert.main([option, name, "--out", str(tmp_path / "out")]) == 2
         assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_an_export_that_was_killed_within_a_file_leaves_nothing(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from jroute.utils import temporary as t; "
+        "partial = t.temporary_path(Path(sys.argv[1]), t.PARTIAL); partial.mkdir(); "
+        "t.temporary_path(partial / 'model.safetensors', t.HIDDEN).write_bytes(b'half')"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "hf")], check=True)
+    assert len(list(tmp_path.iterdir())) == 1
+    staging.recover(tmp_path / "hf")
+    assert not list(tmp_path.iterdir())
