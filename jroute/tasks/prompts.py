@@ -48,6 +48,7 @@ class PromptConfig:
         *("template", "system", "chat", "enable_thinking", "benchmark", "num_fewshot"),
         *("multiturn", "special_tokens"),
     )
+    later_fields: ClassVar[Mapping[str, Any]] = {"special_tokens": "text"}
 
     template: str = PLACEHOLDER
     system: str = ""
@@ -222,10 +223,9 @@ def meaning(config: PromptConfig, tokenizer: ChatTokenizer) -> Any:
     The config only names a benchmark, whose wording may differ in another version of lm-eval, so
     the wording is part of the result.
     """
-    changed = {} if config.special_tokens == "text" else {"special_tokens": config.special_tokens}
     if config.benchmark:
-        fields = {key: value for key, value in stored(config).items() if key != "special_tokens"}
-        return [{**fields, **changed}, render(PLACEHOLDER, config, tokenizer)]
+        return [stored(config), render(PLACEHOLDER, config, tokenizer)]
+    changed = {} if config.special_tokens == "text" else {"special_tokens": config.special_tokens}
     return {  # the other fields concern benchmarks only
         "template": config.template,
         "system": config.system,

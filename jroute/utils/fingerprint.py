@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from jroute.utils.keys import stored_keys
+from jroute.utils.keys import stored_items
 
 
 def semantic_fingerprint(description: Mapping[str, Any]) -> str:
@@ -41,7 +41,7 @@ def canonical(value: Any) -> Any:
         TypeError: For a value without a stable text, or a dataclass without ``stored_keys``.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {key: getattr(value, field) for field, key in stored_keys(type(value)).items()}
+        value = dict(stored_items(value))
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
             raise TypeError("a fingerprint needs string keys")

@@ -7,7 +7,9 @@ A class that is hashed or written declares the key of every field::
         stored_keys: ClassVar[Keys] = keys("temperature", "top_k", max_tokens="max_new_tokens")
 
 So a field can be renamed while fingerprints, files and configurations stay as they are: the renamed
-field keeps its old key. Two further declarations serve YAML and the command line alone:
+field keeps its old key. A field that was added later is not stored at the value that stands for how
+things were before; ``later_fields`` names it with that value. Two further declarations serve YAML and
+the command line alone:
 ``yaml_keys`` gives the fields of a class other names there than in fingerprints, and ``old_keys``
 maps names that were valid once to those that replaced them, so that old files still read.
 """
@@ -81,7 +83,14 @@ def stored(value: Any) -> dict[str, Any]:
     Raises:
         TypeError: A class does not declare its stored keys.
     """
-    return {key: _stored(getattr(value, field)) for field, key in stored_keys(type(value)).items()}
+    return {key: _stored(item) for key, item in stored_items(value)}
+
+
+def stored_items(value: Any) -> list[tuple[str, Any]]:
+    """Return the stored keys and the values of a dataclass or named tuple, in the fields' order."""
+    later: Mapping[str, Any] = getattr(value, "later_fields", {})
+    items = [(f, key, getattr(value, f)) for f, key in stored_keys(type(value)).items()]
+    return [(key, item) for f, key, item in items if f not in later or item != later[f]]
 
 
 def restored(cls: type[Any], content: Mapping[str, Any]) -> dict[str, Any]:

@@ -199,6 +199,7 @@ def temporary_folder(path: Path) -> Iterator[Path]:
     """
     remove_leftovers(path.parent, path.name)
     folder = temporary_path(path, HIDDEN)
+    remove(folder)  # of this process, which was interrupted when it wrote there
     folder.mkdir()
     try:
         yield folder

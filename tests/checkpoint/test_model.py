@@ -212,7 +212,8 @@ def test_what_a_killed_process_left_behind_goes(tmp_path: Path) -> None:
         (entry,) = tmp_path.glob("model.partial-*")
         for path in qwen3.layout(CONFIG):
             writer.add(path, random_tensors(CONFIG).__getitem__)
-    stale = tmp_path / f"{entry.name.rpartition('-')[0]}-{2**22 + 1}"  # no process has this number
+    beginning, _, *rest = entry.name.rsplit("-", 3)
+    stale = tmp_path / "-".join([beginning, str(2**22 + 1), *rest])  # no process has this number
     shutil.copytree(tmp_path / "model", stale)
     save_model(tmp_path / "model", random_params(), CONFIG, overwrite=True)
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]

@@ -215,9 +215,9 @@ def test_config_reads_both_rope_layouts():
         ({"use_sliding_window": True}, "sliding-window"),
         ({"attention_bias": True}, "attention_bias"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ({"rope_theta": None}, "missing rope_theta"),
-        ({"hidden_size": None}, "missing hidden_size"),
-        ({"num_key_value_heads": 3}, "not a multiple"),
+        ({"rope_theta": None}, "rope_theta must be a valid number, not None"),
+        ({"hidden_size": None}, "hidden_size must be a valid integer, not None"),
+        ({"num_key_value_heads": 3}, "multiple"),
     ],
 )
 def test_configs_that_are_not_implemented_are_refused(changes, message):
