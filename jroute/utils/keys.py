@@ -8,10 +8,11 @@ A class that is hashed or written declares the key of every field::
 
 So a field can be renamed while fingerprints, files and configurations stay as they are: the renamed
 field keeps its old key. A field that was added later is not stored at the value that stands for how
-things were before; ``later_fields`` names it with that value. Two further declarations serve YAML and
-the command line alone:
-``yaml_keys`` gives the fields of a class other names there than in fingerprints, and ``old_keys``
-maps names that were valid once to those that replaced them, so that old files still read.
+things were before; ``later_fields`` names it with that value.
+
+Two further declarations serve YAML and the command line alone: ``yaml_keys`` gives the fields of a
+class other names there than in fingerprints, and ``old_keys`` maps names that were valid once to
+those that replaced them, so that old files still read.
 """
 
 import dataclasses
