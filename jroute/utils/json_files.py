@@ -114,7 +114,8 @@ def read_bytes(
                 f"{file} has {size:,} bytes, and at most {max_bytes:,} are read; {remedy}"
             )
         with file.open("rb") as stream:
-            content = stream.read(max_bytes + 1)  # a pipe has no size
+            # A pipe has no size. For a number, Python allocates as many bytes before it reads.
+            content = stream.read() if file.is_file() else stream.read(max_bytes + 1)
         if len(content) > max_bytes:
             raise UserError(f"{file} has more than {max_bytes:,} bytes; {remedy}")
         return content
