@@ -208,8 +208,8 @@ class LanguageModel:
             )
             check_tokens(
                 "the logits of row",
-                fetch(finite_tokens(logits)),
-                tokens,
+                fetch(finite_tokens(logits))[: len(rows)],
+                tokens[: len(rows)],
                 self.params,
                 self.config,
                 routing=self.routing,
