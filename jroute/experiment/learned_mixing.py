@@ -140,7 +140,11 @@ class LearnedMixing:
             mixing.pad_examples(self.examples, self.base.context)
 
     def learn(self) -> None:
-        """Learn the weights if the experiment says so; resume where an earlier run stopped."""
+        """Learn the weights if the experiment says so; resume where an earlier run stopped.
+
+        Raises:
+            UserError: ``check`` refuses the experiment.
+        """
         config, base = self.config, self.base
         if not self.enabled:
             return
@@ -150,6 +154,7 @@ class LearnedMixing:
             progress, finished = self.progress()
             if finished:
                 return
+        self.check()
         with progress_bar(
             total=config.steps,
             initial=progress.step,
