@@ -11,6 +11,7 @@ from jroute.arms.registry import ARMS, FIXED
 PACKAGE = Path(jroute.__file__).parent
 
 EXCEPTIONS = {
+    ("arms/supervised.py", "supervised"): "section of the configuration, in a message",
     ("experiment/config.py", "supervised"): "section of the configuration",
     ("experiment/calibration.py", "supervised"): "section of a calibration's configuration",
     ("experiment/controllers.py", "supervised"): "that section in the fingerprint of a training",
