@@ -1,5 +1,6 @@
 """The outcome table: every cell generated so far under one fingerprint, as a Parquet dataset."""
 
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -90,7 +91,7 @@ class OutcomeTable:
         self.fingerprint = fingerprint
         self.description: dict[str, Any] = canonical(description)
         self.num_gate_dims = num_gate_dims
-        self._answers = answers
+        self._answers = functools.cache(answers)  # once for all parts
         self._cells: dict[_Cell, Outcome] = {}
         self._changed: dict[_Cell, Outcome] = {}
         self._unknown: set[_Cell] = set()

@@ -9,13 +9,18 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
 import jroute
-from jroute.checkpoint import load_state
+from jroute.ablate.ablation_run import StoredCell
+from jroute.checkpoint import latest_step, load_state
+from jroute.checkpoint.storage import quiet
 from jroute.experiment.comparison import read_judged
 from jroute.outcomes.table import OutcomeTable
 from jroute.report.run_reader import read_run
+from jroute.utils.digested import read_digested
 from jroute.utils.errors import UserError
+from jroute.utils.trees import nest
 from tests.campaign.trials import Trial
 
 Reader = Callable[[Path], Any]
@@ -42,31 +47,52 @@ def read_state(folder: Path) -> Any:
     return step, jax.tree.map(np.asarray, state)
 
 
+def read_learner(folder: Path) -> Any:
+    """Load the newest state of a learner, as a resumed training does."""
+    with quiet():
+        step = folder / str(latest_step(folder)) / "state"
+        leaves = ocp.PyTreeCheckpointer().restore(step.absolute())
+    like = nest({tuple(name.split("/")): leaf for name, leaf in leaves.items()})
+    step, state = load_state(folder, like)
+    return step, jax.tree.map(np.asarray, state)
+
+
 def read_table(folder: Path) -> Any:
     """Open an outcome table: its cells, and those that were generated again."""
     table = OutcomeTable.open(folder)
-    return table.description, sorted(map(repr, table.cells)), sorted(map(repr, table.replicates()))
+    return table.description, list(map(repr, table.cells())), sorted(map(repr, table.replicates()))
 
 
 def read_report(folder: Path) -> Any:
     """Read a run as the report and the comparison of runs do."""
-    return repr(read_run(folder)), repr(read_judged(folder, None))
+    data = read_run(folder)
+    for split in data.splits:
+        if split.missing:
+            raise UserError(split.missing)
+    return repr(data), repr(read_judged(folder, None))
+
+
+def read_cells(folder: Path) -> Any:
+    """Read the cells of an ablation, as one that goes on does."""
+    files = sorted((folder / "cells").iterdir())
+    return {file.name: read_digested(file, StoredCell, "delete it").model_dump() for file in files}
 
 
 def readers(day: Path) -> Iterator[tuple[str, Reader, Path]]:
     """Yield a file pattern, its reader, and the folder that this reads, for all stored files."""
     yield "model/**/*", read_model, Path("model")
-    for folder in ("controller", "learner", "controls"):
-        for states in sorted((day / "run" / folder).iterdir()):
-            if states.is_dir():
-                place = states.relative_to(day)
-                yield f"{place}/**/*", read_state, place
+    each = {"controller": read_state, "controls": read_state, "learner": read_learner}
+    for folder, read in each.items():
+        for states in sorted(day.glob(f"run/{folder}/*/")):
+            place = states.relative_to(day)
+            yield f"{place}/**/*", read, place
     for table in sorted(day.glob("*/outcomes/*/")):
         place = table.relative_to(day)
         yield f"{place}/**/*", read_table, place
     for pattern in ("features/*", "results.json", "items.parquet", "tensorboard/seeds/*"):
         yield f"run/{pattern}", read_report, Path("run")
     yield "run/probe/*.json", read_report, Path("run")
+    yield "ablation/cells/*", read_cells, Path("ablation")
 
 
 def flips(day: Path, folder: Path, rng: random.Random, per_reader: int) -> Iterator[Trial]:
@@ -79,8 +105,11 @@ def flips(day: Path, folder: Path, rng: random.Random, per_reader: int) -> Itera
     for pattern, read, place in readers(folder):
         files = [path for path in sorted(folder.glob(pattern)) if path.is_file()]
         files = [path for path in files if path.stat().st_size]
+        if not files:
+            continue
         sound = outcome(read, folder / place)
-        assert not isinstance(sound, UserError), sound
+        if isinstance(sound, Exception):
+            raise RuntimeError(f"{place} cannot be read undamaged") from sound
         for _ in range(per_reader):
             path = rng.choice(files)
             bit = rng.randrange(path.stat().st_size * 8)

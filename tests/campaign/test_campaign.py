@@ -3,9 +3,11 @@
 import random
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from jroute.checkpoint import load_state, save_state
 from tests.campaign import broken, kills, readers
 from tests.campaign.flips import flips
 from tests.campaign.lab import Lab, live_through
@@ -36,12 +38,12 @@ def lab(worker: Worker, tmp_path_factory) -> Lab:
 
 
 def test_kills_at_random_moments(lab, worker, tmp_path) -> None:
-    assert no_faults(kills.random_kills(lab, worker, tmp_path / "day", random.Random(1), 6)) >= 2
+    assert no_faults(kills.random_kills(lab, worker, tmp_path / "day", random.Random(1), 4)) >= 1
 
 
 def test_kills_at_renames(lab, worker, tmp_path) -> None:
-    trials = kills.rename_kills(lab, worker, tmp_path / "day", every=9)
-    assert no_faults(trials) >= 5
+    trials = kills.rename_kills(lab, worker, tmp_path / "day", every=12)
+    assert no_faults(trials) >= 4
 
 
 def test_broken_inputs(lab, worker, tmp_path) -> None:
@@ -52,21 +54,35 @@ def test_broken_inputs(lab, worker, tmp_path) -> None:
     assert no_faults(trials) >= 6
 
 
-def test_flipped_bits(tiny_directory, tmp_path) -> None:
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A judged run of an earlier jroute, with two parts of its table, which reads fast."""
+    few = shutil.ignore_patterns("_replicates", "part-[1-9a-f]*")
+    run = Path(shutil.copytree(RUN, tmp_path / "earlier", ignore=few))
+    assert len(list(run.glob("outcomes/*/part-*"))) == 2
+    return run
+
+
+def test_flipped_bits(tiny_directory, run, tmp_path) -> None:
+    """Files that have digests; an earlier jroute wrote the run without them."""
     day = tmp_path / "day"
     shutil.copytree(tiny_directory, day / "model")
-    shutil.copytree(RUN, day / "run")
-    no_faults(flips(day, tmp_path / "flipped", random.Random(3), 5))
+    shutil.copytree(run / "outcomes", day / "run" / "outcomes")
+    for kind in ("controller", "controls"):
+        (state,) = (path for path in (run / kind).iterdir() if path.is_dir())
+        save_state(day / "run" / kind / "id", *load_state(state))
+    trials = list(flips(day, tmp_path / "flipped", random.Random(3), 5))
+    assert len(trials) == 4 * 5 and not lines(trials)
 
 
 def test_mutated_texts(tmp_path) -> None:
     for name, inputs, read in readers.text_readers(tmp_path):
-        no_faults(mutations(name, inputs, read, random.Random(4), 40))
+        no_faults(mutations(name, inputs, read, random.Random(4), 25))
 
 
-def test_mutated_files(tiny_directory, tmp_path) -> None:
-    for name, inputs, read in readers.file_readers(SOURCE, tiny_directory, RUN, tmp_path):
-        no_faults(mutations(name, inputs, read, random.Random(5), 20))
+def test_mutated_files(tiny_directory, run, tmp_path) -> None:
+    for name, inputs, read in readers.file_readers(SOURCE, tiny_directory, run, tmp_path):
+        no_faults(mutations(name, inputs, read, random.Random(5), 10))
 
 
 def test_a_fault_is_noticed(lab, worker, tmp_path) -> None:

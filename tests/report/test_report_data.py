@@ -208,7 +208,7 @@ def test_gates_of_several_parts_are_read_from_the_memo(run, tmp_path) -> None:
     decided = np.asarray(networks.act(params, jnp.asarray(observations)))
     expected = [tuple(GATES[part] for part in row) for row in decided]
     assert len(set(expected)) > 1
-    write_cells(copy / "memo" / "ab12", toy_problems, [(0.0, 0.0), *dict.fromkeys(expected)])
+    write_cells(copy / "memo" / "ab12", toy_problems, list(dict.fromkeys([(0.0, 0.0), *expected])))
     (split,) = read_run(copy).splits
     assert not split.missing and split.gates.shape == (1, COUNT, 2)
     assert [row.cells[row.rl].gate for row in split.rows] == expected
