@@ -30,14 +30,20 @@ SOURCE = ROOT / "jroute" / "assets" / "tiny-gated"
 Part = Callable[[Lab, Worker, Path, random.Random, float], Iterator[Trial]]
 
 
-def _mutations(
+def _mutated_texts(
+    lab: Lab, worker: Worker, folder: Path, rng: random.Random, scale: float
+) -> Iterator[Trial]:
+    for name, inputs, read in readers.text_readers(folder):
+        yield from mutations(name, inputs, read, rng, round(10_000 * scale))
+
+
+def _mutated_files(
     lab: Lab, worker: Worker, folder: Path, rng: random.Random, scale: float
 ) -> Iterator[Trial]:
     day = lab.folder / "end"
     samples = sorted((day / "run" / "lm_eval" / "rl").glob("samples_*"))[0]
     every = [
-        *readers.text_readers(folder / "texts"),
-        *readers.file_readers(SOURCE, day / "model", day / "run", folder / "files"),
+        *readers.file_readers(SOURCE, day / "model", day / "run", folder),
         readers.sample_reader(samples, folder / "samples"),
     ]
     for name, inputs, read in every:
@@ -63,21 +69,20 @@ PARTS: dict[str, Part] = {
     "broken inputs": lambda lab, worker, folder, rng, scale: broken.broken_inputs(
         lab, worker, folder, rng, None if scale >= 1 else round(len(list(broken.inputs())) * scale)
     ),
-    "mutated inputs": _mutations,
+    "mutated texts": _mutated_texts,
+    "mutated files": _mutated_files,
 }
 
 
 def main() -> int:
     """Run the parts and write their counts; the status says whether a goal was missed."""
     options = _options()
-    content: dict[str, Any] = {"machine": describe_machine(), "parts": {}}
-    if options.out.is_file():  # parts that ran before stay
-        content["parts"] = json.loads(options.out.read_text())["parts"]
     with tempfile.TemporaryDirectory(prefix="campaign-") as name, Worker() as worker:
         folder = Path(name)
         lab = live_through(worker, folder / "lab")
         for part in options.parts:
             trials, seconds = _run(part, lab, worker, folder, options)
+            content = _read(options.out)  # other parts may have been added meanwhile
             content["parts"][part] = {
                 "command": shlex.join(["python", "-m", "tests.campaign", *sys.argv[1:]]),
                 "seconds": round(seconds),
@@ -87,8 +92,15 @@ def main() -> int:
             content["parts"] = {p: content["parts"][p] for p in PARTS if p in content["parts"]}
             content["total"] = _total(content["parts"])
             write_json(options.out, content)
+    content = _read(options.out)
     print(table(content["parts"]))
     return int(any(content["total"][fault] for fault in FAULTS))
+
+
+def _read(out: Path) -> dict[str, Any]:
+    """Return what the parts that ran before have written."""
+    parts = json.loads(out.read_text())["parts"] if out.is_file() else {}
+    return {"machine": describe_machine(), "parts": parts, "total": _total(parts)}
 
 
 def _run(

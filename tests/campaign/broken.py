@@ -205,7 +205,7 @@ def broken_inputs(
             faults.append(("slow", f"{ended.seconds:.1f} s"))
         if ended.status == 2 and ended.megabytes > MEGABYTES + lab.megabytes:
             faults.append(("large", f"{ended.megabytes:.0f} MB"))
-        yield Trial(name, tuple(faults), took_effect=ended.status != 0)
+        yield Trial(name, argv[0], tuple(faults), took_effect=ended.status != 0)
 
 
 def prepare(lab: Lab, day: Path) -> None:

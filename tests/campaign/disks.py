@@ -60,7 +60,7 @@ def full_disks(
             faults += finish(lab, worker, step, day)
             what = "bytes" if of_bytes else "inodes"
             name = f"{step.name} on a disk with {share:.0%} of the {what} that it needs"
-            yield Trial(name, tuple(faults), took_effect=ended.status != 0)
+            yield Trial(name, step.name, tuple(faults), took_effect=ended.status != 0)
 
 
 def _remount(folder: Path, options: str) -> None:

@@ -115,8 +115,15 @@ def flips(day: Path, folder: Path, rng: random.Random, per_reader: int) -> Itera
             bit = rng.randrange(path.stat().st_size * 8)
             name = f"bit {bit} of {path.relative_to(folder)}"
             flip(path, bit)
-            yield Trial(name, tuple(_judge(outcome(read, folder / place), sound)))
+            faults = tuple(_judge(outcome(read, folder / place), sound))
+            yield Trial(name, _subject(pattern), faults)
             flip(path, bit)
+
+
+def _subject(pattern: str) -> str:
+    """Return a name without the fingerprints that folders are named by."""
+    names = [part for part in Path(pattern).parts if len(part) < 16 and "**" not in part]
+    return "/".join(names).removesuffix("/*")
 
 
 def flip(path: Path, bit: int) -> None:

@@ -25,7 +25,8 @@ def random_kills(
             moments.append(f"{moment:.2f}")
             killed += running.wait().killed
         name = f"{step.name} killed after {', '.join(moments)} s"
-        yield Trial(name, tuple(finish(lab, worker, step, day)), took_effect=killed > 0)
+        faults = tuple(finish(lab, worker, step, day))
+        yield Trial(name, step.name, faults, took_effect=killed > 0)
 
 
 def rename_kills(
@@ -41,7 +42,7 @@ def rename_kills(
             if not worker.run(step.argv, day, kill_at_rename=n).killed:
                 break
             name = f"{step.name} killed before rename or deletion {n}"
-            yield Trial(name, tuple(finish(lab, worker, step, day)))
+            yield Trial(name, step.name, tuple(finish(lab, worker, step, day)))
             n += every
 
 

@@ -114,7 +114,7 @@ def mutations(
     )
     @given(inputs)
     def run(value: Any) -> None:
-        trials.append(Trial(f"{name}: {value!r:.200}", tuple(_judge(read, value))))
+        trials.append(Trial(f"{name}: {value!r:.200}", name, tuple(_judge(read, value))))
 
     read_once = 0
     while len(trials) < count and read_once < 5:  # it may stop before, where few inputs exist

@@ -38,7 +38,7 @@ def races(
         faults += finish(lab, worker, step, day)
         faults += _repeated(day)
         name = f"{step.name} twice, {delay:.2f} s apart"
-        yield Trial(name, tuple(faults), took_effect=both)
+        yield Trial(name, step.name, tuple(faults), took_effect=both)
 
 
 def _repeated(day: Path) -> Iterator[tuple[str, str]]:

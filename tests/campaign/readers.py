@@ -14,16 +14,18 @@ from jroute.checkpoint import load_state, read_manifest
 from jroute.checkpoint.conversion_plan import plan_conversion
 from jroute.experiment.comparison import read_judged
 from jroute.experiment.config import Experiment
+from jroute.experiment.feature_store import read_features
 from jroute.harness.agreement import compare_samples
 from jroute.lm import resolve_routing
 from jroute.observe.scalars import read_curves
 from jroute.outcomes.table import OutcomeTable
 from jroute.outcomes.table_part import TablePart
-from jroute.report.run_reader import read_run
+from jroute.probe.files import read_probe
 from jroute.tasks import gsm8k, jsonl, svamp
 from jroute.tasks.answers import parse_answer
 from jroute.tasks.numbers import parse_number
 from jroute.utils.config import load, parse
+from jroute.utils.digested import KEY
 from jroute.utils.yaml_files import read_yaml
 from tests.campaign.lab import CONFIG
 from tests.campaign.mutations import Read, bytes_like, json_like, reading
@@ -115,12 +117,17 @@ def file_readers(source: Path, model: Path, run: Path, folder: Path) -> Iterator
     )
     for part in sorted(table.glob("part-*.parquet"))[:1]:
         yield _restoring("table part", part, lambda: OutcomeTable.open(table))
-    yield from _json_and_bytes("results.json", run / "results.json", lambda: read_judged(run, None))
+    (run / "config.yaml").unlink()  # else reading it again takes most of the time
+    results = run / "results.json"
+    yield from _json_and_bytes("results.json", results, lambda: read_judged(run, None))
+    yield _without_digest("results.json", results, lambda: read_judged(run, None))
     yield _restoring("items.parquet", run / "items.parquet", lambda: read_judged(run, None))
+    for probe in run.glob("probe/probe.json"):
+        yield _without_digest("probe.json", probe, lambda f=probe: read_probe(f))
     for curves in sorted(run.glob("tensorboard/seeds/*.npz")):
         yield _restoring("curves", curves, lambda: read_curves(run / "tensorboard"))
     for features in sorted(run.glob("features/test-*.npz")):
-        yield _restoring("features", features, lambda: read_run(run))
+        yield _restoring("features", features, lambda f=features: read_features(f, "delete it"))
     for state in sorted(run.glob("controls/*")):
         yield _restoring(
             "Orbax metadata", state / "0/state/_METADATA", lambda s=state: load_state(s)
@@ -159,6 +166,14 @@ def _json_and_bytes(name: str, file: Path, read: Callable[[], object]) -> Iterat
     content = file.read_bytes()
     both = st.one_of(json_like(json.loads(content)), bytes_like(content))
     yield name, both, _put_back(file, content, read)
+
+
+def _without_digest(name: str, file: Path, read: Callable[[], object]) -> NamedReader:
+    """Return the reader of a file as an earlier jroute wrote it: damage meets the schema."""
+    content = json.loads(file.read_bytes())
+    content.pop(KEY, None)
+    mutated = json_like(content)
+    return f"{name} without a digest", mutated, _put_back(file, file.read_bytes(), read)
 
 
 def _restoring(name: str, file: Path, read: Callable[[], object]) -> NamedReader:

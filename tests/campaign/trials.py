@@ -24,21 +24,31 @@ class Trial:
 
     Attributes:
         name: What was done to what, so that it can be repeated.
+        subject: What was disturbed: a command, a reader, or a kind of file.
         faults: Which of ``FAULTS`` followed, each with the place or the message.
         took_effect: Whether the disturbance happened: a command may end before it is killed.
     """
 
     name: str
+    subject: str
     faults: tuple[tuple[str, str], ...] = ()
     took_effect: bool = True
 
 
-def counts(trials: Iterable[Trial]) -> dict[str, int]:
-    """Return the number of trials, of those that took effect, and of those with each fault."""
+def counts(trials: Iterable[Trial]) -> dict[str, Any]:
+    """Return the number of trials, of those that took effect, and of those with each fault.
+
+    ``subjects`` are the numbers of trials of each subject.
+    """
     trials = list(trials)
     found = Counter(fault for trial in trials for fault in {kind for kind, _ in trial.faults})
     effective = sum(trial.took_effect for trial in trials)
-    return {"trials": len(trials), "took_effect": effective} | {f: found[f] for f in FAULTS}
+    return {
+        "trials": len(trials),
+        "took_effect": effective,
+        **{fault: found[fault] for fault in FAULTS},
+        "subjects": dict(Counter(trial.subject for trial in trials)),
+    }
 
 
 def lines(trials: Iterable[Trial], most: int = 200) -> list[str]:
