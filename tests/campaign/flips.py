@@ -47,14 +47,18 @@ def read_state(folder: Path) -> Any:
     return step, jax.tree.map(np.asarray, state)
 
 
-def read_learner(folder: Path) -> Any:
-    """Load the newest state of a learner, as a resumed training does."""
+def learner_reader(folder: Path) -> Reader:
+    """Return a reader of a learner, which knows its structure as a resumed training does."""
     with quiet():
         step = folder / str(latest_step(folder)) / "state"
         leaves = ocp.PyTreeCheckpointer().restore(step.absolute())
     like = nest({tuple(name.split("/")): leaf for name, leaf in leaves.items()})
-    step, state = load_state(folder, like)
-    return step, jax.tree.map(np.asarray, state)
+
+    def read(folder: Path) -> Any:
+        step, state = load_state(folder, like)
+        return step, jax.tree.map(np.asarray, state)
+
+    return read
 
 
 def read_table(folder: Path) -> Any:
@@ -81,10 +85,10 @@ def read_cells(folder: Path) -> Any:
 def readers(day: Path) -> Iterator[tuple[str, Reader, Path]]:
     """Yield a file pattern, its reader, and the folder that this reads, for all stored files."""
     yield "model/**/*", read_model, Path("model")
-    each = {"controller": read_state, "controls": read_state, "learner": read_learner}
-    for folder, read in each.items():
+    for folder in ("controller", "controls", "learner"):
         for states in sorted(day.glob(f"run/{folder}/*/")):
             place = states.relative_to(day)
+            read = learner_reader(states) if folder == "learner" else read_state
             yield f"{place}/**/*", read, place
     for table in sorted(day.glob("*/outcomes/*/")):
         place = table.relative_to(day)
