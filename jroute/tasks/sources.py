@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -160,17 +161,19 @@ def _parse(text: bytes, kind: type[_Content[T]], where: str, remedy: str) -> T:
         content = parse_json(text, kind, where, remedy).root
     except UserError as error:  # of one line, the place in the file is enough
         raise UserError(str(error).replace(" at line 1 column ", " at column ")) from None
-
-    def unique(pairs: list[tuple[str, Any]]) -> Row:
-        row = dict(pairs)
-        if len(row) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in row if names.count(name) > 1)
-            raise UserError(f"{where} has field {twice!r:.60} twice; remove one of them.")
-        return row
-
-    json.loads(text, object_pairs_hook=unique, parse_int=str)  # its numbers are not used
+    hook = partial(_object, where)
+    json.loads(text, object_pairs_hook=hook, parse_int=str)  # its numbers are not used
     return content
+
+
+def _object(where: str, pairs: list[tuple[str, Any]]) -> Row:
+    """Return an object of JSON; refuse one that names a field twice."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in row if names.count(name) > 1)
+        raise UserError(f"{where} has field {twice!r:.60} twice; remove one of them.")
+    return row
 
 
 @contextmanager
