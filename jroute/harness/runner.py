@@ -32,7 +32,7 @@ from jroute.harness.subject import Subject
 from jroute.harness.suites import Suite
 from jroute.utils import together
 from jroute.utils.disk import disk_errors, make_folder
-from jroute.utils.errors import UserError
+from jroute.utils.errors import FOREIGN_ERRORS, UserError
 from jroute.utils.keys import stored
 from jroute.utils.temporary import temporary_folder
 
@@ -240,7 +240,7 @@ def task_errors(suite: Suite, model: JaxLM) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except FOREIGN_ERRORS as error:
         frames = traceback.extract_tb(error.__traceback__)
         if Path(frames[-1].filename).is_relative_to(_PACKAGE):
             raise

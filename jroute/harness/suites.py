@@ -20,7 +20,7 @@ from jroute.harness.subject import Subject
 from jroute.tasks import Split, benchmarks
 from jroute.tasks.benchmarks.splits import write_split
 from jroute.tasks.prompts import given_text, user_message
-from jroute.utils.errors import UserError
+from jroute.utils.errors import FOREIGN_ERRORS, UserError
 
 OWN_SPLITS: tuple[Split, ...] = ("validation", "test", "ood")
 """Splits of a run that are tasks; learners saw the rewards of train."""
@@ -183,7 +183,7 @@ def _load(manager: TaskManager, spec: str) -> list[Any]:
         return benchmarks.load_tasks(manager, [spec])
     except UserError:
         raise
-    except Exception as error:  # the hub, files, and the code of tasks raise anything
+    except FOREIGN_ERRORS as error:  # the hub, files, and the code of tasks raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         entry = manager.task_index.get(spec)
         file = getattr(entry, "yaml_path", None) or spec
@@ -222,7 +222,7 @@ def _check_tasks(suite: Suite) -> None:
             )
         try:
             count = len(leaf.eval_docs)
-        except Exception as error:  # process_docs is anybody's code
+        except FOREIGN_ERRORS as error:  # process_docs is anybody's code
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise UserError(
                 f"the documents of task {name} cannot be read ({reason}); mend its test_split, "

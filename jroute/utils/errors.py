@@ -15,6 +15,10 @@ class UserError(Exception):
     """
 
 
+FOREIGN_ERRORS = (Exception, SystemExit)
+"""What code that is not jroute's may raise; ``sys.exit`` there must not end a command silently."""
+
+
 class UserTypeError(UserError, TypeError):
     """A ``UserError`` where Python's convention, or Gymnasium's, is a ``TypeError``."""
 

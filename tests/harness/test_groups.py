@@ -179,3 +179,54 @@ def test_what_is_refused_is_told_and_leaves_nothing(user, tiny_directory, capsys
         left = [path for path in user.rglob("*") if "__pycache__" not in path.parts]
         assert sorted(left) == before
     assert evaluate(tiny_directory, "t_a", "--trust_remote_code") == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "when_read", "told"),
+    [
+        ("process_results", "", "cannot be scored: SystemExit: 0 (own.py, line 4)"),
+        ("aggregation", "", "cannot be scored: SystemExit: 0 (own.py, line 4)"),
+        ("doc_to_text", "", "this task cannot be loaded (SystemExit: 0)"),
+        ("process_docs", "", "this task cannot be loaded (SystemExit: 0)"),
+        ("process_docs", "sys.exit(0)", "this task cannot be loaded (SystemExit: 0)"),
+    ],
+)
+def test_code_of_a_task_that_ends_the_process_is_an_error(
+    user, tiny_directory, capsys, field, when_read, told
+) -> None:
+    leave = f"import sys\n{when_read}\ndef leave(*_, **__):\n    sys.exit(0)\n"
+    (user / "tasks" / "own.py").write_text(leave)
+    text = TASK.format(name="a", data="a.jsonl")
+    if field == "aggregation":
+        text = text.replace("aggregation: mean", "aggregation: !function own.leave")
+    else:  # the last of equal keys counts
+        text += f"{field}: !function own.leave\n"
+    (user / "tasks" / "a.yaml").write_text(text)
+    assert evaluate(tiny_directory, "t_a") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert told in error
+    assert ("the 2 answers so far are kept in" in error) == ("scored" in told)
+
+
+def test_a_group_within_itself_is_refused_at_once(
+    user, tiny_directory, capsys, monkeypatch
+) -> None:
+    loops = {
+        "g_self": "group: g_self\ntask: [g_self]\n",
+        "g_x": "group: g_x\ntask: [t_a, {group: g_y}]\n",
+        "g_y": "group: g_y\ntask: [{group: inner, task: [t_b, g_x]}]\n",
+        "g_alias": "group: g_alias\ntask: &all [t_a, *all, {task: g_self}]\n",
+    }
+    for name, text in loops.items():
+        (user / "tasks" / f"{name}.yaml").write_text(text)
+    monkeypatch.setattr(lookup, "TaskManager", None)  # not even lm-eval's index is made
+    for names, told in {
+        "g_self": "g_self.yaml: the group g_self contains itself (g_self > g_self)",
+        "tasks/g_self.yaml": "g_self.yaml: the group g_self contains itself (g_self > g_self)",
+        "g_x": "g_x.yaml: the group g_x contains itself (g_x > g_y > g_x)",
+        "t_a,g_alias": "g_self.yaml: the group g_self contains itself",
+    }.items():
+        assert evaluate(tiny_directory, names) == 2
+        error = capsys.readouterr().err
+        assert told in error and error.count("\n") == 1
+        assert not Path("out").exists()

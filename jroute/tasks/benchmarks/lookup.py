@@ -15,6 +15,7 @@ from typing import Any
 
 import lm_eval.tasks
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
 
 from jroute.utils.errors import UserError
 
@@ -26,6 +27,10 @@ SHIPPED = Path(__file__).with_name("shipped")
 
 _NAME = r"""["']?(?P<name>%s)["']?[ \t]*(?:\#.*)?$"""
 _TASK = re.compile(r"^task:[ \t]*" + _NAME % r"[\w.-]+", re.MULTILINE)
+_GROUP = re.compile(r"^group:[ \t]*" + _NAME % r"[\w.-]+", re.MULTILINE)
+
+
+_DEEPEST = 50  # groups within groups
 
 
 def find_tasks(
@@ -53,6 +58,8 @@ def find_tasks(
     folders = [SHIPPED, *([Path(include).absolute()] if include is not None else [])]
     definitions = _Definitions.read([OFFICIAL, *folders])
     specs = [definitions.locate(name) for name in names]
+    for spec in specs:
+        definitions.check_group(spec)
     if all(map(_is_file, specs)) and not any(map(_is_group, specs)):
         return specs, TaskManager(include_defaults=False, metadata=metadata)
     manager = TaskManager(include_path=list(map(str, folders)), metadata=metadata)
@@ -81,25 +88,32 @@ class _Definitions:
     Attributes:
         texts: Content by file.
         files: Files by name of the task.
+        groups: The file by name of the group.
     """
 
     texts: dict[Path, str]
     files: dict[str, list[Path]]
+    groups: dict[str, Path]
 
     @classmethod
     def read(cls, folders: Iterable[Path]) -> "_Definitions":
         """Read task files; a later folder wins over an earlier one, as it does in lm-eval."""
         texts: dict[Path, str] = {}
         files: dict[str, list[Path]] = {}
+        groups: dict[str, Path] = {}
         for folder in folders:
             in_folder: dict[str, list[Path]] = {}
+            groups_in_folder: dict[str, Path] = {}
             texts_in_folder = _official_texts() if folder == OFFICIAL else _texts(folder)
             for file, text in texts_in_folder.items():
                 for match in _TASK.finditer(text):
                     in_folder.setdefault(match["name"], []).append(file.absolute())
+                for match in _GROUP.finditer(text):
+                    groups_in_folder.setdefault(match["name"], file.absolute())
             texts |= texts_in_folder
             files |= in_folder
-        return cls(texts, files)
+            groups |= groups_in_folder
+        return cls(texts, files, groups)
 
     def locate(self, name: str) -> str:
         """Return the file of a task, or its name where lm-eval's index is needed.
@@ -117,6 +131,39 @@ class _Definitions:
             hint = f"did you mean {near[0]}?" if near else "see lm-eval ls tasks"
             raise UserError(f"lm-eval has no task named {name!r}; {hint}")
         return str(files[0]) if len(files) == 1 else name
+
+    def check_group(self, spec: str) -> None:
+        """Refuse a group that contains itself, which lm-eval would load without an end.
+
+        Args:
+            spec: Name of a group, or its file; anything else is left to lm-eval.
+
+        Raises:
+            UserError: The group, or one within it, contains itself.
+        """
+        within: list[str] = []  # groups that are open
+        whole: set[str] = set()
+
+        def check(group: str) -> None:
+            if group in within:
+                path = " > ".join([*within[within.index(group) :], group])
+                raise UserError(
+                    f"{self.groups[group]}: the group {group:.60} contains itself ({path:.200}); "
+                    "remove it from its field task"
+                )
+            if group in whole or group not in self.groups or group in self.files:
+                return
+            if len(within) == _DEEPEST:
+                raise UserError(f"{self.groups[group]}: groups nest deeper than {_DEEPEST} levels")
+            within.append(group)
+            for name in _members(_parse(self.groups[group]).get("task")):
+                check(name)
+            whole.add(within.pop())
+
+        content = _parse(Path(spec)) if _is_file(spec) else {"group": spec}
+        name = content.get("group")
+        if isinstance(name, str) and name in self.groups:
+            check(name)
 
     def _mentions(self, name: str) -> bool:
         """Return whether any file lists a group or tag of this name."""
@@ -143,6 +190,32 @@ def _is_group(file: str) -> bool:
     """Return whether a file defines a group, whose members are found in lm-eval's index."""
     text = Path(file).read_text(encoding="utf-8", errors="replace")
     return bool(re.search("^group:", text, re.MULTILINE))
+
+
+def _members(task: Any) -> list[str]:
+    """Return the names that the field ``task`` of a group lists, at any depth of it."""
+    names: dict[str, None] = {}
+    seen: set[int] = set()  # an alias of YAML may stand inside its own anchor
+    left = [task]
+    while left:
+        member = left.pop()
+        if isinstance(member, str):
+            names[member] = None
+        elif id(member) not in seen and isinstance(member, list | dict):
+            seen.add(id(member))
+            inner = (
+                [member.get("group"), member.get("task")] if isinstance(member, dict) else member
+            )
+            left.extend(reversed(inner))
+    return list(names)
+
+
+def _parse(file: Path) -> dict[str, Any]:
+    """Return the content of a task file; that of a broken one is empty, and lm-eval refuses it."""
+    try:
+        return load_yaml(file, resolve_func=False)
+    except Exception:
+        return {}
 
 
 def _texts(root: Path) -> dict[Path, str]:

@@ -19,7 +19,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from jroute.tasks.benchmarks.local_data import LOCAL_DATA
 from jroute.tasks.benchmarks.lookup import find_tasks, load_tasks
-from jroute.utils.errors import UserError
+from jroute.utils.errors import FOREIGN_ERRORS, UserError
 
 SEED = 1234
 """Seed of the examples that a task draws; lm-eval's own default."""
@@ -107,10 +107,10 @@ class BenchmarkPrompt:
 
     def _prompt(self, question: str, system: str, chat: Chat | None, multiturn: bool) -> str:
         task = self.task
-        if self.num_fewshot:
-            task.sampler = _FixedSampler(self._examples(question))
         doc = {"question": question, "answer": ""}
         try:
+            if self.num_fewshot:
+                task.sampler = _FixedSampler(self._examples(question))
             return task.fewshot_context(
                 doc,
                 self.num_fewshot,
@@ -122,9 +122,10 @@ class BenchmarkPrompt:
             )
         except UserError:
             raise
-        except Exception as error:  # templates and functions of tasks may raise anything
+        except FOREIGN_ERRORS as error:  # templates and functions of tasks may raise anything
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(
-                f"task {self.name} cannot ask a question alone ({type(error).__name__}: {error}); "
+                f"task {self.name} cannot ask a question alone ({reason:.300}); "
                 "prompt.benchmark must name a task whose documents have a field 'question'"
             ) from error
 
@@ -185,7 +186,7 @@ def _load(name: str) -> Any:
     datasets.disable_progress_bars()
     try:
         tasks = load_tasks(manager, [spec if definition is None else definition])
-    except Exception as error:  # the hub, the network and files raise exceptions of their own
+    except FOREIGN_ERRORS as error:  # the hub, the network and files raise exceptions of their own
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
             f"prompt.benchmark: task {name} cannot be loaded ({reason[:200]}); connect to the hub, "
