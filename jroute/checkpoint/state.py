@@ -1,8 +1,8 @@
 """Training states, one per step: saved atomically and restored bit for bit.
 
 A step is a folder with two Orbax items, the arrays and a description of every leaf, and a file with
-the digests of all other files, which are checked before anything else is read. Steps of earlier
-versions have no digests.
+the digests of all other files, which are checked before anything else is read. The description says
+that there are digests; that of an earlier version does not, and has only the leaves.
 """
 
 import hashlib
@@ -114,7 +114,7 @@ def save_state(
                 ocp.args.Composite(
                     # Orbax stores no empty arrays; their description holds everything.
                     state=ocp.args.PyTreeSave({n: leaf for n, leaf in leaves.items() if leaf.size}),
-                    description=ocp.args.JsonSave(_describe(state)),
+                    description=ocp.args.JsonSave({"leaves": _describe(state), "digests": DIGESTS}),
                 ),
             )
         # What a power failure might leave does not match its digests, and an earlier step is kept.
@@ -153,11 +153,11 @@ def load_state(
         raise UserError(f"{directory} holds no checkpoint{which}; start a new run")
     folder = Path(directory) / str(step)
     try:
-        _check_digests(folder)
+        checked = _check_digests(folder)
     except (UserError, OSError) as error:
         raise _damaged(folder, error, remedy) from None
     try:
-        leaves, described = _restore(folder, like)
+        leaves, described = _restore(folder, like, checked)
     except (UserError, MemoryError):
         raise
     except Exception as error:  # whatever Orbax and what lies beneath it think of damaged files
@@ -235,16 +235,15 @@ def _delete(folder: Path, steps: Sequence[int]) -> None:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
-def _check_digests(folder: Path) -> None:
-    """Compare all files of a step with the digests that were stored with it.
+def _check_digests(folder: Path) -> bool:
+    """Compare all files of a step with the digests that were stored with it, if they are there.
 
     Raises:
         UserError: There are digests, and a file is missing or not what it was.
         OSError: A file cannot be read.
     """
     if not os.path.lexists(folder / DIGESTS):
-        logger.info("%s was saved by an earlier version, without digests to check", folder)
-        return
+        return False
     expected = read_json(folder / DIGESTS, Digests, "it was saved with one").files
     files = _digest_files(folder)
     for name, digest in expected.items():
@@ -252,6 +251,7 @@ def _check_digests(folder: Path) -> None:
             raise UserError(f"{name} is missing")
         if files[name] != digest:
             raise UserError(f"{name} does not match its digest in {DIGESTS}")
+    return True
 
 
 def _digest_files(folder: Path) -> dict[str, str]:
@@ -265,8 +265,10 @@ def _digest_files(folder: Path) -> dict[str, str]:
     return digests
 
 
-def _restore(folder: Path, like: Any) -> tuple[dict[str, Any], Mapping[str, dict[str, Any]]]:
-    """Return the leaves of a step and their description.
+def _restore(
+    folder: Path, like: Any, checked: bool
+) -> tuple[dict[str, Any], Mapping[str, dict[str, Any]]]:
+    """Return the leaves of a step, whose digests were checked if it had any, and their description.
 
     Raises:
         UserError: The step has another structure than ``like``.
@@ -276,6 +278,12 @@ def _restore(folder: Path, like: Any) -> tuple[dict[str, Any], Mapping[str, dict
     with quiet(), _checkpointer() as checkpointer:
         args = ocp.args.Composite(description=ocp.args.JsonRestore())
         described = checkpointer.restore(folder.absolute(), args).description
+        if isinstance(described.get("digests"), str):  # a leaf of this name is a mapping
+            if not checked:
+                raise FileNotFoundError(f"{DIGESTS} is missing")
+            described = described["leaves"]
+        elif not checked:
+            logger.info("%s was saved by an earlier version, without digests to check", folder)
         pydantic.TypeAdapter(dict[str, Leaf]).validate_python(described)
         if like is not None:
             saved, described = described, _describe(like)

@@ -27,6 +27,7 @@ def small_state(step: int = 0) -> dict[str, Any]:
         "params": {i: rng.normal(size=(3, 5)).astype(np.float32) for i in range(2)},
         "bias": jnp.arange(4, dtype=jnp.bfloat16),
         "key": jax.random.key(step),
+        "digests": np.arange(2),  # as the description names the file
         "empty": np.zeros((0, 2)),
         "selected": 3,
     }
@@ -99,6 +100,7 @@ def damage(item: str, change: Callable[[Path], Any]) -> Callable[[Path], None]:
         damage("state", lambda file: file.write_bytes(file.read_bytes()[:-7])),
         damage("state", lambda file: (file.unlink(), file.mkdir())),
         damage("description", lambda file: file.write_text("{}")),
+        lambda step: (step / "digests.json").unlink(),
         lambda step: (step / "digests.json").write_bytes(b""),
         lambda step: ((step / "digests.json").unlink(), (step / "digests.json").mkdir()),
         lambda step: (step / "digests.json").write_text('{"files": ' + '{"a": ' * 5000),
