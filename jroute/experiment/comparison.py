@@ -9,7 +9,7 @@ import pydantic
 
 from jroute.arms import registry
 from jroute.experiment.config import Experiment
-from jroute.experiment.items import read_items
+from jroute.experiment.items import check_items, read_items
 from jroute.experiment.judged_grades import check_grades
 from jroute.experiment.run_folder import RunFolder
 from jroute.statistics.contrasts import linear_contrast
@@ -57,6 +57,7 @@ class _Results(_JudgedSplit):
 
     split: str
     outcomes: str = ""
+    items_sha256: str = ""
     other_splits: dict[str, _JudgedSplit]
 
 
@@ -86,6 +87,7 @@ def read_judged(directory: Path, split: str | None) -> ComparedSplit:
         splits = {results.split: results, **results.other_splits}
         if split not in splits:
             raise UserError(f"{directory} was not judged on {split!r}, only on {', '.join(splits)}")
+        check_items(items_file, results.items_sha256)
         items = read_items(items_file, split, ("arm", "seed", "problem", "value"))
     arms, seeds, problems, scores = map(np.asarray, items)
     values = {}

@@ -122,6 +122,8 @@ class Experiment:
                 f"judged is {list(self.judged)}; name at least one split, and none that is learned "
                 "from or chosen on, e.g. [test]"
             )
+        if len(set(self.judged)) < len(self.judged):
+            raise UserError(f"judged is {list(self.judged)}; name each split once")
 
     @property
     def splits(self) -> tuple[Split, ...]:

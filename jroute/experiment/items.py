@@ -23,7 +23,7 @@ from jroute.tasks.answers import ANSWER_PARSER_VERSION
 from jroute.utils.digested import write_digested
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_bytes
-from jroute.utils.json_files import Number, check
+from jroute.utils.json_files import Number, check, read_bytes
 from jroute.utils.keys import Keys, keys, stored, stored_keys
 from jroute.utils.together import written_together
 
@@ -32,6 +32,10 @@ Values = Mapping[str, Float[np.ndarray, "..."]]
 
 Columns = Mapping[str, Int[np.ndarray, "..."]]
 """Columns of the grid by arm, shaped like ``Values``, or ``[..., dims]`` with several numbers."""
+
+
+ITEMS_SHA256 = "items_sha256"
+"""Key of ``results.json`` with the digest of the ``items.parquet`` beside it."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +103,11 @@ def write_results(
         {PARSER_KEY: str(ANSWER_PARSER_VERSION)}
     )
     pq.write_table(items, rows, write_page_checksum=True)
+    content = rows.getvalue().to_pybytes()
     with written_together(folder.path, "results") as partial:
-        write_digested(partial / folder.results.name, results)
-        write_bytes(partial / folder.items.name, rows.getvalue().to_pybytes())
+        digest = hashlib.sha256(content).hexdigest()
+        write_digested(partial / folder.results.name, {**results, ITEMS_SHA256: digest})
+        write_bytes(partial / folder.items.name, content)
 
 
 def read_items(file: Path, split: str, fields: Sequence[str]) -> tuple[list[Any], ...]:
@@ -121,6 +127,7 @@ def read_items(file: Path, split: str, fields: Sequence[str]) -> tuple[list[Any]
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as opened:
             rows = opened.read(columns=[keys_of_fields["split"], *columns], use_threads=False)
+        _check_types(rows, file, remedy)
         rows = rows.filter(pc.field(keys_of_fields["split"]) == split)
         values = [rows[column].to_pylist() for column in columns]
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
@@ -130,6 +137,42 @@ def read_items(file: Path, split: str, fields: Sequence[str]) -> tuple[list[Any]
         check(column, list[_COLUMNS[field]], f"{file}, column {key}", remedy)
     return tuple(values)
 
+
+def check_items(file: Path, digest: str) -> None:
+    """Compare the file with the digest that ``results.json`` holds; earlier versions wrote none.
+
+    Raises:
+        UserError: The file is not what was written with the results, or cannot be read.
+    """
+    remedy = f"judge the run again with python -m jroute.evaluate --run {file.parent}"
+    if digest and hashlib.sha256(read_bytes(file, remedy)).hexdigest() != digest:
+        raise UserError(
+            f"{file} is damaged (it does not match its digest in results.json); {remedy}"
+        )
+
+
+def _check_types(rows: pa.Table, file: Path, remedy: str) -> None:
+    """Refuse columns whose type is not that of their values; ``check`` sees the values."""
+    for key, (is_type, kind) in _TYPES.items():
+        if key in rows.column_names and not is_type(rows[key].type):
+            raise UserError(
+                f"{file} is damaged or cannot be read (its column {key} holds {rows[key].type}, "
+                f"not {kind}); {remedy}"
+            )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+_TYPES = {
+    "split": (_is_text, "texts"),
+    "arm": (_is_text, "texts"),
+    "problem": (_is_text, "texts"),
+    "seed": (pa.types.is_integer, "whole numbers"),
+    "value": (pa.types.is_floating, "numbers"),
+}
+"""What the type of a column must be, by its key, and in words."""
 
 _COLUMNS: dict[str, Any] = {
     "arm": str,

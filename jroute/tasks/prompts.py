@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from jroute.tasks.special_tokens import Prompt, as_text
 from jroute.tasks.templates import TemplateTokenizer, render_template, template_file
-from jroute.utils.errors import UserError
+from jroute.utils.errors import UserError, one_line
 from jroute.utils.keys import Keys, keys, stored
 
 PLACEHOLDER = "{question}"
@@ -184,7 +184,7 @@ def render(question: str, config: PromptConfig, tokenizer: ChatTokenizer) -> str
             raise
         except Exception as error:  # a template is a program and may raise anything
             raise UserError(
-                f"the tokenizer's chat template cannot render this prompt ({error}), see "
+                f"the tokenizer's chat template cannot render this prompt ({one_line(error)}), see "
                 f"{template_file(tokenizer)}; "
                 "set prompt.chat to false or use a tokenizer with a chat template."
             ) from error

@@ -17,7 +17,7 @@ import pydantic
 
 from jroute.tasks.exact import MAX_BITS
 from jroute.tasks.numbers import meant, parse_number
-from jroute.utils.errors import UserError
+from jroute.utils.errors import UserError, one_line
 from jroute.utils.json_files import parse_json, read_bytes
 
 Row = dict[str, Any]
@@ -213,8 +213,9 @@ def read_hub(repository: str, configuration: str | None, splits: Sequence[str]) 
             return [row for rows in loaded for row in rows.to_list()]
     except Exception as error:  # network, hub, cache and disk have their own types
         raise UserError(
-            f"dataset {repository} cannot be loaded from the Hugging Face hub ({error}); connect "
-            "to the network once, or set task.path or $JROUTE_DATA to a folder with its files."
+            f"dataset {repository} cannot be loaded from the Hugging Face hub ({one_line(error)}); "
+            "connect to the network once, or set task.path or $JROUTE_DATA to a folder with its "
+            "files."
         ) from error
 
 
@@ -229,7 +230,9 @@ def field(row: Row, name: str, where: str) -> Any:
     Raises:
         UserError: The row does not have the field, or it is null.
     """
-    if row.get(name) is None:
+    if name in row and row[name] is None:
+        raise UserError(f"{where}: field {name!r} is null; give it a value, or remove the line.")
+    if name not in row:
         raise UserError(
             f"{where} has no field {name!r} (it has {', '.join(map(repr, row)) or 'none':.300}); "
             "correct the file or the field's name."

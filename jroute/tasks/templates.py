@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from jinja2.exceptions import TemplateError
 
-from jroute.utils.errors import UserError
+from jroute.utils.errors import UserError, one_line
 
 SECONDS = 0.5
 """Processor time that one rendering may take; usual templates take a thousandth of it."""
@@ -108,7 +108,7 @@ class _Worker:
         if "text" in answer:
             return answer["text"]
         if "error" in answer:
-            raise TemplateError(answer["error"])
+            raise TemplateError(one_line(answer["error"]))
         raise UserError(
             f"the chat template in {file()} takes more than {SECONDS:g} s of processor time or "
             f"{MEMORY // 2**20} MiB of memory for one conversation; mend it, or copy the one of "

@@ -5,7 +5,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from jroute.utils.errors import UserError
+from jroute.utils.errors import UserError, one_line
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerFast:
@@ -34,5 +34,5 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerFast:
         )
     except Exception as error:
         raise UserError(
-            f"the tokenizer in {directory} cannot be read ({error}); copy it there again"
+            f"the tokenizer in {directory} cannot be read ({one_line(error)}); copy it there again"
         ) from error

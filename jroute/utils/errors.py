@@ -50,4 +50,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 4]} ..."
 
 
+def one_line(text: Any, most: int = 300) -> str:
+    """Return what foreign code says as part of a message: one line, not long, printable."""
+    words = " ".join(str(text)[: 10 * most].split())
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words)
+    return line if len(line) <= most else f"{line[: most - 4]} ..."
+
+
 _SHOWN = _Shown()

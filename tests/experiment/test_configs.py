@@ -8,6 +8,7 @@ from jroute.experiment.config import Experiment
 from jroute.lm import resolve_routing
 from jroute.tasks.rewards import RewardConfig
 from jroute.utils.config import load
+from jroute.utils.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
@@ -33,3 +34,8 @@ def test_decoding_is_greedy_exact_match_pays_and_answers_are_not_cut(name: str) 
     assert experiment.prompt.chat and not experiment.prompt.enable_thinking
     assert experiment.prompt.template.endswith("within \\boxed{}.")
     assert experiment.prompt.template.startswith("{question}\n")
+
+
+def test_equal_splits_are_refused() -> None:
+    with pytest.raises(UserError, match=r"judged is \['test', 'test'\]; name each split once"):
+        load(Experiment, EXPERIMENTS[0], ["--judged", "[test,test]"])

@@ -1,5 +1,6 @@
 """Results of a run, and kept parts of a calibration, that were damaged on the disk."""
 
+import hashlib
 import json
 import random
 import shutil
@@ -7,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jroute.experiment.comparison import read_judged
@@ -16,8 +18,9 @@ from jroute.experiment.results_file import read_results
 from jroute.experiment.run import load_run
 from jroute.experiment.run_folder import RunFolder
 from jroute.report.run_reader import read_run
-from jroute.utils.digested import write_digested
+from jroute.utils.digested import read_digested, write_digested
 from jroute.utils.errors import UserError
+from jroute.utils.json_files import OpenRecord
 from tests.checkpoint.test_damaged_state import flip
 
 RUNS = Path(__file__).parents[1] / "fixtures" / "runs"
@@ -53,6 +56,40 @@ def test_flips_in_items_are_a_sentence_or_have_no_effect(judged):
             outcomes["a sentence"] += 1
         file.write_bytes(original)
     assert outcomes["a sentence"] > 40
+
+
+def test_items_are_those_that_were_written_with_the_results(judged):
+    file, results = judged / "items.parquet", judged / "results.json"
+    expected, rows = values(judged), pq.read_table(file)
+    content = read_digested(results, OpenRecord, "").model_dump()
+    assert content["items_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    place = rows.column_names.index("value")
+    pq.write_table(rows.set_column(place, "value", pa.array([1.0] * 80)), file)
+    with pytest.raises(UserError, match=r"items.parquet is damaged \(it does not match its digest"):
+        read_judged(judged, None)
+    write_digested(results, RESULTS)  # as of an earlier version
+    assert values(judged) == {arm: [[1.0] * 40] for arm in expected}
+
+
+@pytest.mark.parametrize(
+    ("column", "kind", "told"),
+    [
+        ("split", pa.float64(), "its column split holds double, not texts"),
+        ("arm", pa.int64(), "its column arm holds int64, not texts"),
+        ("problem", pa.list_(pa.string()), "its column problem holds list<"),
+        ("seed", pa.string(), "its column seed holds string, not whole numbers"),
+        ("value", pa.string(), "its column value holds string, not numbers"),
+    ],
+)
+def test_columns_of_another_type_are_told(judged, column, kind, told):
+    file = judged / "items.parquet"
+    write_digested(judged / "results.json", RESULTS)
+    rows = pq.read_table(file)
+    place = rows.column_names.index(column)
+    pq.write_table(rows.set_column(place, column, pa.nulls(80, kind)), file)
+    with pytest.raises(UserError) as caught:
+        read_judged(judged, None)
+    assert told in str(caught.value) and "judge the run again" in str(caught.value)
 
 
 def test_flips_in_results_are_a_sentence_for_every_reader(judged):

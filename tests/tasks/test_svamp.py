@@ -75,8 +75,8 @@ def test_unreachable_hub_is_told(monkeypatch):
     ("fields", "message"),
     [
         ({"Answer": 1.5}, "row 1 .*Answer 1.5 is not a whole number"),
-        ({"Answer": None}, "row 1 .*no field 'Answer'"),
-        ({"Body": None}, "row 1 .*no field 'Body'"),
+        ({"Answer": None}, "row 1.*: field 'Answer' is null"),
+        ({"Body": None}, "row 1.*: field 'Body' is null"),
         ({"ID": "chal-1"}, "row 1 .*'chal-1' is not a new 'chal-' number"),
         ({"ID": "two"}, "row 1 .*'two' is not a new 'chal-' number"),
     ],

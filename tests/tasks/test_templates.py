@@ -56,6 +56,10 @@ def test_too_much_time_or_memory_is_told(template: str) -> None:
 def test_its_own_errors_are_its_own(tmp_path) -> None:
     with pytest.raises(TemplateError, match="no system role"):
         rendered("{{ raise_exception('no system role') }}")
+    for template in ("raise_exception('no ' * 10000)", "messages[0]['no \x1b[2J' * 9999].x.x"):
+        with pytest.raises(UserError, match="cannot render this prompt") as caught:
+            render("1?", PromptConfig(), Tokenizer(f"{{{{ {template} }}}}"))
+        assert len(str(caught.value)) < 600 and str(caught.value).isprintable()
     with pytest.raises(TemplateError, match="Range too big"):
         rendered("{% for a in range(10**9) %}{% endfor %}")
     with pytest.raises(TemplateError, match="unsafe"):

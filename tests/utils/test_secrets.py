@@ -18,7 +18,19 @@ from jroute.utils.secrets import RedactingFormatter, redacted
         ("exceeded with url: /v1?s3cr3t (Caused by X)", "exceeded with url: /v1?*** (Caused by X)"),
         ("hf_abcdefgh12345678 is gone", "hf_*** is gone"),
         ("Authorization: Bearer abcdefgh12345", "Authorization: Bearer ***"),
+        ("http://u:p/w@host/v1", "http://***@host/v1"),
+        ("at 'u:pw@host:4318/v1?token=abc'", "at '***@host:4318/v1?***"),
+        ("u:p/w@host", "***@host"),
+        ("host:4318/v1?anything=abc", "host:4318/v1?***"),
+        ("http://host/v1;token=abc", "http://host/v1;***"),
+        ("/v1;token=abc, api_key=abc&b=1", "/v1;token=***, api_key=***&b=1"),
+        ("?X-Amz-Signature=abc", "?X-Amz-Signature=***"),
         # What is no secret stays.
+        (
+            "max_tokens=128, eos_token=2; time 12:30 a@b",
+            "max_tokens=128, eos_token=2; time 12:30 a@b",
+        ),
+        ("git@github.com:x/y.git f.py:3: a?b", "git@github.com:x/y.git f.py:3: a?b"),
         (
             "mail a@b.c, what? http://host/path, runs/a?b",
             "mail a@b.c, what? http://host/path, runs/a?b",
@@ -37,11 +49,22 @@ def test_the_environment(monkeypatch: pytest.MonkeyPatch):
         "HF_TOKEN": "token-of-hf",
         "OTEL_EXPORTER_OTLP_HEADERS": "x-key=header-key-1, authorization=header-key-2",
         "OTEL_EXPORTER_OTLP_TRACES_HEADERS": "x-key=header-key-3",
+        "AWS_SECRET_ACCESS_KEY": "aws-secret-1",
+        "LANGFUSE_KEY": "langfuse-1",
+        "DB_PASS": "database-1",
+        "PGPASSWORD": "postgres-1",
+        "my_app_secret": "lower-case-1",
+        "OLDPWD": "/data/before",
+        "SSH_KEY_PATH": "/data/keys",
+        "TOKENIZERS_PARALLELISM": "tokenizers",
         "MAX_TOKEN": "128",  # too short to be a secret
         "JROUTE_DATA": "/data/folder",
     }.items():
         monkeypatch.setenv(name, value)
     text = "wandb-key-1 judgment-key-1 token-of-hf header-key-1 header-key-2 header-key-3 128"
+    more = "aws-secret-1 langfuse-1 database-1 postgres-1 lower-case-1"
+    assert redacted(more) == "*** *** *** *** ***"
+    assert redacted("/data/before /data/keys tokenizers") == "/data/before /data/keys tokenizers"
     assert redacted(f"{text} /data/folder") == "*** *** *** *** *** *** 128 /data/folder"
 
 
