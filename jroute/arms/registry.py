@@ -297,14 +297,14 @@ def parse_arm(name: str) -> Arm:
     if name in ARMS:
         return ARMS[name]
     if not name.startswith(FIXED):
-        raise UserError(f"no arm is named {name!r}; arms are {', '.join(selectable())}")
+        raise UserError(f"no arm is named {name!r:.80}; arms are {', '.join(selectable())}")
     try:
         gate = float(name.removeprefix(FIXED))
     except ValueError:
         raise UserError(
-            f"arm {name!r} has no number after 'fixed:'; write e.g. fixed:0.5"
+            f"arm {name!r:.80} has no number after 'fixed:'; write e.g. fixed:0.5"
         ) from None
-    check_gates(gate, f"arm {name!r}")
+    check_gates(gate, f"arm {name!r:.80}")
     return fixed(gate, name)
 
 

@@ -28,20 +28,38 @@ text                                        answer   rule
 ``\boxed{\sqrt{16}}``                       none     anything else in a formula is no number
 ``\frac{\pi}{2}``                           none     so is a part of it
 ``\boxed{2x}``                              none     a variable has no value
+``\boxed{2^x}``                             none     nor has a power of one
+``\boxed{3i}``                              none     nor does a letter that is no unit
+``\boxed{f(3)}``                            none     a function is no number
+``\boxed{|-4|}``                            none     nor is a value in bars
+``#### 5 mod 3``                            none     nor is a remainder, here or after a division
+``#### 0.333...``                           none     nor are digits that go on
 ``\boxed{9^{9^{9^9}}}``                     none     a number beyond 1,000 bits is noise
 ``18 = 20 − 2``                             18       in a chain, the number counts, not its origin
 ``#### 5 apples + 13 apples = 18 apples``   18       units inside a chain do not end it
 ``#### 60 / 3 = 20 / hour``                 20       a rate's unit is a unit
 ``It makes 60 / 3 = 20 per 1 hour``         20       a number after "per" belongs to the unit
+``#### 3 million``                          3        a word for a size is a unit, as in GSM8K
+``答案是3万``                               30000    a character for one belongs to the number
 ``The answer is\n1. 18``                    18       "1." before a number is the number of a list
+``The answer is\n1. 18\n2. 20``              none     two items are two answers
 ``The answer is about 1/3 of 7``            1/3      words such as "about" do not hide the number
 ``The answer is 3 and 4.``                  none     two equal answers are not one
 ``\boxed{3, 4}``                            none     nor are two numbers in a box
 ``#### 10-12``                              none     a range is not one number
 ``#### 20-2``                               18       the larger number first: a difference
+``The answer is between 3 and 5``           none     neither are two bounds
+``#### > 18``                               none     nor is one bound
+``#### 12 34``                              none     nor are two numbers in a row
+``#### 5 hours 30 minutes``                 none     nor is a number with two units
 ``The answer is 3:30``                      none     a time or a ratio is not one number
 ``She can start at 2:00 pm``                2        unless it is a full hour
 ``#### 3/4/2020``                           none     nor is a date
+``The answer is negative 5``                -5       a sign in words counts
+``#### 10 minus 3``                         7        and so does an operation
+``#### 3 and 1/2``                          3.5      and an "and" before a fraction
+``The answer is twelve``                    none     a number in words does not
+``The answer is 17. No wait, it is 18``     18       what is taken back does not count
 ``The answer is (18) 3``                    18       brackets are not a minus
 ``Answer: - 18``                            18       a dash before a space is a bullet
 ``#### −$5``                                -5       signs and currencies in any order
@@ -49,6 +67,7 @@ text                                        answer   rule
 ``\boxed{18^\circ}``                        18       so are degrees, ordinals, powers of units
 ``#### １８``                               18       digits of every script
 ``答案是18。``                              18       "the answer is", also in other languages
+``It is 7 [2]``                             7        the number of a source does not count
 ``It is __18__``                            18       emphasis of Markdown, LaTeX and HTML
 ``The answer is ~~17~~ 18``                 18       what is struck out does not count
 ``It costs 12 000``                         12000    groups of three by space, comma or apostrophe
@@ -68,7 +87,7 @@ from typing import Literal, NamedTuple
 from jroute.tasks.arithmetic import Reader
 from jroute.tasks.notation import normalise
 from jroute.tasks.numbers import canonical, parse_number, readable
-from jroute.tasks.tokens import tokenise
+from jroute.tasks.tokens import Token, tokenise
 
 ANSWER_PARSER_VERSION = 2
 """Version of the rules by which answers are read; stored with every part of a table.
@@ -112,6 +131,10 @@ _LIST_ITEM = re.compile(r"[.)][ \t]+[A-Za-z]")
 # "1. 18": on a line of its own, or if nothing but a number follows on the line of the marker.
 _FIRST_ITEM = re.compile(r"1[.)] (?=[-$\\(]?[0-9\\])")
 _FIRST_ITEM_ALONE = re.compile(r"1[.)] (?=[-$\\(]?[0-9\\])[^A-Za-z\n]{1,60}(?:\n|$)")
+_LIST = re.compile(r"1[.)] [^A-Za-z\n]{1,60}\n\s{0,3}2[.)] [^A-Za-z\n]{1,60}(?:\n|$)")
+_RANGES = frozenset(("between", "from", "either"))
+# "The answer is 17. No wait, it is 18."
+_CORRECTION = re.compile(r"\b(?:no,? wait|wait,? no|scratch that|correction:)", re.IGNORECASE)
 # What may continue a statement that the token limit cut: no word, no new line or sentence, but a
 # sign after a unit.
 _OPEN_END = re.compile(
@@ -171,11 +194,11 @@ def _statement(reader: Reader, text: str) -> _Statement | None:
         if token.kind == "word":
             if after.kind == "equals":
                 reader.at += 1
-            elif in_box and (after.kind in ("operator", "comparison") and len(token.text) == 1):
+            elif _no_word_of_a_number(token, after, in_box):
                 return _Statement(None, token.start, token.end)
             elif not in_box and f" {token.text.lower()} " not in _APPROXIMATE:
                 return None
-        elif in_box and token.kind == "comparison":
+        elif _no_number_follows(reader, text):
             return _Statement(None, token.start, token.end)
         elif not in_box and _enumerates(reader, text):
             reader.at += 1
@@ -186,6 +209,26 @@ def _statement(reader: Reader, text: str) -> _Statement | None:
                 return _Statement(value, start, reader.tokens[reader.at - 1].end)
         reader.at += 1
     return None
+
+
+def _no_word_of_a_number(token: Token, after: Token, in_box: bool) -> bool:
+    """Return whether a word makes the answer another thing: ``x + 5`` in a box, ``between 3``."""
+    variable = in_box and len(token.text) == 1 and after.kind in ("operator", "comparison")
+    return variable or (token.text.lower() in _RANGES and after.kind in ("number", "currency"))
+
+
+def _no_number_follows(reader: Reader, text: str) -> bool:
+    """Return whether what comes makes the answer another thing than one number."""
+    token, before, after = (reader.coming(ahead) for ahead in (0, -1, 1))
+    if reader.style == "box":
+        function = token.text == "(" and not token.spaced and before.kind == "word"
+        return function or token.kind == "comparison" or token.text in ("^", "|")
+    if token.text == "1" and _LIST.match(text, token.start):
+        return True
+    line_start = before.kind == "newline" or "\n" in text[reader.tokens[0].start : token.start]
+    value = after.kind in ("number", "currency") or after.text == "-"
+    bracket = before.kind == "word" or reader.coming(2).text == ">"  # <answer>18, <18>
+    return token.kind == "comparison" and value and not bracket and not line_start
 
 
 def _enumerates(reader: Reader, text: str) -> bool:
@@ -224,13 +267,20 @@ def _last_number(text: str) -> Fraction | None:
         if token.text == "^" or token.text.endswith("_"):
             _skip_script(reader)
         elif _may_start(reader):
-            rate = reader.coming(-1).text.lower() == "per" and read  # "20 per 1 hour" is 20
+            rate = read and _belongs_to_a_unit(reader)
             value = reader.statement()
             if any(token.kind == "number" for token in reader.tokens[start : reader.at]):
                 last, read = (last if rate else value), True
         if reader.at == start:
             reader.at += 1
     return last
+
+
+def _belongs_to_a_unit(reader: Reader) -> bool:
+    """Return whether a number is that of a rate: ``20 per 1 hour``, ``20 apples/2 people``."""
+    before, unit = reader.coming(-1), reader.coming(-2)
+    tight = not before.spaced and not reader.coming().spaced
+    return before.text.lower() == "per" or (before.text == "/" and tight and unit.kind == "word")
 
 
 def _may_start(reader: Reader) -> bool:
@@ -288,6 +338,8 @@ def parse_answer(completion: str, *, truncated: bool = False) -> ParsedAnswer:
             return cut_off if truncated and parsed.status != "ok" else parsed
     for marker in (_HASHES, _PHRASE):
         if statement := _stated(text, marker):
+            if not truncated and _CORRECTION.search(text, statement.end):
+                return _answered(_last_number(text))
             parsed = _answered(statement.value)
             open_end = len(text) - statement.end < _WINDOW and _OPEN_END.fullmatch(
                 text, statement.end

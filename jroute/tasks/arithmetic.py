@@ -9,20 +9,19 @@ text must be in the notation of ``jroute.tasks.notation``. Nesting and values ar
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from jroute.tasks.exact import NotANumber, bounded, literal, power, power_of_ten
+from jroute.tasks.following import VARIABLES, Cursor, is_ordinal, is_part
 from jroute.tasks.tokens import Token
 
 MAX_DEPTH = 30
 """Deepest nesting of brackets and signs."""
 
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
-_VARIABLES = frozenset("xyzXYZ")
 _CONDITIONS = frozenset(
     ("if", "when", "for", "where", "with", "and", "or", "since", "as", "because", "while", "is")
 )
-_JOINING = frozenset(("and", "or", "to", "&"))
 _ENDS = frozenset(("end", "newline", "comma", "stop"))
 
 
@@ -34,32 +33,11 @@ class Term(NamedTuple):
 
 
 @dataclass
-class Reader:
-    """Reads statements out of tokens.
+class Reader(Cursor):
+    """Reads statements out of tokens."""
 
-    Attributes:
-        tokens: The tokens.
-        style: Where they stand. In ``prose`` a dash between two numbers is not a minus, and of a
-            date the year counts. In a ``box``, ``5!`` is a factorial.
-        at: Index of the token that comes next.
-    """
-
-    tokens: list[Token]
-    style: Literal["prose", "stated", "box"]
-    at: int = 0
     _depth: int = 0
     _equation: bool = False
-
-    def coming(self, ahead: int = 0) -> Token:
-        """Return a coming token (or, with a negative number, an earlier one)."""
-        place = self.at + ahead
-        if 0 <= place < len(self.tokens):
-            return self.tokens[place]
-        return Token("end", "", 0, 0, True)
-
-    def kinds(self, count: int, ahead: int = 0) -> list[str]:
-        """Return the kinds of coming tokens."""
-        return [self.coming(ahead + number).kind for number in range(count)]
 
     def statement(self) -> Fraction | None:
         """Read ``part = part = ...`` from here on, and return its value.
@@ -112,9 +90,10 @@ class Reader:
     def _recover(self) -> None:
         """Go on to the equals sign or to the end of a statement that is not a number."""
         self._depth = 0
-        start = self.at
-        while self.coming().kind not in _ENDS and self.coming().kind != "equals":
+        start, braces = self.at, 0
+        while self.coming().kind not in _ENDS and (braces or self.coming().kind != "equals"):
             token = self.coming()
+            braces = max(braces + (token.text == "{") - (token.text == "}"), 0)
             if token.kind == "word" and len(token.text) > 1 and self.at > start:
                 return
             self.at += 1
@@ -126,14 +105,28 @@ class Reader:
         if not self._equation or self._depth:
             return
         length = self._unit_length()
+        if self._is_rate(length):
+            return
         if self.kinds(2, length) == ["operator", "number"] and self.coming(length).text == "^":
             length += 2
         if length and self.coming(length).kind in ("operator", "equals"):
             self.at += length
 
+    def _is_rate(self, length: int) -> bool:
+        """Return whether a unit is per another: ``20 apples/2 people``."""
+        slash, number = self.coming(length), self.coming(length + 1)
+        after = self.coming(length + 3).kind
+        tight = slash.text == "/" and not slash.spaced and not number.spaced
+        return (
+            bool(length)
+            and tight
+            and number.kind == "number"
+            and (self.coming(length + 2).kind == "word" and after not in ("equals", "operator"))
+        )
+
     def _unit_length(self) -> int:
         token = self.coming()
-        if token.kind == "word" and token.text.lower() not in _CONDITIONS | _VARIABLES:
+        if token.kind == "word" and token.text.lower() not in _CONDITIONS | VARIABLES:
             return 1
         if token.text == "{":
             length = 1
@@ -146,18 +139,10 @@ class Reader:
     def _refuse_what_follows(self) -> None:
         """Raise ``NotANumber`` if the number that was read is only a part of something else."""
         token, second = self.coming(), self.coming(1)
-        variable = token.text in _VARIABLES and self.style != "prose"
         ratio = token.kind == "colon" and second.kind == "number" and token.spaced == second.spaced
         if ratio and self._skip_full_hour():
             return
-        base = token.text == "_" and not token.spaced and second.kind in ("number", "open")
-        factorial = token.text == "!" and self.style == "box"
-        bound = token.kind == "comparison" and self.style == "box"
-        if token.kind == "symbol" or variable or ratio or base or factorial or bound:
-            raise NotANumber
-        if self.style == "stated" and self._list_follows():
-            raise NotANumber
-        if self.style == "box" and self._box_holds_more():
+        if ratio or is_part(self):
             raise NotANumber
 
     def _skip_full_hour(self) -> bool:
@@ -167,47 +152,6 @@ class Reader:
             self.at += 2
             return self.coming().kind != "colon"
         return self.style == "prose" and len(minutes.text) > 2 and not minutes.spaced
-
-    def _list_follows(self) -> bool:
-        """Return whether another number follows as an equal: ``3 and 4``, ``3, 4``, ``1 to 2``."""
-        ahead = int(self.coming().kind == "word" and self.coming().text.lower() not in _JOINING)
-        unit = ahead > 0
-        comma = self.coming(ahead).kind == "comma"
-        ahead += comma
-        word = self.coming(ahead).text.lower() in _JOINING
-        ahead += word
-        if not (word or (comma and not unit)):
-            return False
-        if self.kinds(2, ahead) == ["word", "equals"]:
-            ahead += 2
-        while self.coming(ahead).kind == "currency":
-            ahead += 1
-        if self.coming(ahead).kind != "number":
-            return False
-        ahead += 1
-        while self.coming(ahead).kind in ("percent", "currency", "close", "any", "other"):
-            ahead += 1
-        ahead += word and self.coming(ahead).kind == "word"
-        token = self.coming(ahead)
-        full_stop = token.kind == "stop" and self.coming(ahead + 1).spaced
-        return full_stop or token.kind in ("end", "newline", "comma")
-
-    def _box_holds_more(self) -> bool:
-        """Return whether the box has another number outside of units and remarks in brackets."""
-        brackets, comma = 0, False
-        for ahead in range(len(self.tokens) - self.at):
-            token = self.coming(ahead)
-            comma = comma or token.kind == "comma"
-            if token.kind == "equals" and not comma:
-                return False
-            brackets += (token.text == "(") - (token.text == ")")
-            if token.kind == "number" and brackets <= 0:
-                back = ahead - 1
-                while self.coming(back).text in ("{", "-"):
-                    back -= 1
-                if self.coming(back).text != "^":
-                    return True
-        return False
 
     # The grammar: each method returns None, and does not move, where no operand starts.
 
@@ -322,6 +266,8 @@ class Reader:
         if self.coming().kind == "symbol":
             raise NotANumber
         if self.coming().kind == "word":
+            if not is_ordinal(self.coming()):
+                raise NotANumber
             self.at += 1
         while self.coming().text == "}" and self.coming(-1).kind != "close":
             self.at += 1
@@ -380,7 +326,7 @@ class Reader:
         self.at += 1
         inner = self._sum()
         while inner is not None and opening.text == "{" and self.coming().kind == "word":
-            if self.coming().text in _VARIABLES:
+            if self.coming().text in VARIABLES:
                 raise NotANumber
             self.at += 1
         if inner is not None and self.coming().kind == "symbol":

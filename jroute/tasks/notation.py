@@ -28,6 +28,8 @@ takes linear time.
 import re
 import unicodedata
 
+from jroute.tasks.phrasing import in_figures
+
 _MINUS_SIGNS = "\u2212\u2010\u2011\u2012\u2013\ufe63\uff0d\u207b"
 _SINGLE = {
     **dict.fromkeys(_MINUS_SIGNS, "-"),
@@ -74,7 +76,9 @@ _HYPHENATED = re.compile(
     r"(?<![0-9A-Za-z.,/^*+=)-])(-?[0-9]{1,4})[-\u2010\u2011]([0-9]{1,4})/([0-9]{1,4})(?![0-9./^*]|,[0-9])"
 )
 
-_STRUCK = re.compile(r"~~[^~\n]{1,200}~~")
+# Struck out, or a calculator's annotation as in GSM8K: <<3+4=7>>7.
+_HIDDEN = re.compile(r"~~[^~\n]{1,200}~~|<<[^<>\n]{1,100}>>")
+_HTML_FRACTION = re.compile(r"<sup>([0-9]{1,9})</sup> ?/ ?<sub>([0-9]{1,9})</sub>", re.IGNORECASE)
 _TAG = re.compile(
     r"</?(?:b|i|u|em|strong|code|span|p|br|mark|big|answer)\s{0,3}/?>|<sup>\s{0,3}(-?[0-9]{1,9})\s{0,3}</sup>",
     re.IGNORECASE,
@@ -106,6 +110,7 @@ _COMMANDS = {
     **dict.fromkeys(("lt", "gt"), "<"),
     **dict.fromkeys(("dots", "ldots", "cdots"), "..."),
     **dict.fromkeys(("frac", "dfrac", "tfrac", "cfrac"), "\\frac"),
+    **dict.fromkeys(("lvert", "rvert", "vert", "mid"), "|"),
     **{"textdollar": "$", "$": "$", "%": "%", "#": "#", "&": "&", "pounds": "\u00a3"},
 }
 _COMMAND = re.compile(r"\\([A-Za-z]+|[^{}])", re.DOTALL)
@@ -133,7 +138,14 @@ _GROUPS = re.compile(
     re.VERBOSE,
 )
 _EUROPEAN = re.compile(
-    r"(?<![0-9.,])[0-9]{1,3}(?:(?:\.[0-9]{3})+,[0-9]{1,2}|(?:\.[0-9]{3}){2,})(?![.,]?[0-9])"
+    r"""
+    (?<![0-9.,])[0-9]{1,3}(?:
+        (?:\.[0-9]{3})+,[0-9]{1,2}
+      | (?:\.[0-9]{3}){2,}
+      | (?:[ ][0-9]{3})+,[0-9]{1,2}
+    )(?![.,]?[0-9])
+    """,
+    re.VERBOSE,
 )
 
 
@@ -144,14 +156,16 @@ def normalise(text: str) -> str:
         text = _VULGAR_FRACTION.sub(_fraction, text)
     text = _HYPHENATED.sub(_mixed_number, text)
     text = text.translate(_CHARACTERS)
-    text = _TAG.sub(lambda tag: f"^{{{tag[1]}}}" if tag[1] else " ", _STRUCK.sub(" ", text))
+    text = _HTML_FRACTION.sub(r" \\frac{\1}{\2}", text)
+    text = _TAG.sub(lambda tag: f"^{{{tag[1]}}}" if tag[1] else " ", _HIDDEN.sub(" ", text))
     if "\\" in text or "{" in text:
         text = _latex(text)
     text = _EMPHASIS.sub(" ", _STARRED.sub(r" \1 ", _POWER_STARS.sub("^", text)))
     text = _CURRENCY.sub(lambda name: "" if name[0].isupper() and len(name[0]) < 3 else "$", text)
     text = _SPACES.sub(" ", text)
-    text = _EUROPEAN.sub(lambda number: number[0].replace(".", "").replace(",", "."), text)
-    return _GROUPS.sub(lambda number: re.sub("[, ']", "", number[0]), text)
+    text = _EUROPEAN.sub(lambda number: re.sub("[. ]", "", number[0]).replace(",", "."), text)
+    text = _GROUPS.sub(lambda number: re.sub("[, ']", "", number[0]), text)
+    return in_figures(text)
 
 
 def _latex(text: str) -> str:

@@ -48,16 +48,28 @@ def instantiate(
         given[schema.paths[key]] = value
     try:
         tree = parser.parse_object(given.as_dict())
+    except OverflowError as error:  # of float(), for whole numbers of more than 308 digits
+        digits = {key: len(re.findall("[0-9]", str(value))) for key, value in values.items()}
+        key = max(digits, key=lambda key: digits[key])
+        expected = "must be a number of at most 64 bits"
+        raise WrongType(f"{key} {expected}", key, expected) from error
+    except argparse.ArgumentError as error:
+        raise _wrong_type(error, schema) from error
+    try:
         for key in values:
             if expected := unusable(tree[schema.paths[key]]):
                 raise WrongType(f"{key} {expected}", key, expected)
         tree = parser.instantiate(tree)
     except argparse.ArgumentError as error:
-        path = re.search(r'Parser key "([^"]+)"', str(error))
-        keys = {path: key for key, path in schema.paths.items()}
-        key = keys.get(path[1]) if path else None
-        raise WrongType(f"{' '.join(str(error).split()):.300}", key) from error
+        raise _wrong_type(error, schema) from error
     return [cls(**{f.name: tree[f.name] for f in dataclasses.fields(cls)}) for cls in classes]
+
+
+def _wrong_type(error: argparse.ArgumentError, schema: Schema) -> WrongType:
+    path = re.search(r'Parser key "([^"]+)"', str(error))
+    keys = {path: key for key, path in schema.paths.items()}
+    key = keys.get(path[1]) if path else None
+    return WrongType(f"{' '.join(str(error).split()):.300}", key)
 
 
 def unusable(value: Any) -> str:

@@ -201,7 +201,7 @@ def broken_inputs(
         ended = worker.start(argv, day).wait(timeout=120)
         faults = list(refusal(ended))
         usual = max(lab.seconds.values())
-        if ended.seconds > usual + SECONDS:
+        if ended.status and ended.seconds > usual + SECONDS:
             faults.append(("slow", f"{ended.seconds:.1f} s"))
         if ended.status == 2 and ended.megabytes > MEGABYTES + lab.megabytes:
             faults.append(("large", f"{ended.megabytes:.0f} MB"))

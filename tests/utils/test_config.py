@@ -264,6 +264,7 @@ def test_wrong_type_on_command_line(tmp_path: Path):
         ("learner.optimiser.betas", "[" * 5000, "must be a list of numbers, not '[[[["),
         ("seed", str(2**63), "must be a number of at most 64 bits, not '9223372036854775808'"),
         ("seed", "9" * 5000, "must be a whole number, not '9999"),
+        ("learner.optimiser.learning_rate", "9" * 400, "must be a number of at most 64 bits, not"),
         ("seed", "²", "must be a whole number, not '²'"),
         ("seed", "!!int x", "must be a whole number, not '!!int x'"),
         ("seed", "!!timestamp x", "must be a whole number, not '!!timestamp x'"),
