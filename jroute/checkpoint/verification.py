@@ -176,10 +176,14 @@ def encode_prompts(directory: Path, prompts: Sequence[str], context: int) -> lis
     """
     tokenizer = load_tokenizer(directory)
     rows = [list(tokenizer.encode(prompt, add_special_tokens=False)) for prompt in prompts]
-    if not rows or not all(0 < len(row) <= context for row in rows):
-        raise UserError(
-            f"prompts to compare must be of 1 to {context:,} tokens each; give at least one"
-        )
+    for number, row in enumerate(rows, start=1):
+        if not 0 < len(row) <= context:
+            raise UserError(
+                f"prompt {number} to compare has {len(row):,} tokens, but the model reads 1 to "
+                f"{context:,}; change or remove it"
+            )
+    if not rows:
+        raise UserError("there are no prompts to compare; give at least one")
     return rows
 
 

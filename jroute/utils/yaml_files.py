@@ -5,6 +5,7 @@ other tag is read, so ``2026-01-31`` is a text. Aliases and merge keys work, but
 grow to is bounded, as are its size and its depth.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ MAX_NUMBER = 100
 """Characters of the longest number."""
 
 _TAG = "tag:yaml.org,2002:"
+_AMBIGUOUS = re.compile(r"[-+]?(?:0[0-9_]+|[0-9_]+(?::[0-9_.]+)+)")
 
 
 def read_yaml(path: str | Path) -> Mapping[str, Any]:
@@ -123,6 +125,9 @@ class PlainLoader(yaml.SafeLoader):
         if kind in ("int", "float") and isinstance(node, yaml.ScalarNode):
             length = len(node.value)
             _require(length <= MAX_NUMBER, f"a number of {length} characters", node)
+            # 1:30 is 90 and 010 is 8 in YAML 1.1, but neither in YAML 1.2.
+            plain = not _AMBIGUOUS.fullmatch(node.value)
+            _require(plain, f"{node.value:.60} is a number in two ways; write digits alone", node)
         try:
             return super().construct_object(node, deep)
         except (ValueError, LookupError) as error:

@@ -134,8 +134,13 @@ def test_another_model_is_told(tmp_path: Path, tiny_directory: Path) -> None:
 
 
 def test_prompts_that_cannot_be_compared_are_told(tiny_directory: Path, tiny_lm) -> None:
-    for prompts in ([], ["5", ""], ["5 " * tiny_lm.context]):
-        with pytest.raises(UserError, match="must be of 1 to"):
+    too_long = "5 " * tiny_lm.context
+    for prompts, message in (
+        ([], "there are no prompts to compare"),
+        (["5", ""], "prompt 2 to compare has 0 tokens, but the model reads 1 to"),
+        ([too_long], rf"prompt 1 to compare has [\d,]+ tokens, .* 1 to {tiny_lm.context:,};"),
+    ):
+        with pytest.raises(UserError, match=message):
             verify(ASSET, tiny_directory, prompts)
 
 

@@ -127,6 +127,18 @@ def test_what_is_no_readable_file(path: str):
         read_yaml(path)
 
 
+@pytest.mark.parametrize("number", ["1:30", "010", "-0_7", "1:30:00", "1:30.5"])
+def test_numbers_that_two_versions_of_yaml_read_otherwise(tmp_path: Path, number: str):
+    file = tmp_path / "file.yaml"
+    file.write_text(f"a: 1\nseed: {number}\n")
+    with pytest.raises(
+        UserError, match=f"line 2: not valid YAML: {number} is a number in two ways"
+    ):
+        read_yaml(file)
+    file.write_text(f"a: 0\nb: 0.5\nc: '{number}'\nd: 08\ne: 10:x\n")
+    assert read_yaml(file) == {"a": 0, "b": 0.5, "c": number, "d": "08", "e": "10:x"}
+
+
 @given(st.text(max_size=60) | st.text("[]{}:,-?!&*<a1\n '\"|>%\\", max_size=60))
 def test_any_text_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, text: str):
     file = tmp_path_factory.getbasetemp() / "any.yaml"
