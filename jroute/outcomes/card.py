@@ -27,7 +27,7 @@ class Card(Record):
     """
 
     fingerprint: str
-    parts: Annotated[int, Field(ge=1)]
+    parts: Annotated[int, Field(ge=1, le=1_000_000)]
     description: dict[str, Any]
     digest: str = ""
 

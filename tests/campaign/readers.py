@@ -104,8 +104,7 @@ def file_readers(source: Path, model: Path, run: Path, folder: Path) -> Iterator
     yield from _json_and_bytes("generation_config.json", source / "generation_config.json", plan)
     weights = source / "model.safetensors"
     content = weights.read_bytes()
-    headers = _header_like(content)
-    yield "safetensors", headers, _put_back(weights, content, lambda: Checkpoint(source))
+    yield "safetensors", *_headers(content, _put_back(weights, content, lambda: Checkpoint(source)))
     yield from _json_and_bytes(
         "manifest.json", model / "manifest.json", lambda: read_manifest(model)
     )
@@ -115,6 +114,7 @@ def file_readers(source: Path, model: Path, run: Path, folder: Path) -> Iterator
     yield from _json_and_bytes(
         "_table.json", table / "_table.json", lambda: OutcomeTable.open(table)
     )
+    yield _without_digest("_table.json", table / "_table.json", lambda: OutcomeTable.open(table))
     for part in sorted(table.glob("part-*.parquet"))[:1]:
         yield _restoring("table part", part, lambda: OutcomeTable.open(table))
     (run / "config.yaml").unlink()  # else reading it again takes most of the time
@@ -194,13 +194,18 @@ def _put_back(file: Path, content: bytes, read: Callable[[], object]) -> Read:
     return write_read_restore
 
 
-def _header_like(content: bytes) -> st.SearchStrategy[bytes]:
-    """Draw safetensors files whose header is mutated, with a length that fits or does not."""
+def _headers(content: bytes, read: Read) -> tuple[st.SearchStrategy[tuple[bytes, bool]], Read]:
+    """Draw headers of a safetensors file, with a length that fits or does not; read the file.
+
+    What is drawn is kept until the end, so it is only the header.
+    """
     size = int.from_bytes(content[:8], "little")
     header, values = content[8 : 8 + size], content[8 + size :]
 
-    def join(mutated: bytes, fits: bool) -> bytes:
-        return (len(mutated) if fits else size).to_bytes(8, "little") + mutated + values
+    def join(drawn: tuple[bytes, bool]) -> object:
+        mutated, fits = drawn
+        length = len(mutated) if fits else size
+        return read(length.to_bytes(8, "little") + mutated + values)
 
     mutated = st.one_of(json_like(json.loads(header)), bytes_like(header))
-    return st.builds(join, mutated, st.booleans())
+    return st.tuples(mutated, st.booleans()), join

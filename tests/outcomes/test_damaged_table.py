@@ -49,6 +49,7 @@ def test_no_flipped_bit_changes_a_table(empty):
     [
         ({"parts": 0}, r"parts must be greater than or equal to 1"),
         ({"parts": 1.5}, "parts must be a valid integer"),
+        ({"parts": 10**30}, "parts must be less than or equal to 1000000"),
         ({"parts": True}, "parts must be a valid integer"),
         ({"fingerprint": 7}, "fingerprint must be a valid string"),
         ({"description": []}, "description must be an object"),
