@@ -92,8 +92,11 @@ def item_rows(
 
 def write_results(
     folder: RunFolder, results: Mapping[str, Any], tables: Sequence[pa.Table]
-) -> None:
+) -> dict[str, Any]:
     """Write ``results.json`` and the rows of all splits, both at once.
+
+    Returns:
+        What ``results.json`` holds: the results and the digest of the rows.
 
     Raises:
         UserError: A number of the results is not finite, or the system refuses to write.
@@ -104,10 +107,11 @@ def write_results(
     )
     pq.write_table(items, rows, write_page_checksum=True)
     content = rows.getvalue().to_pybytes()
+    written = {**results, ITEMS_SHA256: hashlib.sha256(content).hexdigest()}
     with written_together(folder.path, "results") as partial:
-        digest = hashlib.sha256(content).hexdigest()
-        write_digested(partial / folder.results.name, {**results, ITEMS_SHA256: digest})
+        write_digested(partial / folder.results.name, written)
         write_bytes(partial / folder.items.name, content)
+    return written
 
 
 def read_items(file: Path, split: str, fields: Sequence[str]) -> tuple[list[Any], ...]:

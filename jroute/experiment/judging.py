@@ -97,9 +97,9 @@ def _judge(run: Run) -> dict[str, Any]:
         "other_splits": {name: part for name, part in splits.items() if name != primary},
         **(_describe_live_run(run) if live else _describe_table_run(run)),
     }
-    write_results(run.folder, results, items)
+    written = write_results(run.folder, results, items)
     logger.info("every arm judged on %s", ", ".join(e.judged))
-    return results
+    return written
 
 
 def _describe_table_run(run: Run) -> dict[str, Any]:
