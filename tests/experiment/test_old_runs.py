@@ -16,6 +16,7 @@ import pytest
 import jroute
 from jroute.checkpoint import load_state
 from jroute.evaluate import main as evaluate
+from jroute.experiment.items import ITEMS_SHA256
 from jroute.experiment.results_file import read_results
 from jroute.outcomes.generation import CellGenerator
 from jroute.report.__main__ import main as report
@@ -50,10 +51,12 @@ def test_an_old_run_trains_is_judged_and_reported(old_run, monkeypatch, capsys) 
     )
     command = ["--config", str(old_run / "config.yaml")]
     assert train(command) == 0
-    assert read_results(old_run / "results.json") == results
+    judged = read_results(old_run / "results.json")
+    assert judged == results | {ITEMS_SHA256: judged[ITEMS_SHA256]}  # earlier ones had none
     assert pq.read_table(old_run / "items.parquet").equals(items)
     assert evaluate(["--run", str(old_run)]) == 0
-    assert read_results(old_run / "results.json") == results
+    judged = read_results(old_run / "results.json")
+    assert judged == results | {ITEMS_SHA256: judged[ITEMS_SHA256]}  # earlier ones had none
     assert report(["--run", str(old_run)]) == 0
     assert f"n = {results['n']} problems" in capsys.readouterr().out
     assert "cannot be shown" not in (old_run / "report.html").read_text()
