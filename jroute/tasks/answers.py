@@ -93,8 +93,8 @@ ANSWER_PARSER_VERSION = 2
 """Version of the rules by which answers are read; stored with every part of a table.
 
 Raise it with every change after which any text may give another answer: here, or in ``notation``,
-``tokens``, ``arithmetic``, ``exact`` or ``numbers`` of this package. Stored completions are then
-graded anew. Version 1 is that of all parts without a version.
+``phrasing``, ``tokens``, ``following``, ``arithmetic``, ``exact`` or ``numbers`` of this package.
+Stored completions are then graded anew. Version 1 is that of all parts without a version.
 """
 
 
@@ -134,7 +134,11 @@ _FIRST_ITEM_ALONE = re.compile(r"1[.)] (?=[-$\\(]?[0-9\\])[^A-Za-z\n]{1,60}(?:\n
 _LIST = re.compile(r"1[.)] [^A-Za-z\n]{1,60}\n\s{0,3}2[.)] [^A-Za-z\n]{1,60}(?:\n|$)")
 _RANGES = frozenset(("between", "from", "either"))
 # "The answer is 17. No wait, it is 18."
-_CORRECTION = re.compile(r"\b(?:no,? wait|wait,? no|scratch that|correction:)", re.IGNORECASE)
+_CORRECTION = re.compile(
+    r"[.,;!?\n-] ?(?:oh,? )?(?:no,? wait|wait,? no|scratch that|correction)"
+    r"(?: ?[,.:!-]|(?= (?:it|that|this|the)\b))",
+    re.IGNORECASE,
+)
 # What may continue a statement that the token limit cut: no word, no new line or sentence, but a
 # sign after a unit.
 _OPEN_END = re.compile(
@@ -338,8 +342,8 @@ def parse_answer(completion: str, *, truncated: bool = False) -> ParsedAnswer:
             return cut_off if truncated and parsed.status != "ok" else parsed
     for marker in (_HASHES, _PHRASE):
         if statement := _stated(text, marker):
-            if not truncated and _CORRECTION.search(text, statement.end):
-                return _answered(_last_number(text))
+            if _CORRECTION.search(text, statement.end):
+                return cut_off if truncated else _answered(_last_number(text))
             parsed = _answered(statement.value)
             open_end = len(text) - statement.end < _WINDOW and _OPEN_END.fullmatch(
                 text, statement.end

@@ -12,8 +12,8 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from jroute.tasks.exact import NotANumber, bounded, literal, power, power_of_ten
-from jroute.tasks.following import VARIABLES, Cursor, is_ordinal, is_part
-from jroute.tasks.tokens import Token
+from jroute.tasks.following import VARIABLES, is_ordinal, is_part
+from jroute.tasks.tokens import Cursor, Token
 
 MAX_DEPTH = 30
 """Deepest nesting of brackets and signs."""

@@ -1,10 +1,8 @@
 """What follows a number: whether the number is an answer, or only a part of something else."""
 
 import re
-from dataclasses import dataclass
-from typing import Literal
 
-from jroute.tasks.tokens import Token
+from jroute.tasks.tokens import Cursor, Token
 
 VARIABLES = frozenset("xyzXYZ")
 _ATTACHED = VARIABLES | frozenset("abeijnpqrvw")  # 3i, 2a; other letters are units: 5m, 3h
@@ -23,33 +21,6 @@ _SECOND_UNITS = (
 )
 _FIRST, _SECOND = (frozenset(units.split()) for units in (_FIRST_UNITS, _SECOND_UNITS))
 _CLOSED = frozenset(("end", "newline", "comma", "stop"))
-
-
-@dataclass
-class Cursor:
-    """A place among tokens.
-
-    Attributes:
-        tokens: The tokens.
-        style: Where they stand. In ``prose`` a dash between two numbers is not a minus, and of a
-            date the year counts. In a ``box``, ``5!`` is a factorial.
-        at: Index of the token that comes next.
-    """
-
-    tokens: list[Token]
-    style: Literal["prose", "stated", "box"]
-    at: int = 0
-
-    def coming(self, ahead: int = 0) -> Token:
-        """Return a coming token (or, with a negative number, an earlier one)."""
-        place = self.at + ahead
-        if 0 <= place < len(self.tokens):
-            return self.tokens[place]
-        return Token("end", "", 0, 0, True)
-
-    def kinds(self, count: int, ahead: int = 0) -> list[str]:
-        """Return the kinds of coming tokens."""
-        return [self.coming(ahead + number).kind for number in range(count)]
 
 
 def is_part(cursor: Cursor) -> bool:

@@ -1,7 +1,8 @@
 """A text as tokens: numbers, signs, brackets, words."""
 
 import re
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 # Commands that are no part of a formula.
 _DECORATION = r"boxed|fbox|hspace|vspace|checkmark|square|blacksquare|qed|therefore|because|newline"
@@ -52,3 +53,30 @@ def tokenise(text: str, start: int, end: int) -> list[Token]:
         tokens.append(Token(match.lastgroup or "any", match[0], match.start(), match.end(), spaced))
         spaced = False
     return tokens
+
+
+@dataclass
+class Cursor:
+    """A place among tokens.
+
+    Attributes:
+        tokens: The tokens.
+        style: Where they stand. In ``prose`` a dash between two numbers is not a minus, and of a
+            date the year counts. In a ``box``, ``5!`` is a factorial.
+        at: Index of the token that comes next.
+    """
+
+    tokens: list[Token]
+    style: Literal["prose", "stated", "box"]
+    at: int = 0
+
+    def coming(self, ahead: int = 0) -> Token:
+        """Return a coming token (or, with a negative number, an earlier one)."""
+        place = self.at + ahead
+        if 0 <= place < len(self.tokens):
+            return self.tokens[place]
+        return Token("end", "", 0, 0, True)
+
+    def kinds(self, count: int, ahead: int = 0) -> list[str]:
+        """Return the kinds of coming tokens."""
+        return [self.coming(ahead + number).kind for number in range(count)]

@@ -72,7 +72,7 @@ def test_items_are_those_that_were_written_with_the_results(judged):
 
 
 @pytest.mark.parametrize(
-    ("column", "kind", "told"),
+    ("column", "kind", "message"),
     [
         ("split", pa.float64(), "its column split holds double, not texts"),
         ("arm", pa.int64(), "its column arm holds int64, not texts"),
@@ -81,7 +81,7 @@ def test_items_are_those_that_were_written_with_the_results(judged):
         ("value", pa.string(), "its column value holds string, not numbers"),
     ],
 )
-def test_columns_of_another_type_are_told(judged, column, kind, told):
+def test_columns_of_another_type_are_refused(judged, column, kind, message):
     file = judged / "items.parquet"
     write_digested(judged / "results.json", RESULTS)
     rows = pq.read_table(file)
@@ -89,7 +89,7 @@ def test_columns_of_another_type_are_told(judged, column, kind, told):
     pq.write_table(rows.set_column(place, column, pa.nulls(80, kind)), file)
     with pytest.raises(UserError) as caught:
         read_judged(judged, None)
-    assert told in str(caught.value) and "judge the run again" in str(caught.value)
+    assert message in str(caught.value) and "judge the run again" in str(caught.value)
 
 
 def test_flips_in_results_are_a_sentence_for_every_reader(judged):

@@ -182,7 +182,7 @@ def test_what_is_refused_is_told_and_leaves_nothing(user, tiny_directory, capsys
 
 
 @pytest.mark.parametrize(
-    ("field", "when_read", "told"),
+    ("field", "when_read", "message"),
     [
         ("process_results", "", "cannot be scored: SystemExit: 0 (own.py, line 4)"),
         ("aggregation", "", "cannot be scored: SystemExit: 0 (own.py, line 4)"),
@@ -192,7 +192,7 @@ def test_what_is_refused_is_told_and_leaves_nothing(user, tiny_directory, capsys
     ],
 )
 def test_code_of_a_task_that_ends_the_process_is_an_error(
-    user, tiny_directory, capsys, field, when_read, told
+    user, tiny_directory, capsys, field, when_read, message
 ) -> None:
     leave = f"import sys\n{when_read}\ndef leave(*_, **__):\n    sys.exit(0)\n"
     (user / "tasks" / "own.py").write_text(leave)
@@ -204,8 +204,8 @@ def test_code_of_a_task_that_ends_the_process_is_an_error(
     (user / "tasks" / "a.yaml").write_text(text)
     assert evaluate(tiny_directory, "t_a") == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert told in error
-    assert ("the 2 answers so far are kept in" in error) == ("scored" in told)
+    assert message in error
+    assert ("the 2 answers so far are kept in" in error) == ("scored" in message)
 
 
 def test_a_group_within_itself_is_refused_at_once(
@@ -220,7 +220,7 @@ def test_a_group_within_itself_is_refused_at_once(
     for name, text in loops.items():
         (user / "tasks" / f"{name}.yaml").write_text(text)
     monkeypatch.setattr(lookup, "TaskManager", None)  # not even lm-eval's index is made
-    for names, told in {
+    for names, message in {
         "g_self": "g_self.yaml: the group g_self contains itself (g_self > g_self)",
         "tasks/g_self.yaml": "g_self.yaml: the group g_self contains itself (g_self > g_self)",
         "g_x": "g_x.yaml: the group g_x contains itself (g_x > g_y > g_x)",
@@ -228,5 +228,5 @@ def test_a_group_within_itself_is_refused_at_once(
     }.items():
         assert evaluate(tiny_directory, names) == 2
         error = capsys.readouterr().err
-        assert told in error and error.count("\n") == 1
+        assert message in error and error.count("\n") == 1
         assert not Path("out").exists()

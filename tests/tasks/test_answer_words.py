@@ -120,6 +120,8 @@ CASES = {
     ],
     "18": [
         "The answer is 17. No wait, it is 18.",
+        "The answer is 18. There is no wait at 3 of them.",
+        "The answer is 18. No wait is needed at the 3 doors.",
         "The answer is 17, no wait, 18",
         "The answer is 17. Wait, no, it should be 18.",
         "The answer is:\n> 18\n",
@@ -162,3 +164,7 @@ def test_words_and_units(answer: str, texts: list[str]) -> None:
     assert {text: parse_answer(text).text or "none" for text in texts} == dict.fromkeys(
         texts, answer
     )
+
+
+def test_an_answer_that_is_being_taken_back_when_the_limit_is_reached() -> None:
+    assert parse_answer("The answer is 17. No wait, it", truncated=True).status == "truncated"
