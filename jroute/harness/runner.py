@@ -6,10 +6,12 @@ import json
 import os
 import platform
 import shutil
+import sysconfig
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +39,7 @@ from jroute.utils.keys import stored
 from jroute.utils.temporary import temporary_folder
 
 _PACKAGE = Path(jroute.__file__).parent
+_LIBRARIES = [Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib")]
 
 
 @dataclass(frozen=True)
@@ -241,16 +244,34 @@ def task_errors(suite: Suite, model: JaxLM) -> Iterator[None]:
     except UserError:
         raise
     except FOREIGN_ERRORS as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        if Path(frames[-1].filename).is_relative_to(_PACKAGE):
+        place = _foreign_place(error)
+        if not place:
             raise
         doing = "scored" if model.records else "asked"
-        place = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}"
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(
             f"{', '.join(suite.leaves):.200} cannot be {doing}: {reason} ({place}); mend the task, "
             "or leave it out"
         ) from error
+
+
+def _foreign_place(error: BaseException) -> str:
+    """Return the file and line that raised, or "" if jroute itself did.
+
+    Of the frames below jroute's own, the last one outside installed libraries is named: a task's
+    code rather than the library that it called.
+    """
+    frames = list(reversed(traceback.extract_tb(error.__traceback__)))
+    foreign = list(takewhile(lambda frame: not _is_under(frame.filename, [_PACKAGE]), frames))
+    if not foreign:
+        return ""
+    own = [frame for frame in foreign if not _is_under(frame.filename, _LIBRARIES)]
+    frame = (own or foreign)[0]
+    return f"{Path(frame.filename).name}, line {frame.lineno}"
+
+
+def _is_under(filename: str, folders: Sequence[Path]) -> bool:
+    return any(Path(filename).is_relative_to(folder) for folder in folders)
 
 
 def suite_config(suite: Suite, model: JaxLM, source: Path, output_path: Path) -> EvaluatorConfig:

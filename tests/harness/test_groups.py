@@ -208,6 +208,18 @@ def test_code_of_a_task_that_ends_the_process_is_an_error(
     assert ("the 2 answers so far are kept in" in error) == ("scored" in message)
 
 
+def test_the_place_named_is_the_tasks_own_even_below_a_library(
+    user, tiny_directory, capsys
+) -> None:
+    code = "import json\ndef scores(doc, results):\n    return json.loads('broken')\n"
+    (user / "tasks" / "own.py").write_text(code)
+    text = TASK.format(name="a", data="a.jsonl") + "process_results: !function own.scores\n"
+    (user / "tasks" / "a.yaml").write_text(text)
+    assert evaluate(tiny_directory, "t_a") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "cannot be scored: JSONDecodeError: " in error and "(own.py, line 3)" in error
+
+
 def test_a_group_within_itself_is_refused_at_once(
     user, tiny_directory, capsys, monkeypatch
 ) -> None:
