@@ -40,7 +40,7 @@ def _mutated_texts(
 def _mutated_files(
     lab: Lab, worker: Worker, folder: Path, rng: random.Random, scale: float
 ) -> Iterator[Trial]:
-    day = lab.folder / "end"
+    day = lab.end
     samples = sorted((day / "run" / "lm_eval" / "rl").glob("samples_*"))[0]
     every = [
         *readers.file_readers(SOURCE, day / "model", day / "run", folder),
@@ -64,7 +64,7 @@ PARTS: dict[str, Part] = {
         lab, worker, folder, rng, round(50 * scale)
     ),
     "flipped bits": lambda lab, worker, folder, rng, scale: flips.flips(
-        lab.folder / "end", folder, rng, round(200 * scale)
+        lab.end, folder, rng, round(200 * scale)
     ),
     "broken inputs": lambda lab, worker, folder, rng, scale: broken.broken_inputs(
         lab, worker, folder, rng, None if scale >= 1 else round(len(list(broken.inputs())) * scale)

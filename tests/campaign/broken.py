@@ -211,7 +211,7 @@ def broken_inputs(
 def prepare(lab: Lab, day: Path) -> None:
     """Make a folder with everything that the commands read, all of it sound."""
     shutil.rmtree(day, ignore_errors=True)
-    shutil.copytree(lab.folder / "end", day)
+    shutil.copytree(lab.end, day)
     shutil.copytree(ROOT / "jroute/assets/tiny-gated", day / "source")
     (day / "data").mkdir()
     for split, count in (("train", 40), ("test", 16)):

@@ -114,8 +114,12 @@ class Lab:
 
     def after(self, step: Step) -> Path:
         """Return the state after a command."""
-        i = self.steps.index(step)
-        return self.before(self.steps[i + 1]) if i + 1 < len(self.steps) else self.folder / "end"
+        return self.folder / f"after-{step.name}"
+
+    @property
+    def end(self) -> Path:
+        """The state after the last command."""
+        return self.after(self.steps[-1])
 
     def copy_before(self, step: Step, folder: Path) -> Path:
         """Copy the state before a command to a new folder."""
@@ -142,8 +146,10 @@ def live_through(worker: Worker, folder: Path, names: tuple[str, ...] | None = N
                 raise RuntimeError(f"{step.name} ended with {ended.status}: {ended.stderr[-2000:]}")
             lab.seconds[step.name] = ended.seconds
             lab.megabytes = max(lab.megabytes, ended.megabytes)
-    (folder / "first").rename(folder / "end")
-    one, two = meaning(folder / "end"), meaning(second)
+            if day != second:
+                shutil.copytree(day, lab.after(step))
+    shutil.rmtree(folder / "first")
+    one, two = meaning(lab.end), meaning(second)
     lab.volatile = {place for place in one.keys() & two.keys() if not equal(one[place], two[place])}
     shutil.rmtree(second)
     return lab
