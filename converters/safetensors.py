@@ -12,6 +12,8 @@ from pydantic import ConfigDict, Field, NonNegativeInt, StringConstraints
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from converters.names import canonical
+from converters.rules import HEAD
 from jroute.utils.errors import UserError
 from jroute.utils.files import atomic_write
 from jroute.utils.json_files import Record, parse_json, read_json
@@ -19,6 +21,7 @@ from jroute.utils.json_files import Record, parse_json, read_json
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES: Mapping[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -28,7 +31,10 @@ DTYPES: Mapping[str, np.dtype] = {
 MAX_HEADER_BYTES = 100 * 10**6
 """Size of the largest header, a limit of safetensors itself."""
 
-FileName = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^/\x00]+$")]
+FileName = Annotated[
+    str, StringConstraints(min_length=1, max_length=255, pattern=r"^(\./)?[^/\x00]+$")
+]
+"""A file of the folder itself."""
 
 
 class Index(Record):
@@ -76,11 +82,12 @@ class Tensor:
 
 
 class Checkpoint:
-    """The tensors of one folder: ``model.safetensors``, or shards and their index.
+    """The weights of one folder: ``model.safetensors``, or shards and their index.
 
     Attributes:
         directory: The folder.
-        tensors: What the headers of all its weight files say, by tensor name.
+        tensors: What the headers of all its weight files say, by canonical name
+            (``converters.names``).
     """
 
     def __init__(self, directory: Path):
@@ -97,7 +104,10 @@ class Checkpoint:
         self._mapped: dict[Path, mmap.mmap] = {}
         files, index = _weight_files(directory)
         for file in files:
-            for name, tensor in _open(file).items():
+            for stored_name, tensor in _open(file).items():
+                name = canonical(stored_name)
+                if name is None:
+                    continue
                 if name in self.tensors:
                     raise UserError(
                         f"tensor {name:.200} is stored twice, in {self.tensors[name].file} "
@@ -105,6 +115,8 @@ class Checkpoint:
                     )
                 self.tensors[name] = tensor
         for name, shard in index.items():
+            if name == HEAD and name not in self.tensors:
+                continue  # some releases list the output layer, though it is tied and not stored
             if name not in self.tensors or self.tensors[name].file.name != shard:
                 raise UserError(
                     f"{directory / INDEX} says that {shard} holds {name:.200}, but it does not; "
@@ -131,7 +143,9 @@ def _weight_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
         raise UserError(
             f"{directory} holds neither {WEIGHTS} nor {INDEX}; {why}download the safetensors files"
         )
-    index = read_json(directory / INDEX, Index, "download it again").weight_map
+    listed = read_json(directory / INDEX, Index, "download it again").weight_map
+    names = {name: canonical(name) for name in listed}
+    index = {name: listed[old].removeprefix("./") for old, name in names.items() if name}
     files = [directory / shard for shard in sorted(set(index.values()))]
     for file in files:
         if not file.is_file():

@@ -26,7 +26,7 @@ from jroute.generate.sampling import Logprobs
 from jroute.generate.scoring import score_pairs
 from jroute.generate.shapes import check_context, check_divisible
 from jroute.generate.stopping import end_tokens
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.model.decoder import ForwardOptions, forward, unembed
 from jroute.model.params import Params, abstract_params, logical_axes
 from jroute.routing.config import RoutingConfig
@@ -51,7 +51,7 @@ def _logits(
     routing: Routing | None,
     gate: Float[Array, "batch layers"] | None,
     *,
-    config: Qwen3Config,
+    config: DecoderConfig,
     metrics: bool,
 ) -> tuple[Float[Array, "batch seq vocab"], StreamMetrics | None]:
     out = forward(
@@ -67,7 +67,7 @@ def _logits(
 
 
 class LanguageModel:
-    """A frozen Qwen3 with gated streams.
+    """A frozen decoder with gated streams.
 
     Attributes:
         params: Parameters, never changed.
@@ -83,7 +83,7 @@ class LanguageModel:
     def __init__(
         self,
         params: Params,
-        config: Qwen3Config,
+        config: DecoderConfig,
         tokenizer: PreTrainedTokenizerFast,
         routing: RoutingConfig,
         *,
@@ -363,7 +363,7 @@ def load(
         check_kind(mesh, MeshConfig, "mesh")
     if dtype not in ("", "float32", "bfloat16"):
         raise UserError(f"dtype is {dtype!r}; give float32, bfloat16, or nothing to keep it")
-    config = Qwen3Config(**read_manifest(directory)["config"])
+    config = DecoderConfig.restore(read_manifest(directory)["config"])
     devices = placed = None
     if (mesh is not None and mesh != MeshConfig()) or jax.process_count() > 1:
         devices = (mesh or MeshConfig()).make()

@@ -30,14 +30,15 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from tqdm import trange
 from transformers import PreTrainedTokenizerFast
 
-from converters.qwen3 import from_hf, write_hf
+from converters.hf_config import read_config
+from converters.mapping import from_hf, write_hf
 from jroute.checkpoint.export import new_folder
 from jroute.controller.features import FeatureConfig, Featurizer, raw_features
 from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Decoding
 from jroute.generate.engine import Engine
 from jroute.generate.requests import FrozenModel, Request
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.model.decoder import forward, unembed
 from jroute.model.params import init_params
 from jroute.routing.config import RoutingConfig
@@ -131,7 +132,7 @@ def loss(params, config, routing, tokens, prompt_lengths, gates):
 
 
 def pretrain(
-    config: Qwen3Config, routing: Routing | None, tokenizer, *, seed: int, steps: int, batch: int
+    config: DecoderConfig, routing: Routing | None, tokenizer, *, seed: int, steps: int, batch: int
 ):
     """Train from scratch; return the parameters and the loss of every step."""
     drawn = pretraining_problems(steps * batch, seed)
@@ -163,13 +164,13 @@ def pretrain(
     return params, losses
 
 
-def export(directory: Path, params, config: Qwen3Config, tokenizer) -> None:
+def export(directory: Path, params, config: DecoderConfig, tokenizer) -> None:
     """Write the model in Hugging Face layout, with its routing; nothing else is replaced."""
     with new_folder(directory, sum(p.nbytes for p in jax.tree.leaves(params)) + 2**24) as partial:
         _write(partial, params, config, tokenizer)
 
 
-def _write(directory: Path, params, config: Qwen3Config, tokenizer) -> None:
+def _write(directory: Path, params, config: DecoderConfig, tokenizer) -> None:
     ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>")]
     write_hf(directory, params, config, {"eos_token_id": ends[0], "pad_token_id": ends[1]})
     tokenizer.save_pretrained(directory)
@@ -193,7 +194,7 @@ def probe(x: dict[str, np.ndarray], y: dict[str, np.ndarray]) -> float:
     return float(model.fit(x["train"], y["train"]).score(x["test"], y["test"]))
 
 
-def measure(params, config: Qwen3Config, routing: Routing, tokenizer) -> dict:
+def measure(params, config: DecoderConfig, routing: Routing, tokenizer) -> dict:
     """Measure the gates on held-out problems, before any controller is trained."""
     drawn = {split: problems(split, 1000) for split in ("train", "test")}
     prompts = {
@@ -273,12 +274,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     routing_config = load_config(RoutingConfig, routing_file("histories"))
     if args.measure_only:
         tokenizer = load_tokenizer(args.out)
-        config = Qwen3Config.read(args.out / "config.json")
+        config = read_config(args.out / "config.json")
         params = from_hf(load_file(args.out / "model.safetensors"), config)
         routing = Routing.create(routing_config, config.num_hidden_layers)
     else:
         tokenizer = train_tokenizer(tokenizer_corpus())
-        config = Qwen3Config(
+        config = DecoderConfig(
             vocab_size=len(tokenizer),
             hidden_size=96,
             intermediate_size=192,

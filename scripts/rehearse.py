@@ -45,7 +45,7 @@ def steps(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, list[
     lm_eval = ["scripts/lm_eval_jax.py", "--run", str(out / "run"), "--limit", few]
     return {
         "random weights": [
-            *("scripts/random_qwen3.py", "--like", str(args.like), "--out", source),
+            *("scripts/random_model.py", "--like", str(args.like), "--out", source),
             *("--shard-bytes", str(5 * 10**8)),
             *(*tokenizer, *chatml),
         ],
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, required=True, help="the experiment")
     parser.add_argument("--like", type=Path, required=True, help="folder with a config.json")
     parser.add_argument("--tokenizer", type=Path, help="folder with a tokenizer, if not there")
-    parser.add_argument("--plain-chatml", action="store_true", help="as random_qwen3.py has it")
+    parser.add_argument("--plain-chatml", action="store_true", help="as random_model.py has it")
     parser.add_argument("--data", type=Path, help="folder with gsm8k/ (default: from the hub)")
     parser.add_argument("--problems", type=int, default=4, help="problems of a split (default: 4)")
     parser.add_argument(

@@ -7,7 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from converters import qwen3
+from converters import mapping
+from converters.hf_config import read_config
 from converters.hub import fetch
 from converters.safetensors import Checkpoint
 from jroute.checkpoint import staging
@@ -22,7 +23,9 @@ from jroute.checkpoint.manifest import read_manifest
 from jroute.checkpoint.replacing import convert_again, looks_like_a_model, refuse_to_replace
 from jroute.checkpoint.stored_tensors import StoredTensors
 from jroute.checkpoint.writer import ModelWriter
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
+from jroute.utils.errors import UserError
+from jroute.utils.json_files import Record, read_json
 from jroute.utils.keys import stored
 
 Dtype = Literal["float32", "bfloat16"]
@@ -52,8 +55,27 @@ class Source(NamedTuple):
     """A checkpoint that can be converted, with its config and the type to convert it to."""
 
     checkpoint: Checkpoint
-    config: Qwen3Config
+    config: DecoderConfig
     dtype: np.dtype
+
+
+class Adapter(Record):
+    """What ``adapter_config.json`` says about the model that an adapter changes."""
+
+    base_model_name_or_path: str | None = None
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raise a ``UserError`` if a folder holds an adapter, whose changes would be left out."""
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return
+    base = read_json(file, Adapter, "merge the adapter into its model").base_model_name_or_path
+    raise UserError(
+        f"{folder} holds a LoRA adapter{f' of {base:.200}' if base else ''} ({file.name}), not a "
+        "model of its own; merge it into its model first (peft's merge_and_unload), and convert "
+        "the merged model"
+    )
 
 
 def open_source(folder: Path, dtype: Dtype | None = None) -> Source:
@@ -66,13 +88,14 @@ def open_source(folder: Path, dtype: Dtype | None = None) -> Source:
     Raises:
         UserError: It is incomplete, damaged, or not a model that jroute can run.
     """
-    config = Qwen3Config.read(folder / "config.json")
+    refuse_adapter(folder)
+    config = read_config(folder / "config.json")
     checkpoint = Checkpoint(folder)
-    qwen3.check(checkpoint, config)
+    mapping.check(checkpoint, config)
     return Source(
         checkpoint,
         config,
-        qwen3.stored_dtype(checkpoint, config) if dtype is None else np.dtype(dtype),
+        mapping.stored_dtype(checkpoint, config) if dtype is None else np.dtype(dtype),
     )
 
 
@@ -100,7 +123,7 @@ def convert(
     """
     folder, commit = fetch(source, revision)
     opened = open_source(folder, dtype)
-    qwen3.check_repeated_head(opened.checkpoint, opened.config)
+    mapping.check_repeated_head(opened.checkpoint, opened.config)
     out = staging.destination(out)
     staging.recover(out)
     if not overwrite and looks_like_a_model(out):
@@ -118,7 +141,7 @@ def convert(
         progress=progress,
     )
     with writer:
-        for path in qwen3.layout(opened.config):
+        for path in mapping.layout(opened.config):
             writer.add(path, opened.checkpoint.read)
     return Conversion(writer.manifest, written=True, folder=folder)
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from converters import qwen3
+from converters import mapping
 from converters.hub import fetch
 from jroute.checkpoint import arrays
 from jroute.checkpoint.companions import companions, has_tokenizer
@@ -109,7 +109,7 @@ def plan_conversion(
 
 def _planned_arrays(source: Source) -> list[PlannedArray]:
     planned, itemsize = [], source.dtype.itemsize
-    for path, entry in qwen3.layout(source.config).items():
+    for path, entry in mapping.layout(source.config).items():
         tiling = arrays.tiling(entry.shape, entry.axes, itemsize)
         planned.append(
             PlannedArray(

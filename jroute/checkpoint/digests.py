@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from jax.typing import DTypeLike
 
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.utils.keys import stored
 
 _VALUES_AT_ONCE = 2**22
@@ -30,7 +30,7 @@ def digest(tensor: np.ndarray, dtype: DTypeLike | None = None) -> str:
     return sha.hexdigest()
 
 
-def fingerprint(config: Qwen3Config, dtype: DTypeLike, digests: Mapping[str, str]) -> str:
+def fingerprint(config: DecoderConfig, dtype: DTypeLike, digests: Mapping[str, str]) -> str:
     """Return one name for a model: a SHA-256 of its config, storage type and weights.
 
     Args:

@@ -10,15 +10,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints
 
-from converters import qwen3
+from converters import mapping
 from jroute.checkpoint import staging
 from jroute.checkpoint.companions import COMPANIONS, sha256
 from jroute.checkpoint.digests import fingerprint
 from jroute.checkpoint.replacing import MANIFEST, Digest, convert_again, looks_like_a_model
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.utils.errors import UserError
 from jroute.utils.json_files import Record, check, read_json
-from jroute.utils.keys import restored
 
 FORMAT = 3
 """Format of new model directories. 3: the arrays have checksums, and so has the manifest."""
@@ -174,10 +173,10 @@ def _digest_defect(content: Mapping[str, Any]) -> str | None:
 
 def _fingerprint_defect(content: Mapping[str, Any]) -> str | None:
     try:
-        config = Qwen3Config(**restored(Qwen3Config, content["config"]))
+        config = DecoderConfig.restore(content["config"])
     except (TypeError, UserError) as error:
         return f"the config in {MANIFEST} is impossible ({error})"
-    names = [name for entry in qwen3.layout(config).values() for name in entry.names]
+    names = [name for entry in mapping.layout(config).values() for name in entry.names]
     expected = fingerprint(config, content["dtype"], content["tensors"])
     if sorted(names) != sorted(content["tensors"]) or expected != content["fingerprint"]:
         return f"the fingerprint in {MANIFEST} does not follow from its config, dtype and tensors"

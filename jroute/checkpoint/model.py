@@ -18,14 +18,13 @@ import jax.numpy as jnp
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
-from converters import qwen3
+from converters import mapping
 from jroute.checkpoint import arrays
 from jroute.checkpoint.companions import check_companions
 from jroute.checkpoint.manifest import read_manifest
 from jroute.checkpoint.replacing import convert_again
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.utils.errors import UserError
-from jroute.utils.keys import restored
 from jroute.utils.trees import flatten, unflatten
 
 
@@ -34,7 +33,7 @@ def load_model(
     *,
     dtype: DTypeLike | None = None,
     shardings: Sharding | Mapping[str, Any] | None = None,
-) -> tuple[dict[str, Any], Qwen3Config]:
+) -> tuple[dict[str, Any], DecoderConfig]:
     """Read a model directory.
 
     Args:
@@ -53,9 +52,9 @@ def load_model(
     directory = Path(directory).absolute()
     manifest = read_manifest(directory)
     check_companions(directory, manifest["companions"], convert_again(directory))
-    config = Qwen3Config(**restored(Qwen3Config, manifest["config"]))
+    config = DecoderConfig.restore(manifest["config"])
     target = None if dtype is None else jnp.dtype(dtype)
-    entries = qwen3.layout(config)
+    entries = mapping.layout(config)
     placed: Mapping[str, Sharding | None]
     if shardings is None or isinstance(shardings, Sharding):
         placed = dict.fromkeys(entries, shardings)

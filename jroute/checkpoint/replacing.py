@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from converters.qwen3 import TABLE
+from converters.rules import TABLES
 from converters.safetensors import INDEX
 from jroute.checkpoint.companions import COMPANIONS
 from jroute.utils.errors import UserError
@@ -22,7 +22,7 @@ MANIFEST = "manifest.json"
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
-_ARRAYS = {rule.path.replace("/", ".") for rule in TABLE}
+_ARRAYS = {rule.path.replace("/", ".") for table in TABLES.values() for rule in table}
 _OF_A_MODEL = re.compile(
     rf"(?:{'|'.join(map(re.escape, (MANIFEST, *COMPANIONS)))})|\..+\.\d+(-\d+-\d+)?\.tmp|params"
 )

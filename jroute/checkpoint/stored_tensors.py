@@ -5,15 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from converters import qwen3
+from converters import mapping
 from jroute.checkpoint.arrays import open_array
 from jroute.checkpoint.digests import digest
 from jroute.checkpoint.manifest import read_manifest
 from jroute.checkpoint.model import damage
 from jroute.checkpoint.replacing import convert_again
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.utils.errors import UserError
-from jroute.utils.keys import restored
 
 
 class StoredTensors:
@@ -34,7 +33,7 @@ class StoredTensors:
         self._directory = Path(directory).absolute()
         self.manifest = read_manifest(self._directory, earlier=True)
         self.dtype = np.dtype(self.manifest["dtype"])
-        entries = qwen3.layout(Qwen3Config(**restored(Qwen3Config, self.manifest["config"])))
+        entries = mapping.layout(DecoderConfig.restore(self.manifest["config"]))
         self._places = {
             name: (path, entry, layer)
             for path, entry in entries.items()
@@ -63,7 +62,7 @@ class StoredTensors:
                 self._open[path] = open_array(self._directory / "params", path)
             stored = self._open[path]
             inner = (stored[layer] if entry.stacked else stored).read().result()
-        tensor = qwen3.take(entry, inner)
+        tensor = mapping.take(entry, inner)
         if digest(tensor) != self.manifest["tensors"][name]:
             raise UserError(
                 f"{self._directory} is damaged: {name} is not what was converted; "

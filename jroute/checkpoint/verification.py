@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from converters.hub import fetch
+from converters.names import WRAPPERS
 from converters.safetensors import Checkpoint
 from jroute.checkpoint.companions import has_tokenizer
 from jroute.checkpoint.conversion import Conversion, open_source
@@ -18,8 +19,9 @@ from jroute.checkpoint.manifest import read_manifest
 from jroute.checkpoint.model import load_model
 from jroute.checkpoint.replacing import convert_again
 from jroute.checkpoint.stored_tensors import StoredTensors
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.model.decoder import forward, unembed
+from jroute.model.families import Family
 from jroute.model.params import Params
 from jroute.tasks.tokenizer import load_tokenizer
 from jroute.utils.errors import UserError
@@ -143,8 +145,9 @@ def compare_logits(source: Path, directory: Path, prompts: Sequence[str]) -> Log
     """
     manifest = read_manifest(directory)
     dtype = manifest["dtype"]
-    rows = encode_prompts(directory, prompts, manifest["config"]["max_position_embeddings"])
-    expected = _torch_logits(source, rows, dtype)
+    shape = DecoderConfig.restore(manifest["config"])
+    rows = encode_prompts(directory, prompts, shape.max_position_embeddings)
+    expected = _torch_logits(source, shape.architecture, rows, dtype)
     params, config = load_model(directory)
     width = max(map(len, rows))
     error, largest, agreed = 0.0, 0.0, 0
@@ -263,7 +266,7 @@ def refuse_large_error(verification: Verification, out: Path) -> None:
 
 def _logits_of(
     params: Params,
-    config: Qwen3Config,
+    config: DecoderConfig,
     tokens: Int[Array, "batch seq"],
     positions: Int[Array, "batch seq"],
 ) -> Float[Array, "batch seq vocab"]:
@@ -277,16 +280,21 @@ _FRUGAL = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
 _logits = jax.jit(_logits_of, static_argnums=1, compiler_options=_FRUGAL)
 
 
-def _torch_logits(source: Path, rows: Sequence[Sequence[int]], dtype: str) -> list[np.ndarray]:
+def _torch_logits(
+    source: Path, family: Family, rows: Sequence[Sequence[int]], dtype: str
+) -> list[np.ndarray]:
     import torch  # only this function needs it, and it may not be installed
-    from transformers import Qwen3ForCausalLM
+    import transformers
     from transformers.utils import logging
 
     bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model = Qwen3ForCausalLM.from_pretrained(
-            str(source), dtype=getattr(torch, dtype), local_files_only=True
+        model = getattr(transformers, family.transformers_class).from_pretrained(
+            str(source),
+            dtype=getattr(torch, dtype),
+            key_mapping={WRAPPERS: ""},
+            local_files_only=True,
         )
     finally:
         if bar:

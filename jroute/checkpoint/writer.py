@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from jax.typing import DTypeLike
 
-from converters import qwen3
+from converters import mapping
+from converters.hf_config import config_to_hf
 from jroute.checkpoint import arrays, staging
 from jroute.checkpoint.companions import companion_digests, companions
 from jroute.checkpoint.digests import digest, fingerprint
 from jroute.checkpoint.manifest import FORMAT, manifest_digest, metadata_digests
 from jroute.checkpoint.replacing import MANIFEST, refuse_to_replace
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.utils.disk import disk_errors
 from jroute.utils.errors import UserError
 from jroute.utils.files import sync, sync_tree, write_json
@@ -51,7 +52,7 @@ class ModelWriter:
     def __init__(
         self,
         directory: str | os.PathLike[str],
-        config: Qwen3Config,
+        config: DecoderConfig,
         dtype: DTypeLike,
         *,
         source: Mapping[str, Any] | None = None,
@@ -81,7 +82,7 @@ class ModelWriter:
         self._files = list(source_files)
         self._overwrite = overwrite
         self._progress = progress
-        self._entries = qwen3.layout(config)
+        self._entries = mapping.layout(config)
         self._bytes = weight_bytes(config, self._dtype)
         self._done = 0
         self._digests: dict[str, str] = {}
@@ -131,7 +132,7 @@ class ModelWriter:
                 shape = tuple(one.stop - one.start for one in part)
                 piece = np.empty((len(names), *shape), self._dtype)
                 for i, tensor in enumerate(tensors):
-                    qwen3.place(entry, tensor, piece[i], part[0].start)
+                    mapping.place(entry, tensor, piece[i], part[0].start)
                 where, value = (blocks + part, piece) if entry.stacked else (part, piece[0])
                 written = store[where].write(value, can_reference_source_data_indefinitely=True)
                 with self._disk_errors():
@@ -156,7 +157,7 @@ class ModelWriter:
         finally:
             self._staging.discard()
 
-    def _checked(self, entry: qwen3.Entry, name: str, tensor: np.ndarray) -> np.ndarray:
+    def _checked(self, entry: mapping.Entry, name: str, tensor: np.ndarray) -> np.ndarray:
         if tensor.shape != entry.hf_shape:
             raise ValueError(
                 f"{name} has shape {tensor.shape}, its config implies {entry.hf_shape}"
@@ -179,7 +180,7 @@ class ModelWriter:
         for file in self._files:
             shutil.copyfile(file, partial / file.name)
         if not (partial / "config.json").exists():
-            write_json(partial / "config.json", self.config.to_hf())
+            write_json(partial / "config.json", config_to_hf(self.config))
         files = sorted(file for file in self._params.rglob("*") if file.is_file())
         stored_files = {file.relative_to(partial).as_posix(): file.stat().st_size for file in files}
         content = {
@@ -206,7 +207,7 @@ class ModelWriter:
 def save_model(
     directory: str | os.PathLike[str],
     params: Mapping[str, Any],
-    config: Qwen3Config,
+    config: DecoderConfig,
     source_files: Sequence[Path] = (),
     *,
     source: Mapping[str, Any] | None = None,
@@ -237,30 +238,30 @@ def save_model(
         source_files=source_files,
         overwrite=overwrite,
     )
-    entries = qwen3.layout(config)
+    entries = mapping.layout(config)
     with writer:
         for path, leaf in sorted(leaves.items()):
             entry, value = entries[path], np.asarray(leaf)
             if value.shape != entry.shape:
                 raise ValueError(f"{path} has shape {value.shape}, not {entry.shape}")
             blocks = dict(zip(entry.names, value if entry.stacked else [value], strict=True))
-            writer.add(path, lambda name, e=entry, b=blocks: qwen3.take(e, b[name]))
+            writer.add(path, lambda name, e=entry, b=blocks: mapping.take(e, b[name]))
     return writer.manifest
 
 
-def weight_bytes(config: Qwen3Config, dtype: DTypeLike) -> int:
+def weight_bytes(config: DecoderConfig, dtype: DTypeLike) -> int:
     """Return the bytes of all parameters."""
-    values = sum(math.prod(entry.shape) for entry in qwen3.layout(config).values())
+    values = sum(math.prod(entry.shape) for entry in mapping.layout(config).values())
     return values * np.dtype(dtype).itemsize
 
 
-def disk_bytes(config: Qwen3Config, dtype: DTypeLike, files: Sequence[Path] = ()) -> int:
+def disk_bytes(config: DecoderConfig, dtype: DTypeLike, files: Sequence[Path] = ()) -> int:
     """Return the bytes that a model directory takes, with ``files`` beside the weights."""
     itemsize = np.dtype(dtype).itemsize
     return (
         sum(
             arrays.disk_usage(e.shape, arrays.tiling(e.shape, e.axes, itemsize), itemsize).nbytes
-            for e in qwen3.layout(config).values()
+            for e in mapping.layout(config).values()
         )
         + sum(file.stat().st_size for file in files)
         + _SMALL_FILES

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from jroute.distributed.mesh import fetch, place, replicate
 from jroute.generate.finite import not_finite
 from jroute.generate.shapes import bucket, check_context, pad_rows
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.model.decoder import ForwardOptions, forward, unembed
 from jroute.model.params import Params
 from jroute.routing.mixing import Routing
@@ -99,7 +99,7 @@ def _read(
     lengths: Int[Array, " batch"],
     routing: Routing | None,
     *,
-    config: Qwen3Config,
+    config: DecoderConfig,
     blocks: tuple[int, ...],
 ) -> tuple[Float[Array, "batch scalars"], Float[Array, "batch hidden"]]:
     columns = jnp.arange(tokens.shape[1])[None]
@@ -143,7 +143,7 @@ def _read(
 
 def raw_features(
     params: Params,
-    config: Qwen3Config,
+    config: DecoderConfig,
     prompts: Sequence[Sequence[int]],
     features: FeatureConfig,
     *,
@@ -221,7 +221,7 @@ def _change(
     routing: Routing,
     gate: Float[Array, "batch layers"],
     *,
-    config: Qwen3Config,
+    config: DecoderConfig,
 ) -> Float[Array, " batch"]:
     columns = jnp.arange(tokens.shape[1])[None]
     positions = jnp.where(columns < lengths[:, None], columns, -1)
@@ -243,7 +243,7 @@ def _change(
 
 def trunk_change(
     params: Params,
-    config: Qwen3Config,
+    config: DecoderConfig,
     prompts: Sequence[Sequence[int]],
     routing: Routing,
     gates: Float[np.ndarray, "prompts layers"],

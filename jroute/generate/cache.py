@@ -21,7 +21,7 @@ from jaxtyping import Array, Int, Shaped
 
 from jroute.distributed.mesh import constrain
 from jroute.model.attention import CACHED_KEY_AXES, CACHED_VALUE_AXES, KeyValue, to_cache_layout
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 
 Cache = KeyValue | tuple[KeyValue, ...]
 """Keys and values of all layers: stacked, to scan over, or one pair per layer."""
@@ -56,7 +56,7 @@ def capacity(cache: Cache) -> int:
 
 
 def allocate(
-    config: Qwen3Config, slots: int, length: int, dtype: Any, *, stacked: bool = False
+    config: DecoderConfig, slots: int, length: int, dtype: Any, *, stacked: bool = False
 ) -> Cache:
     """Allocate an empty cache with room for ``length`` positions."""
     layers, heads = config.num_hidden_layers, config.num_key_value_heads

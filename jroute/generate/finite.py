@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jroute.distributed.mesh import fetch, num_replicas, place, replicate
 from jroute.generate.shapes import bucket, pad_rows
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.model.decoder import BlockTrace, ForwardOptions, forward, unembed
 from jroute.model.params import Params
 from jroute.routing.mixing import Routing
@@ -72,7 +72,7 @@ def not_finite(
     what: str,
     row: int,
     params: Params,
-    config: Qwen3Config,
+    config: DecoderConfig,
     tokens: Sequence[int],
     *,
     position: int | None = None,
@@ -111,7 +111,7 @@ def check_tokens(
     finite: Bool[np.ndarray, "batch seq"],
     tokens: Int[np.ndarray, "batch seq"],
     params: Params,
-    config: Qwen3Config,
+    config: DecoderConfig,
     *,
     routing: Routing | None = None,
     gates: Float[np.ndarray, "batch layers"] | None = None,
@@ -149,7 +149,7 @@ def check_tokens(
 
 def first_not_finite(
     params: Params,
-    config: Qwen3Config,
+    config: DecoderConfig,
     tokens: Sequence[int],
     *,
     routing: Routing | None = None,
@@ -204,7 +204,7 @@ def _finite_parts(
     routing: Routing | None,
     gate: Float[Array, "batch layers"] | None,
     *,
-    config: Qwen3Config,
+    config: DecoderConfig,
 ) -> Bool[Array, "parts seq"]:
     """Return which tokens of the first row are finite after every part of the model."""
     columns = jnp.arange(tokens.shape[1])[None]

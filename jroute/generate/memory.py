@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from jroute.distributed.mesh import num_replicas
 from jroute.generate.config import EngineConfig
 from jroute.generate.shapes import BatchPlan
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.model.params import Params
 from jroute.utils.errors import UserError
 
@@ -51,7 +51,7 @@ def plan_batch(
     prompts: Iterable[tuple[int, int, int]],
     engine: EngineConfig,
     params: Params,
-    config: Qwen3Config,
+    config: DecoderConfig,
     *,
     routed_streams: int = 0,
 ) -> tuple[BatchPlan, MemoryEstimate]:
@@ -81,7 +81,7 @@ def plan_batch(
 
 def estimate_memory(
     params: Params,
-    config: Qwen3Config,
+    config: DecoderConfig,
     plan: BatchPlan,
     engine: EngineConfig,
     free: int | None,

@@ -18,7 +18,7 @@ from jroute.generate import cache as caches
 from jroute.generate.cache import Cache
 from jroute.generate.sampling import NOT_FINITE, Choice, Chosen, choose
 from jroute.model.attention import KeyValue
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.model.decoder import forward, unembed
 from jroute.model.params import Params, unstack_blocks
 from jroute.routing.mixing import Routing
@@ -153,7 +153,7 @@ def prefill(
     ends: Int[Array, " ends"],
     routing: Routing | None = None,
     *,
-    config: Qwen3Config,
+    config: DecoderConfig,
     choice: Choice | None = None,
     room: int = 0,
     unroll: bool = True,
@@ -218,7 +218,7 @@ def read_prefix(
     routing: Routing | None,
     gate: Float[Array, "replicas layers"] | None,
     *,
-    config: Qwen3Config,
+    config: DecoderConfig,
 ) -> KeyValue:
     """Compute the keys and values of tokens with which many prompts begin.
 
@@ -237,7 +237,7 @@ def read_prefix(
 
 @partial(jax.jit, static_argnames=("config", "slots", "capacity", "routed", "unroll"))
 def empty(
-    params: Params, *, config: Qwen3Config, slots: int, capacity: int, routed: bool, unroll: bool
+    params: Params, *, config: DecoderConfig, slots: int, capacity: int, routed: bool, unroll: bool
 ) -> DecodeState:
     """Make a state whose slots are all free."""
     dtype = params["embed_tokens"].dtype
@@ -301,7 +301,7 @@ def decode(
     routing: Routing | None = None,
     control: ChunkControl | None = None,
     *,
-    config: Qwen3Config,
+    config: DecoderConfig,
     choice: Choice | None = None,
     chunk: int = 16,
 ) -> tuple[DecodeState, Chunk]:
@@ -353,7 +353,7 @@ def _decode_step(
     state: DecodeState,
     ends: Int[Array, " ends"],
     routing: Routing | None,
-    config: Qwen3Config,
+    config: DecoderConfig,
     choice: Choice,
 ) -> tuple[DecodeState, Columns]:
     """Extend every unfinished row by one token, and return the column of new tokens."""

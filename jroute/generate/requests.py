@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from jroute.generate.decoding import Decoding
 from jroute.generate.shapes import Program
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.model.params import Params
 from jroute.routing.mixing import Routing
 
@@ -27,7 +27,7 @@ class FrozenModel(NamedTuple):
     """
 
     params: Params
-    config: Qwen3Config
+    config: DecoderConfig
     tokenizer: PreTrainedTokenizerFast
     end_token_ids: Sequence[int]
     routing: Routing | None = None

@@ -12,7 +12,7 @@ from jroute.distributed.mesh import fetch, place, replicate
 from jroute.generate.finite import not_finite
 from jroute.generate.requests import FrozenModel
 from jroute.generate.shapes import bucket, pad_rows
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.model.decoder import forward, unembed
 from jroute.model.params import Params
 from jroute.routing.mixing import Routing
@@ -29,7 +29,7 @@ def token_scores(
     routing: Routing | None,
     gate: Float[Array, "batch layers"] | None,
     *,
-    config: Qwen3Config,
+    config: DecoderConfig,
 ) -> tuple[Float[Array, "batch seq"], Bool[Array, "batch seq"]]:
     """Score every token given those before it.
 

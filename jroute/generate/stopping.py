@@ -3,12 +3,21 @@
 import bisect
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import Field
 from transformers import PreTrainedTokenizerFast
 
-from jroute.model.config import GenerationConfig
 from jroute.utils.errors import UserError
-from jroute.utils.json_files import read_json
+from jroute.utils.json_files import Record, read_json
+
+TokenId = Annotated[int, Field(ge=0, lt=2**24)]
+
+
+class GenerationConfig(Record):
+    """What ``generation_config.json`` and ``config.json`` say about the end of a text."""
+
+    eos_token_id: TokenId | Annotated[list[TokenId], Field(min_length=1)] | None = None
 
 
 class Watch:

@@ -1,1 +1,1 @@
-"""The frozen Qwen3 decoder and the streams in it."""
+"""The frozen decoder and the streams in it."""

@@ -1,4 +1,4 @@
-"""The forward pass of a frozen dense Qwen3 decoder, with an optional multi-stream residual.
+"""The forward pass of a frozen dense decoder, with an optional multi-stream residual.
 
 Parameters are one nested dictionary (``jroute.model.params``). With stacked blocks the forward pass
 scans over layers; with unstacked ones, which decode faster, it loops. Both drivers run the same
@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jroute.distributed.mesh import constrain
 from jroute.model.attention import KeyValue, attention_share, causal_mask
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.model.layers import STATE_AXES, rms_norm
 from jroute.model.params import Params, block_graph
 from jroute.model.rope import rope_tables
@@ -225,7 +225,7 @@ def _loop(
 
 def forward(
     params: Params,
-    config: Qwen3Config,
+    config: DecoderConfig,
     tokens: Int[Array, "batch seq"],
     positions: Int[Array, "batch seq"],
     *,
@@ -260,7 +260,7 @@ def forward(
     """
     valid = positions >= 0
     x = constrain(params["embed_tokens"][tokens], STATE_AXES)
-    cos, sin = rope_tables(jnp.maximum(positions, 0), config.head_dim, config.rope_theta, x.dtype)
+    cos, sin = rope_tables(jnp.maximum(positions, 0), config, x.dtype)
     if routing is None or gate is None:
         routing = gate = None
     blocks = params["blocks"]
@@ -293,7 +293,7 @@ def _first_carry(x: Float[Array, "batch seq embed"], routing: Routing | None) ->
 
 
 def unembed(
-    params: Params, config: Qwen3Config, hidden: Float[Array, "*batch embed"]
+    params: Params, config: DecoderConfig, hidden: Float[Array, "*batch embed"]
 ) -> Float[Array, "*batch vocab"]:
     """Return logits in float32; with tied embeddings the token table is the output layer."""
     product = partial(jnp.matmul, preferred_element_type=jnp.float32)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jroute.distributed.mesh import constrain
 from jroute.model.attention import KeyValue, attend, attend_cached, causal_mask, update_cache
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.model.rope import apply_rope
 
 STATE_AXES = ("batch", "seq", "embed")
@@ -39,7 +39,7 @@ def rms_norm(
 
 
 def parameter(
-    config: Qwen3Config, rngs: nnx.Rngs, axes: tuple[str, ...], fan_in: int = 1
+    config: DecoderConfig, rngs: nnx.Rngs, axes: tuple[str, ...], fan_in: int = 1
 ) -> nnx.Param:
     """Declare a parameter once; shape, initial values, and sharding all follow from it.
 
@@ -47,24 +47,33 @@ def parameter(
         config: Sizes of the axes.
         rngs: Source of the initial values.
         axes: Logical axes of the array.
-        fan_in: Number of inputs that are summed; 1 marks the weight of a norm, which starts at 1.
+        fan_in: Number of inputs that are summed; 1 marks the weight of a norm, which starts at 1,
+            and 0 a bias, which starts at 0.
     """
     shape = tuple(config.axis_sizes[axis] for axis in axes)
-    init = nnx.initializers.normal(1 / fan_in**0.5) if fan_in > 1 else nnx.initializers.ones
+    init = nnx.initializers.constant(fan_in)
+    if fan_in > 1:
+        init = nnx.initializers.normal(1 / fan_in**0.5)
     return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
 
 
 class Attention(nnx.Module):
-    """Self-attention with per-head query and key norms before the rotation."""
+    """Self-attention; its family decides whether projections have biases and heads are normed."""
 
-    def __init__(self, config: Qwen3Config, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         embed, out = config.hidden_size, config.num_attention_heads * config.head_dim
         self.q_proj = parameter(config, rngs, ("embed", "heads", "head_dim"), embed)
         self.k_proj = parameter(config, rngs, ("embed", "kv_heads", "head_dim"), embed)
         self.v_proj = parameter(config, rngs, ("embed", "kv_heads", "head_dim"), embed)
         self.o_proj = parameter(config, rngs, ("heads", "head_dim", "embed"), out)
-        self.q_norm = parameter(config, rngs, ("head_dim",))
-        self.k_norm = parameter(config, rngs, ("head_dim",))
+        self.family = config.architecture
+        if self.family.biases:
+            self.q_bias = parameter(config, rngs, ("heads", "head_dim"), 0)
+            self.k_bias = parameter(config, rngs, ("kv_heads", "head_dim"), 0)
+            self.v_bias = parameter(config, rngs, ("kv_heads", "head_dim"), 0)
+        if self.family.head_norms:
+            self.q_norm = parameter(config, rngs, ("head_dim",))
+            self.k_norm = parameter(config, rngs, ("head_dim",))
         self.eps = config.rms_norm_eps
 
     def __call__(
@@ -87,11 +96,8 @@ class Attention(nnx.Module):
         Returns:
             The update, the queries, and the keys and values they attended to.
         """
-        query = constrain(jnp.einsum("bse,ehd->bshd", x, self.q_proj[...]), QUERY_AXES)
-        key = constrain(jnp.einsum("bse,ehd->bshd", x, self.k_proj[...]), KEY_AXES)
-        value = constrain(jnp.einsum("bse,ehd->bshd", x, self.v_proj[...]), KEY_AXES)
-        query = apply_rope(rms_norm(query, self.q_norm[...], self.eps), cos, sin)
-        key = apply_rope(rms_norm(key, self.k_norm[...], self.eps), cos, sin)
+        query, key, value = self._project(x)
+        query, key = apply_rope(query, cos, sin), apply_rope(key, cos, sin)
         if past is None:
             kv = KeyValue(key, value)
             attended = attend(query, key, value, causal_mask(positions, positions))
@@ -103,11 +109,31 @@ class Attention(nnx.Module):
         update = constrain(merged @ self.o_proj[...].reshape(merged.shape[-1], -1), STATE_AXES)
         return update, query, kv
 
+    def _project(
+        self, x: Float[Array, "batch seq embed"]
+    ) -> tuple[
+        Float[Array, "batch seq heads head_dim"],
+        Float[Array, "batch seq kv_heads head_dim"],
+        Float[Array, "batch seq kv_heads head_dim"],
+    ]:
+        """Return queries, keys and values, before the rotation."""
+        query = constrain(jnp.einsum("bse,ehd->bshd", x, self.q_proj[...]), QUERY_AXES)
+        key = constrain(jnp.einsum("bse,ehd->bshd", x, self.k_proj[...]), KEY_AXES)
+        value = constrain(jnp.einsum("bse,ehd->bshd", x, self.v_proj[...]), KEY_AXES)
+        if self.family.biases:
+            query += self.q_bias[...][None, None]
+            key += self.k_bias[...][None, None]
+            value += self.v_bias[...][None, None]
+        if self.family.head_norms:
+            query = rms_norm(query, self.q_norm[...], self.eps)
+            key = rms_norm(key, self.k_norm[...], self.eps)
+        return query, key, value
+
 
 class MLP(nnx.Module):
     """SwiGLU feed-forward network (Shazeer 2020)."""
 
-    def __init__(self, config: Qwen3Config, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.gate_proj = parameter(config, rngs, ("embed", "mlp"), config.hidden_size)
         self.up_proj = parameter(config, rngs, ("embed", "mlp"), config.hidden_size)
         self.down_proj = parameter(config, rngs, ("mlp", "embed"), config.intermediate_size)
@@ -122,7 +148,7 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """One pre-norm decoder block."""
 
-    def __init__(self, config: Qwen3Config, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.input_norm = parameter(config, rngs, ("embed",))
         self.attention = Attention(config, rngs)
         self.post_attention_norm = parameter(config, rngs, ("embed",))

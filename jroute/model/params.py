@@ -12,17 +12,17 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.model.layers import Block, parameter
 from jroute.utils.trees import nest
 
 Params = Mapping[str, Any]
 
 
-class Qwen3(nnx.Module):
+class Decoder(nnx.Module):
     """All parameters of the decoder; ``blocks`` are stacked on a leading ``layers`` axis."""
 
-    def __init__(self, config: Qwen3Config, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.embed_tokens = parameter(config, rngs, ("vocab", "embed"), config.hidden_size)
         stacked = nnx.vmap(lambda keys: Block(config, keys), axis_size=config.num_hidden_layers)
         self.blocks = stacked(rngs.split(config.num_hidden_layers))
@@ -32,17 +32,17 @@ class Qwen3(nnx.Module):
 
 
 @cache
-def block_graph(config: Qwen3Config) -> nnx.GraphDef:
+def block_graph(config: DecoderConfig) -> nnx.GraphDef:
     """Return the structure of one block, to be merged with its parameters."""
     return nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))))[0]
 
 
 @cache
-def _abstract_model(config: Qwen3Config) -> nnx.State:
-    return nnx.state(nnx.eval_shape(lambda: Qwen3(config, nnx.Rngs(0))), nnx.Param)
+def _abstract_model(config: DecoderConfig) -> nnx.State:
+    return nnx.state(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0))), nnx.Param)
 
 
-def logical_axes(config: Qwen3Config) -> dict[str, Any]:
+def logical_axes(config: DecoderConfig) -> dict[str, Any]:
     """Return the tree of ``params`` with the logical axis names of every array as a tuple."""
 
     def axes(path: tuple[Any, ...], variable: nnx.Variable) -> tuple[str, ...]:
@@ -53,15 +53,15 @@ def logical_axes(config: Qwen3Config) -> dict[str, Any]:
     return nest({path: axes(path, variable) for path, variable in flat})
 
 
-def abstract_params(config: Qwen3Config, dtype: Any = "float32") -> dict[str, Any]:
+def abstract_params(config: DecoderConfig, dtype: Any = "float32") -> dict[str, Any]:
     """Return the tree of ``params`` as ``jax.ShapeDtypeStruct``; allocates nothing."""
     shapes = nnx.to_pure_dict(_abstract_model(config))
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)
 
 
-def init_params(config: Qwen3Config, key: Array, dtype: Any = "float32") -> dict[str, Any]:
-    """Draw random parameters: projections normal with variance 1 / fan-in, norm weights 1."""
-    state = nnx.state(Qwen3(config, nnx.Rngs(key)), nnx.Param)
+def init_params(config: DecoderConfig, key: Array, dtype: Any = "float32") -> dict[str, Any]:
+    """Draw random parameters: projections with variance 1 / fan-in, norms 1, biases 0."""
+    state = nnx.state(Decoder(config, nnx.Rngs(key)), nnx.Param)
     return jax.tree.map(lambda leaf: leaf.astype(dtype), nnx.to_pure_dict(state))
 
 

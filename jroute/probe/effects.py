@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jroute.distributed.mesh import fetch, place, replicate
 from jroute.generate.finite import check_tokens, finite_tokens, not_finite
 from jroute.generate.shapes import bucket, check_context, pad_rows, positions_of
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.model.decoder import BlockTrace, ForwardOptions, forward, unembed
 from jroute.model.params import Params
 from jroute.routing.composition import closed_form_coefficients, composition
@@ -144,7 +144,7 @@ class _Batch(NamedTuple):
     valid: Bool[np.ndarray, "batch seq"]
 
 
-def _batch(prompts: Sequence[Sequence[int]], config: Qwen3Config) -> _Batch:
+def _batch(prompts: Sequence[Sequence[int]], config: DecoderConfig) -> _Batch:
     if not prompts:
         raise UserError("a probe needs at least one prompt")
     for prompt in prompts:
@@ -167,7 +167,7 @@ def _hidden(
 
 def _compare(
     params: Params,
-    config: Qwen3Config,
+    config: DecoderConfig,
     plain: Float[Array, "batch seq embed"],
     gated: Float[Array, "batch seq embed"],
 ) -> tuple[Float[Array, "batch seq"], Bool[Array, "batch seq"]]:
@@ -187,7 +187,7 @@ def _compare(
 
 @partial(jax.jit, static_argnames=("config",))
 def _finite_logits(
-    params: Params, hidden: Float[Array, "batch seq embed"], *, config: Qwen3Config
+    params: Params, hidden: Float[Array, "batch seq embed"], *, config: DecoderConfig
 ) -> Bool[Array, "batch seq"]:
     """Return which tokens have finite logits, holding those of one column at a time."""
     columns = hidden.swapaxes(0, 1)
@@ -203,7 +203,7 @@ def _diverge(
     routing: Routing,
     gate: Float[Array, "batch layers"],
     *,
-    config: Qwen3Config,
+    config: DecoderConfig,
 ) -> tuple[Float[Array, "batch seq"], Bool[Array, "batch seq"]]:
     out = forward(params, config, tokens, positions, routing=routing, gate=gate)
     return _compare(params, config, plain, out.hidden)
@@ -217,7 +217,7 @@ def _measure(
     routing: Routing,
     gate: Float[Array, "batch layers"],
     *,
-    config: Qwen3Config,
+    config: DecoderConfig,
 ) -> tuple[StreamMetrics, Float[Array, "readers sources"], Array]:
     valid = positions >= 0
     out = forward(
@@ -247,7 +247,7 @@ def _mean(values: Float[Array, "readers batch seq sources"], valid: Bool[Array, 
 
 def divergence(
     params: Params,
-    config: Qwen3Config,
+    config: DecoderConfig,
     routing: Routing,
     prompts: Sequence[Sequence[int]],
     gates: Sequence[float],
@@ -277,7 +277,7 @@ def _divergence(gate: float, kl: np.ndarray, same: np.ndarray, valid: np.ndarray
 
 def probe(
     params: Params,
-    config: Qwen3Config,
+    config: DecoderConfig,
     routing: Routing,
     prompts: Sequence[Sequence[int]],
     gates: Sequence[float],
@@ -338,7 +338,7 @@ def _trunk_rms(
 
 
 def sink_norms(
-    params: Params, config: Qwen3Config, prompts: Sequence[Sequence[int]]
+    params: Params, config: DecoderConfig, prompts: Sequence[Sequence[int]]
 ) -> tuple[Float[np.ndarray, " layers"], Float[np.ndarray, " layers"]]:
     """Return norms for ``routing.sink_norms``: ``SINK_RATIO`` x the median token's in each block.
 

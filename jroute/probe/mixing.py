@@ -33,7 +33,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jroute.distributed.mesh import fetch, place, replicate
 from jroute.generate.finite import first_not_finite, not_finite
 from jroute.generate.shapes import bucket, check_context, pad_rows, positions_of
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.model.decoder import ForwardOptions, forward, unembed
 from jroute.model.params import Params
 from jroute.routing.gate import MAX_GATE
@@ -130,7 +130,7 @@ def loss(
     answers: Bool[Array, "batch seq"],
     gate: Float[Array, "batch layers"],
     *,
-    config: Qwen3Config,
+    config: DecoderConfig,
 ) -> Float[Array, ""]:
     """Return the mean negative log-likelihood of an answer token, in nats, under teacher forcing.
 
@@ -203,7 +203,7 @@ Save = Callable[[MixingProgress], None]
 
 def learn_by_gradient(
     params: Params,
-    config: Qwen3Config,
+    config: DecoderConfig,
     routing: Routing,
     examples: Examples,
     mixing: MixingConfig,
@@ -269,7 +269,7 @@ def learn_by_gradient(
 
 
 def _check_examples(
-    params: Params, config: Qwen3Config, routing: Routing, batch: Examples, rows: Any, gate: float
+    params: Params, config: DecoderConfig, routing: Routing, batch: Examples, rows: Any, gate: float
 ) -> None:
     """Raise a ``NotFiniteError`` for the first example of a batch whose states are not finite."""
     (gates,) = routing.layer_gates(gate, 1)

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from converters import qwen3
+from converters import mapping
 from jroute.checkpoint import read_manifest
 from jroute.checkpoint.conversion import open_source
 from jroute.utils.cli import command, run_command
@@ -53,7 +53,7 @@ def bench(source: Path, work: Path, repeats: int) -> dict[str, Any]:
     opened = open_source(source)
     largest = max(
         math.prod(entry.shape) * opened.dtype.itemsize
-        for entry in qwen3.layout(opened.config).values()
+        for entry in mapping.layout(opened.config).values()
     )
     files = [file for file in source.iterdir() if file.is_file()]
     for file in files:
@@ -110,7 +110,7 @@ def bench(source: Path, work: Path, repeats: int) -> dict[str, Any]:
 
 
 def _make_source(like: Path, source: Path, layers: int | None) -> None:
-    script = Path(__file__).parents[1] / "random_qwen3.py"
+    script = Path(__file__).parents[1] / "random_model.py"
     command = [sys.executable, str(script), "--like", str(like), "--out", str(source)]
     command += ["--layers", str(layers)] if layers else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)

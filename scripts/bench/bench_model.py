@@ -25,12 +25,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from converters.hf_config import read_config
 from jroute.distributed.hlo import collectives, summary
 from jroute.distributed.mesh import MeshConfig, place, replicate
 from jroute.generate import cache as caches
 from jroute.generate.programs import DecodeState, Rows, decode, prefill
 from jroute.generate.scoring import token_scores
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.model.params import unstack_blocks
 from jroute.routing.config import RoutingConfig
 from jroute.routing.mixing import Routing
@@ -60,7 +61,7 @@ class Bench(NamedTuple):
     """The model, its routing, and the sizes of a measurement."""
 
     params: Any
-    config: Qwen3Config
+    config: DecoderConfig
     routing: Routing
     prompt: int
     steps: int
@@ -227,7 +228,7 @@ def _program_figures(program: Any) -> dict[str, Any]:
 
 
 def _step(
-    fixed: Any, config: Qwen3Config, steps: int, params: Any, state: DecodeState
+    fixed: Any, config: DecoderConfig, steps: int, params: Any, state: DecodeState
 ) -> DecodeState:
     return decode(params, state, *fixed, config=config, chunk=steps)[0]
 
@@ -327,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if args.like:
         where = args.like / "config.json"
-        config = Qwen3Config.read(where)
+        config = read_config(where)
     device = jax.devices()[0]
     on_cpu = device.platform == "cpu"
     dtype = args.dtype or ("float32" if on_cpu else "bfloat16")

@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from converters.hf_config import read_config
 from jroute.generate.programs import Rows, decode, prefill
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.model.params import unstack_blocks
 from jroute.routing.config import MAX_STREAMS, RoutingConfig
 from jroute.routing.mixing import Routing
@@ -73,7 +74,7 @@ def compiled_size(program: Any) -> dict[str, Any]:
 
 def measure(
     params: Any,
-    config: Qwen3Config,
+    config: DecoderConfig,
     batch: int,
     prompt: int,
     steps: int,
@@ -132,7 +133,7 @@ def measure(
     return figures
 
 
-def _decode(fixed: Any, config: Qwen3Config, steps: int, params: Any, state: Any) -> Any:
+def _decode(fixed: Any, config: DecoderConfig, steps: int, params: Any, state: Any) -> Any:
     return decode(params, state, *fixed, config=config, chunk=steps)[0]
 
 
@@ -197,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     widths, config = _widths(args.streams), SMALL
     if args.like:
         where = args.like / "config.json"
-        config = Qwen3Config.read(where)
+        config = read_config(where)
     device = jax.devices()[0]
     dtype = "float32" if device.platform == "cpu" else "bfloat16"
     params = random_params(config, dtype, None)

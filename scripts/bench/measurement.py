@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from jroute.distributed.mesh import shardings
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.model.params import abstract_params, logical_axes
 
-SMALL = Qwen3Config(
+SMALL = DecoderConfig(
     vocab_size=32_768,
     hidden_size=512,
     intermediate_size=1536,
@@ -28,7 +28,7 @@ SMALL = Qwen3Config(
 )
 
 
-def random_params(config: Qwen3Config, dtype: str, mesh: jax.sharding.Mesh | None) -> Any:
+def random_params(config: DecoderConfig, dtype: str, mesh: jax.sharding.Mesh | None) -> Any:
     """Return random weights of a trained model's size, each made on its devices."""
     shapes = abstract_params(config, dtype)
     leaves, tree = jax.tree.flatten(shapes)

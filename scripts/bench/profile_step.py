@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from jroute.generate.programs import DecodeState, decode, empty, unstack
 from jroute.model.attention import attend_cached
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.model.decoder import unembed
 from jroute.model.params import Params
 from jroute.utils.cli import command, run_command
@@ -39,7 +39,7 @@ STEPS = 16
 
 
 @partial(jax.jit, static_argnames="config")
-def products(params: Params, x: jax.Array, *, config: Qwen3Config) -> jax.Array:
+def products(params: Params, x: jax.Array, *, config: DecoderConfig) -> jax.Array:
     """Compute every matrix product of ``STEPS`` steps, in the order of the model."""
 
     def flat(weight: jax.Array, inputs: int) -> jax.Array:
@@ -64,7 +64,7 @@ def products(params: Params, x: jax.Array, *, config: Qwen3Config) -> jax.Array:
 
 @partial(jax.jit, static_argnames="config")
 def attention(
-    state: DecodeState, query: jax.Array, positions: jax.Array, *, config: Qwen3Config
+    state: DecodeState, query: jax.Array, positions: jax.Array, *, config: DecoderConfig
 ) -> jax.Array:
     """Attend to a filled cache for ``STEPS`` steps, layer after layer."""
 
@@ -77,7 +77,7 @@ def attention(
 
 
 def sides(
-    params: Params, config: Qwen3Config, rows: int, context: int
+    params: Params, config: DecoderConfig, rows: int, context: int
 ) -> dict[str, Callable[[], Any]]:
     """Return the functions to measure, ready to be called."""
     dtype = params["embed_tokens"].dtype

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from converters import qwen3
+from converters import mapping
 from jroute.checkpoint import arrays, digests, load_model, read_manifest, save_model
 from jroute.checkpoint.conversion import convert
 from jroute.distributed.mesh import AXES, shardings
@@ -43,7 +43,7 @@ WIDE = dataclasses.replace(
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A model directory, and what is in it."""
-    params = qwen3.from_hf(random_tensors(WIDE), WIDE)
+    params = mapping.from_hf(random_tensors(WIDE), WIDE)
     directory = tmp_path_factory.mktemp("wide") / "model"
     save_model(directory, params, WIDE)
     return directory, params
@@ -84,7 +84,7 @@ def test_orbax_reads_it_onto_a_mesh(wide: tuple[Path, dict[str, Any]]) -> None:
 def test_nothing_is_compressed(wide: tuple[Path, dict[str, Any]]) -> None:
     directory, _ = wide
     descriptions = list((directory / "params").glob("*/zarr.json"))
-    assert len(descriptions) == len(qwen3.layout(WIDE))
+    assert len(descriptions) == len(mapping.layout(WIDE))
     for file in descriptions:
         (sharding,) = json.loads(file.read_text())["codecs"]
         assert [codec["name"] for codec in sharding["configuration"]["codecs"]] == [
@@ -154,7 +154,7 @@ def test_small_pieces_change_nothing_but_the_files(
     cut = convert(source, tmp_path / "cut").manifest
     assert (cut["fingerprint"], cut["tensors"]) == (whole["fingerprint"], whole["tensors"])
     assert list(cut["tensors"]) == list(whole["tensors"])
-    for path, entry in qwen3.layout(config).items():
+    for path, entry in mapping.layout(config).items():
         sizes = [
             size
             for name, size in cut["stored"].items()
@@ -164,7 +164,7 @@ def test_small_pieces_change_nothing_but_the_files(
         assert arrays.disk_usage(entry.shape, tiling, 2) == (len(sizes), sum(sizes))
     placed = shardings(logical_axes(config), abstract_params(config), make_mesh(1, 2, 1))
     loaded, _ = load_model(tmp_path / "cut", dtype="float32", shardings=placed)
-    expected = qwen3.from_hf(tensors, config)
+    expected = mapping.from_hf(tensors, config)
     jax.tree.map(
         lambda ours, theirs: np.testing.assert_array_equal(ours, theirs.astype("float32")),
         loaded,
@@ -215,7 +215,7 @@ def test_the_published_4b_shape_is_cut_as_meshes_are() -> None:
     )
     cuts = {
         path: arrays.tiling(entry.shape, entry.axes, 2)
-        for path, entry in qwen3.layout(published).items()
+        for path, entry in mapping.layout(published).items()
     }
     assert cuts["blocks/mlp/gate_proj"] == ((1, 2560, 9728), (1, 320, 1216))
     assert cuts["blocks/mlp/down_proj"] == ((1, 9728, 2560), (1, 1216, 320))
@@ -279,7 +279,7 @@ def test_a_pipeline_bounds_what_is_unfinished() -> None:
 
 def test_values_are_cast_to_the_nearest_on_the_way_in(tmp_path: Path) -> None:
     halfway = np.array([1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20] * 4, np.float32)
-    params = qwen3.from_hf(random_tensors(CONFIG), CONFIG)
+    params = mapping.from_hf(random_tensors(CONFIG), CONFIG)
     params["final_norm"] = halfway
     save_model(tmp_path / "model", params, CONFIG)
     loaded, _ = load_model(tmp_path / "model", dtype="bfloat16")

@@ -13,6 +13,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
+from converters.hf_config import config_to_hf
 from converters.safetensors import Checkpoint
 from jroute.checkpoint import export as exporting
 from jroute.checkpoint.conversion import convert
@@ -122,7 +123,7 @@ def test_tensors_lie_block_after_block(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["torch_dtype", "dtype"])
 def test_the_config_names_the_type_of_the_weights(tmp_path: Path, key: str) -> None:
     source = write_source(tmp_path / "hf", TIED, random_tensors(TIED))
-    content = {**TIED.to_hf(), key: "float32", "of_the_release": ["é", 1e-6]}
+    content = {**config_to_hf(TIED), key: "float32", "of_the_release": ["é", 1e-6]}
     (source / "config.json").write_text(json.dumps(content))
     convert(str(source), tmp_path / "model", dtype="bfloat16")
     export(tmp_path / "model", tmp_path / "back")

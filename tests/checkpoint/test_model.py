@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from converters import qwen3
+from converters import mapping
 from jroute.checkpoint import (
     ModelWriter,
     latest_step,
@@ -31,7 +31,7 @@ from tests.converters.tiny import CONFIG, TIED, random_tensors, write_source
 
 
 def random_params(config: Any = CONFIG, dtype: str = "float32", seed: int = 0) -> dict[str, Any]:
-    return qwen3.from_hf(random_tensors(config, dtype, seed), config)
+    return mapping.from_hf(random_tensors(config, dtype, seed), config)
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def test_an_error_half_way_leaves_nothing(tmp_path: Path) -> None:
 def test_what_a_killed_process_left_behind_goes(tmp_path: Path) -> None:
     with ModelWriter(tmp_path / "model", CONFIG, "float32") as writer:
         (entry,) = tmp_path.glob("model.partial-*")
-        for path in qwen3.layout(CONFIG):
+        for path in mapping.layout(CONFIG):
             writer.add(path, random_tensors(CONFIG).__getitem__)
     beginning, _, *rest = entry.name.rsplit("-", 3)
     stale = tmp_path / "-".join([beginning, str(2**22 + 1), *rest])  # no process has this number
@@ -225,7 +225,7 @@ def test_a_model_that_another_process_put_there_meanwhile_is_not_replaced(tmp_pa
         pytest.raises(UserError, match="already holds another model"),
         ModelWriter(directory, CONFIG, "float32") as writer,
     ):
-        for path in qwen3.layout(CONFIG):
+        for path in mapping.layout(CONFIG):
             writer.add(path, tensors.__getitem__)
         other = save_model(tmp_path / "other", random_params(seed=1), CONFIG)
         os.rename(tmp_path / "other", directory)

@@ -12,7 +12,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from converters import qwen3
+from converters import mapping
+from converters.hf_config import config_to_hf
 from jroute import checkpoint, convert
 from jroute.checkpoint import conversion, load_model, read_manifest
 from jroute.utils.errors import UserError
@@ -51,7 +52,7 @@ def test_converts_and_says_what_it_did(
         assert (out / name).read_text() == content
     params, config = load_model(out)
     assert config == CONFIG
-    jax.tree.map(np.testing.assert_array_equal, params, qwen3.from_hf(tensors, CONFIG))
+    jax.tree.map(np.testing.assert_array_equal, params, mapping.from_hf(tensors, CONFIG))
 
 
 def test_the_bundled_model_keeps_its_fingerprint(tiny_directory: Path) -> None:
@@ -77,7 +78,7 @@ def test_progress_is_told_in_stored_bytes(source: Path, tmp_path: Path) -> None:
         done = [now for now, _ in seen]
         assert done == sorted(done)
         assert done[-1] == total
-        assert len(done) >= len(qwen3.layout(CONFIG))
+        assert len(done) >= len(mapping.layout(CONFIG))
         seen.clear()
 
 
@@ -131,7 +132,7 @@ def test_dtypes(tmp_path: Path, stored: str, dtype: conversion.Dtype | None) -> 
     expected = np.dtype(dtype or stored)
     assert result.manifest["dtype"] == str(expected)
     cast = {name: tensor.astype(expected) for name, tensor in tensors.items()}
-    jax.tree.map(np.testing.assert_array_equal, params, qwen3.from_hf(cast, CONFIG))
+    jax.tree.map(np.testing.assert_array_equal, params, mapping.from_hf(cast, CONFIG))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {expected}
 
 
@@ -164,7 +165,7 @@ def change_weight(source: Path) -> None:
 
 def change_config(source: Path) -> None:
     other = dataclasses.replace(CONFIG, rope_theta=1e6)
-    (source / "config.json").write_text(json.dumps(other.to_hf()))
+    (source / "config.json").write_text(json.dumps(config_to_hf(other)))
 
 
 def change_routing(source: Path) -> None:
@@ -198,7 +199,7 @@ def break_config(source: Path) -> str:
 
 
 def changed_config(source: Path, **change: object) -> None:
-    (source / "config.json").write_text(json.dumps({**CONFIG.to_hf(), **change}))
+    (source / "config.json").write_text(json.dumps({**config_to_hf(CONFIG), **change}))
 
 
 def break_architecture(source: Path) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from converters.hf_config import config_to_hf
 from converters.safetensors import Checkpoint
 from jroute import convert
 from jroute.checkpoint import load_model, read_manifest, verification
@@ -195,7 +196,7 @@ def test_the_benchmark_measures_both_sides(
 ) -> None:
     (tmp_path / "work").mkdir()
     (tmp_path / "like").mkdir()
-    (tmp_path / "like" / "config.json").write_text(json.dumps(CONFIG.to_hf()))
+    (tmp_path / "like" / "config.json").write_text(json.dumps(config_to_hf(CONFIG)))
     out = tmp_path / "results.json"
     arguments = ["--like", tmp_path / "like", "--layers", 2, "--work", tmp_path / "work"]
     arguments += ["--repeats", 1, "--out", out]

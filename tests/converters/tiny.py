@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from converters.qwen3 import layout
-from jroute.model.config import Qwen3Config
+from converters.hf_config import config_to_hf
+from converters.mapping import layout
+from jroute.model.config import DecoderConfig
+from jroute.model.families import FAMILIES
 
-CONFIG = Qwen3Config(
+CONFIG = DecoderConfig(
     vocab_size=29,
     hidden_size=12,
     intermediate_size=20,
@@ -24,6 +26,14 @@ CONFIG = Qwen3Config(
     max_position_embeddings=128,
 )
 TIED = dataclasses.replace(CONFIG, tie_word_embeddings=True)
+CONFIGS = {
+    f"{family}, {'tied' if tied else 'untied'}": dataclasses.replace(
+        CONFIG, family=family, tie_word_embeddings=tied
+    )
+    for family in FAMILIES
+    for tied in (False, True)
+}
+"""Every family; ``head_dim`` is nowhere ``hidden_size / num_attention_heads``."""
 COMPANIONS = {
     "tokenizer.json": "{}",
     "tokenizer_config.json": '{"chat_template": "{{ messages }}"}',
@@ -33,7 +43,7 @@ COMPANIONS = {
 
 
 def random_tensors(
-    config: Qwen3Config, dtype: str = "float32", seed: int = 0
+    config: DecoderConfig, dtype: str = "float32", seed: int = 0
 ) -> dict[str, np.ndarray]:
     """Random weights under their Hugging Face names, as ``[outputs, inputs]``."""
     rng = np.random.default_rng(seed)
@@ -42,11 +52,11 @@ def random_tensors(
 
 
 def write_source(
-    folder: Path, config: Qwen3Config, tensors: dict[str, np.ndarray], shards: int = 1
+    folder: Path, config: DecoderConfig, tensors: dict[str, np.ndarray], shards: int = 1
 ) -> Path:
     """Writes a checkpoint folder with its companions, in one file or in shards with an index."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config.to_hf()))
+    (folder / "config.json").write_text(json.dumps(config_to_hf(config)))
     for name, content in COMPANIONS.items():
         (folder / name).write_text(content)
     if shards == 1:

@@ -12,13 +12,13 @@ from jax.sharding import Mesh
 
 from jroute.distributed.mesh import fetch, place, replicate, shardings
 from jroute.generate.programs import Chunk, DecodeState, Rows, decode, prefill
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.model.decoder import forward, unembed
 from jroute.model.params import abstract_params, init_params, logical_axes
 from jroute.routing.config import RoutingConfig
 from jroute.routing.mixing import Routing
 
-CONFIG = Qwen3Config(
+CONFIG = DecoderConfig(
     vocab_size=96,
     hidden_size=48,
     intermediate_size=112,
@@ -58,7 +58,7 @@ class Decoded(NamedTuple):
 
 
 @cache
-def parameters(config: Qwen3Config = CONFIG) -> dict[str, Any]:
+def parameters(config: DecoderConfig = CONFIG) -> dict[str, Any]:
     return init_params(config, jax.random.key(0))
 
 
@@ -81,7 +81,7 @@ def on(mesh: Mesh | None) -> AbstractContextManager[Any]:
     return nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
-def placed_parameters(mesh: Mesh, config: Qwen3Config = CONFIG) -> dict[str, Any]:
+def placed_parameters(mesh: Mesh, config: DecoderConfig = CONFIG) -> dict[str, Any]:
     places = shardings(logical_axes(config), abstract_params(config), mesh)
     return jax.device_put(parameters(config), places)
 
@@ -108,7 +108,7 @@ def _logits(config, params, tokens, lengths, routing, gate):
 
 
 def logits(
-    params: Any, mesh: Mesh | None, *, routed: bool, config: Qwen3Config = CONFIG
+    params: Any, mesh: Mesh | None, *, routed: bool, config: DecoderConfig = CONFIG
 ) -> np.ndarray:
     with on(mesh):
         rows, _, routing = placed_inputs(routed=routed)

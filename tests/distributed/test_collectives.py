@@ -11,7 +11,7 @@ from jroute.distributed import mesh as rules
 from jroute.distributed.hlo import Collective, collectives, gathered_parameters, summary
 from jroute.distributed.mesh import make_mesh
 from jroute.generate.programs import decode, prefill
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from tests.distributed.decoder import CONFIG, SLOTS, UNTIED, on, placed_inputs, placed_parameters
 
 # Calls and bytes of a chunk of one decode step, of one device; `expected` tells those of a larger
@@ -30,7 +30,7 @@ def decoding_on(
     routed: bool = False,
     unroll: bool = True,
     chunk: int = 6,
-    config: Qwen3Config = CONFIG,
+    config: DecoderConfig = CONFIG,
 ) -> list[Collective]:
     """Collectives of the program that goes on from what ``prefill`` left."""
     with on(mesh):

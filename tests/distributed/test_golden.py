@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 from jroute.distributed import mesh as rules
 from jroute.distributed.mesh import make_mesh, shardings
 from jroute.generate.programs import decode, prefill
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.model.params import abstract_params, logical_axes
 from jroute.routing.mixing import Routing
 from tests.distributed.decoder import CONFIG, UNTIED, placed_inputs, placed_parameters
@@ -38,7 +38,7 @@ def named(tree: Any) -> dict[str, list[str | None]]:
     }
 
 
-def of_parameters(config: Qwen3Config) -> dict[str, list[str | None]]:
+def of_parameters(config: DecoderConfig) -> dict[str, list[str | None]]:
     shapes = abstract_params(config)
     places = shardings(logical_axes(config), shapes, make_mesh(*MESH))
     return named(

@@ -14,7 +14,7 @@ import numpy as np
 from jroute.checkpoint import load_model
 from jroute.distributed.mesh import make_mesh, shardings
 from jroute.distributed.processes import join_processes
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.model.params import abstract_params, logical_axes
 from tests.distributed.decoder import CONFIG, LARGE, greedy, logits
 
@@ -24,7 +24,7 @@ def bytes_read() -> int:
     return int(fields["rchar"])
 
 
-def restore(model: Path, config: Qwen3Config) -> tuple[dict[str, Any], int]:
+def restore(model: Path, config: DecoderConfig) -> tuple[dict[str, Any], int]:
     """Parameters on a mesh that cuts the embedding axis across the processes; bytes read."""
     places = shardings(logical_axes(config), abstract_params(config), make_mesh(1, 4, 2))
     before = bytes_read()

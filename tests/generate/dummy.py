@@ -10,12 +10,12 @@ from jroute.generate.config import EngineConfig
 from jroute.generate.decoding import Decoding
 from jroute.generate.engine import Engine
 from jroute.generate.requests import FrozenModel, Request
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.model.params import init_params
 from jroute.routing.config import RoutingConfig
 from jroute.routing.mixing import Routing
 
-CONFIG = Qwen3Config(
+CONFIG = DecoderConfig(
     vocab_size=48,
     hidden_size=16,
     intermediate_size=24,

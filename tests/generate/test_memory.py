@@ -9,14 +9,14 @@ import pytest
 
 from jroute.generate.programs import Rows, prefill
 from jroute.generate.scoring import token_scores
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.model.decoder import forward, unembed
 from jroute.model.params import abstract_params
 from jroute.routing.config import RoutingConfig
 from jroute.routing.mixing import Routing
 
 # The shape of Qwen3-4B-Instruct-2507.
-QWEN3_4B = Qwen3Config(
+QWEN3_4B = DecoderConfig(
     vocab_size=151_936,
     hidden_size=2560,
     intermediate_size=9728,

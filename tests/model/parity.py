@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from jroute.model import decoder
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 
 TOLERANCE = 1e-4
 
@@ -78,7 +78,7 @@ TRUNKS = decoder.ForwardOptions(tap=lambda block: block.trunk)
 
 
 def _run(
-    params: Any, config: Qwen3Config, tokens: jax.Array, positions: jax.Array
+    params: Any, config: DecoderConfig, tokens: jax.Array, positions: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     out = decoder.forward(params, config, tokens, positions, options=TRUNKS)
     return out.taps, decoder.unembed(params, config, out.hidden)
@@ -93,7 +93,7 @@ def retraced() -> Callable[..., Any]:
 
 
 def jroute_states(
-    params: Any, config: Qwen3Config, inputs: Batch, run: Callable[..., Any] = RUN
+    params: Any, config: DecoderConfig, inputs: Batch, run: Callable[..., Any] = RUN
 ) -> States:
     """Runs jroute's model."""
     tokens, positions = (

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.model.decoder import ForwardOptions, forward, unembed
 from jroute.model.params import abstract_params, init_params, unstack_blocks
 from jroute.routing.config import RoutingConfig
@@ -14,7 +14,7 @@ from jroute.routing.mixing import Routing
 from jroute.routing.presets import preset_names, routing_file
 from jroute.utils.config import load
 
-CONFIG = Qwen3Config(
+CONFIG = DecoderConfig(
     vocab_size=61,
     hidden_size=32,
     intermediate_size=48,
@@ -71,7 +71,7 @@ def params(dtype: str = "float32"):
     )
 
 
-def drawn_params(config: Qwen3Config, seed: int):
+def drawn_params(config: DecoderConfig, seed: int):
     """Normal parameters, norm weights 1; drawn at once and not operation by operation."""
     rng = np.random.default_rng(seed)
 

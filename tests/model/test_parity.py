@@ -1,8 +1,9 @@
-"""Converted weights in jroute's decoder give what transformers' Qwen3 gives, block by block."""
+"""Converted weights in jroute's decoder give what transformers' classes give, block by block."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,13 @@ import pytest
 import torch
 import transformers
 
-import converters.qwen3
+import converters.mapping
 from converters.safetensors import Checkpoint
 from jroute import convert
 from jroute.checkpoint import load_model
 from jroute.model import attention, decoder, layers, rope
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig, Llama3Rope
+from jroute.model.families import FAMILIES
 from tests.model.parity import (
     RUN,
     TOLERANCE,
@@ -34,7 +36,7 @@ VOCAB = 97
 
 # Everything that a port can get wrong is away from its default: grouped heads, a head_dim that is
 # not hidden_size / heads, a norm epsilon large enough to be seen.
-SHAPES = {
+SIZES: dict[str, dict[str, Any]] = {
     "tied-1e6": {
         "tie_word_embeddings": True,
         "rope_theta": 1e6,
@@ -66,8 +68,21 @@ SHAPES = {
         "head_dim": 8,
     },
 }
-MUTATED = "untied-5e6"
-SQUARE = "square-5e6"
+# Of the dimensions of a head some turn often enough to be left, some are slowed, some are between.
+LLAMA3 = Llama3Rope(
+    factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32
+)
+SHAPES: dict[str, dict[str, Any]] = {
+    f"{family}-{size}": {"family": family, **shape}
+    for family in FAMILIES
+    for size, shape in SIZES.items()
+}
+SCALED = "llama-llama3"
+SHAPES[SCALED] = {**SHAPES["llama-tied-1e6"], "rope_theta": 1e4, "rope_scaling": LLAMA3}
+MUTATED = "qwen3-untied-5e6"
+SQUARE = "qwen3-square-5e6"
+BIASED = "qwen2-untied-5e6"
+PLAIN = "llama-untied-5e6"
 
 
 class Pair(NamedTuple):
@@ -75,7 +90,7 @@ class Pair(NamedTuple):
 
     torch_model: torch.nn.Module
     params: dict
-    config: Qwen3Config
+    config: DecoderConfig
     source: Path
 
 
@@ -83,20 +98,28 @@ def save_random_torch_model(shape: dict, folder: Path, shard_size: str) -> torch
     """Random weights of a size at which mistakes show; norm weights are far from one."""
     torch.set_num_threads(2)
     torch.manual_seed(0)
-    other_sizes = {name: value for name, value in shape.items() if name != "rope_theta"}
-    config = transformers.Qwen3Config(
+    fields = dict(shape)
+    family, scaling = FAMILIES[fields.pop("family")], fields.pop("rope_scaling", None)
+    rope = {"rope_type": "default", "rope_theta": fields.pop("rope_theta")}
+    if scaling is not None:
+        rope |= {"rope_type": "llama3", **dataclasses.asdict(scaling)}
+    of_family = getattr(transformers, family.transformers_class)
+    config = of_family.config_class(
         vocab_size=VOCAB,
         num_hidden_layers=3,
         max_position_embeddings=256,
-        rope_parameters={"rope_type": "default", "rope_theta": shape["rope_theta"]},
-        **other_sizes,
+        rope_parameters=rope,
+        **fields,
     )
-    model = transformers.Qwen3ForCausalLM(config).eval()
+    model = of_family(config).eval()
     model.set_attn_implementation("eager")
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "norm" in name:
                 weight.uniform_(0.5, 1.5)
+            elif not family.head_norms and name.endswith(("q_proj.weight", "k_proj.weight")):
+                # Scores as large as without norms would make torch's own error 1e-4 (by float64).
+                weight.normal_(0.0, 0.15)
             else:
                 weight.normal_(0.0, 0.25)
     model.save_pretrained(folder, max_shard_size=shard_size)
@@ -184,9 +207,9 @@ def attend_interleaved(
 
 
 def rope_tables_at_1e6(
-    positions: jax.Array, head_dim: int, theta: float, dtype: jnp.dtype
+    positions: jax.Array, config: DecoderConfig, dtype: jnp.dtype
 ) -> tuple[jax.Array, jax.Array]:
-    return rope.rope_tables(positions, head_dim, 1e6, dtype)
+    return rope.rope_tables(positions, dataclasses.replace(config, rope_theta=1e6), dtype)
 
 
 def rms_norm_at_1e6th(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
@@ -194,6 +217,7 @@ def rms_norm_at_1e6th(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
 
 
 RMS_NORM = layers.rms_norm
+STRETCHED = rope.stretched
 
 MUTATIONS: dict[str, tuple[object, str, Callable[..., object]]] = {
     "rope halves swapped": (rope, "rotate_half", rotate_swapped_halves),
@@ -228,21 +252,61 @@ def test_parity_fails_when_mutated(
     assert_wrong_from_the_first_block(differences(pair, run=retraced()))
 
 
+@pytest.mark.parametrize("pair", [BIASED], indirect=True)
+@pytest.mark.parametrize("name", ["q_bias", "k_bias", "v_bias"])
+def test_parity_fails_without_a_bias(pair: Pair, name: str) -> None:
+    blocks = pair.params["blocks"]
+    attention = {**blocks["attention"], name: jnp.zeros_like(blocks["attention"][name])}
+    params = {**pair.params, "blocks": {**blocks, "attention": attention}}
+    assert_wrong_from_the_first_block(differences(pair._replace(params=params)))
+
+
+def rope_after_norm(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    return rope.apply_rope(RMS_NORM(x, jnp.ones(x.shape[-1]), 1e-6), cos, sin)
+
+
+@pytest.mark.parametrize("pair", [PLAIN, BIASED], indirect=True)
+def test_parity_fails_with_the_head_norms_of_another_family(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "apply_rope", rope_after_norm)
+    assert_wrong_from_the_first_block(differences(pair, run=retraced()))
+
+
+@pytest.mark.parametrize("pair", [SCALED], indirect=True)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda frequencies, _: frequencies,
+        lambda frequencies, scaling: frequencies / scaling.factor,
+        lambda frequencies, scaling: STRETCHED(
+            frequencies, dataclasses.replace(scaling, original_max_position_embeddings=256)
+        ),
+    ],
+    ids=["unscaled", "linear", "another original context"],
+)
+def test_parity_fails_with_another_scaling_of_the_rotation(
+    pair: Pair, wrong: Callable[..., jax.Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rope, "stretched", wrong)
+    assert_wrong_from_the_first_block(differences(pair, run=retraced()))
+
+
 @pytest.mark.parametrize("pair", [SQUARE], indirect=True)
 @pytest.mark.parametrize("projection", ["q_proj", "o_proj"])
 def test_parity_fails_with_a_projection_transposed(
     pair: Pair, projection: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The converter turns every projection round but one."""
-    place = converters.qwen3.place
+    place = converters.mapping.place
 
     def place_but_one(
-        entry: converters.qwen3.Entry, tensor: np.ndarray, out: np.ndarray, start: int = 0
+        entry: converters.mapping.Entry, tensor: np.ndarray, out: np.ndarray, start: int = 0
     ) -> None:
         turned = entry.rule.path.endswith(projection)
         place(entry, np.ascontiguousarray(tensor.T) if turned else tensor, out, start)
 
-    monkeypatch.setattr(converters.qwen3, "place", place_but_one)
+    monkeypatch.setattr(converters.mapping, "place", place_but_one)
     assert convert.main(["--source", str(pair.source), "--out", str(tmp_path / "model")]) == 0
     params, _ = load_model(tmp_path / "model")
     assert_wrong_from_the_first_block(differences(pair._replace(params=params)))
@@ -261,7 +325,7 @@ def test_parity_fails_with_a_projection_transposed(
 def test_parity_fails_with_two_names_swapped(
     pair: Pair, one: str, other: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = converters.qwen3.TABLE
+    table = converters.mapping.TABLES[pair.config.family]
     names = {rule.path: rule.hf for rule in table}
     swap = {one: other, other: one}
     swapped = tuple(rule._replace(hf=names[swap.get(rule.path, rule.path)]) for rule in table)
@@ -269,8 +333,8 @@ def test_parity_fails_with_two_names_swapped(
     tensors = {name: checkpoint.read(name) for name in checkpoint.tensors}
 
     def converted() -> Difference:
-        return differences(pair._replace(params=converters.qwen3.from_hf(tensors, pair.config)))
+        return differences(pair._replace(params=converters.mapping.from_hf(tensors, pair.config)))
 
     assert converted().largest <= TOLERANCE
-    monkeypatch.setattr(converters.qwen3, "TABLE", swapped)
+    monkeypatch.setattr(converters.mapping, "TABLES", {pair.config.family: swapped})
     assert_wrong_from_the_first_block(converted())

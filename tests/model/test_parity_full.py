@@ -13,11 +13,12 @@ import torch
 import transformers
 
 import jroute
+from converters.hf_config import config_from_hf, config_to_hf
 from jroute import convert
 from jroute.checkpoint import load_model
 from jroute.lm import LanguageModel
-from jroute.model.config import Qwen3Config
-from scripts.random_qwen3 import write_random
+from jroute.model.config import DecoderConfig
+from scripts.random_model import write_random
 from tests.model.parity import TOLERANCE, Difference, batch, difference, jroute_states, torch_states
 from tests.model.tiny import ASSET, chat_prompts
 from tests.support import data_dir
@@ -72,7 +73,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory):
 def test_parity_at_full_width(wide: Model, record_property: Record) -> None:
     assert len(list(wide.source.glob("model-*.safetensors"))) == 2
     content = json.loads((wide.source / "config.json").read_text())
-    config = Qwen3Config.from_hf(content)
+    config = config_from_hf(content)
     assert (config.hidden_size, config.intermediate_size, config.vocab_size) == (2560, 9728, 151936)
     assert (config.num_attention_heads, config.num_key_value_heads) == (32, 8)
     deviation = compare(wide, (24, 9), "float32")
@@ -97,7 +98,7 @@ def test_agreement_in_bfloat16_at_full_width(wide: Model, record_property: Recor
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied-5e6", "untied-1e6"])
 def test_parity_at_full_depth(tmp_path: Path, tied: bool, record_property: Record) -> None:
-    config = Qwen3Config(
+    config = DecoderConfig(
         vocab_size=97,
         hidden_size=48,
         intermediate_size=80,
@@ -110,7 +111,7 @@ def test_parity_at_full_depth(tmp_path: Path, tied: bool, record_property: Recor
         tie_word_embeddings=tied,
         max_position_embeddings=256,
     )
-    (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))
+    (tmp_path / "config.json").write_text(json.dumps(config_to_hf(config)))
     model = make(tmp_path, tmp_path, shard_bytes=700_000)
     assert len(list(model.source.glob("model-*.safetensors"))) >= 2
     deviation = compare(model, (64, 41, 5), "float32", side="left")

@@ -11,7 +11,7 @@ import pytest
 
 from jroute.generate.finite import NotFiniteError
 from jroute.lm import LanguageModel
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.probe import effects, plots, text
 from jroute.probe.effects import (
     DESTRUCTIVE_ABOVE,
@@ -338,13 +338,13 @@ def test_rows_that_are_not_doubly_stochastic_are_not_inert_under_uniform_read_ou
     assert of_tiny(tiny_lm, prompts, config, raw=raw).verdict != "inert"
 
 
-def one_direction() -> tuple[Qwen3Config, dict]:
+def one_direction() -> tuple[DecoderConfig, dict]:
     """A model whose tokens each have a direction of their own that no block ever leaves.
 
     Embeddings are multiples of unit vectors, attention writes nothing, and the MLP multiplies
     coordinates with themselves. All histories of a token differ in scale only.
     """
-    config = Qwen3Config(
+    config = DecoderConfig(
         vocab_size=16,
         hidden_size=16,
         intermediate_size=16,

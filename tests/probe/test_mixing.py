@@ -18,7 +18,7 @@ from jroute.experiment.plan import without_mixing
 from jroute.experiment.run import Run
 from jroute.generate.finite import NotFiniteError
 from jroute.lm import LanguageModel
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.model.params import abstract_params
 from jroute.probe import mixing
 from jroute.probe.mixing import MixingConfig, MixingProgress
@@ -29,7 +29,7 @@ from jroute.utils.errors import UserError
 from tests.model.small import drawn_params
 from tests.support import in_a_hurry
 
-SMALL = Qwen3Config(
+SMALL = DecoderConfig(
     vocab_size=24,
     hidden_size=16,
     intermediate_size=24,

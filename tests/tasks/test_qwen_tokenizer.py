@@ -15,6 +15,7 @@ import regex
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 import jroute
+from converters.hf_config import config_to_hf
 from jroute.checkpoint.conversion import convert
 from jroute.experiment.config import Experiment
 from jroute.experiment.run import Run
@@ -23,7 +24,7 @@ from jroute.harness.model import JaxLM
 from jroute.tasks.prompts import PromptConfig, render, render_chat
 from jroute.tasks.tokenizer import load_tokenizer
 from jroute.utils.errors import UserError
-from scripts.random_qwen3 import write_random
+from scripts.random_model import write_random
 from tests.converters.tiny import TIED
 from tests.support import data_dir
 
@@ -63,7 +64,7 @@ def releases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Release]:
     made = {}
     for template in TEMPLATES:
         folder = tmp_path_factory.mktemp(template)
-        (folder / "config.json").write_text(json.dumps(CONFIG.to_hf()))
+        (folder / "config.json").write_text(json.dumps(config_to_hf(CONFIG)))
         write_random(
             folder,
             folder / "hf",

@@ -8,8 +8,9 @@ from pathlib import Path
 import ml_dtypes  # noqa: F401 - teaches numpy the name "bfloat16"
 import numpy as np
 
+from converters.hf_config import config_to_hf
 from jroute.checkpoint.conversion import Dtype
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.utils.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -23,15 +24,15 @@ token whatever came before: such tokens would be right under a wrong position en
 """
 
 
-def make_model(config: Qwen3Config, dtype: Dtype, folder: Path) -> tuple[Path, Path]:
+def make_model(config: DecoderConfig, dtype: Dtype, folder: Path) -> tuple[Path, Path]:
     """Return the checkpoint and its conversion; reuse what is complete in ``folder``."""
     folder = folder.resolve()
     source, converted = folder / "huggingface", folder / "jroute"
     if not (folder / "complete").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(config.to_hf()))
+        (folder / "config.json").write_text(json.dumps(config_to_hf(config)))
         if not source.is_dir():
-            writing = ["-m", "scripts.random_qwen3", "--like", folder, "--out", source]
+            writing = ["-m", "scripts.random_model", "--like", folder, "--out", source]
             _python(*writing, "--dtype", dtype, "--tokenizer", TOKENIZER)
         _sharpen(source)
         _python("-m", "jroute.convert", "--overwrite", "--source", source, "--out", converted)

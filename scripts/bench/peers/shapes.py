@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jroute.checkpoint.conversion import Dtype
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Shape:
         ablations: Fields of ``EngineConfig`` and values to try.
     """
 
-    config: Qwen3Config
+    config: DecoderConfig
     dtype: Dtype
     batches: Sequence[int]
     rounds: Sequence[int]
@@ -47,8 +47,8 @@ class Shape:
 
 def _qwen3(
     vocabulary: int, width: int, mlp: int, layers: int, heads: int, kv_heads: int, head_dim: int
-) -> Qwen3Config:
-    return Qwen3Config(
+) -> DecoderConfig:
+    return DecoderConfig(
         vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=mlp,

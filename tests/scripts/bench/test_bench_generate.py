@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from converters.hf_config import config_to_hf
 from scripts.bench import bench_generate
 from scripts.bench.peers import client, compare, model, report, rounds, sides, worker, workload
 from scripts.bench.peers.client import SideFailed, Worker
@@ -287,11 +288,11 @@ def test_goals_take_the_right_rival() -> None:
 
 def test_sharpening_touches_the_norms_of_queries_and_keys_only(tmp_path: Path) -> None:
     from converters.safetensors import Checkpoint
-    from scripts.random_qwen3 import write_random
+    from scripts.random_model import write_random
 
     like = tmp_path / "like"
     like.mkdir()
-    (like / "config.json").write_text(json.dumps(TINY.config.to_hf()))
+    (like / "config.json").write_text(json.dumps(config_to_hf(TINY.config)))
     for name in ("plain", "sharp"):
         write_random(like, tmp_path / name, dtype="float32", tokenizer=model.TOKENIZER)
     model._sharpen(tmp_path / "sharp")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from scripts.bench import bench_model
 
 TINY = dataclasses.replace(
@@ -27,7 +27,7 @@ BLOCKS = 3 * (2 * 32 + 2 * 16 + 32 * 16 * 12 + 3 * 32 * 48)
 def test_it_measures_and_counts(
     tied: bool, mesh: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config: Qwen3Config = dataclasses.replace(TINY, tie_word_embeddings=tied)
+    config: DecoderConfig = dataclasses.replace(TINY, tie_word_embeddings=tied)
     monkeypatch.setattr(bench_model, "SMALL", config)
     monkeypatch.setattr(bench_model, "measure_bandwidth", lambda *_: {"median": 1e9})
     monkeypatch.setattr(bench_model, "measure_rate", lambda *_: {"median": 1e9})

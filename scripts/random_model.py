@@ -1,6 +1,6 @@
 """Write random weights of a published Qwen3 shape in the published layout, for tests at size.
 
-    python scripts/random_qwen3.py --like DIR_WITH_config.json --out runs/random-4b
+    python scripts/random_model.py --like DIR_WITH_config.json --out runs/random-4b
 
 The folder looks like a release: ``config.json``, ``generation_config.json`` and tokenizer files as
 published, weights in bfloat16 shards with an index. The values mean nothing, but they are of a
@@ -19,12 +19,12 @@ import ml_dtypes  # noqa: F401 - teaches numpy the name "bfloat16"
 import numpy as np
 from tqdm import tqdm
 
-from converters.qwen3 import layout
+from converters.hf_config import TAKE_RELEASED, config_from_hf
+from converters.mapping import layout
 from jroute.checkpoint import has_tokenizer
 from jroute.checkpoint.conversion import Dtype
 from jroute.checkpoint.export import new_folder, write_shards
 from jroute.checkpoint.stored_tensors import published_order
-from jroute.model.config import TAKE_RELEASED, Qwen3Config
 from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
 from jroute.utils.json_files import read_json
@@ -89,7 +89,7 @@ def write_random(
     content = _config(like, layers, dtype)
     if plain_chatml and tokenizer is None:
         raise UserError("--plain-chatml changes a tokenizer; name its folder with --tokenizer")
-    entries = layout(Qwen3Config.from_hf(content, where=str(like / "config.json"))).values()
+    entries = layout(config_from_hf(content, where=str(like / "config.json"))).values()
     shapes = {name: entry.hf_shape for entry in entries for name in entry.names}
     shapes = {name: shapes[name] for name in sorted(shapes, key=published_order)}
     sizes = {name: int(np.prod(shape)) * np.dtype(dtype).itemsize for name, shape in shapes.items()}
@@ -165,7 +165,7 @@ def _copy_tokenizer(source: Path, to: Path, *, plain_chatml: bool) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, write and print."""
     parser = argparse.ArgumentParser(
-        prog="python scripts/random_qwen3.py",
+        prog="python scripts/random_model.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,59 +1,26 @@
-"""Map Qwen3 weights between Hugging Face names and shapes and jroute's nested dictionary.
+"""Map weights between Hugging Face names and shapes and jroute's nested dictionary.
 
-One table serves both directions. Hugging Face stores the weight of a linear layer as
-``[outputs, inputs]``; jroute stores ``[*inputs, *outputs]`` with heads as an axis of their own, and
-the blocks stacked on a leading ``layers`` axis.
+One table for each family (``converters.rules``) serves both directions. Hugging Face stores the
+weight of a linear layer as ``[outputs, inputs]``; jroute stores ``[*inputs, *outputs]`` with heads
+as an axis of their own, and the blocks stacked on a leading ``layers`` axis.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from converters.hf_config import config_to_hf
+from converters.rules import HEAD, TABLES, TOKENS, Rule
 from converters.safetensors import DTYPES, WEIGHTS, Checkpoint, write
-from jroute.model.config import Qwen3Config
+from jroute.model.config import DecoderConfig
 from jroute.model.params import abstract_params, logical_axes
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_text
 from jroute.utils.trees import flatten, unflatten
-
-
-class Rule(NamedTuple):
-    """How one array of ours is stored by Hugging Face.
-
-    Attributes:
-        path: Path in the nested dictionary.
-        hf: Name in the checkpoint; ``{layer}`` stands for the block's index.
-        inputs: How many leading axes of ours (after ``layers``) are inputs of a linear layer;
-            0 means that the array is stored as it is.
-    """
-
-    path: str
-    hf: str
-    inputs: int = 0
-
-
-TABLE = (
-    Rule("embed_tokens", "model.embed_tokens.weight"),
-    Rule("blocks/input_norm", "model.layers.{layer}.input_layernorm.weight"),
-    Rule("blocks/attention/q_proj", "model.layers.{layer}.self_attn.q_proj.weight", inputs=1),
-    Rule("blocks/attention/k_proj", "model.layers.{layer}.self_attn.k_proj.weight", inputs=1),
-    Rule("blocks/attention/v_proj", "model.layers.{layer}.self_attn.v_proj.weight", inputs=1),
-    Rule("blocks/attention/o_proj", "model.layers.{layer}.self_attn.o_proj.weight", inputs=2),
-    Rule("blocks/attention/q_norm", "model.layers.{layer}.self_attn.q_norm.weight"),
-    Rule("blocks/attention/k_norm", "model.layers.{layer}.self_attn.k_norm.weight"),
-    Rule("blocks/post_attention_norm", "model.layers.{layer}.post_attention_layernorm.weight"),
-    Rule("blocks/mlp/gate_proj", "model.layers.{layer}.mlp.gate_proj.weight", inputs=1),
-    Rule("blocks/mlp/up_proj", "model.layers.{layer}.mlp.up_proj.weight", inputs=1),
-    Rule("blocks/mlp/down_proj", "model.layers.{layer}.mlp.down_proj.weight", inputs=1),
-    Rule("final_norm", "model.norm.weight"),
-    Rule("lm_head", "lm_head.weight", inputs=1),
-)
-
-IGNORED_IF_TIED = "lm_head.weight"
-"""With tied embeddings some checkpoints repeat the token table here."""
 
 
 class Entry(NamedTuple):
@@ -85,18 +52,20 @@ class Entry(NamedTuple):
     def hf_shape(self) -> tuple[int, ...]:
         """Shape of every one of the tensors."""
         shape = self.inner
-        if not self.rule.inputs:
+        if self.rule.inputs is None:
             return shape
         rows, columns = shape[: self.rule.inputs], shape[self.rule.inputs :]
-        return int(np.prod(columns)), int(np.prod(rows))
+        if not rows:
+            return (math.prod(columns),)
+        return math.prod(columns), math.prod(rows)
 
 
-def layout(config: Qwen3Config) -> dict[str, Entry]:
-    """Return all arrays of a model of this shape, by path, in the order of ``TABLE``."""
+def layout(config: DecoderConfig) -> dict[str, Entry]:
+    """Return all arrays of a model of this shape, by path, in the order of its table."""
     shapes = {path: leaf.shape for path, leaf in flatten(abstract_params(config)).items()}
     axes = flatten(logical_axes(config))
     entries = {}
-    for rule in TABLE:
+    for rule in TABLES[config.family]:
         if rule.path in shapes:
             layers = range(config.num_hidden_layers) if "{layer}" in rule.hf else range(1)
             names = tuple(rule.hf.format(layer=layer) for layer in layers)
@@ -106,7 +75,7 @@ def layout(config: Qwen3Config) -> dict[str, Entry]:
     return entries
 
 
-def check(checkpoint: Checkpoint, config: Qwen3Config) -> None:
+def check(checkpoint: Checkpoint, config: DecoderConfig) -> None:
     """Check every header of a checkpoint against the shapes that its config implies.
 
     Raises:
@@ -131,23 +100,23 @@ def check(checkpoint: Checkpoint, config: Qwen3Config) -> None:
                 f"{tensor.file}: {name} is stored as {tensor.dtype}, "
                 f"jroute reads {', '.join(DTYPES)}; choose a checkpoint that is not quantized"
             )
-    allowed = {IGNORED_IF_TIED} if config.tie_word_embeddings else set()
+    allowed = {HEAD} if config.tie_word_embeddings else set()  # some repeat the token table
     extra = sorted(checkpoint.tensors.keys() - expected.keys() - allowed)
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
         raise UserError(
-            f"{checkpoint.tensors[extra[0]].file}: {extra[0]:.200}{more} is in no Qwen3 model "
-            "of this config.json; take weights and config.json from the same release"
+            f"{checkpoint.tensors[extra[0]].file}: {extra[0]:.200}{more} is in no {config.family} "
+            "model of this config.json; take weights and config.json from the same release"
         )
 
 
-def check_repeated_head(checkpoint: Checkpoint, config: Qwen3Config) -> None:
+def check_repeated_head(checkpoint: Checkpoint, config: DecoderConfig) -> None:
     """Check that an output layer stored beside tied embeddings repeats the token table.
 
     Raises:
         UserError: It differs, so the embeddings are not really tied.
     """
-    head, table = IGNORED_IF_TIED, "model.embed_tokens.weight"
+    head, table = HEAD, TOKENS
     if not config.tie_word_embeddings or head not in checkpoint.tensors:
         return
     output, embedding = checkpoint.read(head), checkpoint.read(table)
@@ -162,14 +131,16 @@ def check_repeated_head(checkpoint: Checkpoint, config: Qwen3Config) -> None:
         )
 
 
-def stored_dtype(checkpoint: Checkpoint, config: Qwen3Config) -> np.dtype:
-    """Return the one type in which all tensors are stored.
+def stored_dtype(checkpoint: Checkpoint, config: DecoderConfig) -> np.dtype:
+    """Return the type to convert to: the one in which all tensors are stored.
+
+    Double precision becomes float32, the widest type that jroute stores.
 
     Raises:
-        UserError: The types are mixed, or float16, in which Qwen3 overflows.
+        UserError: The types are mixed, or float16, in which large models overflow.
     """
     names = [name for entry in layout(config).values() for name in entry.names]
-    dtypes = sorted({checkpoint.tensors[name].dtype for name in names})
+    dtypes = sorted({checkpoint.tensors[name].dtype.replace("F64", "F32") for name in names})
     if dtypes not in (["F32"], ["BF16"]):
         raise UserError(
             f"{checkpoint.directory}: the weights are stored as {' and '.join(dtypes)}; "
@@ -189,9 +160,10 @@ def place(entry: Entry, tensor: np.ndarray, out: np.ndarray, start: int = 0) -> 
         start: Position on the first axis of ``entry.inner`` of the first row of ``out``.
     """
     if not entry.rule.inputs:
-        out[...] = tensor[start : start + len(out)].astype(out.dtype, copy=False)
+        ours = tensor.reshape(entry.inner)[start : start + len(out)]
+        out[...] = ours.astype(out.dtype, copy=False)
         return
-    width = int(np.prod(entry.inner[1 : entry.rule.inputs]))  # rows of ours per step of that axis
+    width = math.prod(entry.inner[1 : entry.rule.inputs])  # rows of ours per step of that axis
     rows = out.reshape(len(out) * width, len(tensor))
     _transpose(tensor[:, start * width : (start + len(out)) * width], rows)
 
@@ -199,7 +171,7 @@ def place(entry: Entry, tensor: np.ndarray, out: np.ndarray, start: int = 0) -> 
 def take(entry: Entry, inner: np.ndarray) -> np.ndarray:
     """Return the contiguous Hugging Face tensor of one block of ours: the inverse of ``place``."""
     if not entry.rule.inputs:
-        return np.ascontiguousarray(inner)
+        return np.ascontiguousarray(inner).reshape(entry.hf_shape)
     tensor = np.empty(entry.hf_shape, inner.dtype)
     _transpose(np.ascontiguousarray(inner).reshape(tensor.shape[::-1]), tensor)
     return tensor
@@ -238,7 +210,7 @@ def split(entry: Entry, value: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def from_hf(
-    tensors: Mapping[str, np.ndarray], config: Qwen3Config, dtype: np.dtype | None = None
+    tensors: Mapping[str, np.ndarray], config: DecoderConfig, dtype: np.dtype | None = None
 ) -> dict[str, Any]:
     """Convert a whole checkpoint in memory, by default to the type of its token table."""
     entries = layout(config)
@@ -248,7 +220,7 @@ def from_hf(
     )
 
 
-def to_hf(params: Mapping[str, Any], config: Qwen3Config) -> dict[str, np.ndarray]:
+def to_hf(params: Mapping[str, Any], config: DecoderConfig) -> dict[str, np.ndarray]:
     """Return a nested dictionary of parameters as a checkpoint, in the types they have."""
     flat = flatten(params)
     tensors: dict[str, np.ndarray] = {}
@@ -260,7 +232,7 @@ def to_hf(params: Mapping[str, Any], config: Qwen3Config) -> dict[str, np.ndarra
 def write_hf(
     directory: Path,
     params: Mapping[str, Any],
-    config: Qwen3Config,
+    config: DecoderConfig,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Write ``model.safetensors`` and ``config.json`` as transformers would.
@@ -274,7 +246,7 @@ def write_hf(
     directory.mkdir(parents=True, exist_ok=True)
     tensors = to_hf(params, config)
     write(directory / WEIGHTS, tensors)
-    dtype = str(tensors["model.embed_tokens.weight"].dtype)
-    content = {**config.to_hf(), "torch_dtype": dtype, **(extra or {})}
+    dtype = str(tensors[TOKENS].dtype)
+    content = {**config_to_hf(config), "torch_dtype": dtype, **(extra or {})}
     text = json.dumps(content, indent=2, sort_keys=True)
     write_text(directory / "config.json", f"{text}\n")

@@ -11,12 +11,12 @@ import pytest
 import torch
 import transformers
 
-from converters.qwen3 import check, layout
+from converters.hf_config import config_from_hf, config_to_hf
+from converters.mapping import check, layout
 from converters.safetensors import Checkpoint
-from jroute.model.config import Qwen3Config
 from jroute.utils.errors import UserError
-from scripts import random_qwen3
-from scripts.random_qwen3 import write_random
+from scripts import random_model
+from scripts.random_model import write_random
 from tests.converters.tiny import CONFIG
 
 ROOT = Path(__file__).parent.parent.parent
@@ -28,7 +28,7 @@ def like(tmp_path: Path) -> Path:
     """The config files of a release."""
     folder = tmp_path / "like"
     folder.mkdir()
-    content = {**CONFIG.to_hf(), **WIDE, "torch_dtype": "bfloat16", "max_window_layers": 3}
+    content = {**config_to_hf(CONFIG), **WIDE, "torch_dtype": "bfloat16", "max_window_layers": 3}
     (folder / "config.json").write_text(json.dumps(content))
     (folder / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
     return folder
@@ -50,7 +50,7 @@ def test_it_looks_like_a_release(tmp_path: Path, like: Path) -> None:
         assert json.loads((tmp_path / "out" / name).read_text()) == json.loads(
             (like / name).read_text()
         )
-    config = Qwen3Config.from_hf(json.loads((like / "config.json").read_text()))
+    config = config_from_hf(json.loads((like / "config.json").read_text()))
     check(checkpoint, config)
     assert {tensor.dtype for tensor in checkpoint.tensors.values()} == {"BF16"}
     assert len(sizes) == sum(len(entry.names) for entry in layout(config).values())
@@ -88,7 +88,7 @@ def test_layers_and_type_can_be_changed(tmp_path: Path, like: Path) -> None:
     figures = json.loads((tmp_path / "out/config.json").read_text())
     assert figures == {**content, "num_hidden_layers": 2, "torch_dtype": "float32"}
     checkpoint = Checkpoint(tmp_path / "out")
-    check(checkpoint, Qwen3Config.from_hf(figures))
+    check(checkpoint, config_from_hf(figures))
     assert {tensor.dtype for tensor in checkpoint.tensors.values()} == {"F32"}
 
 
@@ -121,19 +121,19 @@ def test_plain_chatml_changes_the_tokenizer_only_there(tmp_path: Path, like: Pat
 
 def test_the_command(tmp_path: Path, like: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--like", str(like), "--out", str(tmp_path / "out"), "--shard-bytes", "200000"]
-    assert random_qwen3.main(arguments) == 0
+    assert random_model.main(arguments) == 0
     assert "model-00001-of-" in capsys.readouterr().out
-    assert random_qwen3.main(arguments) == 2
+    assert random_model.main(arguments) == 2
     assert "exists and is not an empty folder" in capsys.readouterr().err
     arguments[3] = str(tmp_path / "other")
-    assert random_qwen3.main([*arguments, "--layers", "0"]) == 2
+    assert random_model.main([*arguments, "--layers", "0"]) == 2
     assert "--layers is 0" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["like"]
 
 
 def test_the_script_runs_from_the_root(tmp_path: Path, like: Path) -> None:
-    command = [sys.executable, "scripts/random_qwen3.py", "--like", str(like)]
+    command = [sys.executable, "scripts/random_model.py", "--like", str(like)]
     result = subprocess.run(
         [*command, "--out", str(tmp_path / "out")], cwd=ROOT, check=False, capture_output=True
     )
