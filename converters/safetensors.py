@@ -116,7 +116,7 @@ class Checkpoint:
                 self.tensors[name] = tensor
         for name, shard in index.items():
             if name == HEAD and name not in self.tensors:
-                continue  # some releases list the output layer, though it is tied and not stored
+                continue  # as above, in a shard that is there
             if name not in self.tensors or self.tensors[name].file.name != shard:
                 raise UserError(
                     f"{directory / INDEX} says that {shard} holds {name:.200}, but it does not; "
@@ -146,6 +146,8 @@ def _weight_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
     listed = read_json(directory / INDEX, Index, "download it again").weight_map
     names = {name: canonical(name) for name in listed}
     index = {name: listed[old].removeprefix("./") for old, name in names.items() if name}
+    if HEAD in index and not (directory / index[HEAD]).is_file():
+        del index[HEAD]  # some releases list the output layer, though it is tied and not stored
     files = [directory / shard for shard in sorted(set(index.values()))]
     for file in files:
         if not file.is_file():
