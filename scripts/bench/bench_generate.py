@@ -1,14 +1,16 @@
-"""Measure generation beside its peers: the same model, prompts and tokens.
+r"""Measure generation beside its peers: the same model, prompts and tokens.
 
     python scripts/bench/bench_generate.py --make-environments
     python scripts/bench/bench_generate.py --out scripts/results/generate_cpu.json
     python scripts/bench/bench_generate.py --shape 4b --peers transformers --out generate_gpu.json
+    python scripts/bench/bench_generate.py --hf DIR --model MODEL_DIR --parts equal,ragged \
+        --peers transformers --out scripts/results/generate_smollm2_cpu.json
 
-Every side runs in its own process, loads the same random Qwen3, warms up with the very work it
-will be timed on, and then waits for its turn: sides alternate round by round, and only one computes
-at a time. All get the same token ids and generate the same number of tokens, which no end token
-shortens; all have the same threads, and a key-value cache sized to the work. Tokens are checked
-against transformers' torch model, position by position.
+Every side runs in its own process, loads the same model (by default a random Qwen3), warms up with
+the very work it will be timed on, and then waits for its turn: sides alternate round by round, and
+only one computes at a time. All get the same token ids and generate the same number of tokens,
+which no end token shortens; all have the same threads, and a key-value cache sized to the work.
+Tokens are checked against transformers' torch model, position by position.
 
 Parts: ``equal`` (batches of one length), ``ragged`` (lengths as in GSM8K), ``first`` (a fresh
 process's first result), ``theta`` (tokens under another ``rope_theta``), ``floor`` (share of the
@@ -26,6 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from converters.hf_config import read_config
 from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_json
@@ -168,6 +171,8 @@ def parser() -> argparse.ArgumentParser:
     integers = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
     names = lambda text: [part for part in text.split(",") if part]  # noqa: E731
     p.add_argument("--shape", choices=SHAPES, default="42m")
+    p.add_argument("--hf", type=Path, help="folder of a real model, instead of random weights")
+    p.add_argument("--model", type=Path, help="model directory that --hf was converted to")
     p.add_argument("--dtype", choices=("float32", "bfloat16"))
     p.add_argument("--parts", type=names, help=f"with commas: {', '.join(PARTS)}")
     p.add_argument("--peers", type=names, default=list(SIDES)[1:], help="with commas; may be empty")
@@ -221,6 +226,10 @@ def settle(args: argparse.Namespace) -> None:
         unknown = [each for each in given if each not in known]
         if unknown:
             raise UserError(f"{option} names {unknown[0]!r}; choose from {', '.join(known)}")
+    if (args.hf is None) != (args.model is None):
+        raise UserError("--hf and --model belong together; give both, or neither")
+    if args.hf is not None and "theta" in args.parts:
+        raise UserError("the part theta has random weights of its own; leave it out with --hf")
     pairs = [each.partition("=") for each in args.environment]
     if not all(name in SIDES and path for name, _, path in pairs):
         raise UserError(f"--environment is {args.environment}; give PEER=PYTHON")
@@ -245,6 +254,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         make_environments(args)
         return
     shape = SHAPES[args.shape]
+    if args.hf is not None:
+        shape = replace(shape, config=read_config(args.hf / "config.json"))
     same = ("shape", "dtype", "peers", "batches", "prompt", "new", "rounds", "requests", "scale")
     settings = {name: getattr(args, name) for name in (*same, "slots", "ragged_rounds", "threads")}
     result: dict[str, Any] = {
@@ -260,7 +271,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             result["parts"] = before["parts"]
     (args.work / "logs").mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    models = make_model(shape.config, args.dtype, args.work / f"{args.shape}-{args.dtype}")
+    if args.hf is not None:
+        models = args.hf, args.model
+    else:
+        models = make_model(shape.config, args.dtype, args.work / f"{args.shape}-{args.dtype}")
     with ExitStack() as stack:
         bench = start(args, models, shape, stack)
         result["sides"], result["not_measured"] = bench.sides, bench.failed
