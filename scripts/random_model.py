@@ -1,10 +1,10 @@
-"""Write random weights of a published Qwen3 shape in the published layout, for tests at size.
+"""Write random weights of a published shape in the published layout, for tests at size.
 
     python scripts/random_model.py --like DIR_WITH_config.json --out runs/random-4b
 
 The folder looks like a release: ``config.json``, ``generation_config.json`` and tokenizer files as
 published, weights in bfloat16 shards with an index. The values mean nothing, but they are of a
-trained model's size: projections have variance 1 / fan-in, and norms lie near 1.
+trained model's size: projections have variance 1 / fan-in, norms lie near 1, and biases near 0.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def write_random(
         The weight files, the index last.
 
     Raises:
-        UserError: ``like`` is not a dense Qwen3, or ``out`` is taken.
+        UserError: ``like`` is no family that jroute knows, or ``out`` is taken.
     """
     if tokenizer is None and has_tokenizer(like):
         tokenizer = like
@@ -136,13 +136,15 @@ def _random_tensors(
     start_of = dict(zip(shapes, starts.tolist(), strict=True))
 
     @cache
-    def scaled(fan_in: int) -> np.ndarray:
-        values = block * np.float32(fan_in**-0.5) if fan_in else 1 + np.float32(0.1) * block
-        return values.astype(dtype)
+    def scaled(mean: float, deviation: float) -> np.ndarray:
+        return (np.float32(mean) + np.float32(deviation) * block).astype(dtype)
 
     def make(name: str) -> np.ndarray:
         shape = shapes[name]
-        values = scaled(shape[1] if len(shape) == 2 else 0)
+        if len(shape) == 2:
+            values = scaled(0, shape[1] ** -0.5)
+        else:
+            values = scaled(0 if name.endswith(".bias") else 1, 0.1)
         return np.resize(np.roll(values, -start_of[name]), shape)
 
     return make

@@ -19,9 +19,8 @@ from jroute.checkpoint import export as exporting
 from jroute.checkpoint.conversion import convert
 from jroute.checkpoint.export import StoredTensors, export, plan_shards
 from jroute.utils.errors import UserError
-from tests.converters.tiny import COMPANIONS, CONFIG, TIED, random_tensors, write_source
+from tests.converters.tiny import COMPANIONS, CONFIG, CONFIGS, TIED, random_tensors, write_source
 
-CONFIGS = {"tied": TIED, "untied": CONFIG}
 FILES = {"config.json", *COMPANIONS}
 
 
@@ -141,9 +140,8 @@ def test_transformers_loads_it_with_the_same_logits(tmp_path: Path, name: str) -
     tokens = torch.arange(20).reshape(2, 10)
     logits = []
     for folder in (source, tmp_path / "back"):
-        model, report = transformers.Qwen3ForCausalLM.from_pretrained(
-            folder, dtype="auto", output_loading_info=True
-        )
+        family = getattr(transformers, CONFIGS[name].architecture.transformers_class)
+        model, report = family.from_pretrained(folder, dtype="auto", output_loading_info=True)
         assert not report["missing_keys"] and not report["unexpected_keys"]
         with torch.no_grad():
             logits.append(model.eval()(tokens).logits)

@@ -27,7 +27,7 @@ from jroute.checkpoint import (
 )
 from jroute.utils.errors import UserError
 from jroute.utils.trees import flatten
-from tests.converters.tiny import CONFIG, TIED, random_tensors, write_source
+from tests.converters.tiny import CONFIG, CONFIGS, random_tensors, write_source
 
 
 def random_params(config: Any = CONFIG, dtype: str = "float32", seed: int = 0) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-@pytest.mark.parametrize("config", [CONFIG, TIED], ids=["untied", "tied"])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_model_comes_back_exactly(
     tmp_path: Path, config: Any, dtype: str, capfd: pytest.CaptureFixture[str]

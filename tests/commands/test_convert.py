@@ -214,7 +214,7 @@ def break_experts(source: Path) -> str:
 
 def break_window(source: Path) -> str:
     changed_config(source, use_sliding_window=True, sliding_window=64)
-    return "sliding-window attention is not implemented"
+    return "use_sliding_window is not implemented"
 
 
 def break_rope(source: Path) -> str:
@@ -251,7 +251,7 @@ def break_extra_tensor(source: Path) -> str:
     tensors = random_tensors(CONFIG)
     tensors["model.layers.0.mlp.gate.weight"] = tensors["model.norm.weight"]
     write_source(source, CONFIG, tensors, shards=2)
-    return "model.layers.0.mlp.gate.weight is in no Qwen3 model"
+    return "model.layers.0.mlp.gate.weight is in no qwen3 model"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ then read the difference in ``tests/golden/shardings.json`` before committing it
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,8 @@ def measured() -> dict[str, Any]:
     return {
         "parameters": of_parameters(UNTIED),
         "parameters, tied": of_parameters(CONFIG),
+        "parameters of qwen2": of_parameters(replace(CONFIG, family="qwen2")),
+        "parameters of llama": of_parameters(replace(CONFIG, family="llama")),
         "inputs": named(inputs.rows._asdict()),
         "activations of prefill": prefilled,
         "activations of decoding": specs,

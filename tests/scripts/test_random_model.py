@@ -1,5 +1,6 @@
 """Random checkpoints in the published layout."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import transformers
 from converters.hf_config import config_from_hf, config_to_hf
 from converters.mapping import check, layout
 from converters.safetensors import Checkpoint
+from jroute.model.families import FAMILIES, Family
 from jroute.utils.errors import UserError
 from scripts import random_model
 from scripts.random_model import write_random
@@ -56,20 +58,27 @@ def test_it_looks_like_a_release(tmp_path: Path, like: Path) -> None:
     assert len(sizes) == sum(len(entry.names) for entry in layout(config).values())
 
 
-def test_values_are_of_a_models_size_and_all_different(tmp_path: Path, like: Path) -> None:
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_values_are_of_a_models_size_and_all_different(
+    tmp_path: Path, like: Path, family: Family
+) -> None:
+    config = dataclasses.replace(CONFIG, family=family.name)
+    (like / "config.json").write_text(json.dumps({**config_to_hf(config), **WIDE}))
     write_random(like, tmp_path / "out")
     checkpoint = Checkpoint(tmp_path / "out")
     tensors = {n: checkpoint.read(n).astype(np.float32) for n in checkpoint.tensors}
     for name, tensor in tensors.items():
         if tensor.ndim == 1:
-            assert abs(tensor.mean() - 1) < 0.1 and 0.05 < tensor.std() < 0.2, name
+            mean = 0 if name.endswith("bias") else 1
+            assert abs(tensor.mean() - mean) < 0.1 and 0.05 < tensor.std() < 0.2, name
         else:
             assert abs(tensor.mean()) < 0.1 * tensor.std(), name
             assert tensor.std() * tensor.shape[1] ** 0.5 == pytest.approx(1, rel=0.1), name
             assert len(np.unique(tensor, axis=0)) == len(tensor), name
     beginnings = {tensor.reshape(-1)[:6].tobytes() for tensor in tensors.values()}
     assert len(beginnings) == len(tensors)
-    model = transformers.Qwen3ForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    cls = getattr(transformers, family.transformers_class)
+    model = cls.from_pretrained(tmp_path / "out", dtype=torch.float32)
     with torch.no_grad():
         logits = model.eval()(torch.arange(0, 640, 10)[None]).logits
     assert 0.5 < logits.std() < 2.0
