@@ -34,7 +34,7 @@ from jroute.routing.diagnostics import StreamMetrics
 from jroute.routing.gate import GateLike
 from jroute.routing.mixing import Routing
 from jroute.routing.presets import routing_file
-from jroute.tasks.special_tokens import encode
+from jroute.tasks.special_tokens import encode_prompt
 from jroute.tasks.tokenizer import load_tokenizer
 from jroute.utils.config import load as load_config
 from jroute.utils.errors import UserError
@@ -136,12 +136,14 @@ class LanguageModel:
         return self.config.max_position_embeddings
 
     def encode(self, text: str) -> list[int]:
-        """Encode a prompt; special tokens in it are recognized, none is added.
+        """Encode a prompt; special tokens in it are recognized.
 
-        Those that ``jroute.tasks.special_tokens.as_text`` has marked are text.
+        Those that the tokenizer puts before every text, such as a Llama's ``<s>``, are added unless
+        the prompt begins with them. Those that ``jroute.tasks.special_tokens.as_text`` has marked
+        are text.
         """
         check_text(text, "the text to encode")
-        return encode(text, self.tokenizer)
+        return encode_prompt(text, self.tokenizer)
 
     def layer_gates(
         self, gate: GateLike | None, batch: int
@@ -238,7 +240,7 @@ class LanguageModel:
         """Complete prompts.
 
         Args:
-            prompts: One text, texts, or rows of token ids; encoded verbatim.
+            prompts: One text, texts, or rows of token ids. Texts are encoded by ``encode``.
             gate: How much mixing: one number for all prompts, one per prompt, or
                 ``[prompts, layers]`` (``[prompts, bands]`` if the routing has bands).
             decoding: How tokens are chosen and when a completion ends; greedy by default.

@@ -80,8 +80,8 @@ def first_difference(
     with torch.no_grad():
         logits = model(torch.tensor([[*ids, *theirs[:at]]])).logits[0, -1]
     margin = float(logits[theirs[at]] - logits[ours[at]])
-    names = (lm.tokenizer.decode([token]) for token in (ours[at], theirs[at]))
-    return Difference(number, at, *names, margin)
+    our_text, their_text = (lm.tokenizer.decode([row[at]]) for row in (ours, theirs))
+    return Difference(number, at, our_text, their_text, margin)
 
 
 def compare(

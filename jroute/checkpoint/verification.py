@@ -23,6 +23,7 @@ from jroute.model.config import DecoderConfig
 from jroute.model.decoder import forward, unembed
 from jroute.model.families import Family
 from jroute.model.params import Params
+from jroute.tasks.special_tokens import encode_prompt
 from jroute.tasks.tokenizer import load_tokenizer
 from jroute.utils.errors import UserError
 
@@ -178,7 +179,7 @@ def encode_prompts(directory: Path, prompts: Sequence[str], context: int) -> lis
         UserError: There is no prompt, or one is empty or longer than the context.
     """
     tokenizer = load_tokenizer(directory)
-    rows = [list(tokenizer.encode(prompt, add_special_tokens=False)) for prompt in prompts]
+    rows = [encode_prompt(prompt, tokenizer) for prompt in prompts]
     for number, row in enumerate(rows, start=1):
         if not 0 < len(row) <= context:
             raise UserError(

@@ -21,6 +21,7 @@ from jroute.outcomes.generation import cell_seed
 from jroute.outcomes.outcome import grade
 from jroute.probe import mixing
 from jroute.tasks.rewards import RewardConfig
+from jroute.tasks.special_tokens import encode
 from jroute.utils.errors import UserError
 from jroute.utils.fingerprint import semantic_fingerprint
 from jroute.utils.keys import stored
@@ -67,7 +68,7 @@ class LearnedMixing:
             text = problem.solution
             if not text.endswith(final):
                 text = f"{text}\n{final}" if text else final
-            answer = [*self.base.encode(text), self.base.end_token_ids[0]]
+            answer = [*encode(text, self.base.tokenizer), self.base.end_token_ids[0]]
             pairs.append((self.base.encode(self.data.render(problem.question)), answer))
         return pairs
 

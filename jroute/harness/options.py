@@ -26,7 +26,10 @@ DESCRIPTION = """Judges arms with lm-evaluation-harness.
 
     python scripts/lm_eval_jax.py --run runs/demo --arm baseline,fixed:0.5,rl --tasks test
     python scripts/lm_eval_jax.py --run RUN --arms all --config configs/lm_eval/gsm8k_cot_llama.yaml
-    python scripts/lm_eval_jax.py --model-dir DIR --arms all --tasks svamp_cot_llama --output_path O
+    python scripts/lm_eval_jax.py --model-dir DIR --tasks svamp_cot_llama --limit 20
+
+With ``--model-dir``, the arm is the baseline unless others are named, and results go to
+``runs/lm_eval/<name of DIR>`` unless ``--output_path`` says otherwise.
 
 Tasks named ``test``, ``ood`` or ``validation`` are the run's own splits: same problems, prompts and
 decoding as in training, generated again, and every item must match what training recorded. Any
@@ -166,12 +169,12 @@ def parse_args(argv: Sequence[str] | None) -> EvaluationOptions:
     tasks = _tasks(config)
     output_path = args.output_path if args.config is None else config.output_path
     if args.model_dir is not None and output_path is None:
-        raise UserError("--output_path is missing; with --model-dir it says where results go")
+        output_path = str(Path("runs/lm_eval") / args.model_dir.resolve().name)
     _check_output(output_path, args.run)
     return EvaluationOptions(
         run=args.run,
         model_dir=args.model_dir,
-        arms=args.arm,
+        arms=args.arm or ["baseline"],
         routing=args.routing,
         dtype=args.dtype,
         mesh=args.mesh,
@@ -191,7 +194,7 @@ def _check_own(args: argparse.Namespace) -> None:
             check_path(getattr(args, name), f"--{name}")
     if (args.run is None) == (args.model_dir is None):
         raise UserError("give either --run or --model-dir: what is to be evaluated")
-    if args.arm is None:
+    if args.arm is None and args.run is not None:
         raise UserError("--arm is missing; give arms with commas, or --arms all")
     if args.model not in (None, "jroute"):
         raise UserError(

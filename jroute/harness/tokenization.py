@@ -4,11 +4,10 @@ import hashlib
 from typing import Any, Literal
 
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import has_bos_prefix
 
 from jroute.harness.chat import render_conversation
 from jroute.lm import LanguageModel
-from jroute.tasks.special_tokens import MARK, Prompt, as_text, encode
+from jroute.tasks.special_tokens import MARK, Prompt, as_text, encode, encode_prompt
 from jroute.utils.errors import UserError
 
 SpecialTokens = Literal["text", "control", "marked"]
@@ -97,14 +96,13 @@ class TokenizedLM(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Return token ids of a text, by default with the special tokens that the tokenizer adds.
+        """Return token ids of a text, by default with what the tokenizer puts before every text.
 
-        A prompt that begins with the prefix token already gets no second one.
+        A prompt that begins with it already gets no second one.
         """
         prompt = self.prompt_of(string)
         if add_special_tokens is None:
-            prefix = self.tokenizer.decode([self.prefix_token_id])
-            add_special_tokens = not has_bos_prefix(prompt, prefix)
+            return encode_prompt(prompt, self.tokenizer)
         return encode(prompt, self.tokenizer, add_special_tokens=add_special_tokens)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:

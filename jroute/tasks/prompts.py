@@ -164,8 +164,7 @@ def render(question: str, config: PromptConfig, tokenizer: ChatTokenizer) -> str
         tokenizer: A Hugging Face tokenizer, whose chat template is used for a chat.
 
     Returns:
-        The prompt as text, to be encoded with ``special_tokens.encode``. A chat already holds the
-        special tokens, so none are to be added.
+        The prompt as text, to be encoded with ``special_tokens.encode_prompt``.
 
     Raises:
         UserError: The tokenizer has no chat template, or its template refuses the messages or

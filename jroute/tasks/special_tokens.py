@@ -60,6 +60,29 @@ def encode(text: str, tokenizer: Any, *, add_special_tokens: bool = False) -> li
     return [renamed.ids.get(token, token) for token in encoding.ids]
 
 
+def encode_prompt(text: str, tokenizer: Any) -> list[int]:
+    """Return the token ids of a whole prompt, with what the tokenizer puts before every text.
+
+    That is ``<s>`` or ``<|begin_of_text|>`` for a Llama, and nothing for Qwen and SmolLM2. A prompt
+    that begins with it, as chat templates make them, gets no second one.
+
+    Args:
+        text: The prompt: marked special tokens in it are text, all others are tokens.
+        tokenizer: A fast Hugging Face tokenizer.
+    """
+    ids, start = encode(text, tokenizer), _start(tokenizer)
+    return ids if ids[: len(start)] == start else [*start, *ids]
+
+
+@lru_cache(maxsize=8)
+def _start(tokenizer: Any) -> list[int]:
+    """Return the ids that a tokenizer puts before a text; those after it end it, and stay out."""
+    text = tokenizer.encode("a", add_special_tokens=False)
+    whole = tokenizer.encode("a", add_special_tokens=True)
+    places = range(len(whole) - len(text) + 1)
+    return next((whole[:i] for i in places if whole[i : i + len(text)] == text), [])
+
+
 def _contents(tokenizer: Any) -> list[str]:
     """Return the special tokens, the longest first."""
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()

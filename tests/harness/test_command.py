@@ -173,7 +173,6 @@ def test_mistakes_on_the_command_line_are_told_in_a_sentence(run, capsys, tmp_pa
             *(*model, "--arm", "rl", "--tasks", "tiny_test"),
             *("--output_path", str(tmp_path)),
         ],
-        "--output_path is missing": [*model, *arm_and_tasks],
         "--routing and --dtype go with": arguments_for(run, *arm_and_tasks, "--dtype", "float32"),
         "unexpected keyword argument 'gates'": arguments_for(
             run, *arm_and_tasks, "--model_args", "gates=1"
@@ -265,6 +264,15 @@ def judge_model(model: Path, out: Path, *arguments: str) -> list[str]:
 def rows_of(folder: Path, kind: str = "samples") -> list[dict[str, Any]]:
     (file,) = folder.glob(f"{kind}_tiny_test_*.jsonl")
     return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_a_model_alone_is_judged_as_the_baseline(tiny_directory, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--model-dir", str(tiny_directory), "--tasks", "tiny_test", "--limit", "2"]
+    assert command.main(arguments) == 0
+    out = tmp_path / "runs/lm_eval" / tiny_directory.name
+    summary = json.loads((out / "summary_tiny_test_limit2.json").read_text())
+    assert list(summary["arms"]) == ["baseline"] and len(rows_of(out / "baseline")) == 2
 
 
 def test_all_arms_of_a_model_are_compared_by_document(tiny_directory, tmp_path, capsys) -> None:

@@ -14,6 +14,7 @@ import transformers
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
+from tokenizers.processors import TemplateProcessing
 from transformers import Qwen3ForCausalLM
 
 import jroute
@@ -254,19 +255,25 @@ def test_a_model_with_random_weights_answers_as_the_reference(tmp_path, family, 
         **shape, **heads, **limits, eos_token_id=2, rope_parameters=rope
     )
     weights = of_family(config).eval()
-    with (
-        torch.no_grad()
-    ):  # transformers starts them at 0, where nothing tells whether they are there
+    with torch.no_grad():  # transformers starts them at 0, as if they were not there
         for name, bias in weights.named_parameters():
             if name.endswith("bias"):
                 bias.normal_(0, 0.5)
     source = tmp_path / "hf"
     weights.save_pretrained(source)
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        shutil.copy(ASSET / name, source / name)
+    shutil.copy(ASSET / "generation_config.json", source)
+    tokenizer = load_tokenizer(ASSET)
+    if family == "llama":  # whose tokenizers begin every text with a token
+        tokenizer.bos_token = start = "<|im_start|>"
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=[start, "$A"], special_tokens=[(start, tokenizer.bos_token_id)]
+        )
+    tokenizer.save_pretrained(source)
     convert(str(source), tmp_path / "model")
     ours = JaxLM(jroute.load(tmp_path / "model"), slots=SLOTS)
-    options = {"tokenizer": load_tokenizer(ASSET), "batch_size": 1}
+    assert ours.tok_encode("5") == tokenizer("5")["input_ids"]
+    assert (len(ours.tok_encode("5")) == 2) == (family == "llama")
+    options = {"tokenizer": tokenizer, "batch_size": 1}
     hf = cast(Any, HFLM)(pretrained=weights, backend="causal", **options)
     texts = [QUESTIONS[0], TEXTS[1], "5"]
     cases = [(text, {"until": until, "max_gen_toks": 16}) for text in texts for until in ([], "e")]
