@@ -285,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             figures = RUN[part](bench, args)
             seconds = time.perf_counter() - before
             result["parts"][part] = {"part_seconds": seconds, "load_before": load, **figures}
-            result["goals"] = goals(result["parts"]) if args.shape == "42m" else []
+            result["goals"] = goals(result["parts"]) if shape is SHAPES["42m"] else []
             if args.out:
                 args.out.parent.mkdir(parents=True, exist_ok=True)
                 write_json(args.out, result)

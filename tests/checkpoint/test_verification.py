@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def test_a_wrong_model_shows_in_the_logits(
     tables = rope.rope_tables
     monkeypatch.setattr(
         "jroute.model.decoder.rope_tables",
-        lambda at, dim, theta, dtype: tables(at, dim, 3.0, dtype),
+        lambda at, config, dtype: tables(at, replace(config, rope_theta=3.0), dtype),
     )
     monkeypatch.setattr(
         verification, "_logits", jax.jit(lambda *a: verification._logits_of(*a), static_argnums=1)
