@@ -7,6 +7,7 @@ dimensions into neighbours, for its rotation pairs neighbours; numbers are float
 
 import re
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,14 +15,15 @@ import numpy as np
 import tokenizers
 from pydantic import Field
 from tokenizers import decoders, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from converters.mapping import layout
 from jroute.model.config import DecoderConfig
 from jroute.utils.errors import UserError, one_line
-from jroute.utils.json_files import Record, check
+from jroute.utils.json_files import Record, check, read_json
 
-ANOTHER_FILE = "give the GGUF file of a dense Llama"
+ANOTHER_FILE = "give the GGUF file of a dense Llama whose tokenizer is of the kind gpt2"
 
 NAMES: Mapping[str, str] = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -51,6 +53,7 @@ CONTROL, USER_DEFINED = 3, 4
 """Kinds of tokens that are matched before any splitting; the former are special."""
 
 Text = Annotated[str, Field(max_length=2**20)]
+One = Annotated[float, Field(ge=1, le=1)]
 Index = Annotated[int, Field(ge=0, lt=2**24)]
 
 
@@ -69,6 +72,11 @@ class Metadata(Record):
     eps: float = Field(alias="llama.attention.layer_norm_rms_epsilon")
     theta: float = Field(10_000.0, alias="llama.rope.freq_base")
     scaling: Literal["none"] | None = Field(None, alias="llama.rope.scaling.type")
+    stretched: One | None = Field(None, alias="llama.rope.scaling.factor")
+    stretched_before: One | None = Field(None, alias="llama.rope.scale_linear")
+    causal: Literal[True] = Field(True, alias="llama.attention.causal")
+    window: Literal[0] | None = Field(None, alias="llama.attention.sliding_window")
+    quantised: int | None = Field(None, alias="general.file_type")
     tokenizer: Literal["gpt2"] = Field(alias="tokenizer.ggml.model")
     splitter: str = Field(alias="tokenizer.ggml.pre")
     tokens: list[Text] = Field(alias="tokenizer.ggml.tokens", min_length=1)
@@ -78,7 +86,23 @@ class Metadata(Record):
     end: Index = Field(alias="tokenizer.ggml.eos_token_id")
     unknown: Index | None = Field(None, alias="tokenizer.ggml.unknown_token_id")
     padding: Index | None = Field(None, alias="tokenizer.ggml.padding_token_id")
+    begins: bool = Field(False, alias="tokenizer.ggml.add_bos_token")
+    ends: Literal[False] = Field(False, alias="tokenizer.ggml.add_eos_token")
+    spaces: Literal[False] = Field(False, alias="tokenizer.ggml.add_space_prefix")
     template: Text | None = Field(None, alias="tokenizer.chat_template")
+
+
+class GGUFOrigin(Record):
+    """What ``config.json`` says about the file that a folder's weights were read from."""
+
+    sha256: str | None = None
+    quantisation: str | None = None
+
+
+class Origin(Record):
+    """The part of ``config.json`` with a ``GGUFOrigin``."""
+
+    gguf: GGUFOrigin = GGUFOrigin()
 
 
 class GGUFModel:
@@ -98,15 +122,14 @@ class GGUFModel:
                 Llama that jroute can run.
         """
         self.file = file
-        reader = _open(file)
-        pairs = {name: field.contents() for name, field in reader.fields.items()}
+        pairs, self._tensors = _open(file)
         self.metadata = check(pairs, Metadata, str(file), ANOTHER_FILE)
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         self.config = _shape(self.metadata, file, tied="output.weight" not in self._tensors)
         self.shapes = {
             name: entry.hf_shape for entry in layout(self.config).values() for name in entry.names
         }
         self._check_tensors()
+        self._check_tokens()
         if self.metadata.splitter not in SPLITTERS:
             raise UserError(
                 f"{file}: the tokenizer splits text as {self.metadata.splitter!r:.100}, and jroute "
@@ -124,14 +147,41 @@ class GGUFModel:
         part = name.split(".")[-2]
         return halves_from_neighbours(values, heads[part]) if part in heads else values
 
+    @property
+    def quantisation(self) -> str | None:
+        """How most weights are stored, such as ``Q4_1``, if the file says so."""
+        from gguf import LlamaFileType
+
+        try:
+            return LlamaFileType(self.metadata.quantised).name.removeprefix("MOSTLY_")
+        except ValueError:  # none, or one that is newer than the package
+            return None
+
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """Build the tokenizer, with its chat template and special tokens."""
+        """Build the tokenizer, with its chat template and special tokens.
+
+        Raises:
+            UserError: Its merges do not fit its tokens.
+        """
+        try:
+            return self._tokenizer()
+        except Exception as error:  # the library raises only plain exceptions
+            raise UserError(
+                f"{self.file}: the tokenizer cannot be built ({one_line(error)}); {ANOTHER_FILE}"
+            ) from error
+
+    def _tokenizer(self) -> PreTrainedTokenizerFast:
         data = self.metadata
         vocabulary = {token: i for i, token in enumerate(data.tokens)}
         merges = [tuple(merge.split(" ", 1)) for merge in data.merges]
         built = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
         built.pre_tokenizer = SPLITTERS[data.splitter]()
         built.decoder = decoders.ByteLevel()
+        if data.begins and data.begin is not None:
+            start = data.tokens[data.begin]
+            built.post_processor = TemplateProcessing(
+                single=[start, "$A"], special_tokens=[(start, data.begin)]
+            )
         for kind, special in ((CONTROL, True), (USER_DEFINED, False)):
             added = [data.tokens[i] for i, of in enumerate(data.kinds) if of == kind]
             built.add_tokens(
@@ -160,11 +210,25 @@ class GGUFModel:
         }
         return {name: i for name, i in ids.items() if i is not None}
 
+    def _check_tokens(self) -> None:
+        data, count = self.metadata, len(self.metadata.tokens)
+        ids = (data.begin, data.end, data.unknown, data.padding)
+        faults = {
+            "a special one has a number beyond them": any(
+                i is not None and i >= count for i in ids
+            ),
+            "some have no kind": len(data.kinds) != count,
+            "one occurs twice": len({*data.tokens}) != count,
+        }
+        for fault, found in faults.items():
+            if found:
+                raise UserError(f"{self.file} has {count:,} tokens, and {fault}; {ANOTHER_FILE}")
+
     def _check_tensors(self) -> None:
         names = {gguf_name(name): name for name in self.shapes}
         other = sorted(self._tensors.keys() ^ names.keys())
         if other:
-            which = "is missing" if other[0] in names else "is in no Llama that jroute can run"
+            which = "is missing" if other[0] in names else "is not of a Llama that jroute can run"
             raise UserError(f"{self.file}: tensor {other[0]:.200} {which}; {ANOTHER_FILE}")
         for name, tensor in self._tensors.items():
             shape = tuple(int(size) for size in reversed(tensor.shape))
@@ -173,6 +237,15 @@ class GGUFModel:
                     f"{self.file}: {name} has shape {list(shape)}, but the metadata imply "
                     f"{list(self.shapes[names[name]])}; download it again"
                 )
+
+
+def quantised_before(folder: Path) -> str | None:
+    """Return how the weights in a folder were stored in the GGUF file that they were read from.
+
+    Args:
+        folder: A folder in Hugging Face layout; ``None`` is returned if it came from elsewhere.
+    """
+    return read_json(folder / "config.json", Origin, "write the folder again").gguf.quantisation
 
 
 def gguf_name(name: str) -> str:
@@ -203,20 +276,23 @@ def _shape(data: Metadata, file: Path, *, tied: bool) -> DecoderConfig:
             f"{file}: {data.rotated} of {head_dim} dimensions of a head are rotated, which is not "
             f"implemented in jroute; {ANOTHER_FILE}"
         )
-    return DecoderConfig(
-        vocab_size=len(data.tokens),
-        hidden_size=data.embed,
-        intermediate_size=data.mlp,
-        num_hidden_layers=data.blocks,
-        num_attention_heads=data.heads,
-        num_key_value_heads=data.kv_heads or data.heads,
-        head_dim=head_dim,
-        rms_norm_eps=_shortest(data.eps),
-        rope_theta=_shortest(data.theta),
-        tie_word_embeddings=tied,
-        max_position_embeddings=data.context,
-        family="llama",
-    )
+    try:
+        return DecoderConfig(
+            vocab_size=len(data.tokens),
+            hidden_size=data.embed,
+            intermediate_size=data.mlp,
+            num_hidden_layers=data.blocks,
+            num_attention_heads=data.heads,
+            num_key_value_heads=data.kv_heads or data.heads,
+            head_dim=head_dim,
+            rms_norm_eps=_shortest(data.eps),
+            rope_theta=_shortest(data.theta),
+            tie_word_embeddings=tied,
+            max_position_embeddings=data.context,
+            family="llama",
+        )
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
 
 
 def _shortest(value: float) -> float:
@@ -224,17 +300,25 @@ def _shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _open(file: Path) -> Any:
-    try:
-        from gguf import GGUFReader
-    except ImportError:
+def require_gguf() -> None:
+    """Raise a ``UserError`` if the package that reads GGUF files is not installed."""
+    if find_spec("gguf") is None:
         raise UserError(
             "GGUF files need the package gguf; install it with pip install 'jroute[gguf]'"
-        ) from None
+        )
+
+
+def _open(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the metadata of a file, and its tensors by name."""
+    require_gguf()
+    from gguf import GGUFReader
+
     if not file.is_file():
         raise UserError(f"there is no file {file}; {ANOTHER_FILE}")
     try:
-        return GGUFReader(file)
+        reader = GGUFReader(file)
+        pairs = {name: field.contents() for name, field in reader.fields.items()}
+        return pairs, {tensor.name: tensor for tensor in reader.tensors}
     except Exception as error:  # the reader checks nothing that it reads
         raise UserError(
             f"{file} is not a GGUF file, or damaged ({one_line(error)}); {ANOTHER_FILE}"

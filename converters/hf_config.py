@@ -49,6 +49,7 @@ class Rope(Record):
 class Features(Record):
     """The fields that say what the model computes, beside its ``Shape``."""
 
+    rope_theta: Any = None
     rope_parameters: Rope | None = None
     rope_scaling: Rope | None = None
     partial_rotary_factor: float | None = None
@@ -56,6 +57,7 @@ class Features(Record):
     use_sliding_window: bool | None = None
     attention_bias: bool | None = None
     mlp_bias: bool | None = None
+    is_causal: bool | None = None
     hidden_act: str = "silu"
 
 
@@ -72,8 +74,7 @@ def config_from_hf(config: Mapping[str, Any], *, where: str = "config.json") -> 
     """Read the dictionary of a ``config.json``.
 
     ``rope_theta`` of a Qwen is read from the file, never assumed: it is 1e6 for Qwen3-4B and 5e6
-    for Qwen3-4B-Instruct-2507. Transformers 5 writes it under ``rope_parameters``, which takes
-    precedence.
+    for Qwen3-4B-Instruct-2507. Transformers 5 writes it under ``rope_parameters``.
 
     Args:
         config: The parsed JSON.
@@ -88,12 +89,19 @@ def config_from_hf(config: Mapping[str, Any], *, where: str = "config.json") -> 
     features = check(content, Features, where, TAKE_RELEASED)
     key = _rope_key(content, features, where)
     rope = getattr(features, key) or Rope()
+    layers = [name for name, value in (content.get(key) or {}).items() if isinstance(value, dict)]
+    if layers:
+        raise UserError(
+            f"{where}: {key} differs between kinds of layers ({', '.join(layers):.100}), which is "
+            "not implemented in jroute; choose another source"
+        )
     _refuse_unsupported(features, rope, family, where)
     content = {**family.defaults, **content, "family": family.name, "rope_scaling": None}
     if rope.rope_theta is not None:
         content["rope_theta"] = rope.rope_theta
-    for size in family.derived:
-        if content.get(size) is None:
+    for size in DERIVED:
+        absent, null = size not in content, content.get(size, 0) is None
+        if (size in family.derived and absent) or (size in family.nullable and null):
             content[size] = DERIVED[size](check(content, Heads, where, TAKE_RELEASED))
     shape = check(content, Shape, where, TAKE_RELEASED)
     fields = shape.model_dump(exclude={"rope_scaling"})
@@ -139,33 +147,32 @@ def _rope_key(content: Mapping[str, Any], features: Features, where: str) -> str
 
     Of two that say different things transformers has taken now the one, now the other.
     """
-    new, old = features.rope_parameters, features.rope_scaling
-    if not (new and new.model_fields_set):
+    if not content.get("rope_parameters"):
         return "rope_scaling"
-    if not (old and old.model_fields_set):
-        return "rope_parameters"
-    differing = [
-        key
-        for key, value in content["rope_scaling"].items()
-        if key not in ("type", "rope_type") and content["rope_parameters"].get(key, value) != value
-    ]
-    if old.kind != "default" or differing:
-        what = old.kind if old.kind != "default" else f"another {differing[0]:.100}"
-        raise UserError(
-            f"{where} has both rope_parameters and rope_scaling ({what:.100}), and only one can "
-            "hold; remove the one that is not the release's"
+    if content.get("rope_scaling"):
+        new, old = (
+            (rope.kind, features.rope_theta if rope.rope_theta is None else rope.rope_theta)
+            for rope in (features.rope_parameters, features.rope_scaling)
+            if rope
         )
+        if new != old or new[0] != "default":
+            raise UserError(
+                f"{where} has both rope_parameters ({new[0]:.100}, rope_theta {new[1]}) and "
+                f"rope_scaling ({old[0]:.100}, rope_theta {old[1]}), and only one can hold; remove "
+                "the one that is not the release's"
+            )
     return "rope_parameters"
 
 
 def _refuse_unsupported(features: Features, rope: Rope, family: Family, where: str) -> None:
     partial = (features.partial_rotary_factor, rope.partial_rotary_factor)
-    slides = any(kind != "full_attention" for kind in features.layer_types or ())
+    layers = [kind for kind in features.layer_types or () if kind != "full_attention"]
     unsupported = {
         f"rotary scaling of type {rope.kind!r:.100}": rope.kind not in ("default", "llama3"),
         "partial_rotary_factor": any(part not in (None, 1) for part in partial),
-        "sliding-window attention": slides and "use_sliding_window" in family.unsupported,
-        f"hidden_act {features.hidden_act!r:.100}": features.hidden_act != "silu",
+        f"attention of type {', '.join(layers)!r:.100}": bool(layers),
+        "attention to later tokens (is_causal)": features.is_causal is False,
+        f"hidden_act {features.hidden_act!r:.100}": features.hidden_act not in ("silu", "swish"),
         **{key: bool(getattr(features, key)) for key in family.unsupported},
     }
     for feature, present in unsupported.items():

@@ -85,6 +85,12 @@ def check(checkpoint: Checkpoint, config: DecoderConfig) -> None:
     expected = {name: entry.hf_shape for entry in layout(config).values() for name in entry.names}
     for name, shape in expected.items():
         tensor = checkpoint.tensors.get(name)
+        if tensor is None and name == HEAD:
+            raise UserError(
+                f"{where}: {name} is missing, and config.json does not tie it to the embeddings: "
+                "the output layer of a language model, which an embedding model lacks; download "
+                "the checkpoint again, or choose a model that generates text"
+            )
         if tensor is None:
             raise UserError(
                 f"{where}: tensor {name} is missing from the weights; download the checkpoint again"
@@ -95,12 +101,14 @@ def check(checkpoint: Checkpoint, config: DecoderConfig) -> None:
                 f"but config.json implies {list(shape)}; "
                 "take weights and config.json from the same release"
             )
+    allowed = {HEAD} if config.tie_word_embeddings else set()  # some repeat the token table
+    for name in expected.keys() | (allowed & checkpoint.tensors.keys()):
+        tensor = checkpoint.tensors[name]
         if tensor.dtype not in DTYPES:
             raise UserError(
                 f"{tensor.file}: {name} is stored as {tensor.dtype}, "
                 f"jroute reads {', '.join(DTYPES)}; choose a checkpoint that is not quantized"
             )
-    allowed = {HEAD} if config.tie_word_embeddings else set()  # some repeat the token table
     extra = sorted(checkpoint.tensors.keys() - expected.keys() - allowed)
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""

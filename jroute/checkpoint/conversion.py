@@ -60,8 +60,9 @@ class Source(NamedTuple):
 
 
 class Adapter(Record):
-    """What ``adapter_config.json`` says about the model that an adapter changes."""
+    """What ``adapter_config.json`` says about an adapter and the model that it changes."""
 
+    peft_type: str = "LORA"
     base_model_name_or_path: str | None = None
 
 
@@ -70,11 +71,12 @@ def refuse_adapter(folder: Path) -> None:
     file = folder / "adapter_config.json"
     if not file.is_file():
         return
-    base = read_json(file, Adapter, "merge the adapter into its model").base_model_name_or_path
+    adapter = read_json(file, Adapter, "merge the adapter into its model")
+    base, kind = adapter.base_model_name_or_path, adapter.peft_type.replace("LORA", "LoRA")
     raise UserError(
-        f"{folder} holds a LoRA adapter{f' of {base:.200}' if base else ''} ({file.name}), not a "
-        "model of its own; merge it into its model first (peft's merge_and_unload), and convert "
-        "the merged model"
+        f"{folder} holds an adapter ({kind:.100}){f' of {base:.200}' if base else ''}, not a model "
+        "of its own; merge it into its model first (peft's merge_and_unload), and convert the "
+        "merged model"
     )
 
 

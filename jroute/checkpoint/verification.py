@@ -4,14 +4,13 @@ import gc
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from converters.hub import fetch
-from converters.names import WRAPPERS
 from converters.safetensors import Checkpoint
 from jroute.checkpoint.companions import has_tokenizer
 from jroute.checkpoint.conversion import Conversion, open_source
@@ -148,7 +147,7 @@ def compare_logits(source: Path, directory: Path, prompts: Sequence[str]) -> Log
     dtype = manifest["dtype"]
     shape = DecoderConfig.restore(manifest["config"])
     rows = encode_prompts(directory, prompts, shape.max_position_embeddings)
-    expected = _torch_logits(source, shape.architecture, rows, dtype)
+    expected = _torch_logits(Checkpoint(source), shape.architecture, rows, dtype)
     params, config = load_model(directory)
     width = max(map(len, rows))
     error, largest, agreed = 0.0, 0.0, 0
@@ -281,22 +280,31 @@ _FRUGAL = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
 _logits = jax.jit(_logits_of, static_argnums=1, compiler_options=_FRUGAL)
 
 
-def _torch_logits(
-    source: Path, family: Family, rows: Sequence[Sequence[int]], dtype: str
-) -> list[np.ndarray]:
-    import torch  # only this function needs it, and it may not be installed
+def _torch_model(source: Checkpoint, family: Family, dtype: Any) -> Any:
+    """Return transformers' model of a checkpoint, whose names need not be those of a release."""
+    import torch
     import transformers
+
+    cls = getattr(transformers, family.transformers_class)
+    if source.as_released:
+        return cls.from_pretrained(str(source.directory), dtype=dtype, local_files_only=True)
+    config = cls.config_class.from_pretrained(str(source.directory), local_files_only=True)
+    state = {
+        name: torch.from_numpy(source.read(name).astype(np.float32)) for name in source.tensors
+    }
+    return cls.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
+
+
+def _torch_logits(
+    source: Checkpoint, family: Family, rows: Sequence[Sequence[int]], dtype: str
+) -> list[np.ndarray]:
+    import torch  # only these functions need it, and it may not be installed
     from transformers.utils import logging
 
     bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model = getattr(transformers, family.transformers_class).from_pretrained(
-            str(source),
-            dtype=getattr(torch, dtype),
-            key_mapping={WRAPPERS: ""},
-            local_files_only=True,
-        )
+        model = _torch_model(source, family, getattr(torch, dtype))
     finally:
         if bar:
             logging.enable_progress_bar()

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         subject = open_subject(options)
         check_prompt_options(options, has_run=subject.run is not None)
         policies = subject.policies(options.arms)  # refuses an unknown arm before any work
-        with Output.opened(options.output_path or subject.folder / "lm_eval") as output:
+        with Output.opened(options.output_path or subject.results) as output:
             suites = make_suites(subject, options, output.tasks)
             stores = AnswerStores(output.answers)
             with stores.kept_until_done():

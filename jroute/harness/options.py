@@ -29,7 +29,7 @@ DESCRIPTION = """Judges arms with lm-evaluation-harness.
     python scripts/lm_eval_jax.py --model-dir DIR --tasks svamp_cot_llama --limit 20
 
 With ``--model-dir``, the arm is the baseline unless others are named, and results go to
-``runs/lm_eval/<name of DIR>`` unless ``--output_path`` says otherwise.
+``runs/lm_eval/<name of DIR>-<start of its fingerprint>`` unless ``--output_path`` says otherwise.
 
 Tasks named ``test``, ``ood`` or ``validation`` are the run's own splits: same problems, prompts and
 decoding as in training, generated again, and every item must match what training recorded. Any
@@ -44,6 +44,10 @@ OWN_OPTIONS = (
     *("run", "model_dir", "arm", "routing", "dtype", "mesh", "data", "boxed", "force_template"),
 )
 """Options that are not lm-eval's, by their names in the parsed namespace."""
+
+
+RESULTS_OF_MODELS = Path("runs/lm_eval")
+"""Where results of models without a run go, each in a folder of its own."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class EvaluationOptions:
         force_template: Whether arms choose gates for prompts of another form than they learned
             from.
         tasks: Names of tasks, without repetition.
-        output_path: Where results go; ``None`` is inside the run folder.
+        output_path: Where results go; ``None`` is inside the run folder, or ``RESULTS_OF_MODELS``.
         lm_eval: lm-eval's configuration.
         given: lm-eval's options that were given on the command line itself.
     """
@@ -168,9 +172,7 @@ def parse_args(argv: Sequence[str] | None) -> EvaluationOptions:
     config = _lm_eval_config(args)
     tasks = _tasks(config)
     output_path = args.output_path if args.config is None else config.output_path
-    if args.model_dir is not None and output_path is None:
-        output_path = str(Path("runs/lm_eval") / args.model_dir.resolve().name)
-    _check_output(output_path, args.run)
+    _check_output(output_path, args.run or RESULTS_OF_MODELS)
     return EvaluationOptions(
         run=args.run,
         model_dir=args.model_dir,
@@ -194,7 +196,7 @@ def _check_own(args: argparse.Namespace) -> None:
             check_path(getattr(args, name), f"--{name}")
     if (args.run is None) == (args.model_dir is None):
         raise UserError("give either --run or --model-dir: what is to be evaluated")
-    if args.arm is None and args.run is not None:
+    if args.arm is None and (args.run is not None or args.routing):
         raise UserError("--arm is missing; give arms with commas, or --arms all")
     if args.model not in (None, "jroute"):
         raise UserError(
@@ -205,10 +207,10 @@ def _check_own(args: argparse.Namespace) -> None:
         raise UserError("--routing and --dtype go with --model-dir; a run has its own")
 
 
-def _check_output(output_path: str | None, run: Path | None) -> None:
+def _check_output(output_path: str | None, default: Path) -> None:
     """Refuse a place for results that cannot be written, before a model is read."""
     option = "--run" if output_path is None else "--output_path"
-    folder = check_path(run if output_path is None else output_path, option)
+    folder = check_path(default if output_path is None else output_path, option)
     output_folder(folder.parent if folder.suffix == ".json" else folder, option)
 
 

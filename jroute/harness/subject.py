@@ -6,7 +6,7 @@ from pathlib import Path
 from jroute.distributed.mesh import MeshConfig
 from jroute.experiment.run import Run, load_run
 from jroute.harness import policy
-from jroute.harness.options import EvaluationOptions
+from jroute.harness.options import RESULTS_OF_MODELS, EvaluationOptions
 from jroute.harness.policy import ArmPolicy
 from jroute.lm import LanguageModel, load
 
@@ -24,6 +24,14 @@ class Subject:
     folder: Path
     lm: LanguageModel
     run: Run | None
+
+    @property
+    def results(self) -> Path:
+        """The folder of its results, if none is named."""
+        if self.run is not None:
+            return self.folder / "lm_eval"
+        name = f"{self.folder.resolve().name}-{self.lm.fingerprint[:8]}"
+        return RESULTS_OF_MODELS / name
 
     def policies(self, arms: list[str]) -> dict[str, ArmPolicy]:
         """Return the policies of arms, by name.

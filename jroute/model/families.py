@@ -15,8 +15,9 @@ class Family:
         head_norms: Whether queries and keys are normed, head by head, before the rotation.
         biases: Whether the projections to queries, keys and values add a bias.
         unsupported: Keys of ``config.json`` that turn on what jroute does not implement.
-        defaults: Values of keys that ``config.json`` may lack.
-        derived: Keys that it may lack, or leave null, since they follow from others.
+        defaults: Values of keys that ``config.json`` may lack, transformers' own.
+        derived: Keys that it may lack because they follow from others.
+        nullable: Keys that it may leave null because they follow from others.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Family:
     unsupported: tuple[str, ...]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     derived: tuple[str, ...] = ()
+    nullable: tuple[str, ...] = ("num_key_value_heads",)
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -46,6 +48,7 @@ FAMILIES: Mapping[str, Family] = {
             biases=True,
             unsupported=("use_sliding_window",),
             derived=("head_dim",),
+            nullable=("head_dim", "num_key_value_heads"),
         ),
         Family(
             "llama",
@@ -53,10 +56,15 @@ FAMILIES: Mapping[str, Family] = {
             head_norms=False,
             biases=False,
             unsupported=("attention_bias", "mlp_bias"),
-            defaults={"rope_theta": 10_000.0},
+            defaults={
+                "rope_theta": 10_000.0,
+                "rms_norm_eps": 1e-6,
+                "max_position_embeddings": 2048,
+            },
             derived=("head_dim", "num_key_value_heads"),
+            nullable=("head_dim", "num_key_value_heads"),
         ),
     )
 }
-"""The families by name. Defaults are those of transformers' configuration of each, except that the
-base of the rotation of a Qwen must be given: releases differ in it."""
+"""The families by name. A key without a default must be given, such as the base of the rotation of
+a Qwen: releases differ in it."""

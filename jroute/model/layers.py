@@ -7,6 +7,7 @@ Flax NNX modules define and name the parameters. They run on parameters merged i
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.typing import Initializer
 from jaxtyping import Array, Float, Int
 
 from jroute.distributed.mesh import constrain
@@ -39,7 +40,10 @@ def rms_norm(
 
 
 def parameter(
-    config: DecoderConfig, rngs: nnx.Rngs, axes: tuple[str, ...], fan_in: int = 1
+    config: DecoderConfig,
+    rngs: nnx.Rngs,
+    axes: tuple[str, ...],
+    init: Initializer = nnx.initializers.ones,
 ) -> nnx.Param:
     """Declare a parameter once; shape, initial values, and sharding all follow from it.
 
@@ -47,14 +51,19 @@ def parameter(
         config: Sizes of the axes.
         rngs: Source of the initial values.
         axes: Logical axes of the array.
-        fan_in: Number of inputs that are summed; 1 marks the weight of a norm, which starts at 1,
-            and 0 a bias, which starts at 0.
+        init: Initial values; those of a norm are 1.
     """
     shape = tuple(config.axis_sizes[axis] for axis in axes)
-    init = nnx.initializers.constant(fan_in)
-    if fan_in > 1:
-        init = nnx.initializers.normal(1 / fan_in**0.5)
     return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
+
+
+def summing(inputs: int) -> Initializer:
+    """Return initial values of a projection that sums so many inputs: its outputs vary by 1."""
+    return nnx.initializers.normal(1 / inputs**0.5)
+
+
+ZEROS = nnx.initializers.zeros
+"""Initial values of a bias."""
 
 
 class Attention(nnx.Module):
@@ -62,15 +71,15 @@ class Attention(nnx.Module):
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         embed, out = config.hidden_size, config.num_attention_heads * config.head_dim
-        self.q_proj = parameter(config, rngs, ("embed", "heads", "head_dim"), embed)
-        self.k_proj = parameter(config, rngs, ("embed", "kv_heads", "head_dim"), embed)
-        self.v_proj = parameter(config, rngs, ("embed", "kv_heads", "head_dim"), embed)
-        self.o_proj = parameter(config, rngs, ("heads", "head_dim", "embed"), out)
+        self.q_proj = parameter(config, rngs, ("embed", "heads", "head_dim"), summing(embed))
+        self.k_proj = parameter(config, rngs, ("embed", "kv_heads", "head_dim"), summing(embed))
+        self.v_proj = parameter(config, rngs, ("embed", "kv_heads", "head_dim"), summing(embed))
+        self.o_proj = parameter(config, rngs, ("heads", "head_dim", "embed"), summing(out))
         self.family = config.architecture
         if self.family.biases:
-            self.q_bias = parameter(config, rngs, ("heads", "head_dim"), 0)
-            self.k_bias = parameter(config, rngs, ("kv_heads", "head_dim"), 0)
-            self.v_bias = parameter(config, rngs, ("kv_heads", "head_dim"), 0)
+            self.q_bias = parameter(config, rngs, ("heads", "head_dim"), ZEROS)
+            self.k_bias = parameter(config, rngs, ("kv_heads", "head_dim"), ZEROS)
+            self.v_bias = parameter(config, rngs, ("kv_heads", "head_dim"), ZEROS)
         if self.family.head_norms:
             self.q_norm = parameter(config, rngs, ("head_dim",))
             self.k_norm = parameter(config, rngs, ("head_dim",))
@@ -134,9 +143,10 @@ class MLP(nnx.Module):
     """SwiGLU feed-forward network (Shazeer 2020)."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        self.gate_proj = parameter(config, rngs, ("embed", "mlp"), config.hidden_size)
-        self.up_proj = parameter(config, rngs, ("embed", "mlp"), config.hidden_size)
-        self.down_proj = parameter(config, rngs, ("mlp", "embed"), config.intermediate_size)
+        embed, wide = config.hidden_size, config.intermediate_size
+        self.gate_proj = parameter(config, rngs, ("embed", "mlp"), summing(embed))
+        self.up_proj = parameter(config, rngs, ("embed", "mlp"), summing(embed))
+        self.down_proj = parameter(config, rngs, ("mlp", "embed"), summing(wide))
 
     def __call__(self, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq embed"]:
         """Return the update of normed states."""

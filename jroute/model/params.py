@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from jroute.model.config import DecoderConfig
-from jroute.model.layers import Block, parameter
+from jroute.model.layers import Block, parameter, summing
 from jroute.utils.trees import nest
 
 Params = Mapping[str, Any]
@@ -23,12 +23,12 @@ class Decoder(nnx.Module):
     """All parameters of the decoder; ``blocks`` are stacked on a leading ``layers`` axis."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        self.embed_tokens = parameter(config, rngs, ("vocab", "embed"), config.hidden_size)
+        self.embed_tokens = parameter(config, rngs, ("vocab", "embed"), summing(config.hidden_size))
         stacked = nnx.vmap(lambda keys: Block(config, keys), axis_size=config.num_hidden_layers)
         self.blocks = stacked(rngs.split(config.num_hidden_layers))
         self.final_norm = parameter(config, rngs, ("embed",))
         if not config.tie_word_embeddings:
-            self.lm_head = parameter(config, rngs, ("embed", "vocab"), config.hidden_size)
+            self.lm_head = parameter(config, rngs, ("embed", "vocab"), summing(config.hidden_size))
 
 
 @cache

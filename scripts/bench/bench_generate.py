@@ -28,7 +28,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from converters.gguf_file import quantised_before
 from converters.hf_config import read_config
+from jroute.checkpoint.manifest import model_fingerprint
 from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_json
@@ -258,6 +260,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         shape = replace(shape, config=read_config(args.hf / "config.json"))
     same = ("shape", "dtype", "peers", "batches", "prompt", "new", "rounds", "requests", "scale")
     settings = {name: getattr(args, name) for name in (*same, "slots", "ragged_rounds", "threads")}
+    if args.hf is not None:
+        settings["shape"] = args.model.name
+        settings["model"] = {
+            "fingerprint": model_fingerprint(args.model),
+            "quantised_before": quantised_before(args.hf),
+        }
     result: dict[str, Any] = {
         "machine": describe_machine(),
         "command": " ".join(["python scripts/bench/bench_generate.py", *(argv or sys.argv[1:])]),

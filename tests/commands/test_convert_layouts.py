@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from converters.hf_config import config_to_hf
 from converters.safetensors import INDEX
 from jroute import convert
+from jroute.checkpoint import verification
 from jroute.checkpoint.manifest import model_fingerprint
 from jroute.checkpoint.verification import PROMPTS
 from jroute.model.families import FAMILIES
@@ -40,18 +41,19 @@ def renamed(tensors: Mapping[str, np.ndarray], new: Callable[[str], str]) -> dic
     return {new(name): tensor for name, tensor in tensors.items()}
 
 
+WRAPPED: Mapping[str, Callable[[str], str]] = {
+    "compiled": lambda name: f"_orig_mod.{name}",
+    "DataParallel": lambda name: f"module.{name}",
+    "both": lambda name: f"module._orig_mod.{name}",
+    "a compiled block": lambda name: name.replace("layers.1.", "layers.1._orig_mod."),
+    "FSDP": lambda name: name.replace(
+        ".mlp.", "._fsdp_wrapped_module.mlp._checkpoint_wrapped_module."
+    ),
+}
+
+
 @pytest.mark.parametrize("config", [CONFIGS[name] for name in NAMES], ids=NAMES)
-@pytest.mark.parametrize(
-    "new",
-    [
-        lambda name: f"_orig_mod.{name}",
-        lambda name: f"module.{name}",
-        lambda name: f"module._orig_mod.{name}",
-        lambda name: name.replace("layers.1.", "layers.1._orig_mod."),
-        lambda name: name.replace(".mlp.", "._fsdp_wrapped_module.mlp._checkpoint_wrapped_module."),
-    ],
-    ids=["compiled", "DataParallel", "both", "a compiled block", "FSDP"],
-)
+@pytest.mark.parametrize("new", WRAPPED.values(), ids=WRAPPED)
 def test_wrapped_names(config, new: Callable[[str], str], tmp_path: Path) -> None:
     tensors = random_tensors(config)
     plain = converted(write_source(tmp_path / "plain", config, tensors), tmp_path / "a")
@@ -70,6 +72,15 @@ def test_without_the_prefix_of_the_decoder(family: str, tmp_path: Path) -> None:
     bare = renamed(tensors, lambda name: name.removeprefix("model."))
     assert not any(name.startswith("model.") for name in bare)
     assert converted(write_source(tmp_path / "bare", config, bare), tmp_path / "b") == plain
+
+
+def test_an_untied_decoder_without_an_output_layer_is_called_one(tmp_path: Path, capsys) -> None:
+    config = CONFIGS["qwen3, untied"]
+    tensors = random_tensors(config)
+    del tensors["lm_head.weight"]
+    source = write_source(tmp_path / "bare", config, tensors)
+    assert convert.main(["--source", str(source), "--out", str(tmp_path / "out")]) == 2
+    assert "an embedding model lacks" in capsys.readouterr().err
 
 
 def test_stray_buffers_are_left_out(tmp_path: Path) -> None:
@@ -97,9 +108,7 @@ def test_shards_named_from_the_folder(tmp_path: Path) -> None:
     tensors = random_tensors(config)
     plain = converted(write_source(tmp_path / "plain", config, tensors), tmp_path / "a")
     source = write_source(tmp_path / "dots", config, tensors, shards=2)
-    index = json.loads((source / INDEX).read_text())
-    index["weight_map"] = {name: f"./{file}" for name, file in index["weight_map"].items()}
-    (source / INDEX).write_text(json.dumps(index))
+    name_shards_from_the_folder(source)
     assert converted(source, tmp_path / "b") == plain
 
 
@@ -149,20 +158,48 @@ def test_an_adapter_is_called_one(tmp_path: Path, whole: bool, capsys) -> None:
     save_file(matrix, folder / "adapter_model.safetensors")
     assert convert.main(["--source", str(folder), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert "LoRA adapter of HuggingFaceTB/SmolLM2-135M" in error and "merge it" in error
+    assert "adapter (LoRA) of HuggingFaceTB/SmolLM2-135M" in error and "merge it" in error
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_verify_of_wrapped_names_compares_with_the_family_s_own_class(
-    family: str, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+def untouched(source: Path) -> None:
+    pass
+
+
+def list_a_head(source: Path) -> None:
+    index = json.loads((source / INDEX).read_text())
+    index["weight_map"]["lm_head.weight"] = "model-00009.safetensors"
+    (source / INDEX).write_text(json.dumps(index))
+
+
+def name_shards_from_the_folder(source: Path) -> None:
+    index = json.loads((source / INDEX).read_text())
+    index["weight_map"] = {name: f"./{file}" for name, file in index["weight_map"].items()}
+    (source / INDEX).write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("name", "new", "change"),
+    [
+        ("qwen3, untied", lambda name: name, untouched),
+        ("qwen2, untied", lambda name: f"module._orig_mod.{name}", untouched),
+        ("llama, untied", WRAPPED["FSDP"], untouched),
+        ("qwen3, tied", lambda name: name.removeprefix("model."), untouched),
+        ("qwen2, tied", lambda name: name, list_a_head),
+        ("llama, tied", lambda name: name, name_shards_from_the_folder),
+    ],
+    ids=["plain", "wrapped", "FSDP", "bare", "a listed head", "./shard"],
+)
+def test_verify_compares_with_the_family_s_own_class(
+    name: str, new, change, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Transformers must load the renamed weights too, or it would compare random ones."""
-    config = CONFIGS[f"{family}, untied"]
+    """Transformers must load the same weights, or it would compare random ones."""
+    config, family = CONFIGS[name], name.split(",")[0]
     tensors = {name: tensor * 0.3 for name, tensor in random_tensors(config).items()}
-    source = write_source(
-        tmp_path / "hf", config, renamed(tensors, lambda name: f"module._orig_mod.{name}")
-    )
+    if name == "llama, tied":
+        tensors = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
+    source = write_source(tmp_path / "hf", config, renamed(tensors, new), shards=2)
+    change(source)
     (source / "config.json").write_text(json.dumps(config_to_hf(config)))
     write_tokenizer(source, config.vocab_size)
     loaded = []
@@ -172,3 +209,20 @@ def test_verify_of_wrapped_names_compares_with_the_family_s_own_class(
     options = ["--source", str(source), "--out", str(tmp_path / "model"), "--verify"]
     assert convert.main(options) == 0
     assert loaded and "max error" in capsys.readouterr().out
+
+
+def test_verify_shows_weights_that_transformers_lacks(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CONFIGS["llama, untied"]
+    source = write_source(tmp_path / "hf", config, random_tensors(config))
+    (source / "config.json").write_text(json.dumps(config_to_hf(config)))
+    write_tokenizer(source, config.vocab_size)
+    options = ["--source", str(source), "--out", str(tmp_path / "model"), "--verify"]
+    monkeypatch.setattr(
+        verification,
+        "_torch_model",
+        lambda *_: transformers.LlamaForCausalLM(transformers.LlamaConfig.from_pretrained(source)),
+    )
+    assert convert.main(options) == 2
+    assert "logits differ" in capsys.readouterr().err

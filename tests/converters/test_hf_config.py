@@ -107,24 +107,33 @@ LLAMA3_KEYS = {"rope_type": "llama3", **stored(LLAMA3)}
         ({**PLAIN, "rope_theta": 5e6}, LLAMA3_KEYS),
         ({**LLAMA3_KEYS, "rope_theta": 5e6}, LLAMA3_KEYS),
         ({"rope_theta": 5e6}, {**PLAIN, "rope_theta": 1e6}),
+        ({**PLAIN, "rope_theta": 5e5}, PLAIN),  # whose base is that beside it
+        ({**LLAMA3_KEYS, "rope_theta": 5e6}, PLAIN),
+        ({**PLAIN, "rope_theta": 5e5}, {"factor": 4.0}),
     ],
-    ids=["yarn", "linear", "llama3", "llama3 twice", "two bases"],
+    ids=[
+        *("yarn", "linear", "llama3", "llama3 twice", "two bases"),
+        *("the base beside it", "plain beside llama3", "no type"),
+    ],
 )
 def test_two_descriptions_of_the_rotation_are_refused(
     family: str, parameters: dict, scaling: dict
 ) -> None:
     content = config_to_hf(CONFIGS[f"{family}, tied"])
     content |= {"rope_parameters": parameters, "rope_scaling": scaling}
-    with pytest.raises(UserError, match="both rope_parameters and rope_scaling"):
+    with pytest.raises(UserError, match=r"both rope_parameters \(.*\) and rope_scaling"):
         config_from_hf(content)
 
 
-def test_a_trivial_scaling_beside_the_parameters_is_read() -> None:
+@pytest.mark.parametrize("trivial", [None, {}, {**PLAIN, "rope_theta": 1e6}], ids=str)
+def test_a_trivial_scaling_beside_the_parameters_is_read(trivial: dict | None) -> None:
+    """As transformers reads it."""
     config = CONFIGS["qwen3, tied"]
     content = config_to_hf(config)
-    for trivial in (None, {}, PLAIN, {**PLAIN, "rope_theta": 1e6}):
-        content |= {"rope_parameters": {**PLAIN, "rope_theta": 1e6}, "rope_scaling": trivial}
-        assert config_from_hf(content) == dataclasses.replace(config, rope_theta=1e6)
+    content |= {"rope_parameters": {**PLAIN, "rope_theta": 1e6}, "rope_scaling": trivial}
+    assert config_from_hf(content) == dataclasses.replace(config, rope_theta=1e6)
+    theirs = transformers.Qwen3Config.from_dict(content).rope_parameters
+    assert theirs is not None and theirs["rope_theta"] == 1e6
 
 
 @pytest.mark.parametrize(
@@ -155,6 +164,41 @@ def test_what_a_family_can_switch_on_and_we_lack_is_refused(family: str, switch:
     content = config_to_hf(CONFIGS[f"{family}, tied"]) | {switch: True}
     with pytest.raises(UserError, match=f"{switch} is not implemented"):
         config_from_hf(content)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"is_causal": False}, "is_causal"),
+        ({"layer_types": ["full_attention", "chunked_attention"]}, "type 'chunked_attention'"),
+        (
+            {"rope_parameters": {"full_attention": {**PLAIN, "rope_theta": 1e6}}},
+            r"rope_parameters differs between kinds of layers \(full_attention\)",
+        ),
+    ],
+    ids=["is_causal", "layer_types", "rotation of a kind of layers"],
+)
+def test_what_no_family_of_ours_does_is_refused(family: str, change: dict, message: str) -> None:
+    content = config_to_hf(CONFIGS[f"{family}, tied"]) | change
+    with pytest.raises(UserError, match=message):
+        config_from_hf(content)
+
+
+def test_null_means_what_it_means_to_transformers() -> None:
+    for family in FAMILIES:
+        content = config_to_hf(CONFIGS[f"{family}, tied"]) | {"num_key_value_heads": None}
+        theirs = of_transformers(CONFIGS[f"{family}, tied"]).from_dict(content)
+        assert config_from_hf(content).num_key_value_heads == theirs.num_key_value_heads == 4
+    content = config_to_hf(CONFIGS["qwen3, tied"])
+    del content["num_key_value_heads"]
+    with pytest.raises(UserError, match="num_key_value_heads"):  # 32 to transformers
+        config_from_hf(content)
+    content = config_to_hf(CONFIGS["llama, tied"])
+    for key in ("rms_norm_eps", "max_position_embeddings"):
+        del content[key]
+        theirs = transformers.LlamaConfig.from_dict(content)
+        assert getattr(config_from_hf(content), key) == getattr(theirs, key)
 
 
 @pytest.mark.parametrize("kind", ["mistral", "gemma2", "phi3", "qwen2_moe", None, 3, ["llama"]])

@@ -106,7 +106,7 @@ def test_transformers_own_config_is_read(tmp_path: Path) -> None:
         ({"model_type": "qwen3_moe"}, "model_type is 'qwen3_moe'"),
         ({"model_type": None}, "model_type"),
         ({"use_sliding_window": True}, "use_sliding_window"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "type 'sliding_attention'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "yarn"),
@@ -175,6 +175,9 @@ def test_a_head_beside_tied_embeddings_is_allowed_and_not_read(tmp_path: Path) -
     checkpoint = opened(tmp_path / "tied", tensors, TIED)
     mapping.check(checkpoint, TIED)
     assert "lm_head" not in mapping.from_hf(tensors, TIED)
+    quantised = tensors | {"lm_head.weight": tensors["lm_head.weight"].astype(np.int8)}
+    with pytest.raises(UserError, match=r"lm_head\.weight is stored as I8"):
+        mapping.check(opened(tmp_path / "quantised", quantised, TIED), TIED)
     del tensors["lm_head.weight"]
     with pytest.raises(UserError, match=r"lm_head\.weight is missing"):
         mapping.check(opened(tmp_path / "untied", tensors), CONFIG)

@@ -21,6 +21,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from jroute.arms.supervised import SupervisedConfig
+from jroute.checkpoint.manifest import model_fingerprint
 from jroute.controller.features import FeatureConfig
 from jroute.experiment.config import Experiment
 from jroute.experiment.pipeline import fill_outcomes, train
@@ -160,6 +161,7 @@ def test_mistakes_on_the_command_line_are_told_in_a_sentence(run, capsys, tmp_pa
         "--limit is 0": arguments_for(run, "--arm", "rl", "--tasks", "test", "--limit", "0"),
         "either --run or --model-dir": arm_and_tasks,
         "--arm is missing": arguments_for(run, "--tasks", "test"),
+        "arms with commas": [*model, "--routing", "histories", "--tasks", "tiny_test"],
         "--tasks is missing": arguments_for(run, "--arm", "baseline"),
         "unrecognized arguments: --limitt": arguments_for(run, *arm_and_tasks, "--limitt", "3"),
         "unexpected keyword argument 'limitt'": arguments_for(
@@ -270,7 +272,8 @@ def test_a_model_alone_is_judged_as_the_baseline(tiny_directory, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     arguments = ["--model-dir", str(tiny_directory), "--tasks", "tiny_test", "--limit", "2"]
     assert command.main(arguments) == 0
-    out = tmp_path / "runs/lm_eval" / tiny_directory.name
+    (out,) = (tmp_path / "runs/lm_eval").iterdir()
+    assert out.name == f"model-{model_fingerprint(tiny_directory)[:8]}"
     summary = json.loads((out / "summary_tiny_test_limit2.json").read_text())
     assert list(summary["arms"]) == ["baseline"] and len(rows_of(out / "baseline")) == 2
 

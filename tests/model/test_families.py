@@ -117,8 +117,20 @@ def test_over_eight_devices(config: DecoderConfig) -> None:
         more = replicate(routing), place(gates, ("batch", "layers"))
         spread = [run(params, *ids, *m, config=config)[0] for m in ((), more)]
         assert len(spread[0].sharding.device_set) == 8
+        _, keys = run(params, *(part[:, :-1] for part in ids), config=config)
+        cache, last = from_prefill(keys, SEQ, stacked=True), [part[:, -1:] for part in ids]
+        step = run(params, *last, *more, cache, config=config)[0]
     for one, other in zip(alone, spread, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4)
+    keys = run(parameters(config), tokens[:, :-1], positions[:, :-1], config=config)[1]
+    cache = from_prefill(keys, SEQ, stacked=True)
+    one = run(
+        parameters(config),
+        *(tokens[:, -1:], positions[:, -1:]),
+        *(routing, gates, cache),
+        config=config,
+    )[0]
+    np.testing.assert_allclose(one, step, atol=1e-4)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

@@ -79,6 +79,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 SCALED = "llama-llama3"
 SHAPES[SCALED] = {**SHAPES["llama-tied-1e6"], "rope_theta": 1e4, "rope_scaling": LLAMA3}
+SHAPES["qwen2-llama3"] = {**SHAPES["qwen2-tied-1e6"], "rope_scaling": LLAMA3}
+SHAPES["qwen3-llama3"] = {**SHAPES["qwen3-tied-1e6"], "rope_scaling": LLAMA3}
 MUTATED = "qwen3-untied-5e6"
 SQUARE = "qwen3-square-5e6"
 BIASED = "qwen2-untied-5e6"

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scripts.compare_greedy import NEAR_TIE, first_difference, main
+from scripts import compare_greedy
+from scripts.compare_greedy import CLOSE, first_difference, main
 from tests.model.tiny import ASSET
 
 SHORT = ("--task", "synthetic", "--count", "3", "--new", "8", "--slots", "2")
@@ -44,7 +45,27 @@ def test_the_margin_is_transformers_own(tiny_lm, tiny_torch) -> None:
     assert first_difference(tiny_lm, tiny_torch, 7, ids, [first, 5], [first, 5]) is None
     found = first_difference(tiny_lm, tiny_torch, 7, ids, [other, 5], [first, 5])
     assert found and (found.prompt, found.position) == (7, 0)
-    assert found.margin == pytest.approx(best - second, abs=1e-5) and found.margin > NEAR_TIE
-    assert found.theirs == tiny_lm.tokenizer.decode([first])
+    assert found.margin == pytest.approx(best - second, abs=1e-5) and found.margin > CLOSE
+    assert not found.is_near_tie and found.theirs == tiny_lm.tokenizer.decode([first])
     ended = first_difference(tiny_lm, tiny_torch, 7, ids, [first], [first, 5])
-    assert ended and ended.position == 1 and ended.margin > NEAR_TIE
+    assert ended and ended.position == 1 and not ended.is_near_tie
+    assert "one ends" in str(ended)
+
+
+def test_a_near_tie_is_named_and_no_error(tiny_directory, tmp_path, capsys, monkeypatch) -> None:
+    """Of logits that differ by less than rounding; here all are taken for that close."""
+    other = Path(shutil.copytree(ASSET, tmp_path / "other"))
+    (weights,) = other.glob("*.safetensors")
+    tensors = load_file(weights)
+    name = "model.layers.0.self_attn.v_proj.weight"
+    save_file(tensors | {name: -tensors[name]}, weights, {"format": "pt"})
+    monkeypatch.setattr(compare_greedy, "CLOSE", 1e3)
+    out = tmp_path / "greedy.json"
+    arguments = ["--model", str(tiny_directory), "--hf", str(other), *SHORT, "--out", str(out)]
+    assert main(arguments) == 0
+    figures = json.loads(out.read_text())
+    assert figures["near_ties"] and not figures["different"]
+    assert figures["equal"] + len(figures["near_ties"]) == 3
+    first = figures["near_ties"][0]
+    assert f"near-tie: prompt {first['prompt']}" in capsys.readouterr().out
+    assert main([*figures["command"].split()[2:]]) == 0  # it can be given again

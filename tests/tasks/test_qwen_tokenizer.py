@@ -178,6 +178,15 @@ def test_a_tokenizer_json_gives_the_same_ids(releases, questions, tmp_path) -> N
     assert encode(tokenizer, texts) == encode(releases["plain"].lm.tokenizer, texts)
 
 
+def test_vocabulary_and_merges_of_another_tokenizer_do_not_suffice(tmp_path: Path) -> None:
+    """It splits text in a way that these files do not say, as GPT-2's does."""
+    for name in ("merges.txt", "vocab.json"):
+        shutil.copy(data_dir() / "qwen3-tokenizer" / name, tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    with pytest.raises(UserError, match=r"has no tokenizer\.json"):
+        load_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize("missing", ["merges.txt", "vocab.json", "tokenizer_config.json"])
 def test_a_missing_file_is_told(tmp_path: Path, missing: str) -> None:
     for name in {"merges.txt", "vocab.json", "tokenizer_config.json"} - {missing}:

@@ -90,6 +90,10 @@ def _batches(equal: Figures) -> Iterator[tuple[str, Figures]]:
 def table(result: Figures) -> str:
     """Return the main figures as text."""
     lines, parts = [], result["parts"]
+    model = result["settings"].get("model", {})
+    if model.get("quantised_before"):
+        shape = result["settings"]["shape"]
+        lines.append(f"{shape}, its weights dequantised from {model['quantised_before']}")
     for name in ("equal", "ragged", "theta", "ablations"):
         each = parts.get(name, {})
         inner = each.get("batches", each) if name == "ablations" else each

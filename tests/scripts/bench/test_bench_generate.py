@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 from converters.hf_config import config_to_hf
+from jroute.checkpoint.manifest import model_fingerprint
 from scripts.bench import bench_generate
 from scripts.bench.peers import client, compare, model, report, rounds, sides, worker, workload
 from scripts.bench.peers.client import SideFailed, Worker
 from scripts.bench.peers.shapes import SHAPES
+from tests.model.tiny import ASSET
 
 TINY = SHAPES["tiny"]
 
@@ -257,6 +259,25 @@ def _figures(rates: dict[str, float], ratios: dict[str, list[float]]) -> dict[st
     }
     faster = {label: {"ratio": each[0], "interval": each[1:]} for label, each in ratios.items()}
     return {"sides": labels, "ours_is_faster_by": faster}
+
+
+def test_a_real_model_takes_the_place_of_random_weights(tiny_directory, tmp_path, capsys) -> None:
+    from scripts.bench import bench_generate
+
+    out = tmp_path / "figures.json"
+    options = ["--hf", str(ASSET), "--model", str(tiny_directory), "--parts", "equal"]
+    options += ["--peers", "", "--batches", "2", "--prompt", "4", "--new", "3", "--rounds", "1"]
+    options += ["--threads", "1", "--work", str(tmp_path / "work"), "--out", str(out)]
+    assert bench_generate.main(options) == 0
+    figures = json.loads(out.read_text())
+    assert figures["config"]["vocab_size"] == 483 and figures["goals"] == []
+    assert figures["settings"]["shape"] == tiny_directory.name
+    model = figures["settings"]["model"]
+    assert model == {"fingerprint": model_fingerprint(tiny_directory), "quantised_before": None}
+    assert "jroute" in figures["parts"]["equal"]["2"]["sides"]
+    for wrong in (options[2:], [*options, "--parts", "theta"]):
+        assert bench_generate.main(wrong) == 2
+    assert "--hf and --model belong together" in capsys.readouterr().err
 
 
 def test_goals_take_the_right_rival() -> None:
