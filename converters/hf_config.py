@@ -157,9 +157,9 @@ def _rope_key(content: Mapping[str, Any], features: Features, where: str) -> str
         )
         if new != old or new[0] != "default":
             raise UserError(
-                f"{where} has both rope_parameters ({new[0]:.100}, rope_theta {new[1]}) and "
-                f"rope_scaling ({old[0]:.100}, rope_theta {old[1]}), and only one can hold; remove "
-                "the one that is not the release's"
+                f"{where} has both rope_parameters ({new[0]:.60}, rope_theta {new[1]!r:.20}) and "
+                f"rope_scaling ({old[0]:.60}, rope_theta {old[1]!r:.20}), and only one can hold; "
+                "remove the one that is not the release's"
             )
     return "rope_parameters"
 
