@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from converters.mapping import layout
 from jroute.model.config import DecoderConfig
 from jroute.utils.errors import UserError, one_line
-from jroute.utils.json_files import Record, check, read_json
+from jroute.utils.json_files import Record, check
 
 ANOTHER_FILE = "give the GGUF file of a dense Llama whose tokenizer is of the kind gpt2"
 
@@ -53,8 +53,8 @@ CONTROL, USER_DEFINED = 3, 4
 """Kinds of tokens that are matched before any splitting; the former are special."""
 
 Text = Annotated[str, Field(max_length=2**20)]
-One = Annotated[float, Field(ge=1, le=1)]
-Index = Annotated[int, Field(ge=0, lt=2**24)]
+NoScaling = Annotated[float, Field(ge=1, le=1)]
+TokenId = Annotated[int, Field(ge=0, lt=2**24)]
 
 
 class Metadata(Record):
@@ -68,41 +68,28 @@ class Metadata(Record):
     heads: int = Field(alias="llama.attention.head_count", ge=1)
     kv_heads: int | None = Field(None, alias="llama.attention.head_count_kv")
     head_dim: int | None = Field(None, alias="llama.attention.key_length")
-    rotated: int | None = Field(None, alias="llama.rope.dimension_count")
+    rotary_dim: int | None = Field(None, alias="llama.rope.dimension_count")
     eps: float = Field(alias="llama.attention.layer_norm_rms_epsilon")
     theta: float = Field(10_000.0, alias="llama.rope.freq_base")
     scaling: Literal["none"] | None = Field(None, alias="llama.rope.scaling.type")
-    stretched: One | None = Field(None, alias="llama.rope.scaling.factor")
-    stretched_before: One | None = Field(None, alias="llama.rope.scale_linear")
+    factor: NoScaling | None = Field(None, alias="llama.rope.scaling.factor")
+    old_factor: NoScaling | None = Field(None, alias="llama.rope.scale_linear")
     causal: Literal[True] = Field(True, alias="llama.attention.causal")
     window: Literal[0] | None = Field(None, alias="llama.attention.sliding_window")
-    quantised: int | None = Field(None, alias="general.file_type")
+    file_type: int | None = Field(None, alias="general.file_type")
     tokenizer: Literal["gpt2"] = Field(alias="tokenizer.ggml.model")
     splitter: str = Field(alias="tokenizer.ggml.pre")
     tokens: list[Text] = Field(alias="tokenizer.ggml.tokens", min_length=1)
     kinds: list[int] = Field(alias="tokenizer.ggml.token_type")
     merges: list[Text] = Field(alias="tokenizer.ggml.merges")
-    begin: Index | None = Field(None, alias="tokenizer.ggml.bos_token_id")
-    end: Index = Field(alias="tokenizer.ggml.eos_token_id")
-    unknown: Index | None = Field(None, alias="tokenizer.ggml.unknown_token_id")
-    padding: Index | None = Field(None, alias="tokenizer.ggml.padding_token_id")
-    begins: bool = Field(False, alias="tokenizer.ggml.add_bos_token")
-    ends: Literal[False] = Field(False, alias="tokenizer.ggml.add_eos_token")
-    spaces: Literal[False] = Field(False, alias="tokenizer.ggml.add_space_prefix")
+    bos: TokenId | None = Field(None, alias="tokenizer.ggml.bos_token_id")
+    eos: TokenId = Field(alias="tokenizer.ggml.eos_token_id")
+    unknown: TokenId | None = Field(None, alias="tokenizer.ggml.unknown_token_id")
+    padding: TokenId | None = Field(None, alias="tokenizer.ggml.padding_token_id")
+    adds_bos: bool = Field(False, alias="tokenizer.ggml.add_bos_token")
+    adds_eos: Literal[False] = Field(False, alias="tokenizer.ggml.add_eos_token")
+    adds_space: Literal[False] = Field(False, alias="tokenizer.ggml.add_space_prefix")
     template: Text | None = Field(None, alias="tokenizer.chat_template")
-
-
-class GGUFOrigin(Record):
-    """What ``config.json`` says about the file that a folder's weights were read from."""
-
-    sha256: str | None = None
-    quantisation: str | None = None
-
-
-class Origin(Record):
-    """The part of ``config.json`` with a ``GGUFOrigin``."""
-
-    gguf: GGUFOrigin = GGUFOrigin()
 
 
 class GGUFModel:
@@ -133,7 +120,7 @@ class GGUFModel:
         if self.metadata.splitter not in SPLITTERS:
             raise UserError(
                 f"{file}: the tokenizer splits text as {self.metadata.splitter!r:.100}, and jroute "
-                f"knows {', '.join(SPLITTERS)}; {ANOTHER_FILE} with one of these"
+                f"splits as {' or '.join(SPLITTERS)}; {ANOTHER_FILE}"
             )
 
     def read(self, name: str) -> np.ndarray:
@@ -153,7 +140,7 @@ class GGUFModel:
         from gguf import LlamaFileType
 
         try:
-            return LlamaFileType(self.metadata.quantised).name.removeprefix("MOSTLY_")
+            return LlamaFileType(self.metadata.file_type).name.removeprefix("MOSTLY_")
         except ValueError:  # none, or one that is newer than the package
             return None
 
@@ -177,10 +164,10 @@ class GGUFModel:
         built = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
         built.pre_tokenizer = SPLITTERS[data.splitter]()
         built.decoder = decoders.ByteLevel()
-        if data.begins and data.begin is not None:
-            start = data.tokens[data.begin]
+        if data.adds_bos and data.bos is not None:
+            start = data.tokens[data.bos]
             built.post_processor = TemplateProcessing(
-                single=[start, "$A"], special_tokens=[(start, data.begin)]
+                single=[start, "$A"], special_tokens=[(start, data.bos)]
             )
         for kind, special in ((CONTROL, True), (USER_DEFINED, False)):
             added = [data.tokens[i] for i, of in enumerate(data.kinds) if of == kind]
@@ -188,8 +175,8 @@ class GGUFModel:
                 [tokenizers.AddedToken(token, normalized=False, special=special) for token in added]
             )
         roles = {
-            "bos_token": data.begin,
-            "eos_token": data.end,
+            "bos_token": data.bos,
+            "eos_token": data.eos,
             "unk_token": data.unknown,
             "pad_token": data.padding,
         }
@@ -204,15 +191,15 @@ class GGUFModel:
     def token_ids(self) -> dict[str, int]:
         """Return the ids that ``generation_config.json`` names."""
         ids = {
-            "bos_token_id": self.metadata.begin,
-            "eos_token_id": self.metadata.end,
+            "bos_token_id": self.metadata.bos,
+            "eos_token_id": self.metadata.eos,
             "pad_token_id": self.metadata.padding,
         }
         return {name: i for name, i in ids.items() if i is not None}
 
     def _check_tokens(self) -> None:
         data, count = self.metadata, len(self.metadata.tokens)
-        ids = (data.begin, data.end, data.unknown, data.padding)
+        ids = (data.bos, data.eos, data.unknown, data.padding)
         faults = {
             "a special one has a number beyond them": any(
                 i is not None and i >= count for i in ids
@@ -239,15 +226,6 @@ class GGUFModel:
                 )
 
 
-def quantised_before(folder: Path) -> str | None:
-    """Return how the weights in a folder were stored in the GGUF file that they were read from.
-
-    Args:
-        folder: A folder in Hugging Face layout; ``None`` is returned if it came from elsewhere.
-    """
-    return read_json(folder / "config.json", Origin, "write the folder again").gguf.quantisation
-
-
 def gguf_name(name: str) -> str:
     """Return what GGUF calls a tensor of a Llama."""
     found = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.weight", name)
@@ -271,10 +249,10 @@ def halves_from_neighbours(values: np.ndarray, heads: int) -> np.ndarray:
 
 def _shape(data: Metadata, file: Path, *, tied: bool) -> DecoderConfig:
     head_dim = data.head_dim or data.embed // data.heads
-    if data.rotated not in (None, head_dim):
+    if data.rotary_dim not in (None, head_dim):
         raise UserError(
-            f"{file}: {data.rotated} of {head_dim} dimensions of a head are rotated, which is not "
-            f"implemented in jroute; {ANOTHER_FILE}"
+            f"{file}: {data.rotary_dim} of {head_dim} dimensions of a head are rotated, which is "
+            f"not implemented in jroute; {ANOTHER_FILE}"
         )
     try:
         return DecoderConfig(

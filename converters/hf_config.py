@@ -38,6 +38,7 @@ class Rope(Record):
     rope_type: str | None = None
     type: str | None = None
     rope_theta: float | None = None
+    factor: float | None = None
     partial_rotary_factor: float | None = None
 
     @property
@@ -147,20 +148,17 @@ def _rope_key(content: Mapping[str, Any], features: Features, where: str) -> str
 
     Of two that say different things transformers has taken now the one, now the other.
     """
-    if not content.get("rope_parameters"):
-        return "rope_scaling"
-    if content.get("rope_scaling"):
-        new, old = (
-            (rope.kind, features.rope_theta if rope.rope_theta is None else rope.rope_theta)
-            for rope in (features.rope_parameters, features.rope_scaling)
-            if rope
+    new, old = content.get("rope_parameters"), content.get("rope_scaling")
+    if not new or not old:
+        return "rope_parameters" if new else "rope_scaling"
+    kinds = (rope.kind for rope in (features.rope_parameters, features.rope_scaling) if rope)
+    bases = {rope.get("rope_theta", features.rope_theta) for rope in (new, old)}
+    more = old.keys() - {"type", "rope_type", "rope_theta"}
+    if set(kinds) != {"default"} or len(bases) > 1 or more:
+        raise UserError(
+            f"{where} has both rope_parameters ({new!r:.60}) and rope_scaling ({old!r:.60}), and "
+            "readers differ in which they take; remove the one that is not the release's"
         )
-        if new != old or new[0] != "default":
-            raise UserError(
-                f"{where} has both rope_parameters ({new[0]:.60}, rope_theta {new[1]!r:.20}) and "
-                f"rope_scaling ({old[0]:.60}, rope_theta {old[1]!r:.20}), and only one can hold; "
-                "remove the one that is not the release's"
-            )
     return "rope_parameters"
 
 
@@ -169,6 +167,9 @@ def _refuse_unsupported(features: Features, rope: Rope, family: Family, where: s
     layers = [kind for kind in features.layer_types or () if kind != "full_attention"]
     unsupported = {
         f"rotary scaling of type {rope.kind!r:.100}": rope.kind not in ("default", "llama3"),
+        f"a rotation scaled by {rope.factor} without a type": (
+            rope.kind == "default" and rope.factor not in (None, 1)
+        ),
         "partial_rotary_factor": any(part not in (None, 1) for part in partial),
         f"attention of type {', '.join(layers)!r:.100}": bool(layers),
         "attention to later tokens (is_causal)": features.is_causal is False,

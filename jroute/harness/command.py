@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from jroute.checkpoint.origin import gguf_quantisation
 from jroute.harness import comparison, lm_eval_adapter
 from jroute.harness.answer_store import AnswerStores
 from jroute.harness.cache_names import folder_name
@@ -56,10 +57,15 @@ def evaluate(
     tasks = {arm: result.tasks for arm, result in results.items()}
     groups = {arm: result.groups for arm, result in results.items()}
     payload = {"model": subject.lm.fingerprint, "limit": options.lm_eval.limit}
+    quantisation = gguf_quantisation(subject.lm.directory)
+    if quantisation is not None:
+        payload["gguf_quantisation"] = quantisation
     if subject.run is not None:
         payload["outcomes"] = subject.run.outcomes.table.fingerprint
     write_json(path, {**payload, **comparison.summary(tasks, groups)})
     print(comparison.results_table(tasks, groups))
+    if quantisation is not None:
+        print(f"the model's weights were quantised ({quantisation}), not the released ones")
     print(f"\nwritten: {path}")
     for arm in results:
         print(f"written: {output.folder / folder_name(arm)}/")

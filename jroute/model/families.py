@@ -66,5 +66,5 @@ FAMILIES: Mapping[str, Family] = {
         ),
     )
 }
-"""The families by name. A key without a default must be given, such as the base of the rotation of
-a Qwen: releases differ in it."""
+"""The families by name. What of ``Shape`` has no default and is not derived must be given, such as
+the base of the rotation of a Qwen: releases differ in it."""

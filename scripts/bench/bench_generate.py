@@ -28,9 +28,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from converters.gguf_file import quantised_before
 from converters.hf_config import read_config
 from jroute.checkpoint.manifest import model_fingerprint
+from jroute.checkpoint.origin import gguf_quantisation
 from jroute.utils.cli import command, run_command
 from jroute.utils.errors import UserError
 from jroute.utils.files import write_json
@@ -264,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings["shape"] = args.model.name
         settings["model"] = {
             "fingerprint": model_fingerprint(args.model),
-            "quantised_before": quantised_before(args.hf),
+            "gguf_quantisation": gguf_quantisation(args.hf),
         }
     result: dict[str, Any] = {
         "machine": describe_machine(),

@@ -110,10 +110,11 @@ LLAMA3_KEYS = {"rope_type": "llama3", **stored(LLAMA3)}
         ({**PLAIN, "rope_theta": 5e5}, PLAIN),  # whose base is that beside it
         ({**LLAMA3_KEYS, "rope_theta": 5e6}, PLAIN),
         ({**PLAIN, "rope_theta": 5e5}, {"factor": 4.0}),
+        ({**PLAIN, "rope_theta": 1e6}, {**PLAIN, "rope_theta": 1e6, "partial_rotary_factor": 0.5}),
     ],
     ids=[
         *("yarn", "linear", "llama3", "llama3 twice", "two bases"),
-        *("the base beside it", "plain beside llama3", "no type"),
+        *("the base beside it", "plain beside llama3", "no type", "partial"),
     ],
 )
 def test_two_descriptions_of_the_rotation_are_refused(
@@ -171,13 +172,14 @@ def test_what_a_family_can_switch_on_and_we_lack_is_refused(family: str, switch:
     ("change", "message"),
     [
         ({"is_causal": False}, "is_causal"),
+        ({"rope_scaling": {"factor": 4.0}}, "scaled by 4.0 without a type"),
         ({"layer_types": ["full_attention", "chunked_attention"]}, "type 'chunked_attention'"),
         (
             {"rope_parameters": {"full_attention": {**PLAIN, "rope_theta": 1e6}}},
             r"rope_parameters differs between kinds of layers \(full_attention\)",
         ),
     ],
-    ids=["is_causal", "layer_types", "rotation of a kind of layers"],
+    ids=["is_causal", "no type", "layer_types", "rotation of a kind of layers"],
 )
 def test_what_no_family_of_ours_does_is_refused(family: str, change: dict, message: str) -> None:
     content = config_to_hf(CONFIGS[f"{family}, tied"]) | change

@@ -21,6 +21,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from jroute.arms.supervised import SupervisedConfig
+from jroute.checkpoint.conversion import convert
 from jroute.checkpoint.manifest import model_fingerprint
 from jroute.controller.features import FeatureConfig
 from jroute.experiment.config import Experiment
@@ -42,6 +43,7 @@ from jroute.statistics.config import JudgeConfig
 from jroute.tasks import TaskConfig, benchmarks
 from jroute.tasks.prompts import PromptConfig
 from jroute.utils.errors import UserError
+from tests.model.tiny import ASSET
 from tests.support import data_dir
 
 # A run's own splits -------------------------------------------------------------------------------
@@ -268,14 +270,23 @@ def rows_of(folder: Path, kind: str = "samples") -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_a_model_alone_is_judged_as_the_baseline(tiny_directory, tmp_path, monkeypatch) -> None:
+def test_a_model_alone_is_judged_as_the_baseline(tmp_path, monkeypatch, capsys) -> None:
+    """One whose weights were quantised is called so."""
+    source = Path(shutil.copytree(ASSET, tmp_path / "source"))
+    content = json.loads((source / "config.json").read_text())
+    content["gguf"] = {"sha256": "0" * 64, "quantisation": "Q4_1"}
+    (source / "config.json").write_text(json.dumps(content))
+    model = tmp_path / "model"
+    convert(str(source), model)
     monkeypatch.chdir(tmp_path)
-    arguments = ["--model-dir", str(tiny_directory), "--tasks", "tiny_test", "--limit", "2"]
+    arguments = ["--model-dir", str(model), "--tasks", "tiny_test", "--limit", "2"]
     assert command.main(arguments) == 0
+    assert "quantised (Q4_1), not the released ones" in capsys.readouterr().out
     (out,) = (tmp_path / "runs/lm_eval").iterdir()
-    assert out.name == f"model-{model_fingerprint(tiny_directory)[:8]}"
+    assert out.name == f"model-{model_fingerprint(model)[:8]}"
     summary = json.loads((out / "summary_tiny_test_limit2.json").read_text())
     assert list(summary["arms"]) == ["baseline"] and len(rows_of(out / "baseline")) == 2
+    assert summary["gguf_quantisation"] == "Q4_1"
 
 
 def test_all_arms_of_a_model_are_compared_by_document(tiny_directory, tmp_path, capsys) -> None:

@@ -69,3 +69,14 @@ def test_a_near_tie_is_named_and_no_error(tiny_directory, tmp_path, capsys, monk
     first = figures["near_ties"][0]
     assert f"near-tie: prompt {first['prompt']}" in capsys.readouterr().out
     assert main([*figures["command"].split()[2:]]) == 0  # it can be given again
+
+
+def test_another_folder_is_refused_before_a_model_is_read(tiny_directory, tmp_path, capsys) -> None:
+    model = ["--model", str(tiny_directory), *SHORT]
+    assert main([*model, "--hf", str(tmp_path)]) == 2
+    assert "config.json" in capsys.readouterr().err
+    other = Path(shutil.copytree(ASSET, tmp_path / "other"))
+    content = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**content, "rms_norm_eps": 1e-5}))
+    assert main([*model, "--hf", str(other)]) == 2
+    assert "was not converted from" in capsys.readouterr().err

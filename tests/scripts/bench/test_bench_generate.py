@@ -273,7 +273,7 @@ def test_a_real_model_takes_the_place_of_random_weights(tiny_directory, tmp_path
     assert figures["config"]["vocab_size"] == 483 and figures["goals"] == []
     assert figures["settings"]["shape"] == tiny_directory.name
     model = figures["settings"]["model"]
-    assert model == {"fingerprint": model_fingerprint(tiny_directory), "quantised_before": None}
+    assert model == {"fingerprint": model_fingerprint(tiny_directory), "gguf_quantisation": None}
     assert "jroute" in figures["parts"]["equal"]["2"]["sides"]
     for wrong in (options[2:], [*options, "--parts", "theta"]):
         assert bench_generate.main(wrong) == 2
