@@ -263,6 +263,7 @@ def test_a_model_with_random_weights_answers_as_the_reference(tmp_path, family, 
     source = tmp_path / "hf"
     weights.save_pretrained(source)
     shutil.copy(ASSET / "generation_config.json", source)
+    weights.generation_config = transformers.GenerationConfig.from_pretrained(source)
     tokenizer = load_tokenizer(ASSET)
     if family == "llama":  # whose tokenizers begin every text with a token
         tokenizer.bos_token = start = "<|im_start|>"

@@ -44,7 +44,12 @@ ONLY_IN_FILES: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [(k, v) for k, values in {**IMPOSSIBLE, **ONLY_IN_FILES}.items() for v in values],
+    [
+        (key, value)
+        for key, values in {**IMPOSSIBLE, **ONLY_IN_FILES}.items()
+        for value in values
+        if (key, value) != ("num_key_value_heads", None)  # as many as there are heads
+    ],
 )
 def test_impossible_values_are_one_sentence(tmp_path: Path, key: str, value: Any) -> None:
     file = tmp_path / "config.json"
