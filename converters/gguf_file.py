@@ -207,8 +207,8 @@ class GGUFModel:
             "some have no kind": len(data.kinds) != count,
             "one occurs twice": len({*data.tokens}) != count,
         }
-        for fault, found in faults.items():
-            if found:
+        for fault, present in faults.items():
+            if present:
                 raise UserError(f"{self.file} has {count:,} tokens, and {fault}; {ANOTHER_FILE}")
 
     def _check_tensors(self) -> None:
@@ -228,8 +228,8 @@ class GGUFModel:
 
 def gguf_name(name: str) -> str:
     """Return what GGUF calls a tensor of a Llama."""
-    found = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.weight", name)
-    return f"blk.{found[1]}.{NAMES[found[2]]}.weight" if found else NAMES[name]
+    match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.weight", name)
+    return f"blk.{match[1]}.{NAMES[match[2]]}.weight" if match else NAMES[name]
 
 
 def halves_from_neighbours(values: np.ndarray, heads: int) -> np.ndarray:

@@ -124,8 +124,8 @@ def compare(
     ours = [list(completion.tokens) for completion in completions]
     theirs = transformers_tokens(model, ids, new, lm.end_token_ids)
     rows = enumerate(zip(ids, ours, theirs, strict=True))
-    found = [first_difference(lm, model, i, *row) for i, row in rows]
-    return [difference for difference in found if difference], sum(map(len, theirs))
+    differences = [first_difference(lm, model, i, *row) for i, row in rows]
+    return [each for each in differences if each], sum(map(len, theirs))
 
 
 @command

