@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from lm_eval.config.evaluate_config import EvaluatorConfig
 from pydantic import Field
 
-from jroute.arms.registry import selectable
+from jroute.arms.registry import BASELINE, selectable
 from jroute.harness import lm_eval_adapter
 from jroute.harness.slots import slots_of
 from jroute.utils.arguments import Parser, path
@@ -176,7 +176,7 @@ def parse_args(argv: Sequence[str] | None) -> EvaluationOptions:
     return EvaluationOptions(
         run=args.run,
         model_dir=args.model_dir,
-        arms=args.arm or ["baseline"],
+        arms=args.arm or [BASELINE],
         routing=args.routing,
         dtype=args.dtype,
         mesh=args.mesh,
